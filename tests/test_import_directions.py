@@ -1,0 +1,128 @@
+"""The packages depend on each other in one direction, and what ships as remote code can be shipped.
+
+``modeling_syvla`` <- ``processing`` <- (``serving``, ``evaluation``) <- ``training``. All of ``modeling_syvla`` and
+``processing/processing_syvla.py`` with the neighbours it imports are copied flat next to a checkpoint's weights, where
+transformers finds their imports by regular expression: only ``from .file import name`` survives the copy.
+"""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+MAY_IMPORT = {
+    "modeling_syvla": set(),
+    "processing": {"modeling_syvla"},
+    "serving": {"modeling_syvla", "processing"},
+    "evaluation": {"modeling_syvla", "processing"},
+    "training": {"modeling_syvla", "processing", "serving", "evaluation"},
+}
+OPTIONAL = {"accelerate", "av", "datasets", "gymnasium", "matplotlib", "mujoco", "pandas", "peft", "pyarrow"}
+# transformers.dynamic_module_utils.get_relative_imports, which reads docstrings and comments too.
+RELATIVE_IMPORT = re.compile(r"^\s*(?:from\s+\.(\S+)\s+import|import\s+\.(\S+)\s*$)", re.MULTILINE)
+
+
+def python_files(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def imported_modules(nodes) -> set[str]:
+    """First parts of the absolute module names imported by `nodes`."""
+    names: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            names.update(alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+def executed_at_import(tree: ast.Module):
+    """Nodes that run when the module is imported: not function bodies, not `if TYPE_CHECKING:` blocks."""
+    pending: list[ast.AST] = list(tree.body)
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            pending.extend(node.orelse)
+            continue
+        yield node
+        pending.extend(ast.iter_child_nodes(node))
+
+
+def with_relative_imports(start: Path) -> list[Path]:
+    """`start` and the files of its folder that it imports, directly or not."""
+    found: list[Path] = []
+    pending = [start]
+    while pending:
+        path = pending.pop()
+        if path in found or not path.is_file():
+            continue
+        found.append(path)
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.level == 1 and node.module:
+                pending.append(path.with_name(node.module.split(".")[0] + ".py"))
+    return found
+
+
+def shipped_files() -> list[Path]:
+    return python_files("modeling_syvla") + with_relative_imports(ROOT / "processing" / "processing_syvla.py")
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_imports_follow_the_arrows(package):
+    forbidden = set(MAY_IMPORT) - MAY_IMPORT[package] - {package}
+    for path in python_files(package):
+        crossing = imported_modules(ast.walk(ast.parse(path.read_text()))) & forbidden
+        assert not crossing, f"{path.relative_to(ROOT)} imports {sorted(crossing)}; {package} stands before them"
+
+
+def test_shipped_files_are_flat_and_name_their_neighbours():
+    for path in shipped_files():
+        name = path.relative_to(ROOT)
+        assert len(name.parts) == 2, f"{name}: files that ship with a checkpoint lie flat in their package"
+        tree = ast.parse(path.read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                flat = node.level == 1 and node.module and "." not in node.module
+                assert flat, f"{name}:{node.lineno}: write `from .file import name`, the only form that ships"
+        others = set(MAY_IMPORT) & imported_modules(ast.walk(tree))
+        assert not others, f"{name} imports {sorted(others)} by its absolute name, which a checkpoint does not have"
+
+
+def test_no_line_of_a_shipped_file_reads_as_an_import_of_a_missing_file():
+    for path in shipped_files():
+        for first, second in RELATIVE_IMPORT.findall(path.read_text()):
+            target = path.with_name((first or second) + ".py")
+            assert target.is_file(), f"{path.relative_to(ROOT)}: a line imports .{first or second}, a missing file"
+
+
+def test_shipped_files_have_distinct_names():
+    names = [path.name for path in shipped_files() if path.name != "__init__.py"]
+    assert len(names) == len(set(names)), f"copied flat, these would overwrite each other: {sorted(names)}"
+
+
+def test_shipped_files_import_no_optional_dependency_at_module_level():
+    for path in [*shipped_files(), ROOT / "processing" / "normalization.py"]:
+        if path.is_file():
+            heavy = imported_modules(executed_at_import(ast.parse(path.read_text()))) & OPTIONAL
+            assert not heavy, f"{path.relative_to(ROOT)} imports {sorted(heavy)} at module level; import it where used"
+
+
+def test_importing_the_model_loads_nothing_optional():
+    """What transformers loads by itself where it is installed (accelerate, say) is not ours to judge."""
+    script = """
+import sys
+from transformers import AutoModel, PreTrainedModel, Qwen2_5_VLForConditionalGeneration, SiglipVisionModel
+before = set(sys.modules)
+import modeling_syvla
+print(*set(sys.modules) - before)
+"""
+    result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert not OPTIONAL & set(result.stdout.split())

@@ -1,0 +1,346 @@
+"""Configuration of SyVLA: one vision-language model, one flow-matching action expert, many robots.
+
+The defaults are the paper's (section 3.1, appendix A). Where the paper is silent, the docstring says "ours" and why.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+
+VIEWS = ("center", "left_wrist", "right_wrist")
+"""Camera views in the order in which the model receives them (paper, appendix A: centre and two wrist cameras)."""
+
+_EMBODIMENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_RESERVED_NAMES = frozenset(("keys", "values", "items", "pop", "update", "clear", "type", "half", "float", "double"))
+
+# Qwen2.5-VL-3B-Instruct, as published in its config.json.
+_QWEN2_5_VL_3B: dict[str, Any] = {
+    "model_type": "qwen2_5_vl",
+    "tie_word_embeddings": True,
+    "image_token_id": 151655,
+    "video_token_id": 151656,
+    "vision_start_token_id": 151652,
+    "vision_end_token_id": 151653,
+    "text_config": {
+        "hidden_size": 2048,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 128000,
+        "max_window_layers": 70,
+        "rms_norm_eps": 1e-6,
+        "vocab_size": 151936,
+        "bos_token_id": 151643,
+        "eos_token_id": 151645,
+        "pad_token_id": 151643,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0, "mrope_section": [16, 24, 24]},
+    },
+    "vision_config": {
+        "depth": 32,
+        "hidden_size": 1280,
+        "intermediate_size": 3420,
+        "num_heads": 16,
+        "out_hidden_size": 2048,
+        "fullatt_block_indexes": [7, 15, 23, 31],
+        "window_size": 112,
+        "patch_size": 14,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "tokens_per_second": 2,
+    },
+}
+
+# google/siglip-base-patch16-224, vision tower without its pooling head.
+_SIGLIP_BASE: dict[str, Any] = {"model_type": "siglip_vision_model", "vision_use_head": False}
+
+
+class SyVLAExpertConfig(PreTrainedConfig):
+    """Transformer of the action expert (paper, appendix A: 15 layers, width 1408, 32 heads, ff_ratio 2.67).
+
+    Args:
+        hidden_size: Width of the transformer.
+        num_hidden_layers: Number of layers.
+        num_attention_heads: Heads of self- and cross-attention.
+        head_dim: Width of one head. Ours: 64, which with a SwiGLU MLP gives the paper's 0.69 B parameters; the literal
+            1408 / 32 = 44 gives 0.58 B and is no multiple of 8.
+        ff_ratio: MLP width as a multiple of `hidden_size`, rounded up to a multiple of `ff_multiple_of`.
+        ff_multiple_of: See `ff_ratio`.
+        mlp_type: "swiglu" (ours: 2.67 = 8/3 is the SwiGLU ratio) or "gelu".
+        cross_attention_scope: "all" tokens attend to the control condition (the paper), or only the "suffix"
+            (timestep and actions), which makes the prefix independent of the condition.
+        attention_dropout: Dropout on attention weights, in training only.
+        rms_norm_eps: Epsilon of the RMS norms.
+    """
+
+    model_type = "syvla_expert"
+    base_config_key = "expert_config"
+
+    def __init__(
+        self,
+        hidden_size: int = 1408,
+        num_hidden_layers: int = 15,
+        num_attention_heads: int = 32,
+        head_dim: int = 64,
+        ff_ratio: float = 2.67,
+        ff_multiple_of: int = 64,
+        mlp_type: str = "swiglu",
+        cross_attention_scope: str = "all",
+        attention_dropout: float = 0.0,
+        rms_norm_eps: float = 1e-6,
+        **kwargs: Any,
+    ) -> None:
+        _require_choice("expert_config.mlp_type", mlp_type, ("swiglu", "gelu"))
+        _require_choice("expert_config.cross_attention_scope", cross_attention_scope, ("all", "suffix"))
+        if hidden_size % 2:
+            raise ValueError(f"expert_config.hidden_size: expected an even width, got {hidden_size}")
+        self.hidden_size = hidden_size
+        self.num_hidden_layers = num_hidden_layers
+        self.num_attention_heads = num_attention_heads
+        self.head_dim = head_dim
+        self.ff_ratio = ff_ratio
+        self.ff_multiple_of = ff_multiple_of
+        self.mlp_type = mlp_type
+        self.cross_attention_scope = cross_attention_scope
+        self.attention_dropout = attention_dropout
+        self.rms_norm_eps = rms_norm_eps
+        super().__init__(**kwargs)
+
+    @property
+    def mlp_hidden_size(self) -> int:
+        """Width of the MLP, `ff_ratio * hidden_size` rounded up to a multiple of `ff_multiple_of`."""
+        width = self.hidden_size * self.ff_ratio
+        return int(-(-width // self.ff_multiple_of) * self.ff_multiple_of)
+
+
+class SyVLAConfig(PreTrainedConfig):
+    """Configuration of [`SyVLAModel`].
+
+    Args:
+        vlm_config: Config (or dict with `model_type`) of the vision-language model; Qwen2.5-VL-3B by default.
+        expert_config: [`SyVLAExpertConfig`] or dict.
+        expert_vision_config: Config (or dict with `model_type`) of the expert's image encoder: any `transformers` vision
+            backbone. SigLIP-base-patch16-224 without pooling head by default.
+        expert_image_size: Side of the square low-resolution images of the expert, in pixels. None: the vision config's.
+        embodiments: Maps an embodiment (dataset) name to `{"state_dim": int, "action_dim": int}`; an `"id"` is assigned
+            in order of appearance and never changes afterwards.
+        views: Names of the camera views, in order.
+        num_query_tokens: N, the number of Feature Query Tokens (paper: 20).
+        query_token_id: Id of the placeholder token that marks a Feature Query Token in `input_ids`. 151665 is the first
+            unused row of Qwen2.5-VL-3B's embedding matrix.
+        chunk_size: Actions predicted at once (paper: 50).
+        num_inference_steps: Euler steps of the sampler (ours: 10, as pi0).
+        time_beta_alpha, time_beta_beta, time_max: Training times are `t = time_max * (1 - Beta(alpha, beta))`, t = 0
+            being noise and t = 1 the action (ours: pi0's distribution written in this direction).
+        time_min_period, time_max_period: Periods of the sinusoidal timestep embedding.
+        intention_decoupling: Whether training masks the query states with the smallest gradient (paper, section 3.2).
+        decoupling_quantile: q of the threshold (paper: the 5th percentile).
+        decoupling_scope: Quantile per "sample" (paper, appendix B) or over the whole "batch".
+        action_loss_weight, lm_loss_weight: Weights of the two losses (ours: 1 and 1).
+    """
+
+    model_type = "syvla"
+    sub_configs = {
+        "vlm_config": AutoConfig,
+        "expert_config": SyVLAExpertConfig,
+        "expert_vision_config": AutoConfig,
+    }
+
+    def __init__(
+        self,
+        vlm_config: PreTrainedConfig | dict | None = None,
+        expert_config: SyVLAExpertConfig | dict | None = None,
+        expert_vision_config: PreTrainedConfig | dict | None = None,
+        expert_image_size: int | None = None,
+        embodiments: dict[str, dict[str, int]] | None = None,
+        views: list[str] | tuple[str, ...] = VIEWS,
+        num_query_tokens: int = 20,
+        query_token_id: int = 151665,
+        chunk_size: int = 50,
+        num_inference_steps: int = 10,
+        time_beta_alpha: float = 1.5,
+        time_beta_beta: float = 1.0,
+        time_max: float = 0.999,
+        time_min_period: float = 4e-3,
+        time_max_period: float = 4.0,
+        intention_decoupling: bool = True,
+        decoupling_quantile: float = 0.05,
+        decoupling_scope: str = "sample",
+        action_loss_weight: float = 1.0,
+        lm_loss_weight: float = 1.0,
+        **kwargs: Any,
+    ) -> None:
+        _require_choice("decoupling_scope", decoupling_scope, ("sample", "batch"))
+        if not 0.0 <= decoupling_quantile < 1.0:
+            raise ValueError(f"decoupling_quantile: expected a number in [0, 1), got {decoupling_quantile}")
+        for name, value in (("num_query_tokens", num_query_tokens), ("chunk_size", chunk_size)):
+            if value < 1:
+                raise ValueError(f"{name}: expected a positive integer, got {value}")
+        self.vlm_config = _sub_config(vlm_config, _QWEN2_5_VL_3B)
+        if isinstance(expert_config, dict) or expert_config is None:
+            expert_config = SyVLAExpertConfig(**(expert_config or {}))
+        self.expert_config = expert_config
+        self.expert_vision_config = _sub_config(expert_vision_config, _SIGLIP_BASE)
+        self.expert_image_size = expert_image_size or getattr(self.expert_vision_config, "image_size", 224)
+        self.embodiments: dict[str, dict[str, int]] = {}
+        for name, dims in sorted((embodiments or {}).items(), key=lambda item: item[1].get("id", len(embodiments or {}))):
+            self._register(name, **dims)
+        self.views = list(views)
+        self.num_query_tokens = num_query_tokens
+        self.query_token_id = query_token_id
+        self.chunk_size = chunk_size
+        self.num_inference_steps = num_inference_steps
+        self.time_beta_alpha = time_beta_alpha
+        self.time_beta_beta = time_beta_beta
+        self.time_max = time_max
+        self.time_min_period = time_min_period
+        self.time_max_period = time_max_period
+        self.intention_decoupling = intention_decoupling
+        self.decoupling_quantile = decoupling_quantile
+        self.decoupling_scope = decoupling_scope
+        self.action_loss_weight = action_loss_weight
+        self.lm_loss_weight = lm_loss_weight
+        kwargs.setdefault("tie_word_embeddings", bool(self.vlm_config.tie_word_embeddings))
+        super().__init__(**kwargs)
+
+    def _register(self, name: str, state_dim: int, action_dim: int, id: int | None = None) -> None:
+        if not _EMBODIMENT_NAME.fullmatch(name) or name in _RESERVED_NAMES:
+            raise ValueError(
+                f"embodiments: {name!r} is not a usable name; use letters, digits, '_' and '-' (it becomes part of the "
+                "parameter names), for example 'cobot_magic'"
+            )
+        if state_dim < 1 or action_dim < 1:
+            raise ValueError(f"embodiments.{name}: expected positive dimensions, got {state_dim=} {action_dim=}")
+        used = {dims["id"] for dims in self.embodiments.values()}
+        new_id = max(used, default=-1) + 1 if id is None else id
+        if new_id in used:
+            raise ValueError(f"embodiments.{name}: id {new_id} is taken; ids must be unique")
+        self.embodiments[name] = {"id": new_id, "state_dim": state_dim, "action_dim": action_dim}
+
+    def add_embodiment(self, name: str, state_dim: int, action_dim: int) -> None:
+        """Register a further embodiment; ids of the existing ones stay.
+
+        Raises:
+            ValueError: If the name is unusable or already taken with other dimensions.
+        """
+        known = self.embodiments.get(name)
+        if known is not None:
+            if (known["state_dim"], known["action_dim"]) != (state_dim, action_dim):
+                raise ValueError(
+                    f"embodiments.{name}: already registered with state_dim={known['state_dim']}, "
+                    f"action_dim={known['action_dim']}; got {state_dim=}, {action_dim=}. Choose another name."
+                )
+            return
+        self._register(name, state_dim, action_dim)
+
+    @property
+    def max_state_dim(self) -> int:
+        return max((e["state_dim"] for e in self.embodiments.values()), default=1)
+
+    @property
+    def max_action_dim(self) -> int:
+        return max((e["action_dim"] for e in self.embodiments.values()), default=1)
+
+    def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
+        return self.vlm_config.get_text_config(*args, **kwargs)
+
+    @property
+    def image_token_id(self) -> int:
+        return self.vlm_config.image_token_id
+
+    @classmethod
+    def tiny(cls, **overrides: Any) -> SyVLAConfig:
+        """A configuration of about half a million parameters that takes the same code path on a CPU.
+
+        The token ids are those of `processing.build_tiny_processor`. The expert sees through a small convolutional
+        encoder, since a vision transformer from scratch learns slowly. `overrides` replace fields.
+        """
+        fields: dict[str, Any] = {
+            "vlm_config": _tiny_qwen(),
+            "expert_config": SyVLAExpertConfig(
+                hidden_size=128, num_hidden_layers=3, num_attention_heads=4, head_dim=32, ff_multiple_of=32
+            ),
+            "expert_vision_config": {
+                "model_type": "convnextv2",
+                "num_channels": 3,
+                "patch_size": 4,
+                "num_stages": 2,
+                "hidden_sizes": [48, 96],
+                "depths": [1, 1],
+                "image_size": 32,
+            },
+            "embodiments": {"tabletop": {"state_dim": 14, "action_dim": 14}},
+            "query_token_id": TINY_TOKEN_IDS["<|action_query|>"],
+            "chunk_size": 8,
+            "num_query_tokens": 8,
+        }
+        return cls(**{**fields, **overrides})
+
+
+TINY_VOCABULARY_SIZE = 480  # byte-level BPE entries before the special tokens
+TINY_SPECIAL_TOKENS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+    "<|action_query|>",
+)
+TINY_TOKEN_IDS = {token: TINY_VOCABULARY_SIZE + i for i, token in enumerate(TINY_SPECIAL_TOKENS)}
+
+
+def _tiny_qwen() -> dict[str, Any]:
+    return {
+        "model_type": "qwen2_5_vl",
+        "tie_word_embeddings": True,
+        "image_token_id": TINY_TOKEN_IDS["<|image_pad|>"],
+        "video_token_id": TINY_TOKEN_IDS["<|video_pad|>"],
+        "vision_start_token_id": TINY_TOKEN_IDS["<|vision_start|>"],
+        "vision_end_token_id": TINY_TOKEN_IDS["<|vision_end|>"],
+        "text_config": {
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 2048,
+            "rms_norm_eps": 1e-6,
+            "vocab_size": 512,
+            "bos_token_id": TINY_TOKEN_IDS["<|endoftext|>"],
+            "eos_token_id": TINY_TOKEN_IDS["<|im_end|>"],
+            "pad_token_id": TINY_TOKEN_IDS["<|endoftext|>"],
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]},
+        },
+        "vision_config": {
+            "depth": 2,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_heads": 2,
+            "out_hidden_size": 64,
+            "fullatt_block_indexes": [1],
+            "window_size": 32,
+            "patch_size": 8,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+            "tokens_per_second": 2,
+        },
+    }
+
+
+def _sub_config(value: PreTrainedConfig | dict | None, default: dict[str, Any]) -> PreTrainedConfig:
+    if isinstance(value, PreTrainedConfig):
+        return value
+    fields = dict(default if value is None else value)
+    model_type = fields.pop("model_type", default["model_type"])
+    return AutoConfig.for_model(model_type, **fields)
+
+
+def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")

@@ -1,0 +1,180 @@
+"""State and action normalisation with statistics that travel with the checkpoint.
+
+Numpy and torch only, and no import of anything else here: this file ships with checkpoints as remote code.
+
+The paper normalises actions by the data set's mean and standard deviation (mode `mean_std`); `quantile` and `min_max` map a
+range to [-1, 1] instead, and `identity` leaves values as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+MODES = ("mean_std", "quantile", "min_max", "identity")
+QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
+
+# A spread below this share of the dimension's magnitude is float32 rounding of a constant, not motion. Ours.
+CONSTANT_TOLERANCE = 1e-6
+
+Array = TypeVar("Array", np.ndarray, torch.Tensor)
+
+
+def normalize(x: Array, stats: Mapping[str, Any], mode: str) -> Array:
+    """Maps raw physical values to the model's range: `(x - offset) / scale` per dimension.
+
+    Args:
+        x: Array or tensor (..., D), raw physical units. Integers become float32; floats keep their dtype and device.
+        stats: Per-dimension statistics as `RunningStatistics.result()` gives them, each of length D: `mean` and `std` for
+            `mean_std`, `q01` and `q99` for `quantile`, `min` and `max` for `min_max`.
+        mode: One of `MODES`. `quantile` and `min_max` map their range to [-1, 1] and do not clip what lies outside.
+
+    Returns:
+        The same kind of array as `x`, (..., D). A dimension that is constant in `stats` is only shifted to 0, never blown up.
+
+    Raises:
+        ValueError: Unknown mode, missing or non-finite statistics, or a last dimension other than D.
+    """
+    if _check_mode(mode) == "identity":
+        return x
+    x, offset, scale = _prepare(x, stats, mode)
+    return (x - offset) / scale
+
+
+def unnormalize(x: Array, stats: Mapping[str, Any], mode: str) -> Array:
+    """Maps values in the model's range back to raw physical units: the inverse of `normalize` (same arguments and errors)."""
+    if _check_mode(mode) == "identity":
+        return x
+    x, offset, scale = _prepare(x, stats, mode)
+    return x * scale + offset
+
+
+def offset_and_scale(stats: Mapping[str, Any], mode: str) -> tuple[np.ndarray, np.ndarray]:
+    """Per-dimension shift and positive scale of a mode, float64 (D,) each: `normalized = (raw - offset) / scale`.
+
+    Constant dimensions get scale 1. In `quantile` mode a dimension whose q01 and q99 coincide although it does move (a
+    gripper that is almost always closed) takes its min/max range instead where `stats` has it.
+    """
+    if _check_mode(mode) == "identity":
+        raise ValueError("mode 'identity' has no offset or scale; use mean_std, quantile or min_max")
+    if mode == "mean_std":
+        offset, spread = _statistic(stats, "mean", mode), _statistic(stats, "std", mode)
+        _check_lengths(stats, ("mean", "std"))
+    else:
+        low_key, high_key = ("q01", "q99") if mode == "quantile" else ("min", "max")
+        _check_lengths(stats, (low_key, high_key))
+        low, high = _statistic(stats, low_key, mode), _statistic(stats, high_key, mode)
+        if mode == "quantile" and "min" in stats and "max" in stats:
+            _check_lengths(stats, (low_key, "min", "max"))
+            flat = _is_constant(high - low, (low + high) / 2)
+            low = np.where(flat, _statistic(stats, "min", mode), low)
+            high = np.where(flat, _statistic(stats, "max", mode), high)
+        offset, spread = (low + high) / 2, (high - low) / 2
+    if (spread < 0).any():
+        raise ValueError(
+            f"statistics for mode {mode!r}: negative spread {spread.tolist()}; expected std >= 0, max >= min"
+        )
+    return offset, np.where(_is_constant(spread, offset), 1.0, spread)
+
+
+class RunningStatistics:
+    """Exact per-dimension statistics of a stream of vectors.
+
+    Every value is kept (4 bytes per float32 value, so 560 MB for ten million 14-dimensional vectors) and each dimension is
+    reduced in float64 at the end: mean, population standard deviation and quantiles are those of all values, not estimates.
+
+    Args:
+        dim: Number of dimensions D.
+    """
+
+    def __init__(self, dim: int):
+        if dim < 1:
+            raise ValueError(f"dim: expected at least 1, got {dim}")
+        self.dim = dim
+        self.count = 0
+        self._chunks: list[np.ndarray] = []
+
+    def update(self, values: np.ndarray) -> None:
+        """Adds vectors (n, D), raw units; they are copied. Raises ValueError on another shape or on NaN/inf."""
+        values = np.asarray(values)
+        if values.ndim != 2 or values.shape[1] != self.dim:
+            raise ValueError(f"statistics: expected an array (n, {self.dim}), got {values.shape}")
+        if values.dtype not in (np.float32, np.float64):
+            values = values.astype(np.float64)
+        finite = np.isfinite(values)
+        if not finite.all():
+            row, column = np.argwhere(~finite)[0].tolist()
+            raise ValueError(
+                f"statistics: value {values[row, column]} in dimension {column} of vector {self.count + row}; expected finite"
+                " numbers. Repair or drop the episode that holds it"
+            )
+        if len(values):
+            self._chunks.append(values.copy())
+            self.count += len(values)
+
+    def result(self) -> dict[str, list[float]]:
+        """Returns `mean, std, min, max, q01, q10, q50, q90, q99` as lists of length D, and `count` as a list of length 1.
+
+        Raises:
+            ValueError: Nothing was added.
+        """
+        if not self.count:
+            raise ValueError("statistics: no values were added; expected at least one frame")
+        result: dict[str, list[float]] = {key: [] for key in ("mean", "std", "min", "max", *QUANTILES)}
+        for column in range(self.dim):
+            values = np.concatenate([chunk[:, column] for chunk in self._chunks]).astype(np.float64)
+            result["mean"].append(float(values.mean()))
+            result["std"].append(float(values.std()))
+            result["min"].append(float(values.min()))
+            result["max"].append(float(values.max()))
+            for key, value in zip(QUANTILES, np.quantile(values, list(QUANTILES.values())), strict=True):
+                result[key].append(float(value))
+        return {**result, "count": [self.count]}
+
+
+def _check_mode(mode: str) -> str:
+    if mode not in MODES:
+        raise ValueError(f"normalization mode: expected one of {', '.join(MODES)}, got {mode!r}")
+    return mode
+
+
+def _statistic(stats: Mapping[str, Any], key: str, mode: str) -> np.ndarray:
+    if stats.get(key) is None:
+        raise ValueError(
+            f"statistics: {key!r} is missing, which mode {mode!r} needs (got {', '.join(map(str, stats)) or 'nothing'});"
+            " compute them with RobotDataset.statistics() or choose another mode"
+        )
+    value = stats[key]
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu().numpy()
+    vector = np.atleast_1d(np.asarray(value, dtype=np.float64))
+    if vector.ndim != 1 or not np.isfinite(vector).all():
+        raise ValueError(f"statistics: {key!r} must be a list of finite numbers, one per dimension; got {value!r}")
+    return vector
+
+
+def _check_lengths(stats: Mapping[str, Any], keys: tuple[str, ...]) -> None:
+    lengths = {key: len(np.atleast_1d(stats[key])) for key in keys if stats.get(key) is not None}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"statistics: expected equal lengths, got {lengths}")
+
+
+def _is_constant(spread: np.ndarray, magnitude: np.ndarray) -> np.ndarray:
+    return np.abs(spread) <= CONSTANT_TOLERANCE * np.maximum(1e-3, np.abs(magnitude))
+
+
+def _prepare(x: Array, stats: Mapping[str, Any], mode: str) -> tuple[Array, Array, Array]:
+    offset, scale = offset_and_scale(stats, mode)
+    if x.ndim == 0 or x.shape[-1] != len(offset):
+        raise ValueError(
+            f"normalization: statistics have {len(offset)} dimensions, got an array of shape {tuple(x.shape)};"
+            " its last dimension must match. Use the statistics of the data set or embodiment that the values come from"
+        )
+    if isinstance(x, torch.Tensor):
+        x = x if x.is_floating_point() else x.float()
+        return x, torch.as_tensor(offset).to(x), torch.as_tensor(scale).to(x)
+    x = x if np.issubdtype(x.dtype, np.floating) else x.astype(np.float32)
+    return x, offset.astype(x.dtype), scale.astype(x.dtype)

@@ -2,8 +2,8 @@
 
 Numpy and torch only, and no import of anything else here: this file ships with checkpoints as remote code.
 
-The paper normalises actions by the data set's mean and standard deviation (mode `mean_std`); `quantile` and `min_max` map a
-range to [-1, 1] instead, and `identity` leaves values as they are.
+The paper normalises actions by the data set's mean and standard deviation (mode `mean_std`); `quantile` and `min_max`
+map a range to [-1, 1] instead, and `identity` leaves values as they are.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ def normalize(x: Array, stats: Mapping[str, Any], mode: str) -> Array:
 
     Args:
         x: Array or tensor (..., D), raw physical units. Integers become float32; floats keep their dtype and device.
-        stats: Per-dimension statistics as `RunningStatistics.result()` gives them, each of length D: `mean` and `std` for
-            `mean_std`, `q01` and `q99` for `quantile`, `min` and `max` for `min_max`.
+        stats: Per-dimension statistics as `RunningStatistics.result()` gives them, each of length D: `mean` and `std`
+            for `mean_std`, `q01` and `q99` for `quantile`, `min` and `max` for `min_max`.
         mode: One of `MODES`. `quantile` and `min_max` map their range to [-1, 1] and do not clip what lies outside.
 
     Returns:
-        The same kind of array as `x`, (..., D). A dimension that is constant in `stats` is only shifted to 0, never blown up.
+        The same kind of array as `x`, (..., D). A dimension that is constant in `stats` is shifted to 0, not blown up.
 
     Raises:
         ValueError: Unknown mode, missing or non-finite statistics, or a last dimension other than D.
@@ -45,7 +45,7 @@ def normalize(x: Array, stats: Mapping[str, Any], mode: str) -> Array:
 
 
 def unnormalize(x: Array, stats: Mapping[str, Any], mode: str) -> Array:
-    """Maps values in the model's range back to raw physical units: the inverse of `normalize` (same arguments and errors)."""
+    """Maps values in the model's range back to raw physical units: the inverse of `normalize`, same arguments."""
     if _check_mode(mode) == "identity":
         return x
     x, offset, scale = _prepare(x, stats, mode)
@@ -83,8 +83,9 @@ def offset_and_scale(stats: Mapping[str, Any], mode: str) -> tuple[np.ndarray, n
 class RunningStatistics:
     """Exact per-dimension statistics of a stream of vectors.
 
-    Every value is kept (4 bytes per float32 value, so 560 MB for ten million 14-dimensional vectors) and each dimension is
-    reduced in float64 at the end: mean, population standard deviation and quantiles are those of all values, not estimates.
+    Every value is kept (4 bytes per float32 value, so 560 MB for ten million 14-dimensional vectors) and each dimension
+    is reduced in float64 at the end: mean, population standard deviation and quantiles are those of all values, not
+    estimates.
 
     Args:
         dim: Number of dimensions D.
@@ -108,15 +109,15 @@ class RunningStatistics:
         if not finite.all():
             row, column = np.argwhere(~finite)[0].tolist()
             raise ValueError(
-                f"statistics: value {values[row, column]} in dimension {column} of vector {self.count + row}; expected finite"
-                " numbers. Repair or drop the episode that holds it"
+                f"statistics: value {values[row, column]} in dimension {column} of vector {self.count + row};"
+                " expected finite numbers. Repair or drop the episode that holds it"
             )
         if len(values):
             self._chunks.append(values.copy())
             self.count += len(values)
 
     def result(self) -> dict[str, list[float]]:
-        """Returns `mean, std, min, max, q01, q10, q50, q90, q99` as lists of length D, and `count` as a list of length 1.
+        """Returns `mean, std, min, max, q01, q10, q50, q90, q99`, lists of length D, and `count`, a list of length 1.
 
         Raises:
             ValueError: Nothing was added.
@@ -144,7 +145,7 @@ def _check_mode(mode: str) -> str:
 def _statistic(stats: Mapping[str, Any], key: str, mode: str) -> np.ndarray:
     if stats.get(key) is None:
         raise ValueError(
-            f"statistics: {key!r} is missing, which mode {mode!r} needs (got {', '.join(map(str, stats)) or 'nothing'});"
+            f"statistics: mode {mode!r} needs {key!r}, which is missing (got {', '.join(map(str, stats)) or 'nothing'});"
             " compute them with RobotDataset.statistics() or choose another mode"
         )
     value = stats[key]

@@ -89,7 +89,7 @@ def test_low_precision_and_integers(stats):
     ("change", "mode", "message"),
     [
         ({}, "standard", "expected one of mean_std"),
-        ({"q99": None}, "quantile", "'q99' is missing"),
+        ({"q99": None}, "quantile", "needs 'q99', which is missing"),
         ({"mean": [0.0] * 3}, "mean_std", "equal lengths"),
         ({"std": [float("nan")] * 4}, "mean_std", "finite"),
         ({"std": [-1.0] * 4}, "mean_std", "negative spread"),

@@ -1,0 +1,324 @@
+"""The flow-matching action expert (paper, section 3.1 and appendix A).
+
+Sequence: prefix = [image tokens of all views, state], suffix = [timestep, noisy actions]. The mask is block-causal: the
+prefix attends to itself only, the suffix to everything. The prefix therefore never changes during denoising; its keys and
+values, and those of the control condition, are computed once per observation (`encode_context`) and every flow step runs
+the suffix alone (`predict_velocity`). Training takes the same two calls, so cached and uncached cannot differ.
+
+The sequence has fixed slots, so learned embeddings name view and chunk step; no rotary embedding is needed (ours).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import AutoModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from .configuration_syvla import SyVLAConfig, SyVLAExpertConfig
+
+KeyValue = tuple[torch.Tensor, torch.Tensor]  # keys and values, each (B, heads, tokens, head_dim)
+
+
+@dataclass
+class ExpertContext:
+    """All that a flow step needs besides the noisy actions; constant over the steps of one observation.
+
+    Attributes:
+        prefix: Per layer, keys and values of the prefix tokens.
+        condition: Per layer, keys and values of the control condition C.
+        prefix_mask: bool (B, P), True for real prefix tokens.
+        embodiment_ids: (B,).
+    """
+
+    prefix: list[KeyValue]
+    condition: list[KeyValue]
+    prefix_mask: torch.Tensor
+    embodiment_ids: torch.Tensor
+
+
+class ExpertRMSNorm(nn.RMSNorm):
+    """RMSNorm in float32, returned in the input's dtype."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.float()).to(x.dtype) if x.dtype != self.weight.dtype else super().forward(x)
+
+
+class ExpertAttention(nn.Module):
+    """Multi-head attention whose keys and values are projected apart from its queries, so that they can be kept."""
+
+    def __init__(self, config: SyVLAExpertConfig) -> None:
+        super().__init__()
+        inner = config.num_attention_heads * config.head_dim
+        self.head_dim = config.head_dim
+        self.dropout = config.attention_dropout
+        self.q_proj = nn.Linear(config.hidden_size, inner, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, inner, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, inner, bias=False)
+        self.o_proj = nn.Linear(inner, config.hidden_size, bias=False)
+
+    def _heads(self, x: torch.Tensor) -> torch.Tensor:
+        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, heads, tokens, head_dim)
+
+    def key_value(self, x: torch.Tensor) -> KeyValue:
+        return self._heads(self.k_proj(x)), self._heads(self.v_proj(x))
+
+    def forward(self, x: torch.Tensor, key_value: KeyValue, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """x: (B, Q, D); mask: bool, broadcastable to (B, heads, Q, K), True = attend."""
+        keys, values = key_value
+        dropout = self.dropout if self.training else 0.0
+        out = F.scaled_dot_product_attention(self._heads(self.q_proj(x)), keys, values, attn_mask=mask, dropout_p=dropout)
+        return self.o_proj(out.transpose(1, 2).flatten(2))
+
+
+class ExpertMLP(nn.Module):
+    def __init__(self, config: SyVLAExpertConfig) -> None:
+        super().__init__()
+        width = config.mlp_hidden_size
+        self.gate_proj = nn.Linear(config.hidden_size, width, bias=False) if config.mlp_type == "swiglu" else None
+        self.up_proj = nn.Linear(config.hidden_size, width, bias=False)
+        self.down_proj = nn.Linear(width, config.hidden_size, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        up = self.up_proj(x)
+        return self.down_proj(F.gelu(up) if self.gate_proj is None else F.silu(self.gate_proj(x)) * up)
+
+
+class ExpertLayer(GradientCheckpointingLayer):
+    """Self-attention, cross-attention to the control condition, MLP; pre-norm."""
+
+    def __init__(self, config: SyVLAExpertConfig) -> None:
+        super().__init__()
+        self.self_attn_norm = ExpertRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.self_attn = ExpertAttention(config)
+        self.cross_attn_norm = ExpertRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.cross_attn = ExpertAttention(config)
+        self.mlp_norm = ExpertRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.mlp = ExpertMLP(config)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        prefix: KeyValue | None,
+        condition: KeyValue | None,
+        mask: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, KeyValue]:
+        """Run one block of tokens (prefix or suffix) through the layer.
+
+        Args:
+            x: (B, tokens, D).
+            prefix: Keys and values of earlier tokens to attend to besides the block itself; None for the prefix block.
+            condition: Keys and values of the control condition; None skips cross-attention.
+            mask: Over the attended tokens, earlier ones first.
+
+        Returns:
+            (block (B, tokens, D), keys and values of the block).
+        """
+        normed = self.self_attn_norm(x)
+        own = self.self_attn.key_value(normed)
+        attended = own
+        if prefix is not None:
+            attended = (torch.cat((prefix[0], own[0]), dim=2), torch.cat((prefix[1], own[1]), dim=2))
+        x = x + self.self_attn(normed, attended, mask)
+        if condition is not None:
+            x = x + self.cross_attn(self.cross_attn_norm(x), condition)
+        return x + self.mlp(self.mlp_norm(x)), own
+
+
+class EmbodimentCoders(nn.Module):
+    """State encoder, action encoder and action decoder of one robot (paper: a dataset-specific MLP pair)."""
+
+    def __init__(self, hidden_size: int, state_dim: int, action_dim: int) -> None:
+        super().__init__()
+        self.state_encoder = _mlp(state_dim, hidden_size, hidden_size)
+        self.action_encoder = _mlp(action_dim, hidden_size, hidden_size)
+        self.action_decoder = _mlp(hidden_size, hidden_size, action_dim)
+
+
+class ActionExpert(nn.Module):
+    """Predicts the velocity of a noisy action chunk from low-resolution images, state and the control condition."""
+
+    def __init__(self, config: SyVLAConfig) -> None:
+        super().__init__()
+        expert = config.expert_config
+        hidden = expert.hidden_size
+        self.config = config
+        self.vision_tower = AutoModel.from_config(config.expert_vision_config)
+        self.image_proj = nn.Linear(_feature_width(config.expert_vision_config), hidden)
+        self.view_embedding = nn.Embedding(len(config.views), hidden)
+        self.action_position_embedding = nn.Embedding(config.chunk_size, hidden)
+        self.time_mlp = _mlp(hidden, hidden, hidden)
+        self.embodiments = nn.ModuleDict(
+            {name: EmbodimentCoders(hidden, e["state_dim"], e["action_dim"]) for name, e in config.embodiments.items()}
+        )
+        self.layers = nn.ModuleList(ExpertLayer(expert) for _ in range(expert.num_hidden_layers))
+        self.norm = ExpertRMSNorm(hidden, eps=expert.rms_norm_eps)
+
+    # ------------------------------------------------------------------ once per observation
+
+    def encode_images(self, pixel_values: torch.Tensor, view_mask: torch.Tensor) -> torch.Tensor:
+        """Features of all views in one tower call.
+
+        Args:
+            pixel_values: (B, V, 3, h, w).
+            view_mask: bool (B, V); pixels of missing views are replaced by zeros, whatever they hold.
+
+        Returns:
+            (B, V, tokens per view, tower width).
+        """
+        pixel_values = torch.where(view_mask[:, :, None, None, None], pixel_values, torch.zeros_like(pixel_values))
+        pixel_values = pixel_values.to(self.image_proj.weight.dtype)
+        features = self.vision_tower(pixel_values=pixel_values.flatten(0, 1)).last_hidden_state
+        if features.ndim == 4:  # convolutional backbones give a map (B * V, C, h, w) without a sense of place
+            features = features + _sincos_2d(features).to(features.dtype)
+            features = features.flatten(2).transpose(1, 2)
+        return features.unflatten(0, view_mask.shape)
+
+    def encode_prefix(
+        self,
+        image_features: torch.Tensor,
+        view_mask: torch.Tensor,
+        state: torch.Tensor,
+        embodiment_ids: torch.Tensor,
+        conditions: list[KeyValue | None],
+    ) -> list[KeyValue]:
+        """Run the prefix [image tokens, state] through all layers and keep its keys and values.
+
+        Args:
+            image_features: From `encode_images`, (B, V, P, width).
+            view_mask: bool (B, V).
+            state: Normalised, zero-padded state, (B, D_state_max).
+            embodiment_ids: (B,).
+            conditions: Per layer, keys and values of the control condition, or None to skip cross-attention.
+        """
+        images = self.image_proj(image_features) + self.view_embedding.weight[:, None, :]  # (B, V, P, D)
+        state_token = self._per_embodiment("state_encoder", state[:, None, :], embodiment_ids)
+        x = torch.cat((images.flatten(1, 2), state_token), dim=1)
+        mask = _prefix_mask(view_mask, image_features.shape[2])[:, None, None, :]
+        prefix = []
+        for layer, condition in zip(self.layers, conditions, strict=True):
+            x, own = layer(x, None, condition, mask)
+            prefix.append(own)
+        return prefix
+
+    def encode_context(
+        self,
+        image_features: torch.Tensor,
+        view_mask: torch.Tensor,
+        state: torch.Tensor,
+        embodiment_ids: torch.Tensor,
+        condition: torch.Tensor,
+        prefix: list[KeyValue] | None = None,
+    ) -> ExpertContext:
+        """Keys and values of prefix and control condition for every layer.
+
+        Args:
+            image_features, view_mask, state, embodiment_ids: See `encode_prefix`.
+            condition: C in the paper, (B, N, D).
+            prefix: Keys and values of the prefix to reuse; exact only with `cross_attention_scope="suffix"`.
+        """
+        conditions = [layer.cross_attn.key_value(condition) for layer in self.layers]
+        if prefix is None:
+            seen = conditions if self.config.expert_config.cross_attention_scope == "all" else [None] * len(conditions)
+            prefix = self.encode_prefix(image_features, view_mask, state, embodiment_ids, seen)
+        return ExpertContext(prefix, conditions, _prefix_mask(view_mask, image_features.shape[2]), embodiment_ids)
+
+    # ------------------------------------------------------------------ once per flow step
+
+    def predict_velocity(
+        self, noisy_actions: torch.Tensor, timestep: torch.Tensor, context: ExpertContext
+    ) -> torch.Tensor:
+        """Velocity of the flow at (noisy_actions, timestep).
+
+        Args:
+            noisy_actions: x_t, (B, T, D_action_max); dimensions beyond the embodiment's own are ignored.
+            timestep: (B,), 0 = noise, 1 = action.
+            context: From `encode_context`.
+
+        Returns:
+            (B, T, D_action_max), zero beyond the embodiment's own dimensions.
+        """
+        ids = context.embodiment_ids
+        steps = noisy_actions.shape[1]
+        if steps > self.config.chunk_size:
+            raise ValueError(f"actions: expected at most chunk_size={self.config.chunk_size} steps, got {steps}")
+        actions = self._per_embodiment("action_encoder", noisy_actions, ids)
+        actions = actions + self.action_position_embedding.weight[:steps]
+        time = self.time_mlp(self._time_embedding(timestep).to(actions.dtype))
+        x = torch.cat((time[:, None, :], actions), dim=1)  # (B, 1 + T, D)
+        mask = F.pad(context.prefix_mask, (0, steps + 1), value=True)[:, None, None, :]
+        for layer, prefix, condition in zip(self.layers, context.prefix, context.condition, strict=True):
+            x, _ = layer(x, prefix, condition, mask)
+        return self._per_embodiment("action_decoder", self.norm(x[:, 1:]), ids)
+
+    def _time_embedding(self, timestep: torch.Tensor) -> torch.Tensor:
+        """Sinusoids with periods from time_min_period to time_max_period, as pi0. (B,) -> float32 (B, D)."""
+        half = self.config.expert_config.hidden_size // 2
+        fraction = torch.linspace(0.0, 1.0, half, device=timestep.device, dtype=torch.float32)
+        low, high = self.config.time_min_period, self.config.time_max_period
+        angle = timestep.float()[:, None] * (2 * math.pi / (low * (high / low) ** fraction))
+        return torch.cat((angle.sin(), angle.cos()), dim=-1)
+
+    # ------------------------------------------------------------------ many robots in one batch
+
+    def _per_embodiment(self, part: str, x: torch.Tensor, embodiment_ids: torch.Tensor) -> torch.Tensor:
+        """Apply each sample's own MLP. x: (B, T, features), zero-padded where robots differ in dimension."""
+        decode = part == "action_decoder"
+        out_width = self.config.max_action_dim if decode else self.config.expert_config.hidden_size
+        out: torch.Tensor | None = None
+        for name, coders in self.embodiments.items():
+            mlp = getattr(coders, part)
+            rows = (embodiment_ids == self.config.embodiments[name]["id"]).nonzero().squeeze(1)
+            if rows.numel() == 0:
+                continue
+            y = mlp(x[rows, :, : mlp[0].in_features].to(mlp[0].weight.dtype))
+            y = F.pad(y, (0, out_width - y.shape[-1]))
+            if rows.numel() == x.shape[0]:
+                return y
+            out = y.new_zeros(*x.shape[:2], out_width) if out is None else out
+            out = out.index_copy(0, rows, y)
+        if out is None:
+            raise ValueError(
+                f"embodiment_ids: {sorted(set(embodiment_ids.tolist()))} match none of this model's embodiments "
+                f"{ {name: e['id'] for name, e in self.config.embodiments.items()} }"
+            )
+        return out
+
+
+class QueryAdapter(nn.Sequential):
+    """C = Adapter(H): MLP from the VLM's width to the expert's (paper, appendix A)."""
+
+    def __init__(self, vlm_hidden_size: int, hidden_size: int) -> None:
+        super().__init__(*_mlp(vlm_hidden_size, hidden_size, hidden_size))
+
+
+def _prefix_mask(view_mask: torch.Tensor, tokens_per_view: int) -> torch.Tensor:
+    """bool (B, V * P + 1): tokens of present views, then the state."""
+    images = view_mask[:, :, None].expand(-1, -1, tokens_per_view).flatten(1)
+    return torch.cat((images, torch.ones_like(view_mask[:, :1])), dim=1)
+
+
+def _mlp(in_features: int, hidden: int, out_features: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(in_features, hidden), nn.SiLU(), nn.Linear(hidden, out_features))
+
+
+def _feature_width(vision_config) -> int:
+    """Channels of a backbone's last hidden state."""
+    sizes = getattr(vision_config, "hidden_sizes", None)
+    return sizes[-1] if sizes else vision_config.hidden_size
+
+
+def _sincos_2d(features: torch.Tensor) -> torch.Tensor:
+    """Fixed 2-D sinusoidal position code for a feature map (B, C, h, w) -> float32 (C, h, w)."""
+    channels, height, width = features.shape[1:]
+    quarter = -(-channels // 4)
+    frequency = torch.pi * 2.0 ** torch.arange(quarter, device=features.device, dtype=torch.float32).remainder(6)
+    y = (torch.arange(height, device=features.device) + 0.5) / height
+    x = (torch.arange(width, device=features.device) + 0.5) / width
+    rows = (frequency[:, None] * y).unsqueeze(-1).expand(-1, -1, width)  # (quarter, h, w)
+    columns = (frequency[:, None] * x).unsqueeze(1).expand(-1, height, -1)
+    return torch.cat((rows.sin(), rows.cos(), columns.sin(), columns.cos()))[:channels]

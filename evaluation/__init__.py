@@ -1,0 +1,1 @@
+"""Closed-loop and benchmark evaluation of SyVLA."""

@@ -1,0 +1,89 @@
+"""Environments for recording and closed-loop evaluation, made by name. A back-end is imported when it is asked for."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+from .base import EVALUATION_SEED_OFFSET, RobotEnvironment, ScriptedExpert
+
+__all__ = [
+    "ENVIRONMENTS",
+    "EVALUATION_SEED_OFFSET",
+    "Backend",
+    "RobotEnvironment",
+    "ScriptedExpert",
+    "make_environment",
+    "make_expert",
+]
+
+
+@dataclass(frozen=True)
+class Backend:
+    """Where a back-end lives.
+
+    Attributes:
+        environment: "module:attribute" of the environment, called with `task=` and the caller's keyword arguments.
+        expert: "module:attribute" of a function that makes the scripted expert of an environment, None without one.
+        install: Command that installs what the back-end needs.
+    """
+
+    environment: str
+    expert: str | None
+    install: str
+
+
+ENVIRONMENTS: dict[str, Backend] = {
+    "tabletop": Backend(
+        environment=f"{__name__}.tabletop:TabletopEnv",
+        expert=f"{__name__}.tabletop_expert:make_tabletop_expert",
+        install="pip install 'syvla[sim]'",
+    ),
+}
+"""Back-ends by name. Add an entry to make another simulator known; it must offer `RobotEnvironment`."""
+
+
+def make_environment(name: str, task: str, **kwargs: Any) -> Any:
+    """Makes an environment.
+
+    Args:
+        name: Name of the back-end, a key of `ENVIRONMENTS`.
+        task: Name of the task.
+        kwargs: Passed to the back-end.
+
+    Raises:
+        ValueError: If the back-end or the task is unknown; the message lists the known ones.
+        ImportError: If the back-end's simulator is not installed; the message names the command that installs it.
+    """
+    return _load(name, _backend(name).environment)(task=task, **kwargs)
+
+
+def make_expert(env: Any, **kwargs: Any) -> ScriptedExpert:
+    """Makes the scripted expert of an environment that `make_environment` made (wrapped or not).
+
+    Raises:
+        ValueError: If the environment belongs to no known back-end or its back-end has no expert.
+    """
+    base = env.unwrapped
+    for name, backend in ENVIRONMENTS.items():
+        module, attribute = backend.environment.split(":")
+        if type(base).__module__ == module and type(base).__name__ == attribute:
+            if backend.expert is None:
+                raise ValueError(f"environment {name!r} has no scripted expert")
+            return _load(name, backend.expert)(base, **kwargs)
+    raise ValueError(f"{type(base).__name__}: expected an environment of one of {sorted(ENVIRONMENTS)}")
+
+
+def _backend(name: str) -> Backend:
+    if name not in ENVIRONMENTS:
+        raise ValueError(f"environment: expected one of {sorted(ENVIRONMENTS)}, got {name!r}")
+    return ENVIRONMENTS[name]
+
+
+def _load(name: str, reference: str) -> Any:
+    module, attribute = reference.split(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        raise ImportError(f"environment {name!r} needs {error.name}; run: {ENVIRONMENTS[name].install}") from error

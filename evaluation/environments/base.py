@@ -1,0 +1,73 @@
+"""What an environment must offer so that recording, closed-loop evaluation and rollouts can drive it.
+
+Back-ends are ordinary `gymnasium.Env` classes with a few more attributes. Nothing here imports a simulator.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+EVALUATION_SEED_OFFSET = 1_000_000
+"""First seed of closed-loop evaluation. Demonstrations use seeds below it, so that the two never meet."""
+
+Observation = dict[str, Any]
+"""`{"images": {camera: uint8 (H, W, 3)}, "state": float32 (D,)}`, state in the physical units of `state_names`."""
+
+
+@runtime_checkable
+class RobotEnvironment(Protocol):
+    """A language-conditioned robot environment with the gymnasium API.
+
+    Attributes:
+        embodiment: Name under which the processor keeps this robot's dimensions and statistics.
+        task: Name of the task being run.
+        tasks: Names of all tasks of this back-end.
+        cameras: Names of the cameras in `observation["images"]`.
+        view_cameras: Model view ("center", "left_wrist", "right_wrist") to camera name; a view may be absent.
+        state_names: One name per dimension of `observation["state"]`.
+        action_names: One name per dimension of the action.
+        control_hz: Control steps per second of simulated time.
+        max_steps: Control steps after which an episode is truncated.
+    """
+
+    embodiment: str
+    task: str
+    tasks: tuple[str, ...]
+    cameras: tuple[str, ...]
+    view_cameras: dict[str, str]
+    state_names: tuple[str, ...]
+    action_names: tuple[str, ...]
+    control_hz: float
+    max_steps: int
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Starts an episode. The info holds `instruction` (str) and `success` (bool)."""
+        ...
+
+    def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Applies one action `(D_action,)`. The info holds `instruction` (str) and `success` (bool)."""
+        ...
+
+    def render_camera(self, camera: str, height: int, width: int) -> np.ndarray:
+        """Picture of one camera at any size, uint8 (height, width, 3), for videos."""
+        ...
+
+    def close(self) -> None:
+        """Frees what the environment holds."""
+        ...
+
+
+class ScriptedExpert(Protocol):
+    """A privileged controller that solves the task and says which sub-task it is at."""
+
+    def reset(self) -> None:
+        """Prepares for the episode that the environment has just been reset to."""
+        ...
+
+    def act(self) -> tuple[np.ndarray, str]:
+        """Action for the present state `(D_action,)` and the thought (sub-task in words) behind it."""
+        ...

@@ -1,0 +1,75 @@
+"""Text of a SyVLA sample: chat template, robot prompt and which tokens carry loss. Ships with checkpoints."""
+
+from __future__ import annotations
+
+from typing import Any
+
+QUERY_TOKEN = "<|action_query|>"
+
+# Renders what Qwen2.5-VL's own template renders for texts and images; `generation` marks the answers.
+CHAT_TEMPLATE = (
+    "{%- if messages[0].role != 'system' -%}"
+    "{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}"
+    "{%- endif -%}"
+    "{%- for message in messages -%}"
+    "{{ '<|im_start|>' + message.role + '\n' }}"
+    "{%- if message.role == 'assistant' -%}{%- generation -%}"
+    "{%- if message.content is string -%}{{ message.content }}"
+    "{%- else -%}{%- for part in message.content -%}{{ part.text }}{%- endfor -%}{%- endif -%}"
+    "{{ '<|im_end|>' }}{%- endgeneration -%}{{ '\n' }}"
+    "{%- else -%}"
+    "{%- if message.content is string -%}{{ message.content }}"
+    "{%- else -%}{%- for part in message.content -%}"
+    "{%- if part.type == 'image' or part.type == 'image_url' -%}{{ '<|vision_start|><|image_pad|><|vision_end|>' }}"
+    "{%- elif part.type == 'text' -%}{{ part.text }}"
+    "{%- else -%}{{ raise_exception('SyVLA reads text and images; got content of type ' + part.type) }}"
+    "{%- endif -%}{%- endfor -%}{%- endif -%}"
+    "{{ '<|im_end|>\n' }}"
+    "{%- endif -%}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}"
+)
+
+
+def robot_messages(views: list[str], instruction: str) -> list[dict[str, Any]]:
+    """Chat with one named image per view and the instruction last."""
+    content: list[dict[str, str]] = []
+    for view in views:
+        content.append({"type": "text", "text": f"{view.replace('_', ' ')} view: "})
+        content.append({"type": "image"})
+        content.append({"type": "text", "text": "\n"})
+    content.append({"type": "text", "text": instruction})
+    return [{"role": "user", "content": content}]
+
+
+def answer_labels(ids: list[int], tokenizer: Any, query_token_id: int) -> list[int]:
+    """Labels of a token sequence: assistant answers with their end token; -100 elsewhere and on query tokens.
+
+    Answers are found by their control tokens, which `require_plain_text` keeps out of user text.
+    """
+    start, end = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+    role = tokenizer("assistant\n", add_special_tokens=False)["input_ids"]
+    labels = [-100] * len(ids)
+    position = 0
+    while position < len(ids):
+        if ids[position] != start or ids[position + 1 : position + 1 + len(role)] != role:
+            position += 1
+            continue
+        position += 1 + len(role)
+        answer = position
+        while position < len(ids) and ids[position] not in (end, query_token_id):
+            position += 1
+        if position < len(ids) and ids[position] == end:
+            position += 1
+            labels[answer:position] = ids[answer:position]
+    return labels
+
+
+def require_plain_text(name: str, text: Any, tokenizer: Any) -> None:
+    """Raise ValueError unless `text` is a string without control tokens."""
+    if not isinstance(text, str):
+        raise ValueError(f"{name}: expected a string, got {type(text).__name__}")
+    if "<|" in text:
+        found = [token for token in tokenizer.get_added_vocab() if token in text]
+        if found:
+            raise ValueError(f"{name}: holds the control tokens {found}, which would change the prompt; remove them")

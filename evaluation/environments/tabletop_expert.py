@@ -66,7 +66,7 @@ class ArmDriver:
         """Writes into `targets` (14,) the joints one step closer to a tool point, and the gripper opening."""
         here = self.tool
         move = goal - here
-        distance = np.linalg.norm(move)
+        distance = float(np.linalg.norm(move))
         position = here + move * min(1.0, step / max(distance, 1e-9))
         joints = self._env.state[self._joints]
         targets[self._joints] = self._kinematics.inverse(position, rotation_about_z(yaw), joints)

@@ -47,8 +47,20 @@ PAD_HALF_SIZE = 0.05
 BAR_HALF_SIZE = (0.016, 0.14, 0.018)
 OBJECT_MASS = 0.08
 
-_HEAD_CAMERA = {"position": (-0.20, 0.0, 0.56), "target": (0.03, 0.0, 0.0), "fovy": 38.0}
-_WRIST_CAMERA = {"position": (0.085, 0.0, -0.01), "target": (0.045, 0.0, -0.125), "fovy": 80.0}
+
+@dataclass(frozen=True)
+class CameraMount:
+    """A camera in the frame of what carries it: place [m], point looked at [m], what is up in the picture, degrees."""
+
+    position: tuple[float, float, float]
+    target: tuple[float, float, float]
+    image_up: tuple[float, float, float]
+    vertical_field_of_view: float
+
+
+# The head camera stands between the arms and is framed tightly: at 32 pixels a cube is five pixels wide.
+HEAD_CAMERA = CameraMount((-0.20, 0.0, 0.56), (0.03, 0.0, 0.0), (0.0, 0.0, 1.0), 38.0)
+WRIST_CAMERA = CameraMount((0.085, 0.0, -0.01), (0.045, 0.0, -0.125), (1.0, 0.0, 0.0), 80.0)
 
 
 @dataclass(frozen=True)
@@ -87,7 +99,7 @@ def build_scene(objects: Sequence[SceneObject]) -> mujoco.MjModel:
     """Compiles the robot, the table and `objects` (their poses are set at reset)."""
     arms = "".join(_arm(side) for side in SIDES)
     bodies = "".join(_object(item) for item in objects)
-    head = _camera("head", image_up=(0.0, 0.0, 1.0), **_HEAD_CAMERA)
+    head = _camera("head", HEAD_CAMERA)
     return mujoco.MjModel.from_xml_string(f"""
 <mujoco model="tabletop">
   <compiler angle="radian" autolimits="true"/>
@@ -113,11 +125,10 @@ def _numbers(values: Sequence[float]) -> str:
     return " ".join(f"{value:.8g}" for value in values)
 
 
-def _camera(
-    name: str, *, position: Sequence[float], target: Sequence[float], fovy: float, image_up: Sequence[float]
-) -> str:
-    axes = look_at(position, target, image_up)
-    return f'<camera name="{name}" pos="{_numbers(position)}" xyaxes="{axes}" fovy="{fovy}"/>'
+def _camera(name: str, mount: CameraMount) -> str:
+    axes = look_at(mount.position, mount.target, mount.image_up)
+    place = f'pos="{_numbers(mount.position)}" xyaxes="{axes}"'
+    return f'<camera name="{name}" {place} fovy="{mount.vertical_field_of_view}"/>'
 
 
 def _arm(side: str) -> str:
@@ -138,7 +149,7 @@ def _arm(side: str) -> str:
           <geom name="{side}_{name}_finger" type="box" size="0.013 0.006 0.04" pos="0 0 -0.105" mass="0.04"
             {pad}/></body>"""
 
-    wrist_camera = _camera(f"{side}_wrist", image_up=(1.0, 0.0, 0.0), **_WRIST_CAMERA)
+    wrist_camera = _camera(f"{side}_wrist", WRIST_CAMERA)
     upper, half_forearm = UPPER_ARM_LENGTH, FOREARM_LENGTH / 2
     return f"""
     <body name="{side}_base" pos="{_numbers(BASE_POSITION[side])}">

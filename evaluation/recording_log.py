@@ -1,0 +1,85 @@
+"""What a recording has done so far, kept beside the dataset so that it can go on after an interruption."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .environments.demonstration import Demonstration
+
+
+class RecordingLog:
+    """The attempts made so far, in a JSON file.
+
+    Args:
+        path: The file.
+        settings: What the recording was asked for; a file with other settings is refused.
+        saved_episodes: Episodes that the dataset holds.
+
+    Raises:
+        ValueError: If the file's settings differ, or the dataset holds episodes that the file does not know.
+    """
+
+    def __init__(self, path: Path, settings: dict[str, Any], saved_episodes: int) -> None:
+        self._path = path
+        self._settings = json.loads(json.dumps(settings))
+        self.attempts: list[dict[str, Any]] = []
+        if path.exists():
+            content = json.loads(path.read_text())
+            changed = {
+                key: (content["settings"].get(key), value)
+                for key, value in self._settings.items()
+                if content["settings"].get(key) != value
+            }
+            if changed:
+                listing = ", ".join(f"{key}: recorded with {old!r}, now {new!r}" for key, (old, new) in changed.items())
+                raise ValueError(f"{path}: other settings ({listing}); choose another folder or the same settings")
+            # An attempt is written down before its episode is saved; one that was never saved is made again.
+            self.attempts = [a for a in content["attempts"] if not a["success"] or a["episode_index"] < saved_episodes]
+        known = sum(attempt["success"] for attempt in self.attempts)
+        if known != saved_episodes:
+            raise ValueError(
+                f"{path.parent}: holds {saved_episodes} episodes of which {known} are in {path.name}; "
+                "it was not recorded by this command alone, choose another folder"
+            )
+
+    def of(self, task: str) -> list[dict[str, Any]]:
+        """The attempts at one task, in the order of their seeds."""
+        return [attempt for attempt in self.attempts if attempt["task"] == task]
+
+    def add(self, attempt: Demonstration) -> None:
+        """Notes an attempt; a successful one is about to become the next episode."""
+        index = sum(other["success"] for other in self.attempts) if attempt.success else None
+        entry = {"task": attempt.task, "seed": attempt.seed, "success": attempt.success, "episode_index": index}
+        self.attempts.append({**entry, "steps": len(attempt.actions)})
+        self._write({})
+
+    def finish(self, root: Path, seconds: float) -> dict[str, Any]:
+        """Writes the summary and returns it."""
+        per_task = {task: summarise(self.of(task)) for task in self._settings["tasks"]}
+        summary = {"output": str(root), **summarise(self.attempts), "seconds": round(seconds, 2), "tasks": per_task}
+        self._write(summary)
+        return summary
+
+    def _write(self, summary: dict[str, Any]) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self._path.with_suffix(".tmp")
+        content = {"summary": summary, "settings": self._settings, "attempts": self.attempts}
+        temporary.write_text(json.dumps(content, indent=1) + "\n")
+        temporary.replace(self._path)
+
+
+def summarise(attempts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Counts of a list of attempts: episodes kept and their frames, failures, the expert's success rate and steps."""
+    kept = [attempt["steps"] for attempt in attempts if attempt["success"]]
+    return {
+        "episodes": len(kept),
+        "frames": sum(kept),
+        "failures": len(attempts) - len(kept),
+        "success_rate": round(len(kept) / max(1, len(attempts)), 4),
+        "mean_steps": round(float(np.mean(kept)), 2) if kept else 0.0,
+    }

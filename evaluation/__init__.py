@@ -1,1 +1,24 @@
 """Closed-loop and benchmark evaluation of SyVLA."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .closed_loop import evaluate_closed_loop
+    from .record_demonstrations import record_demonstrations
+
+_MODULES = {"evaluate_closed_loop": "closed_loop", "record_demonstrations": "record_demonstrations"}
+
+__all__ = ["evaluate_closed_loop", "record_demonstrations"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_MODULES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from .environments import make_environment
+from .command_line import environment_option
+from .environments import ENVIRONMENTS, make_environment
 from .environments.base import EVALUATION_SEED_OFFSET
 from .episode_records import EpisodeRecord, fingerprint
 from .lockstep import LockstepRunner
@@ -167,8 +168,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     baselines = " or ".join(repr(name) for name in BASELINES)
     parser.add_argument("--model", required=True, help=f"checkpoint folder or Hub id, or {baselines}")
-    parser.add_argument("--env", default="tabletop", help="environment back-end")
-    parser.add_argument("--task", nargs="+", default=["lift"], help="one or more tasks of the back-end")
+    parser.add_argument("--env", default="tabletop", choices=sorted(ENVIRONMENTS), help="environment back-end")
+    parser.add_argument(
+        "--task", action="append", default=argparse.SUPPRESS, help="task, repeat for several (default: lift)"
+    )
     parser.add_argument("--episodes", type=int, default=40, help="episodes per task")
     parser.add_argument("--seed", type=int, default=0, help="which set of evaluation episodes; each names its own")
     parser.add_argument("--batch-size", type=int, default=8, help="episodes that run in lockstep")
@@ -178,7 +181,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--num-steps", type=int, help="Euler steps of the flow; by default the model's")
     parser.add_argument("--device", help="torch device; by default a GPU where there is one")
     parser.add_argument("--dtype", default="auto", help="parameter dtype, such as bfloat16; auto: the checkpoint's")
-    parser.add_argument("--env-options", type=json.loads, default={}, help='JSON object, such as {"max_steps": 200}')
+    parser.add_argument(
+        "--env-option",
+        type=environment_option,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="environment argument (JSON), such as max_steps=200",
+    )
     parser.add_argument("--output", type=Path, default=Path("outputs/evaluation"), help="folder of the results")
     parser.add_argument("--video-episodes", type=int, default=0, help="episodes per task to record")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
@@ -193,12 +203,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         result = evaluate_closed_loop(
             arguments.model,
             arguments.env,
-            arguments.task,
+            getattr(arguments, "task", "lift"),
             episodes=arguments.episodes,
             seed=arguments.seed,
             batch_size=arguments.batch_size,
             replan_steps=arguments.replan_steps,
-            environment_options=arguments.env_options,
+            environment_options=dict(arguments.env_option),
             policy_options={} if arguments.model in BASELINES else {name: getattr(arguments, name) for name in names},
             output=arguments.output,
             video_episodes=arguments.video_episodes,

@@ -184,10 +184,12 @@ def test_bad_arguments_are_named(arguments, message):
 
 def test_command_line_writes_results_and_recordings(tmp_path, capsys):
     arguments = ["--model", "expert", "--task", "lift", "--episodes", "2", "--video-episodes", "1", "--quiet"]
-    assert closed_loop.main([*arguments, "--output", str(tmp_path)]) == 0
+    arguments += ["--env-option", "image_size=16", "--output", str(tmp_path)]
+    assert closed_loop.main(arguments) == 0
     assert "lift: 2/2 = 100.0%" in capsys.readouterr().out
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["total"]["success_rate"] == 1.0
+    assert summary["settings"]["environment_options"] == {"image_size": 16}
     assert summary["tasks"]["lift"]["interval"][1] == 1.0
     first = json.loads((tmp_path / "episodes.jsonl").read_text().splitlines()[0])
     assert (tmp_path / first["video"]).is_file()

@@ -114,7 +114,7 @@ class TabletopEnv(gymnasium.Env):
         self._shapes = tuple(shapes)
         self._distractors = distractors
         self._supersampling = supersampling
-        self._scenes: dict[tuple[SceneObject, ...], tuple[mujoco.MjModel, mujoco.MjData]] = {}
+        self._scenes: dict[tuple[SceneObject, ...], tuple[mujoco.MjModel, mujoco.MjData, dict[str, ArmKinematics]]] = {}
         self._renderers: dict[tuple[Any, ...], RayCamera] = {}
         self.model: mujoco.MjModel
         self.data: mujoco.MjData
@@ -257,9 +257,9 @@ class TabletopEnv(gymnasium.Env):
     def _load_scene(self, layout: Layout) -> None:
         if layout.objects not in self._scenes:
             model = build_scene(layout.objects)
-            self._scenes[layout.objects] = (model, mujoco.MjData(model))
-        self.model, self.data = self._scenes[layout.objects]
-        self.kinematics = {side: ArmKinematics(self.model, side) for side in SIDES}
+            kinematics = {side: ArmKinematics(model, side) for side in SIDES}
+            self._scenes[layout.objects] = (model, mujoco.MjData(model), kinematics)
+        self.model, self.data, self.kinematics = self._scenes[layout.objects]
         self._index_joints()
         mujoco.mj_resetData(self.model, self.data)
         self._home = self._home_joints()

@@ -1,0 +1,191 @@
+"""Mixing robot and multi-modal data: which sample of which dataset comes next (paper, appendix A).
+
+Every batch holds the configured share of multi-modal samples. Where share x batch size is not whole, batches alternate
+between the two nearest counts so that the error stays below one sample over any prefix, on each rank and in sum. Nothing
+of the size of a dataset is ever built: an epoch's shuffle is a pseudo-random bijection evaluated index by index.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset, Sampler
+
+
+class MixtureDataset(Dataset):
+    """Several map-style datasets behind one; an index is the pair (dataset number, index in that dataset).
+
+    Args:
+        robot_datasets: Datasets of robot items, see `RobotDataset`.
+        multimodal_datasets: Datasets of `{"messages", "images"}` items.
+    """
+
+    def __init__(self, robot_datasets: Sequence[Any], multimodal_datasets: Sequence[Any] = ()) -> None:
+        self.robot_datasets = list(robot_datasets)
+        self.multimodal_datasets = list(multimodal_datasets)
+        self.datasets = [*self.robot_datasets, *self.multimodal_datasets]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.datasets))
+
+    def __getitem__(self, index: tuple[int, int]) -> dict[str, Any]:
+        source, position = index
+        return self.datasets[source][position]
+
+
+class MixtureBatchSampler(Sampler):
+    """Batches of (dataset number, index) for one rank.
+
+    Args:
+        robot_sizes: Number of samples of each robot dataset.
+        multimodal_sizes: Number of samples of each multi-modal dataset.
+        batch_size: Samples per batch on this rank.
+        multimodal_share: Share of multi-modal samples (paper: 0.35 pretraining, 0.30 fine-tuning).
+        robot_weights, multimodal_weights: How often each dataset is drawn; None: proportional to its size.
+        seed: Seeds the shuffles and the choice of dataset.
+        rank, world_size: This process among those that train together.
+        batches_per_epoch: Length of an epoch; None: until as many robot samples were drawn as there are.
+
+    Raises:
+        ValueError: On empty datasets, a share without data to serve it, or weights that do not fit.
+    """
+
+    def __init__(
+        self,
+        robot_sizes: Sequence[int],
+        multimodal_sizes: Sequence[int] = (),
+        *,
+        batch_size: int,
+        multimodal_share: float = 0.30,
+        robot_weights: Sequence[float] | None = None,
+        multimodal_weights: Sequence[float] | None = None,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        batches_per_epoch: int | None = None,
+    ) -> None:
+        if not 0.0 <= multimodal_share <= 1.0:
+            raise ValueError(f"multimodal_share: expected a number in [0, 1], got {multimodal_share}")
+        if multimodal_share > 0 and not multimodal_sizes:
+            raise ValueError(
+                f"multimodal_share={multimodal_share} needs multi-modal data; list some, or set multimodal_share=0"
+            )
+        if multimodal_share < 1 and not robot_sizes:
+            raise ValueError("robot_sizes: expected at least one robot dataset")
+        if not 0 <= rank < world_size or batch_size < 1:
+            raise ValueError(f"expected 0 <= rank < world_size and batch_size >= 1, got {rank=} {world_size=} {batch_size=}")
+        self.sizes = [*robot_sizes, *multimodal_sizes]
+        if min(self.sizes) < 1:
+            raise ValueError(f"dataset sizes: expected at least one sample each, got {self.sizes}")
+        self.num_robot = len(robot_sizes)
+        self.cumulative = (
+            _cumulative_shares("robot_weights", robot_weights, robot_sizes),
+            _cumulative_shares("multimodal_weights", multimodal_weights, multimodal_sizes),
+        )
+        self.batch_size, self.seed, self.rank, self.world_size = batch_size, seed, rank, world_size
+        self.share = Fraction(multimodal_share).limit_denominator(10**6)
+        per_batch = batch_size * world_size * (1 - self.share)
+        self.batches_per_epoch = batches_per_epoch or max(1, math.ceil(sum(robot_sizes) / per_batch) if per_batch else 1)
+        self._samples = 0  # drawn so far by all ranks together
+        self._drawn = np.zeros(len(self.sizes), dtype=np.int64)  # the same per dataset
+
+    def __len__(self) -> int:
+        return self.batches_per_epoch
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for _ in range(self.batches_per_epoch):
+            yield self._next_batch()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Position in the stream; the same on every rank."""
+        return {"samples": self._samples, "drawn": self._drawn.tolist(), "sizes": self.sizes, "seed": self.seed}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue at the exact next sample, on any number of ranks.
+
+        Raises:
+            ValueError: If the state comes from other datasets or another seed.
+        """
+        for key in ("sizes", "seed"):
+            if state[key] != getattr(self, key):
+                raise ValueError(f"sampler state: {key} was {state[key]}, now {getattr(self, key)}; resume with the same data")
+        self._samples = int(state["samples"])
+        self._drawn = np.asarray(state["drawn"], dtype=np.int64)
+
+    def _next_batch(self) -> list[tuple[int, int]]:
+        first, last = self._samples, self._samples + self.batch_size * self.world_size
+        batch: list[tuple[int, int]] = []
+        for kind in (0, 1):  # robot, multi-modal
+            begin, end = (self._draws_before(kind, s) for s in (first, last))
+            counts = [self._count(kind, rank, first) for rank in range(self.world_size)]
+            mine = slice(sum(counts[: self.rank]), sum(counts[: self.rank + 1]))
+            sources = self._sources(kind, begin, end)
+            for position, source in enumerate(sources):
+                if mine.start <= position < mine.stop:
+                    batch.append((int(source), self._index(int(source), int(self._drawn[source]))))
+                self._drawn[source] += 1
+        self._samples = last
+        return batch
+
+    def _draws_before(self, kind: int, samples: int) -> int:
+        multimodal = math.floor(samples * self.share)
+        return multimodal if kind else samples - multimodal
+
+    def _count(self, kind: int, rank: int, first: int) -> int:
+        """Samples of a kind in this batch of a rank.
+
+        With the ranks' phases r / R, the floors add up to the floor of the sum (Hermite's identity): the global count is
+        as exact as each rank's own.
+        """
+        done = Fraction(first, self.world_size) * self.share + Fraction(rank, self.world_size)
+        multimodal = math.floor(done + self.batch_size * self.share) - math.floor(done)
+        return multimodal if kind else self.batch_size - multimodal
+
+    def _sources(self, kind: int, begin: int, end: int) -> np.ndarray:
+        """Dataset numbers of draws begin..end of a kind: a low-discrepancy sequence through the weights."""
+        golden = 0.6180339887498949
+        start = _round_keys((self.seed, kind))[0] / 2**64
+        points = (start + np.arange(begin, end) * golden) % 1.0
+        return np.searchsorted(self.cumulative[kind], points, side="right") + (self.num_robot if kind else 0)
+
+    def _index(self, source: int, draw: int) -> int:
+        size = self.sizes[source]
+        epoch, position = divmod(draw, size)
+        return shuffled_index(position, size, seed=(self.seed, source, epoch))
+
+
+def shuffled_index(position: int, size: int, seed: tuple[int, ...]) -> int:
+    """Entry `position` of a pseudo-random permutation of range(size), in constant time and memory.
+
+    A four-round Feistel network on the next even power of two, walked until it lands inside the range.
+    """
+    half = max(1, (max(size - 1, 1).bit_length() + 1) // 2)
+    mask = (1 << half) - 1
+    value = position
+    while True:
+        left, right = value >> half, value & mask
+        for key in _round_keys(seed):
+            mixed = ((right ^ key) * 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+            mixed ^= mixed >> 29
+            mixed = (mixed * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+            left, right = right, left ^ ((mixed >> 32) & mask)
+        value = (left << half) | right
+        if value < size:
+            return value
+
+
+@lru_cache(maxsize=4096)
+def _round_keys(seed: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(np.random.SeedSequence(seed).generate_state(4, dtype=np.uint64).tolist())
+
+
+def _cumulative_shares(name: str, weights: Sequence[float] | None, sizes: Sequence[int]) -> np.ndarray:
+    values = np.asarray(sizes if weights is None else weights, dtype=np.float64)
+    if len(values) != len(sizes) or (values < 0).any() or (len(sizes) and values.sum() <= 0):
+        raise ValueError(f"{name}: expected {len(sizes)} non-negative numbers with a positive sum, got {list(values)}")
+    return np.cumsum(values / values.sum())[:-1] if len(sizes) else values

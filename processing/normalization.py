@@ -145,8 +145,8 @@ def _check_mode(mode: str) -> str:
 def _statistic(stats: Mapping[str, Any], key: str, mode: str) -> np.ndarray:
     if stats.get(key) is None:
         raise ValueError(
-            f"statistics: mode {mode!r} needs {key!r}, which is missing (got {', '.join(map(str, stats)) or 'nothing'});"
-            " compute them with RobotDataset.statistics() or choose another mode"
+            f"statistics: mode {mode!r} needs {key!r}, which is missing (got {sorted(map(str, stats))}); compute"
+            " them with RobotDataset.statistics() or choose another mode"
         )
     value = stats[key]
     if isinstance(value, torch.Tensor):

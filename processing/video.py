@@ -1,0 +1,281 @@
+"""Video files by PyAV: constant-rate encoding, and reading of single frames by time."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+# Settings of LeRobot 0.6 (`VideoEncoderConfig`): a key frame every second frame makes random access cheap.
+CODEC_OPTIONS: dict[str, dict[str, str]] = {
+    "libsvtav1": {"g": "2", "crf": "30", "preset": "12", "svtav1-params": "fast-decode=0"},
+    "h264": {"g": "2", "crf": "23"},
+}
+PIXEL_FORMAT = "yuv420p"
+
+
+class VideoError(ValueError):
+    """A video that cannot be read or has no frame at the requested time; the message names the file."""
+
+
+@cache
+def default_codec() -> str:
+    """`libsvtav1` (LeRobot's default) where this PyAV has it, else `h264`."""
+    for codec in CODEC_OPTIONS:
+        try:
+            av.codec.Codec(codec, "w")
+        except av.FFmpegError:
+            continue
+        return codec
+    raise RuntimeError(f"PyAV has none of the encoders {', '.join(CODEC_OPTIONS)}; store images in parquet instead")
+
+
+class VideoWriter:
+    """Encodes frames to an mp4 with a constant frame rate; frame k is shown at k / fps.
+
+    Args:
+        path: File to write; it is complete only after `close()`.
+        fps: Frames per second.
+        height: Of each frame, pixels.
+        width: Of each frame, pixels.
+        codec: A key of `CODEC_OPTIONS`.
+    """
+
+    def __init__(self, path: Path | str, fps: int, height: int, width: int, codec: str):
+        if codec not in CODEC_OPTIONS:
+            raise ValueError(f"codec: expected one of {', '.join(CODEC_OPTIONS)}, got {codec!r}")
+        if codec == "libsvtav1":
+            os.environ.setdefault("SVT_LOG", "1")  # errors only: it else prints two dozen lines per file
+        self.path, self.shape = Path(path), (height, width, 3)
+        self.num_frames = 0
+        self._container = av.open(str(path), "w", options={"movflags": "faststart"})
+        stream: Any = self._container.add_stream(codec, rate=fps, options=CODEC_OPTIONS[codec])
+        stream.height, stream.width, stream.pix_fmt = height, width, PIXEL_FORMAT
+        self._stream: Any = stream
+
+    def write(self, image: np.ndarray) -> None:
+        """Adds one frame, uint8 (height, width, 3) RGB."""
+        if image.shape != self.shape or image.dtype != np.uint8:
+            raise ValueError(f"{self.path}: expected uint8 {self.shape}, got {image.dtype} {image.shape}")
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+        try:
+            self._container.mux(self._stream.encode(frame))
+        except av.FFmpegError as error:
+            raise VideoError(
+                f"{self.path}: {self._stream.codec_context.name} cannot encode {self.shape[1]} x {self.shape[0]} frames"
+                f" ({error}); use even sizes or store images in parquet (use_videos=False)"
+            ) from error
+        self.num_frames += 1
+
+    def close(self) -> None:
+        """Writes what the encoder still holds and completes the file."""
+        if self._stream is None:
+            return
+        stream, self._stream = self._stream, None
+        if self.num_frames:
+            self._container.mux(stream.encode(None))
+        self._container.close()
+
+
+class VideoReader:
+    """Single frames of one video by time: seeks to a key frame where needed and decodes forward.
+
+    Frames asked for in order are decoded in order, without seeking.
+
+    Args:
+        path: Video file.
+        size: Expected (height, width); None accepts any.
+
+    Raises:
+        VideoError: The file cannot be opened, has no video, or another size.
+    """
+
+    def __init__(self, path: Path | str, size: tuple[int, int] | None = None):
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise VideoError(f"{self.path}: the video file is missing; download or record it again")
+        try:
+            self._container = av.open(str(path))
+        except (av.FFmpegError, OSError) as error:
+            raise VideoError(_unreadable(self.path, error)) from error
+        try:
+            if not self._container.streams.video:
+                raise VideoError(f"{self.path}: holds no video stream; download or record it again")
+            stream: Any = self._container.streams.video[0]
+            if size is not None and (stream.height, stream.width) != tuple(size):
+                raise VideoError(
+                    f"{self.path}: frames are {stream.height} x {stream.width} (height x width), expected"
+                    f" {size[0]} x {size[1]} as in meta/info.json; correct the feature's shape or replace the file"
+                )
+        except VideoError:
+            self._container.close()
+            raise
+        stream.codec_context.thread_count = 1  # parallelism comes from data-loader workers
+        self._stream = stream
+        self._frames: Iterator[Any] | None = None
+        self._current: Any = None
+        self._image: np.ndarray | None = None
+
+    @property
+    def num_frames(self) -> int:
+        """Number of frames as the file's index states it, or counted packet by packet where it has none."""
+        if self._stream.frames:
+            return int(self._stream.frames)
+        try:
+            self._restart(0)
+            return sum(packet.size > 0 for packet in self._container.demux(self._stream))
+        except av.FFmpegError as error:
+            raise VideoError(_unreadable(self.path, error)) from error
+        finally:
+            self._frames = self._current = None
+
+    def read(self, time: float, tolerance: float = 1e-4) -> np.ndarray:
+        """The frame shown at a time.
+
+        Args:
+            time: Seconds from the start of the file.
+            tolerance: Largest distance in seconds between `time` and the frame's own time.
+
+        Returns:
+            uint8 (height, width, 3) RGB; do not write to it, the next call may return the same array.
+
+        Raises:
+            VideoError: No frame within the tolerance, or undecodable data.
+        """
+        try:
+            frame = self._find(time, tolerance)
+            if frame is not self._current:
+                self._current, self._image = frame, None
+            if frame is None or abs(frame.time - time) > tolerance:
+                found = "the video holds none" if frame is None else f"the nearest one found is at {frame.time:.6f} s"
+                raise VideoError(
+                    f"{self.path}: no frame at {time:.6f} s (tolerance {tolerance} s), {found}; the video does not"
+                    " match the data set's timestamps, or tolerance_s is too small for its clock"
+                )
+            if self._image is None:
+                self._image = frame.to_ndarray(format="rgb24")
+        except (av.FFmpegError, OSError) as error:
+            self._frames = self._current = None
+            raise VideoError(_unreadable(self.path, error, time)) from error
+        return self._image
+
+    def close(self) -> None:
+        self._frames = self._current = None
+        self._container.close()
+
+    def _find(self, time: float, tolerance: float) -> Any:
+        """The first frame at or after `time - tolerance`, else the last one before the end, else None."""
+        current = self._current
+        if current is not None and abs(current.time - time) <= tolerance:
+            return current
+        if current is None or time < current.time or self._frames is None or self._key_frame_between(current, time):
+            self._seek(time, tolerance)
+        last = None
+        for frame in self._frames or ():
+            if frame.time is None:
+                continue
+            last = frame
+            if frame.time >= time - tolerance:
+                return frame
+        self._frames = None  # at the end: the next request must seek
+        return last
+
+    def _seek(self, time: float, tolerance: float) -> None:
+        # Containers index decoding times, which run ahead of display times where frames are reordered: the key frame
+        # found may lie after the wanted frame. Start ever earlier until it does not.
+        for margin in (0.0, 0.5, 4.0, time):
+            start = max(time - margin, 0.0)
+            self._restart(start)
+            assert self._frames is not None
+            first = next(self._frames, None)
+            if first is not None and (first.time is None or first.time <= time + tolerance):
+                break
+            if start == 0.0:
+                break
+        self._frames = _chain(first, self._frames)
+
+    def _restart(self, start: float) -> None:
+        offset = round(start / self._stream.time_base)
+        self._container.seek(offset, backward=True, any_frame=False, stream=self._stream)
+        self._frames = self._container.decode(self._stream)
+        self._current = self._image = None
+
+    def _key_frame_between(self, current: Any, time: float) -> bool:
+        """Whether seeking would skip frames: the key frame before `time` lies after the next frame to be decoded."""
+        entries = self._stream.index_entries
+        if not len(entries):
+            return time - current.time > 1.0
+        position = entries.search_timestamp(round(time / self._stream.time_base))
+        return position >= 0 and entries[position].timestamp > current.pts + (current.duration or 0)
+
+
+class VideoReaders:
+    """A small set of open videos per process; the one unused for longest is closed first.
+
+    Safe to hold in an object that is pickled to a worker or forked into one: each process opens its own files.
+    """
+
+    def __init__(self, max_open: int = 16):
+        self.max_open = max_open
+        self._readers: OrderedDict[str, VideoReader] = OrderedDict()
+        self._process = os.getpid()
+
+    def get(self, path: Path | str, size: tuple[int, int] | None = None) -> VideoReader:
+        """The open reader of a file, opened on first use (same errors as `VideoReader`)."""
+        if self._process != os.getpid():  # a fork shares file positions with its parent: never use the parent's handles
+            self._readers, self._process = OrderedDict(), os.getpid()
+        key = str(path)
+        if key not in self._readers:
+            while len(self._readers) >= self.max_open:
+                self._readers.popitem(last=False)[1].close()
+            self._readers[key] = VideoReader(path, size)
+        self._readers.move_to_end(key)
+        return self._readers[key]
+
+    def close(self) -> None:
+        for reader in self._readers.values():
+            reader.close()
+        self._readers.clear()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"max_open": self.max_open}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+
+def video_info(path: Path, codec: str) -> dict[str, Any]:
+    """What LeRobot keeps in `features[key]["info"]` about a video key: its stream and its encoder settings."""
+    with av.open(str(path)) as container:
+        stream: Any = container.streams.video[0]
+        info = {
+            "video.height": stream.height,
+            "video.width": stream.width,
+            "video.codec": stream.codec.canonical_name,
+            "video.pix_fmt": stream.pix_fmt,
+            "video.fps": int(stream.base_rate),
+            "video.channels": 3,
+            "has_audio": bool(container.streams.audio),
+        }
+    options = CODEC_OPTIONS[codec]
+    settings: dict[str, Any] = {"video.g": int(options["g"]), "video.crf": int(options["crf"]), "video.fast_decode": 0}
+    if "preset" in options:
+        settings["video.preset"] = int(options["preset"])
+    return {**info, **settings, "video.video_backend": "pyav", "video.extra_options": {}, "is_depth_map": False}
+
+
+def _chain(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
+    if first is not None:
+        yield first
+    yield from rest
+
+
+def _unreadable(path: Path, error: Exception, time: float | None = None) -> str:
+    where = "" if time is None else f" at {time:.6f} s"
+    return f"{path}: the video cannot be read{where} ({error}); the file is damaged, download or record it again"

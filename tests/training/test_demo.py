@@ -1,0 +1,67 @@
+"""The demo runs end to end and reports what it did; it never touches a folder that it did not make."""
+
+import json
+import shlex
+
+import pytest
+
+from evaluation.environments import EVALUATION_SEED_OFFSET
+from training import demo
+from training.demo import DemoSettings, loading_code, prepare_output, training_command
+
+
+def test_a_folder_of_other_things_is_left_alone(tmp_path, capsys):
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(FileExistsError, match="was not made by the demo"):
+        prepare_output(tmp_path)
+    assert demo.main(["--quick", "--output", str(tmp_path)]) == 1
+    assert "name another folder" in capsys.readouterr().err
+    assert (tmp_path / "thesis.txt").read_text() == "precious"
+
+
+def test_its_own_folder_is_made_anew(tmp_path):
+    output = tmp_path / "demo"
+    prepare_output(output)
+    (output / "report.json").write_text("{}")
+    prepare_output(output)
+    assert [path.name for path in output.iterdir()] == [demo.MARKER]
+
+
+def test_the_training_command_uses_every_core_and_the_same_script_as_users(tmp_path):
+    command = training_command(DemoSettings(output=tmp_path, train_steps=7))
+    script = command.index(next(part for part in command if part.endswith("finetune.py")))
+    options = dict(zip(command[script + 1 :: 2], command[script + 2 :: 2], strict=True))
+    assert options["--max_steps"] == "7"
+    assert json.loads(options["--robot_datasets"])["path"] == str(tmp_path / "dataset")
+    assert int(command[command.index("--num_cpu_threads_per_process") + 1]) >= 1
+    assert shlex.split(shlex.join(command)) == command
+    assert "--max_steps" not in training_command(DemoSettings(output=tmp_path))
+
+
+@pytest.mark.slow
+def test_quick_demo_end_to_end(tmp_path):
+    """Everything but the learning: recording, training in a process of its own, evaluation, report, page, loading."""
+    output = tmp_path / "demo"
+    arguments = ["--quick", "--demonstrations", "4", "--episodes", "2", "--train-steps", "4", "--output", str(output)]
+    assert demo.main(arguments) == 0
+    report = json.loads((output / "report.json").read_text())
+    for key in ("success_before", "success_after"):
+        assert 0.0 <= report[key] <= 1.0
+    assert report["episodes"] == 2
+    assert report["demonstrations"]["episodes"] == 4
+    assert report["seconds"] >= sum(report["seconds_by_stage"].values()) - 1
+    assert report["evaluation_seeds"][0] >= EVALUATION_SEED_OFFSET
+    page = (output / "index.html").read_text()
+    for part in ("Closed-loop success", "Training loss", "Episodes, with thoughts", report["checkpoint"]):
+        assert part in page
+    evaluated = {}
+    for name in ("before", "after"):
+        lines = (output / f"evaluation_{name}" / "episodes.jsonl").read_text().splitlines()
+        evaluated[name] = sorted(json.loads(line)["seed"] for line in lines)
+    assert evaluated["before"] == evaluated["after"], "the same situations before and after"
+
+    namespace: dict = {}
+    for line in loading_code(report["checkpoint"]).splitlines():
+        exec(line, namespace)  # what the page tells the reader to type
+    assert "tabletop" in namespace["processor"].embodiments
+    assert namespace["model"].config.chunk_size == namespace["processor"].chunk_size

@@ -71,7 +71,9 @@ class ExpertAttention(nn.Module):
         """x: (B, Q, D); mask: bool, broadcastable to (B, heads, Q, K), True = attend."""
         keys, values = key_value
         dropout = self.dropout if self.training else 0.0
-        out = F.scaled_dot_product_attention(self._heads(self.q_proj(x)), keys, values, attn_mask=mask, dropout_p=dropout)
+        out = F.scaled_dot_product_attention(
+            self._heads(self.q_proj(x)), keys, values, attn_mask=mask, dropout_p=dropout
+        )
         return self.o_proj(out.transpose(1, 2).flatten(2))
 
 

@@ -391,7 +391,9 @@ class SyVLAModel(SyVLAPreTrainedModel, GenerationMixin):
             images = {"pixel_values": pixel_values, "image_grid_thw": image_grid_thw}
             if think:
                 tokenizer = tokenizer or self._own_tokenizer()
-                query_states, thought_ids = self._think(*prompt, max_new_tokens=max_new_tokens, **images, **generate_kwargs)
+                query_states, thought_ids = self._think(
+                    *prompt, max_new_tokens=max_new_tokens, **images, **generate_kwargs
+                )
                 thoughts = [text.strip() for text in tokenizer.batch_decode(thought_ids, skip_special_tokens=True)]
             else:
                 query_states = self._query_states_without_thought(*prompt, **images)
@@ -418,10 +420,10 @@ class SyVLAModel(SyVLAPreTrainedModel, GenerationMixin):
         if noise is None:
             noise = torch.randn(shape, device=query_states.device, dtype=torch.float32, generator=generator)
         elif tuple(noise.shape) != shape:
-            raise ValueError(f"noise: expected shape {shape} (batch, chunk_size, max_action_dim), got {tuple(noise.shape)}")
-        context = self.encode_expert_context(
-            query_states, state, embodiment_ids, expert_pixel_values, expert_view_mask
-        )
+            raise ValueError(
+                f"noise: expected shape {shape} (batch, chunk_size, max_action_dim), got {tuple(noise.shape)}"
+            )
+        context = self.encode_expert_context(query_states, state, embodiment_ids, expert_pixel_values, expert_view_mask)
         actions = euler_sample(
             lambda x, t: self.expert.predict_velocity(x, t, context),
             noise.float(),
@@ -466,9 +468,13 @@ class SyVLAModel(SyVLAPreTrainedModel, GenerationMixin):
             (query states (B, N, D_vlm), thought ids (B, G)).
         """
         if (input_ids == self.config.query_token_id).any():
-            raise ValueError("think=True: the prompt already holds query tokens; make it without `thought` and `actions`")
+            raise ValueError(
+                "think=True: the prompt already holds query tokens; make it without `thought` and `actions`"
+            )
         if generate_kwargs.get("num_beams", 1) != 1 or generate_kwargs.get("num_return_sequences", 1) != 1:
-            raise ValueError("think=True: beam search and several return sequences are not supported; one thought per sample")
+            raise ValueError(
+                "think=True: beam search and several return sequences are not supported; one thought per sample"
+            )
         prompt_length = input_ids.shape[1]
         generated = self.generate(
             input_ids=input_ids,
@@ -548,7 +554,9 @@ class SyVLAModel(SyVLAPreTrainedModel, GenerationMixin):
         given = {"embodiment_ids": embodiment_ids, "state": state, "expert_pixel_values": expert_pixel_values}
         for name, value in given.items():
             if value is None:
-                raise ValueError(f"{name}: missing; the action expert needs it (the processor makes it from state=, images=)")
+                raise ValueError(
+                    f"{name}: missing; the action expert needs it (the processor makes it from state=, images=)"
+                )
         assert embodiment_ids is not None and state is not None and expert_pixel_values is not None
         if input_ids is None:
             rows = torch.arange(len(query_states), device=query_states.device)

@@ -1,22 +1,47 @@
-"""Data to tensors and back: used unchanged by training, evaluation and serving."""
+"""Data to tensors and back: used unchanged by training, evaluation and serving.
+
+Importing the package registers SyVLAProcessor with `AutoProcessor`; the dataset classes are imported when they are used.
+"""
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from transformers import AutoProcessor
+
+from modeling_syvla.configuration_syvla import SyVLAConfig
+
+from .processing_syvla import SyVLAProcessor
+
 if TYPE_CHECKING:
-    from .processing_syvla import SyVLAProcessor
+    from .mixture import MixtureBatchSampler, MixtureDataset
+    from .multimodal_dataset import MultimodalDataset
     from .robot_dataset import RobotDataset
     from .robot_dataset_writer import RobotDatasetWriter
+    from .tiny_processor import build_tiny_processor
 
 _MODULES = {
-    "SyVLAProcessor": "processing_syvla",
+    "MixtureBatchSampler": "mixture",
+    "MixtureDataset": "mixture",
+    "MultimodalDataset": "multimodal_dataset",
     "RobotDataset": "robot_dataset",
     "RobotDatasetWriter": "robot_dataset_writer",
+    "build_tiny_processor": "tiny_processor",
 }
 
-__all__ = ["RobotDataset", "RobotDatasetWriter", "SyVLAProcessor"]
+__all__ = [
+    "MixtureBatchSampler",
+    "MixtureDataset",
+    "MultimodalDataset",
+    "RobotDataset",
+    "RobotDatasetWriter",
+    "SyVLAProcessor",
+    "build_tiny_processor",
+]
+
+AutoProcessor.register(SyVLAConfig, SyVLAProcessor, exist_ok=True)
+SyVLAProcessor.register_for_auto_class("AutoProcessor")
 
 
 def __getattr__(name: str) -> Any:

@@ -78,7 +78,9 @@ class MixtureBatchSampler(Sampler):
         if multimodal_share < 1 and not robot_sizes:
             raise ValueError("robot_sizes: expected at least one robot dataset")
         if not 0 <= rank < world_size or batch_size < 1:
-            raise ValueError(f"expected 0 <= rank < world_size and batch_size >= 1, got {rank=} {world_size=} {batch_size=}")
+            raise ValueError(
+                f"expected 0 <= rank < world_size and batch_size >= 1, got {rank=} {world_size=} {batch_size=}"
+            )
         self.sizes = [*robot_sizes, *multimodal_sizes]
         if min(self.sizes) < 1:
             raise ValueError(f"dataset sizes: expected at least one sample each, got {self.sizes}")
@@ -90,7 +92,9 @@ class MixtureBatchSampler(Sampler):
         self.batch_size, self.seed, self.rank, self.world_size = batch_size, seed, rank, world_size
         self.share = Fraction(multimodal_share).limit_denominator(10**6)
         per_batch = batch_size * world_size * (1 - self.share)
-        self.batches_per_epoch = batches_per_epoch or max(1, math.ceil(sum(robot_sizes) / per_batch) if per_batch else 1)
+        self.batches_per_epoch = batches_per_epoch or max(
+            1, math.ceil(sum(robot_sizes) / per_batch) if per_batch else 1
+        )
         self._samples = 0  # drawn so far by all ranks together
         self._drawn = np.zeros(len(self.sizes), dtype=np.int64)  # the same per dataset
 
@@ -113,7 +117,9 @@ class MixtureBatchSampler(Sampler):
         """
         for key in ("sizes", "seed"):
             if state[key] != getattr(self, key):
-                raise ValueError(f"sampler state: {key} was {state[key]}, now {getattr(self, key)}; resume with the same data")
+                raise ValueError(
+                    f"sampler state: {key} was {state[key]}, now {getattr(self, key)}; resume with the same data"
+                )
         self._samples = int(state["samples"])
         self._drawn = np.asarray(state["drawn"], dtype=np.int64)
 

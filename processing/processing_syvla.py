@@ -63,7 +63,9 @@ class SyVLAProcessor(ProcessorMixin):
             self.query_token_id = tokenizer.convert_tokens_to_ids(query_token)
             self.image_token = "<|image_pad|>"
             self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
-        super().__init__(image_processor, tokenizer, expert_image_processor, chat_template=chat_template or CHAT_TEMPLATE)
+        super().__init__(
+            image_processor, tokenizer, expert_image_processor, chat_template=chat_template or CHAT_TEMPLATE
+        )
 
     # ------------------------------------------------------------------ embodiments
 
@@ -92,7 +94,9 @@ class SyVLAProcessor(ProcessorMixin):
                     f"statistics.{kind}: missing for embodiment {name!r}; expected at least mean and std per dimension. "
                     "Compute them with RobotDataset(...).statistics()"
                 )
-            lists = {key: np.asarray(value, dtype=np.float64).ravel().tolist() for key, value in statistics[kind].items()}
+            lists = {
+                key: np.asarray(value, dtype=np.float64).ravel().tolist() for key, value in statistics[kind].items()
+            }
             entry["statistics"][kind] = lists
             entry[f"{kind}_dim"] = len(lists["mean"])
         known = self.embodiments.get(name)
@@ -267,7 +271,9 @@ class SyVLAProcessor(ProcessorMixin):
             images = dict(zip(self.views, images, strict=False))
         unknown = sorted(set(images) - set(self.views))
         if unknown:
-            raise ValueError(f"images: unknown views {unknown}; this checkpoint has {self.views}. Map cameras to views.")
+            raise ValueError(
+                f"images: unknown views {unknown}; this checkpoint has {self.views}. Map cameras to views."
+            )
         present = {v: _checked_image(images[v], f"images.{v}") for v in self.views if images.get(v) is not None}
         if not present:
             raise ValueError(f"images: expected at least one of the views {self.views}, got none")
@@ -312,7 +318,9 @@ class SyVLAProcessor(ProcessorMixin):
         out["mm_token_type_ids"] = (out["input_ids"] == self.image_token_id).int()
         return out
 
-    def _expert_inputs(self, items: Sequence[Mapping[str, Any]], views: list[dict[str, Image]]) -> dict[str, torch.Tensor]:
+    def _expert_inputs(
+        self, items: Sequence[Mapping[str, Any]], views: list[dict[str, Image]]
+    ) -> dict[str, torch.Tensor]:
         """Low-resolution views, states, embodiment ids and, for training, action targets with their mask."""
         size = len(items)
         max_state = max(e["state_dim"] for e in self.embodiments.values()) if self.embodiments else 0

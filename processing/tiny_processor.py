@@ -43,8 +43,8 @@ def build_tiny_tokenizer():
     """
     import json
 
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from tokenizers import Regex as TokenizerRegex
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from transformers import Qwen2Tokenizer
     from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
@@ -85,12 +85,26 @@ def _corpus() -> list[str]:
     things = ("cube", "bar", "pad", "ball", "block")
     verbs = ("lift", "reach", "grasp", "raise", "place", "put", "move", "release", "hold", "carry", "lower")
     arms = ("left arm", "right arm", "both arms")
-    lines = ["system\nYou are a helpful assistant.\n", "user\n", "assistant\n", "center view: \nleft wrist view: \nright wrist view: \n"]
+    lines = [
+        "system\nYou are a helpful assistant.\n",
+        "user\n",
+        "assistant\n",
+        "center view: \nleft wrist view: \nright wrist view: \n",
+    ]
     lines *= 50
     lines += [f"{v} the {c} {t} with the {a}" for v, c, t, a in product(verbs, colours, things, arms)]
-    lines += [f"How many {c} {t}s are there on the table? Where is it? Point at the {c} {t}." for c, t in product(colours, things)]
-    lines += ["place it on the marked pad from the table to the pad with both arms and the grippers open, then close"] * 20
-    lines += ["what which color object robot gripper camera image picture left right above below near far between front behind"] * 20
-    lines += ["first second third then next now finished done start stop open close push pull turn slide drawer door button"] * 20
+    lines += [
+        f"How many {c} {t}s are there on the table? Where is it? Point at the {c} {t}."
+        for c, t in product(colours, things)
+    ]
+    lines += [
+        "place it on the marked pad from the table to the pad with both arms and the grippers open, then close"
+    ] * 20
+    lines += [
+        "what which color object robot gripper camera image picture left right above below near far between front behind"
+    ] * 20
+    lines += [
+        "first second third then next now finished done start stop open close push pull turn slide drawer door button"
+    ] * 20
     lines += [f"{n} yes no none one two three four five six (x, y) = ({n}, {n + 7})" for n in range(100)]
     return lines

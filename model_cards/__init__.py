@@ -1,0 +1,1 @@
+"""Templates of model cards, filled when a checkpoint is saved."""

@@ -1,0 +1,19 @@
+"""Training: scripts and what they share. Names are imported when they are used."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_MODULES = {
+    "SyVLATrainer": "trainer",
+    "SyVLATrainingArguments": "arguments",
+}
+
+__all__ = ["SyVLATrainer", "SyVLATrainingArguments"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_MODULES[name]}", __name__), name)

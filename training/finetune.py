@@ -1,0 +1,186 @@
+"""Fine-tune SyVLA on LeRobot data, with multi-modal data mixed in (paper, appendix A, task fine-tuning).
+
+    accelerate launch training/finetune.py --config training/recipes/finetune.yaml \
+        --model_path org/syvla-3b --robot_datasets path/to/dataset --output_dir outputs/my-policy
+
+Every key of the recipe is an option of the command line, which wins.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from training.arguments import DataArguments, ModelArguments, SyVLATrainingArguments
+from training.recipe import parse_recipe
+
+logger = logging.getLogger("training.finetune")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `syvla-finetune`. Returns the exit status; bad input is printed as one error."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        model_args, data_args, args = parse_recipe((ModelArguments, DataArguments, SyVLATrainingArguments), argv)
+        finetune(model_args, data_args, args)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def finetune(model_args: ModelArguments, data_args: DataArguments, args: SyVLATrainingArguments) -> Any:
+    """Load, validate, train, save. Returns the trainer.
+
+    Raises:
+        ValueError: On any problem with data, model or arguments, before training starts.
+    """
+    from transformers import set_seed
+
+    from processing.mixture import MixtureDataset
+
+    from training.trainer import SyVLATrainer
+
+    if not model_args.model_path or not data_args.robot_specs:
+        raise ValueError("model_path and robot_datasets: both are needed; pass a checkpoint and at least one dataset")
+    set_seed(args.seed)
+    model, processor = load_checkpoint(model_args)
+    robot = load_robot_data(data_args, model, processor)
+    multimodal = load_multimodal_data(data_args)
+    if data_args.validate_data:
+        validate(robot, model, processor)
+    share = data_args.multimodal_share if multimodal else 0.0
+    if not multimodal and data_args.multimodal_share:
+        logger.warning(
+            "no multimodal_datasets given: training on robot data alone; the VLM will forget (paper, Table 9). "
+            "The paper mixes in %d%%.",
+            round(100 * data_args.multimodal_share),
+        )
+    trainer = SyVLATrainer(
+        model=model,
+        args=args,
+        processing_class=processor,
+        train_dataset=MixtureDataset(robot, multimodal),
+        multimodal_share=share,
+        robot_weights=_weights(data_args.robot_specs),
+        multimodal_weights=_weights(data_args.multimodal_specs),
+        card={
+            "base_model": model_args.model_path if not Path(model_args.model_path).exists() else None,
+            "datasets_used": [
+                f"{Path(spec['path']).name}: {len(data)} frames, embodiment {data.embodiment}"
+                for spec, data in zip(data_args.robot_specs, robot, strict=True)
+            ],
+        },
+    )
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.save_model(args.output_dir)
+    if trainer.is_world_process_zero():
+        history = Path(args.output_dir) / "log_history.json"
+        history.write_text(json.dumps(trainer.state.log_history, indent=1) + "\n", encoding="utf-8")
+        print(json.dumps({"checkpoint": str(args.output_dir), "steps": trainer.state.global_step}))
+    return trainer
+
+
+def load_checkpoint(model_args: ModelArguments) -> tuple[Any, Any]:
+    """Model in float32 master weights and its processor, with `model_overrides` applied to the config."""
+    import torch
+    from transformers import AutoConfig, AutoModel, AutoProcessor
+
+    import modeling_syvla  # noqa: F401  (registers the Auto classes)
+    import processing.processing_syvla  # noqa: F401
+
+    overrides = json.loads(model_args.model_overrides) if model_args.model_overrides else {}
+    config = AutoConfig.from_pretrained(model_args.model_path, revision=model_args.model_revision)
+    unknown = sorted(key for key in overrides if not hasattr(config, key))
+    if unknown:
+        raise ValueError(f"model_overrides: {unknown} are no fields of the model's config")
+    for key, value in overrides.items():
+        setattr(config, key, value)
+    kwargs: dict[str, Any] = {"config": config, "revision": model_args.model_revision, "dtype": torch.float32}
+    if model_args.attn_implementation:
+        kwargs["attn_implementation"] = {"": "sdpa", "vlm_config": model_args.attn_implementation}
+    model = AutoModel.from_pretrained(model_args.model_path, **kwargs)
+    processor = AutoProcessor.from_pretrained(model_args.model_path, revision=model_args.model_revision)
+    if model_args.freeze_vlm:
+        model.vlm.requires_grad_(False)
+    return model, processor
+
+
+def load_robot_data(data_args: DataArguments, model: Any, processor: Any) -> list[Any]:
+    """Open the datasets and register their embodiments with processor and model.
+
+    Statistics: those of the checkpoint stay unless `recompute_statistics`; a new embodiment gets those of all its frames.
+    """
+    from processing.dataset_statistics import pooled_statistics
+    from processing.robot_dataset import RobotDataset
+
+    datasets = []
+    by_embodiment: dict[str, list[Any]] = {}
+    modes: dict[str, Any] = {}
+    for spec in data_args.robot_specs:
+        options = {k: v for k, v in spec.items() if k not in ("path", "weight", "normalization")}
+        name = options.pop("embodiment", None) or _only_embodiment(processor, spec)
+        options.setdefault("cache_images", data_args.cache_images)
+        dataset = RobotDataset(spec["path"], embodiment=name, chunk_size=processor.chunk_size, **options)
+        datasets.append(dataset)
+        by_embodiment.setdefault(name, []).append(dataset)
+        modes.setdefault(name, spec.get("normalization"))
+    for name, members in by_embodiment.items():
+        if name not in processor.embodiments or data_args.recompute_statistics:
+            first = members[0]
+            processor.set_embodiment(
+                name,
+                pooled_statistics(members),
+                modes[name],
+                state_names=first.state_names,
+                action_names=first.action_names,
+                control_hz=first.fps,
+            )
+        entry = processor.embodiments[name]
+        model.add_embodiment(name, entry["state_dim"], entry["action_dim"])
+        entry["id"] = model.config.embodiments[name]["id"]
+    return datasets
+
+
+def load_multimodal_data(data_args: DataArguments) -> list[Any]:
+    from processing.multimodal_dataset import MultimodalDataset
+
+    options = ("split", "revision")
+    return [
+        MultimodalDataset(spec["path"], **{k: spec[k] for k in options if k in spec})
+        for spec in data_args.multimodal_specs
+    ]
+
+
+def validate(datasets: Sequence[Any], model: Any, processor: Any) -> None:
+    """One pass over everything that can be checked before the first step; all problems in one error."""
+    from processing.dataset_validation import require_valid
+
+    for dataset in datasets:
+        require_valid(dataset, model.config, processor)
+
+
+def _only_embodiment(processor: Any, spec: dict[str, Any]) -> str:
+    if len(processor.embodiments) == 1:
+        return next(iter(processor.embodiments))
+    raise ValueError(
+        f'robot_datasets: {spec["path"]} names no embodiment; add "embodiment": a name for this robot '
+        f"(the checkpoint knows {sorted(processor.embodiments) or 'none'})"
+    )
+
+
+def _weights(specs: Sequence[dict[str, Any]]) -> list[float] | None:
+    if not any("weight" in spec for spec in specs):
+        return None
+    missing = [spec["path"] for spec in specs if "weight" not in spec]
+    if missing:
+        raise ValueError(f"weight: given for some datasets but not for {missing}; give all or none")
+    return [float(spec["weight"]) for spec in specs]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -11,7 +11,6 @@ dataset's folder holds the settings, every attempt and the summary.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
 import sys
@@ -23,6 +22,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .command_line import environment_option
 from .environments import (
     ENVIRONMENTS,
     EVALUATION_SEED_OFFSET,
@@ -31,6 +31,7 @@ from .environments import (
     make_expert,
 )
 from .environments.demonstration import Demonstration, demonstrate
+from .environments.disturbance import check_action_noise
 from .recording_log import RecordingLog, summarise
 
 SUMMARY_FILE = "recording.json"
@@ -97,6 +98,7 @@ def record_demonstrations(
     _validate(chosen, episodes, workers)
     root = Path(output)
     started = time.monotonic()
+    log = RecordingLog(root / SUMMARY_FILE, asdict(chosen))
     env = chosen.make(chosen.tasks[0])
     with RobotDatasetWriter(
         root,
@@ -104,8 +106,9 @@ def record_demonstrations(
         features=dataset_features(env, use_videos=chosen.use_videos),
         robot_type=env.embodiment,
         use_videos=chosen.use_videos,
+        thoughts=True,
     ) as writer:
-        log = RecordingLog(root / SUMMARY_FILE, asdict(chosen), writer.num_episodes)
+        log.match(writer.num_episodes)
         _record_missing(writer, log, chosen, episodes, workers, progress)
     env.close()
     return log.finish(root, time.monotonic() - started)
@@ -142,12 +145,8 @@ def _record_missing(
     goal = episodes * len(settings.tasks)
     with tqdm(total=goal, initial=goal - sum(missing.values()), unit="episode", disable=not progress) as bar:
         while any(count > 0 for count in missing.values()):
-            planned = [
-                (task, next_seed[task] + turn)
-                for turn in range(max(missing.values()))
-                for task in settings.tasks
-                if turn < missing[task]
-            ]
+            planned = [(task, next_seed[task] + turn) for task in settings.tasks for turn in range(missing[task])]
+            planned.sort(key=lambda entry: entry[1])  # stable: tasks take turns, in a resumed recording as well
             for attempt in _demonstrations(settings, workers, planned):
                 next_seed[attempt.task] = attempt.seed + 1
                 log.add(attempt)
@@ -239,6 +238,7 @@ def _validate(settings: RecordingSettings, episodes: int, workers: int) -> None:
             f"seed: expected 0 to {EVALUATION_SEED_OFFSET - (last - settings.seed) - 1} for {episodes} episodes, got "
             f"{settings.seed}; seeds from {EVALUATION_SEED_OFFSET} on belong to closed-loop evaluation"
         )
+    check_action_noise(settings.action_noise)
     for task in settings.tasks:
         settings.make(task).close()
 
@@ -248,16 +248,6 @@ def _frames_per_second(env: Any) -> int:
     if abs(rate - env.control_hz) > 1e-6:
         raise ValueError(f"control_hz: expected a whole number for a dataset's frame rate, got {env.control_hz:g}")
     return rate
-
-
-def _option(text: str) -> tuple[str, Any]:
-    key, separator, value = text.partition("=")
-    if not separator:
-        raise argparse.ArgumentTypeError(f"expected KEY=VALUE, got {text!r}")
-    try:
-        return key, json.loads(value)
-    except json.JSONDecodeError:
-        return key, value
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -274,14 +264,19 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--episodes", type=int, default=120, help="successful episodes per task")
     parser.add_argument("--seed", type=int, default=defaults.seed, help="first seed of each task")
-    parser.add_argument("--output", required=True, help="folder of the dataset; an unfinished recording is continued")
+    parser.add_argument(
+        "--output",
+        required=True,
+        default=argparse.SUPPRESS,
+        help="folder of the dataset; an unfinished recording is continued",
+    )
     parser.add_argument("--image-size", type=int, default=defaults.image_size, help="side of the pictures in pixels")
     storage = parser.add_mutually_exclusive_group()
+    options: dict[str, Any] = {"dest": "storage", "action": "store_const", "default": "images"}
     storage.add_argument(
-        "--images-in-parquet", dest="use_videos", action="store_false", help="lossless pictures (default)"
+        "--images-in-parquet", const="images", help="lossless pictures in the parquet files", **options
     )
-    storage.add_argument("--videos", dest="use_videos", action="store_true", help="MP4 videos")
-    parser.set_defaults(use_videos=defaults.use_videos)
+    storage.add_argument("--videos", const="videos", help="MP4 videos", **options)
     parser.add_argument(
         "--action-noise",
         type=float,
@@ -294,11 +289,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--workers", type=int, default=1, help="processes that simulate")
     parser.add_argument(
         "--env-option",
-        type=_option,
+        type=environment_option,
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="environment argument (JSON)",
+        help="environment argument (JSON), such as distractors=1",
     )
     return parser
 
@@ -315,7 +310,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             tasks=tuple(getattr(arguments, "task", RecordingSettings.tasks)),
             seed=arguments.seed,
             image_size=arguments.image_size,
-            use_videos=arguments.use_videos,
+            use_videos=arguments.storage == "videos",
             action_noise=arguments.action_noise,
             recovery=arguments.recovery,
             env_options=dict(arguments.env_option),

@@ -17,34 +17,41 @@ class RecordingLog:
 
     Args:
         path: The file.
-        settings: What the recording was asked for; a file with other settings is refused.
-        saved_episodes: Episodes that the dataset holds.
+        settings: What the recording was asked for.
 
     Raises:
-        ValueError: If the file's settings differ, or the dataset holds episodes that the file does not know.
+        ValueError: If the file comes from a recording with other settings.
     """
 
-    def __init__(self, path: Path, settings: dict[str, Any], saved_episodes: int) -> None:
+    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
         self._path = path
         self._settings = json.loads(json.dumps(settings))
         self.attempts: list[dict[str, Any]] = []
         if path.exists():
             content = json.loads(path.read_text())
-            changed = {
-                key: (content["settings"].get(key), value)
+            before = content["settings"]
+            changed = [
+                f"{key}: recorded with {before.get(key)!r}, now {value!r}"
                 for key, value in self._settings.items()
-                if content["settings"].get(key) != value
-            }
+                if before.get(key) != value
+            ]
             if changed:
-                listing = ", ".join(f"{key}: recorded with {old!r}, now {new!r}" for key, (old, new) in changed.items())
-                raise ValueError(f"{path}: other settings ({listing}); choose another folder or the same settings")
-            # An attempt is written down before its episode is saved; one that was never saved is made again.
-            self.attempts = [a for a in content["attempts"] if not a["success"] or a["episode_index"] < saved_episodes]
+                raise ValueError(f"{path}: {'; '.join(changed)}; use the same settings or another folder")
+            self.attempts = content["attempts"]
+
+    def match(self, saved_episodes: int) -> None:
+        """Drops what was noted but never saved, so that attempts and dataset agree.
+
+        Raises:
+            ValueError: If the dataset holds episodes that the file does not know.
+        """
+        # An attempt is noted before its episode is saved; after a crash in between it has to be made again.
+        self.attempts = [a for a in self.attempts if not a["success"] or a["episode_index"] < saved_episodes]
         known = sum(attempt["success"] for attempt in self.attempts)
         if known != saved_episodes:
             raise ValueError(
-                f"{path.parent}: holds {saved_episodes} episodes of which {known} are in {path.name}; "
-                "it was not recorded by this command alone, choose another folder"
+                f"{self._path.parent}: holds {saved_episodes} episodes of which {known} are in {self._path.name}; "
+                "it was not recorded by this command alone, use another folder"
             )
 
     def of(self, task: str) -> list[dict[str, Any]]:

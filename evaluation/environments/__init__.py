@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,10 +54,17 @@ def make_environment(name: str, task: str, **kwargs: Any) -> Any:
         kwargs: Passed to the back-end.
 
     Raises:
-        ValueError: If the back-end or the task is unknown; the message lists the known ones.
+        ValueError: If the back-end, the task or an argument is unknown; the message lists the known ones.
         ImportError: If the back-end's simulator is not installed; the message names the command that installs it.
     """
-    return _load(name, _backend(name).environment)(task=task, **kwargs)
+    factory = _load(name, _backend(name).environment)
+    known = inspect.signature(factory).parameters
+    unknown = sorted(set(kwargs) - set(known))
+    if unknown and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
+        raise ValueError(
+            f"environment {name!r}: unknown arguments {unknown}; known are {sorted(set(known) - {'task'})}"
+        )
+    return factory(task=task, **kwargs)
 
 
 def make_expert(env: Any, **kwargs: Any) -> ScriptedExpert:

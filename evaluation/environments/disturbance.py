@@ -15,6 +15,12 @@ BURST_SIZE = 0.4  # standard deviation as a share of the largest motion per cont
 OPEN_PROBABILITY = 0.3  # share of bursts that also open the grippers, so that a held object falls
 
 
+def check_action_noise(action_noise: float) -> None:
+    """Raises a `ValueError` unless the noise is a sensible share of the motion per step."""
+    if not 0 <= action_noise <= 2:
+        raise ValueError(f"action_noise: expected 0 to 2 (share of the motion per step), got {action_noise}")
+
+
 class Disturbance:
     """Turns the expert's action into the one that is executed.
 
@@ -40,8 +46,7 @@ class Disturbance:
         gripper: np.ndarray,
         rng: np.random.Generator,
     ) -> None:
-        if not 0 <= action_noise <= 2:
-            raise ValueError(f"action_noise: expected 0 to 2 (share of the motion per step), got {action_noise}")
+        check_action_noise(action_noise)
         self._noise = action_noise * np.where(gripper, 0.0, max_step_motion)
         self._recovery = recovery
         self._burst_size = BURST_SIZE * np.where(gripper, 0.0, max_step_motion)

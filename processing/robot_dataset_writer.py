@@ -1,8 +1,8 @@
 """Recording in the LeRobot v3.0 format, so that every saved episode survives a crash.
 
-`save_episode()` writes in the order videos, data, tasks, episode row, statistics, `info.json`, each file put in place in
-one step. `info.json` with its episode count comes last: what a kill leaves beyond that count is ignored by the reader and
-cleared away when the data set is opened for recording again.
+`save_episode()` writes in the order videos, data, tasks, episode row, statistics, `info.json`, each file put in place
+in one step. `info.json` with its episode count comes last: what a kill leaves beyond that count is ignored by the reader
+and cleared away when the data set is opened for recording again.
 """
 
 from __future__ import annotations

@@ -42,7 +42,6 @@ def finetune(model_args: ModelArguments, data_args: DataArguments, args: SyVLATr
     from transformers import set_seed
 
     from processing.mixture import MixtureDataset
-
     from training.trainer import SyVLATrainer
 
     if not model_args.model_path or not data_args.robot_specs:

@@ -17,7 +17,6 @@ from processing.mixture import MixtureBatchSampler, MixtureDataset
 from .arguments import SyVLATrainingArguments
 from .model_card import write_model_card
 
-
 METRICS = ("action_loss", "lm_loss", "decoupling/masked_fraction")
 
 

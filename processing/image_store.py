@@ -1,0 +1,151 @@
+"""Random access to the images inside parquet files.
+
+Parquet can only be decoded in pages of many rows. Small data sets are therefore held in memory as they are stored (PNG);
+larger ones are rewritten once as Arrow files in a cache folder, which the operating system maps into memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+from tqdm.auto import tqdm
+
+MEMORY_LIMIT = 2**30  # bytes of stored images up to which they are held in memory
+_FORMATS = ("PNG", "JPEG")
+
+
+class ImageStore:
+    """Stored images of some cameras by file and row.
+
+    Forked workers share what is in memory; spawned ones load it themselves on first use.
+
+    Args:
+        root: Root of the data set.
+        files: Parquet files relative to it.
+        sizes: Expected (height, width) per camera feature.
+        memory_limit: Bytes up to which all images are held in memory.
+        cache_dir: Folder of the Arrow files above that; None is `syvla/arrow` in the Hugging Face cache.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        files: Sequence[str],
+        sizes: dict[str, tuple[int, int]],
+        memory_limit: int = MEMORY_LIMIT,
+        cache_dir: str | Path | None = None,
+    ):
+        self._root, self._files, self._sizes = root, list(files), sizes
+        self._limit, self._cache_dir = memory_limit, cache_dir
+        self._arrays: dict[int, dict[str, tuple[np.ndarray, list[pa.Array]]]] = {}
+        self._in_memory = self._stored_bytes() <= memory_limit
+        if self._in_memory:
+            for file in range(len(self._files)):
+                self._columns(file)
+
+    def read(self, file: int, row: int, key: str) -> np.ndarray:
+        """Decodes an image: uint8 (H, W, 3). Raises ValueError that names file, row and camera."""
+        offsets, chunks = self._columns(file)[key]
+        chunk = int(np.searchsorted(offsets, row, side="right")) - 1
+        value = chunks[chunk][row - int(offsets[chunk])]
+        try:
+            return decode_image(value.as_py(), self._sizes[key])
+        except (ValueError, OSError, SyntaxError) as error:
+            raise ValueError(f"{self._root / self._files[file]}: row {row}, {key}: {error}") from error
+
+    def _columns(self, file: int) -> dict[str, tuple[np.ndarray, list[pa.Array]]]:
+        if file not in self._arrays:
+            path = self._root / self._files[file]
+            table = _read_images(path, list(self._sizes)) if self._in_memory else self._map(path)
+            self._arrays[file] = {}
+            for key in self._sizes:
+                chunks = table.column(key).chunks
+                offsets = np.cumsum([0, *map(len, chunks)])
+                self._arrays[file][key] = (offsets, chunks)
+        return self._arrays[file]
+
+    def _stored_bytes(self) -> int:
+        total = 0
+        for file in self._files:
+            metadata = pq.read_metadata(self._root / file)
+            for group in range(metadata.num_row_groups):
+                for column in range(metadata.num_columns):
+                    chunk = metadata.row_group(group).column(column)
+                    if chunk.path_in_schema.removesuffix(".bytes") in self._sizes:
+                        total += chunk.total_uncompressed_size
+        return total
+
+    def _map(self, path: Path) -> pa.Table:
+        cached = self._cache_folder() / f"{_fingerprint(path, list(self._sizes))}.arrow"
+        if not cached.is_file():
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            temporary = cached.with_name(f".{cached.name}.{os.getpid()}.tmp")
+            try:
+                _convert(path, temporary, list(self._sizes))
+                os.replace(temporary, cached)
+            finally:
+                temporary.unlink(missing_ok=True)
+        return pa.ipc.open_file(pa.memory_map(str(cached))).read_all()
+
+    def _cache_folder(self) -> Path:
+        if self._cache_dir is not None:
+            return Path(self._cache_dir)
+        from huggingface_hub.constants import HF_HOME
+
+        return Path(HF_HOME) / "syvla" / "arrow"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_arrays": {}}
+
+
+def decode_image(data: bytes | None, size: tuple[int, int]) -> np.ndarray:
+    """Decodes PNG or JPEG to uint8 (H, W, 3) after checking that it has the expected size (height, width)."""
+    if data is None:
+        raise ValueError("the image is not embedded in the parquet file; convert the data set so that it is")
+    image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    if image.size != (size[1], size[0]):
+        raise ValueError(
+            f"the image is {image.size[1]} x {image.size[0]} (height x width), meta/info.json says {size[0]} x {size[1]}"
+        )
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _read_images(path: Path, keys: list[str], groups: Sequence[int] | None = None) -> pa.Table:
+    """The images' bytes per camera, from the stored struct<bytes, path> (or plain binary) columns."""
+    with pq.ParquetFile(path) as file:
+        missing = [key for key in keys if key not in file.schema_arrow.names]
+        if missing:
+            raise ValueError(f"{path}: columns {missing} are missing, meta/info.json lists them; restore the file")
+        nested = [pa.types.is_struct(file.schema_arrow.field(key).type) for key in keys]
+        leaves = [f"{key}.bytes" if struct else key for key, struct in zip(keys, nested, strict=True)]
+        table = file.read(columns=leaves) if groups is None else file.read_row_groups(list(groups), columns=leaves)
+    columns = [
+        pa.chunked_array([chunk.field("bytes") for chunk in table.column(key).chunks], pa.binary())
+        if struct
+        else table.column(key)
+        for key, struct in zip(keys, nested, strict=True)
+    ]
+    return pa.table(dict(zip(keys, columns, strict=True)))
+
+
+def _convert(path: Path, target: Path, keys: list[str]) -> None:
+    schema = pa.schema([(key, pa.binary()) for key in keys])
+    groups = pq.read_metadata(path).num_row_groups
+    with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        for group in tqdm(range(groups), desc=f"Unpacking {path.name}", disable=groups < 50, leave=False):
+            writer.write_table(_read_images(path, keys, [group]).cast(schema))
+
+
+def _fingerprint(path: Path, keys: list[str]) -> str:
+    status = path.resolve().stat()
+    text = "\0".join([str(path.resolve()), str(status.st_size), str(status.st_mtime_ns), *keys])
+    return hashlib.sha256(text.encode()).hexdigest()[:32]

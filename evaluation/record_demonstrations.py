@@ -90,7 +90,7 @@ def record_demonstrations(
     Raises:
         ValueError: If a setting is out of its range, the seeds would run into those of evaluation, or the folder holds
             a recording with other settings.
-        RuntimeError: If the expert failed more often than it succeeded.
+        RuntimeError: If the expert fails far more often than it succeeds.
     """
     from processing import RobotDatasetWriter
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 # Settings of LeRobot 0.6 (`VideoEncoderConfig`): a key frame every second frame makes random access cheap.
 CODEC_OPTIONS: dict[str, dict[str, str]] = {
@@ -118,9 +119,9 @@ class VideoReader:
             raise
         stream.codec_context.thread_count = 1  # parallelism comes from data-loader workers
         self._stream = stream
+        self._reformatter = VideoReformatter()
         self._frames: Iterator[Any] | None = None
         self._current: Any = None
-        self._image: np.ndarray | None = None
 
     @property
     def num_frames(self) -> int:
@@ -143,27 +144,24 @@ class VideoReader:
             tolerance: Largest distance in seconds between `time` and the frame's own time.
 
         Returns:
-            uint8 (height, width, 3) RGB; do not write to it, the next call may return the same array.
+            uint8 (height, width, 3) RGB.
 
         Raises:
             VideoError: No frame within the tolerance, or undecodable data.
         """
         try:
             frame = self._find(time, tolerance)
-            if frame is not self._current:
-                self._current, self._image = frame, None
+            self._current = frame
             if frame is None or abs(frame.time - time) > tolerance:
                 found = "the video holds none" if frame is None else f"the nearest one found is at {frame.time:.6f} s"
                 raise VideoError(
                     f"{self.path}: no frame at {time:.6f} s (tolerance {tolerance} s), {found}; the video does not"
                     " match the data set's timestamps, or tolerance_s is too small for its clock"
                 )
-            if self._image is None:
-                self._image = frame.to_ndarray(format="rgb24")
+            return self._to_rgb(frame)
         except (av.FFmpegError, OSError) as error:
             self._frames = self._current = None
             raise VideoError(_unreadable(self.path, error, time)) from error
-        return self._image
 
     def close(self) -> None:
         self._frames = self._current = None
@@ -204,7 +202,14 @@ class VideoReader:
         offset = round(start / self._stream.time_base)
         self._container.seek(offset, backward=True, any_frame=False, stream=self._stream)
         self._frames = self._container.decode(self._stream)
-        self._current = self._image = None
+        self._current = None
+
+    def _to_rgb(self, frame: Any) -> np.ndarray:
+        # One conversion context for all frames, and no threads for it: up to a hundred times faster on small frames.
+        try:
+            return self._reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
+        except TypeError:  # before PyAV 16 there is no `threads`
+            return self._reformatter.reformat(frame, format="rgb24").to_ndarray()
 
     def _key_frame_between(self, current: Any, time: float) -> bool:
         """Whether seeking would skip frames: the key frame before `time` lies after the next frame to be decoded."""
@@ -221,7 +226,7 @@ class VideoReaders:
     Safe to hold in an object that is pickled to a worker or forked into one: each process opens its own files.
     """
 
-    def __init__(self, max_open: int = 16):
+    def __init__(self, max_open: int = 48):
         self.max_open = max_open
         self._readers: OrderedDict[str, VideoReader] = OrderedDict()
         self._process = os.getpid()

@@ -17,7 +17,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,26 @@ class DemoSettings:
 
 QUICK = {"demonstrations": 8, "episodes": 4, "train_steps": 20, "video_episodes": 1}
 """What `--quick` changes: the same way with too little data and training to learn anything."""
+
+
+class Stages:
+    """Announces stages, counts them and times them.
+
+    Args:
+        count: How many there will be.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def run(self, name: str, announcement: str) -> Iterator[None]:
+        """Times the body as stage `name`."""
+        logger.info("%d/%d %s", len(self.seconds) + 1, self.count, announcement)
+        started = time.monotonic()
+        yield
+        self.seconds[name] = round(time.monotonic() - started, 1)
 
 
 def prepare_output(output: Path) -> None:
@@ -187,40 +208,28 @@ def run_demo(settings: DemoSettings) -> dict[str, Any]:
     Returns:
         The report.
     """
-    started = time.monotonic()
-    seconds: dict[str, float] = {}
-
-    def stage(name: str, announcement: str) -> None:
-        nonlocal last, current
-        if current:
-            seconds[current] = round(time.monotonic() - last, 1)
-        last, current = time.monotonic(), name
-        if announcement:
-            logger.info("%s", announcement)
-
-    last, current = started, ""
+    stages = Stages(5)
     prepare_output(settings.output)
-    stage("recording", f"1/5 recording {settings.demonstrations} demonstrations of {settings.task}")
-    recording = record(settings)
-    stage("building", "2/5 building a tiny SyVLA with random weights")
-    parameters = build_base(settings)
-    stage("evaluation_before", "3/5 closed loop before training")
-    before = evaluate(settings, settings.base, "before", 0)
-    stage("training", "4/5 fine-tuning with training/finetune.py")
-    history = train(settings)
-    stage("evaluation_after", "5/5 closed loop after training, same seeds")
-    after = evaluate(settings, settings.checkpoint, "after", settings.video_episodes)
-    stage("", "")
+    with stages.run("recording", f"recording {settings.demonstrations} demonstrations of {settings.task}"):
+        recording = record(settings)
+    with stages.run("building", "building a tiny SyVLA with random weights"):
+        parameters = build_base(settings)
+    with stages.run("evaluation_before", "closed loop before training"):
+        before = evaluate(settings, settings.base, "before", 0)
+    with stages.run("training", "fine-tuning with training/finetune.py"):
+        history = train(settings)
+    with stages.run("evaluation_after", "closed loop after training, on the same seeds"):
+        after = evaluate(settings, settings.checkpoint, "after", settings.video_episodes)
     report = {
         "success_before": before.total.rate,
         "success_after": after.total.rate,
         "interval_before": list(before.total.interval),
         "interval_after": list(after.total.interval),
         "episodes": after.total.episodes,
-        "seconds": round(time.monotonic() - started, 1),
+        "seconds": round(sum(stages.seconds.values()), 1),
         "checkpoint": str(settings.checkpoint),
         "dataset": str(settings.dataset),
-        "seconds_by_stage": seconds,
+        "seconds_by_stage": stages.seconds,
         "parameters": parameters,
         "demonstrations": {key: recording[key] for key in ("episodes", "frames") if key in recording},
         "evaluation_seeds": [min(r.seed for r in after.records), max(r.seed for r in after.records)],

@@ -114,7 +114,6 @@ def load_robot_data(data_args: DataArguments, model: Any, processor: Any) -> lis
 
     Statistics: those of the checkpoint stay unless `recompute_statistics`; a new embodiment gets those of all its frames.
     """
-    from processing.dataset_statistics import pooled_statistics
     from processing.robot_dataset import RobotDataset
 
     datasets = []
@@ -143,6 +142,19 @@ def load_robot_data(data_args: DataArguments, model: Any, processor: Any) -> lis
         model.add_embodiment(name, entry["state_dim"], entry["action_dim"])
         entry["id"] = model.config.embodiments[name]["id"]
     return datasets
+
+
+def pooled_statistics(datasets: Sequence[Any]) -> dict[str, dict[str, list[float]]]:
+    """Exact statistics over the frames of several datasets of one embodiment."""
+    from processing.normalization import RunningStatistics
+
+    result = {}
+    for kind in ("state", "action"):
+        running = RunningStatistics(getattr(datasets[0], f"{kind}_dim"))
+        for dataset in datasets:
+            running.update(getattr(dataset, f"{kind}s"))
+        result[kind] = running.result()
+    return result
 
 
 def load_multimodal_data(data_args: DataArguments) -> list[Any]:

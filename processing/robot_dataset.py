@@ -126,7 +126,7 @@ class RobotDataset(torch.utils.data.Dataset):
         last = int(frames.starts[position + 1]) - 1
         thought = int(frames.thought[index])
         return {
-            "images": {view: self._image(view, index) for view in self.cameras},
+            "images": {view: self.read_image(view, index) for view in self.cameras},
             "text": self.tasks[frames.task_index[index]],
             "thought": frames.thoughts[thought] if thought >= 0 else None,
             "embodiment": self.embodiment,
@@ -208,6 +208,21 @@ class RobotDataset(torch.utils.data.Dataset):
         return self._frames.thoughts
 
     @cached_property
+    def used_tasks(self) -> list[str]:
+        """The instructions of the selected episodes."""
+        return [self.tasks[task] for task in np.unique(self._frames.task_index)]
+
+    def longest_text_frames(self) -> set[int]:
+        """A frame with the longest instruction and one with the longest thought, by characters."""
+        frames = self._frames
+        longest_task = max(np.unique(frames.task_index), key=lambda task: len(self.tasks[task]))
+        found = {int(np.argmax(frames.task_index == longest_task))}
+        if frames.thoughts:
+            longest_thought = max(range(len(frames.thoughts)), key=lambda thought: len(frames.thoughts[thought]))
+            found.add(int(np.argmax(frames.thought == longest_thought)))
+        return found
+
+    @cached_property
     def num_frames_with_thought(self) -> int:
         return int((self._frames.thought >= 0).sum())
 
@@ -229,7 +244,8 @@ class RobotDataset(torch.utils.data.Dataset):
 
     # -- images -------------------------------------------------------------------------------------------------------
 
-    def _image(self, view: str, index: int) -> np.ndarray:
+    def read_image(self, view: str, index: int) -> np.ndarray:
+        """Decodes the image of a view at a frame, uint8 (H, W, 3); ValueError that names the file where it cannot."""
         if self._cache is not None:
             return self._cache[view][index].copy()
         key = self.cameras[view]
@@ -251,7 +267,7 @@ class RobotDataset(torch.utils.data.Dataset):
         cache = {view: np.empty((len(self), *self._sizes[key], 3), np.uint8) for view, key in self.cameras.items()}
         for index in tqdm(range(len(self)), desc="Decoding images", disable=len(self) < 2000, leave=False):
             for view, images in cache.items():
-                images[index] = self._image(view, index)
+                images[index] = self.read_image(view, index)
         return cache
 
 

@@ -27,7 +27,7 @@ from .dataset_statistics import DatasetStatistics, has_statistics, vector_statis
 from .episode_buffer import EpisodeBuffer
 from .recording_files import GrowingTable
 from .recording_setup import CARD, comparable, new_info, read_episode_rows
-from .video import default_codec, video_info
+from .video import CODEC_NAMES, default_codec, video_info
 
 logger = logging.getLogger(__name__)
 
@@ -221,8 +221,8 @@ class RobotDatasetWriter:
         if has_language or not self._thoughts:
             self._info = raw
         for feature in info.features.values():
-            codec = (feature.get("info") or {}).get("video.codec")
-            self._codec = self._codec or {"av1": "libsvtav1", "h264": "h264"}.get(codec)
+            name = (feature.get("info") or {}).get("video.codec")
+            self._codec = self._codec or next((codec for codec in CODEC_NAMES if CODEC_NAMES[codec] == name), None)
         path = self.root / fmt.TASKS_PATH
         frame = pd.read_parquet(path) if path.is_file() else None
         self._tasks = {} if frame is None else {str(task): int(i) for task, i in frame["task_index"].items()}

@@ -18,6 +18,7 @@ CODEC_OPTIONS: dict[str, dict[str, str]] = {
     "libsvtav1": {"g": "2", "crf": "30", "preset": "12", "svtav1-params": "fast-decode=0"},
     "h264": {"g": "2", "crf": "23"},
 }
+CODEC_NAMES = {"libsvtav1": "av1", "h264": "h264"}  # as info.json calls what each encoder makes
 PIXEL_FORMAT = "yuv420p"
 
 
@@ -31,7 +32,7 @@ def default_codec() -> str:
     for codec in CODEC_OPTIONS:
         try:
             av.codec.Codec(codec, "w")
-        except av.FFmpegError:
+        except (av.FFmpegError, ValueError):  # PyAV's UnknownCodecError is a ValueError
             continue
         return codec
     raise RuntimeError(f"PyAV has none of the encoders {', '.join(CODEC_OPTIONS)}; store images in parquet instead")
@@ -213,7 +214,7 @@ class VideoReader:
 
     def _key_frame_between(self, current: Any, time: float) -> bool:
         """Whether seeking would skip frames: the key frame before `time` lies after the next frame to be decoded."""
-        entries = self._stream.index_entries
+        entries = getattr(self._stream, "index_entries", ())  # not before PyAV 16
         if not len(entries):
             return time - current.time > 1.0
         position = entries.search_timestamp(round(time / self._stream.time_base))
@@ -262,7 +263,7 @@ def video_info(path: Path, codec: str) -> dict[str, Any]:
         info = {
             "video.height": stream.height,
             "video.width": stream.width,
-            "video.codec": stream.codec.canonical_name,
+            "video.codec": CODEC_NAMES[codec],
             "video.pix_fmt": stream.pix_fmt,
             "video.fps": int(stream.base_rate),
             "video.channels": 3,

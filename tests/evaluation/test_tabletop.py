@@ -160,6 +160,8 @@ def test_targets_beyond_the_limits_are_clipped_to_them():
     target = env.state.copy()
     target[7] = 100.0  # right base yaw
     target[13] = -5.0
+    decoded = env.decode_action(target)
+    assert (decoded[7], decoded[13]) == (JOINT_LIMITS[0, 1], 0.0)  # so that no target winds up beyond a limit
     observation, *_ = hold(env, target, 15)
     assert observation["state"][7] == pytest.approx(JOINT_LIMITS[0, 1], abs=5e-3)
     assert observation["state"][13] == pytest.approx(0.0, abs=5e-3)
@@ -269,20 +271,21 @@ def test_supersampling_averages_finer_rays():
     assert coarse == pytest.approx(fine.reshape(32, 2, 32, 2, 3).mean(axis=(1, 3)), abs=1.0)
 
 
-def test_a_vertical_ray_picture_matches_geometry():
+def test_a_picture_from_above_shows_things_where_they_are():
     """Straight above the table the picture's width on the table follows from the field of view."""
     import mujoco
 
     model = mujoco.MjModel.from_xml_string(
         """<mujoco><worldbody><camera name="top" pos="0 0 1" xyaxes="1 0 0 0 1 0" fovy="90"/>
-        <geom type="box" size=".5 .25 .001" rgba="1 0 0 1"/></worldbody></mujoco>"""
+        <geom type="box" size=".5 .25 .001" pos=".1 .3 0" rgba="1 0 0 1"/></worldbody></mujoco>"""
     )
     data = mujoco.MjData(model)
     mujoco.mj_forward(model, data)
     picture = RayCamera(model, "top", 40, 40).render(data)
     hit = picture[..., 0] > 2 * picture[..., 2].astype(int)
-    assert hit.any(axis=0).sum() == 20  # half of the two metres seen
-    assert hit.any(axis=1).sum() == 10
+    rows, columns = np.nonzero(hit.any(axis=1))[0], np.nonzero(hit.any(axis=0))[0]
+    assert (len(columns), len(rows)) == (20, 10)  # half and a quarter of the two metres seen
+    assert (columns[0], rows[0]) == (12, 9)  # x to the right, y upwards
 
 
 @pytest.mark.parametrize(

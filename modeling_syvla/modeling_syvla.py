@@ -453,10 +453,12 @@ class SyVLAModel(SyVLAPreTrainedModel, GenerationMixin):
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **images: torch.Tensor | None
     ) -> torch.Tensor:
         """One VLM pass over prompt and queries."""
-        if not (input_ids == self.config.query_token_id).any():
-            queries = input_ids.new_full((len(input_ids), self.config.num_query_tokens), self.config.query_token_id)
+        lacks = (input_ids != self.config.query_token_id).all(-1, keepdim=True)
+        if lacks.any():  # rows that hold their queries already get padding instead
+            lacks = lacks.expand(-1, self.config.num_query_tokens)
+            queries = torch.where(lacks, self.config.query_token_id, self._end_token_ids()[0])
             input_ids = torch.cat((input_ids, queries), dim=1)
-            attention_mask = torch.cat((attention_mask, torch.ones_like(queries)), dim=1)
+            attention_mask = torch.cat((attention_mask, lacks.to(attention_mask.dtype)), dim=1)
         return self.select_query_states(self.encode(input_ids, attention_mask, **images), input_ids)
 
     def _think(

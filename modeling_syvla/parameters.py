@@ -6,8 +6,8 @@ import argparse
 
 import torch
 
-from modeling_syvla.configuration_syvla import SyVLAConfig
-from modeling_syvla.modeling_syvla import SyVLAModel
+from .configuration_syvla import SyVLAConfig
+from .modeling_syvla import SyVLAModel
 
 # One robot with the paper's shape (two 6-joint arms with grippers), so that one encoder-decoder set is counted.
 _DEFAULT_EMBODIMENTS = {"cobot_magic": {"state_dim": 14, "action_dim": 14}}

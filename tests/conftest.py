@@ -1,10 +1,16 @@
 """Settings of the whole suite and the tiny model, processor and samples that many tests share."""
 
+import os
+
 import numpy as np
 import pytest
+
+# Tiny tensors gain nothing from a second thread, and threads that spin while they wait for a busy core make a test 30
+# times slower. The variable holds for the processes that tests start.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import torch
 
-# Tiny tensors gain nothing from a second thread, and threads that wait for a busy core make a test 30 times slower.
 torch.set_num_threads(1)
 
 # Two robots of different dimensions, so that every batch has something to pad.

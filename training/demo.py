@@ -31,6 +31,9 @@ logger = logging.getLogger(__name__)
 MARKER = ".syvla-demo"
 """File that marks a folder as the demo's own, which it may make anew."""
 
+TRAINING_THREADS = 2
+"""The tiny model's tensors gain nothing from more."""
+
 RECIPE = Path(__file__).with_name("recipes") / "demo.yaml"
 EMBODIMENT = "tabletop"
 CAMERAS = {
@@ -155,9 +158,9 @@ def training_command(settings: DemoSettings) -> list[str]:
     """The command that fine-tunes `settings.base`, as a user would type it."""
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"]
     # Without it accelerate gives a CPU process one thread.
-    launch += ["--num_cpu_threads_per_process", str(os.cpu_count())]
+    launch += ["--num_cpu_threads_per_process", str(min(TRAINING_THREADS, os.cpu_count() or 1))]
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no"]
-    arguments = {
+    arguments: dict[str, Any] = {
         "config": RECIPE,
         "model_path": settings.base,
         "robot_datasets": json.dumps({"path": str(settings.dataset), "embodiment": EMBODIMENT, "cameras": CAMERAS}),
@@ -166,6 +169,7 @@ def training_command(settings: DemoSettings) -> list[str]:
     }
     if settings.train_steps is not None:
         arguments["max_steps"] = settings.train_steps
+        arguments["logging_steps"] = max(1, settings.train_steps // 20)
     script = Path(__file__).with_name("finetune.py")
     return [*launch, str(script), *(text for name, value in arguments.items() for text in (f"--{name}", str(value)))]
 
@@ -178,7 +182,9 @@ def train(settings: DemoSettings) -> list[dict[str, Any]]:
     """
     command = training_command(settings)
     (settings.output / "training_command.txt").write_text(shlex.join(command) + "\n")
-    status = subprocess.run(command, check=False).returncode
+    # Threads that spin while they wait make a step many times slower as soon as anything else runs on the machine.
+    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
+    status = subprocess.run(command, env=environment, check=False).returncode
     if status:
         raise RuntimeError(f"training ended with exit status {status}; its messages stand above")
     return json.loads((settings.checkpoint / "log_history.json").read_text())
@@ -315,6 +321,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
+    import torch
+
+    torch.set_num_threads(1)  # of the evaluations in this process: their tensors are smaller still
     arguments = vars(build_parser().parse_args(argv))
     quick = QUICK if arguments.pop("quick") else {}
     given = {name: value for name, value in arguments.items() if value is not None}

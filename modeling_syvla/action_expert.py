@@ -272,6 +272,7 @@ class ActionExpert(nn.Module):
         decode = part == "action_decoder"
         out_width = self.config.max_action_dim if decode else self.config.expert_config.hidden_size
         out: torch.Tensor | None = None
+        matched = 0
         for name, coders in self.embodiments.items():
             mlp = getattr(coders, part)
             rows = (embodiment_ids == self.config.embodiments[name]["id"]).nonzero().squeeze(1)
@@ -281,11 +282,12 @@ class ActionExpert(nn.Module):
             y = F.pad(y, (0, out_width - y.shape[-1]))
             if rows.numel() == x.shape[0]:
                 return y
+            matched += rows.numel()
             out = y.new_zeros(*x.shape[:2], out_width) if out is None else out
             out = out.index_copy(0, rows, y)
-        if out is None:
+        if out is None or matched < x.shape[0]:
             raise ValueError(
-                f"embodiment_ids: {sorted(set(embodiment_ids.tolist()))} match none of this model's embodiments "
+                f"embodiment_ids: {embodiment_ids.tolist()} are not all among this model's embodiments "
                 f"{ {name: e['id'] for name, e in self.config.embodiments.items()} }"
             )
         return out

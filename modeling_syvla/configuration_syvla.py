@@ -258,7 +258,8 @@ class SyVLAConfig(PreTrainedConfig):
         """A configuration of about 1.2 million parameters that takes the same code path on a CPU.
 
         The token ids are those of `processing.build_tiny_processor`. The expert sees through a small convolutional
-        encoder (BiT: group norm, so no sample depends on its batch), since a vision transformer from scratch learns slowly. `overrides` replace fields.
+        encoder, since a vision transformer from scratch learns slowly; BiT, because its group norm lets no sample depend
+        on its batch. `overrides` replace fields.
         """
         fields: dict[str, Any] = {
             "vlm_config": _tiny_qwen(),

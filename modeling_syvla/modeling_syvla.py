@@ -309,12 +309,14 @@ class SyVLAModel(SyVLAPreTrainedModel, GenerationMixin):
         Returns:
             (loss float32 (R,), mask of kept query states bool (R, N) or None when decoupling is off or in evaluation).
         """
-        actions = actions.float()
+        actions = self._full_width("actions", actions.float(), embodiment_ids)
         if action_mask is None:
             action_mask = self._default_action_mask(actions, embodiment_ids)
+        action_mask = self._full_width("action_mask", action_mask, embodiment_ids)
         actions = torch.where(action_mask, actions, torch.zeros_like(actions))
         if noise is None:
             noise = torch.randn_like(actions)
+        noise = self._full_width("noise", noise, embodiment_ids)
         if timestep is None:
             c = self.config
             timestep = sample_timesteps(
@@ -553,15 +555,20 @@ class SyVLAModel(SyVLAPreTrainedModel, GenerationMixin):
         expert_view_mask: torch.Tensor | None,
     ) -> dict[str, torch.Tensor]:
         """Checked inputs of the expert for the samples that have query states, and the index of those samples."""
+        count = len(query_states) if input_ids is None else len(input_ids)
         given = {"embodiment_ids": embodiment_ids, "state": state, "expert_pixel_values": expert_pixel_values}
         for name, value in given.items():
             if value is None:
                 raise ValueError(
                     f"{name}: missing; the action expert needs it (the processor makes it from state=, images=)"
                 )
-        assert embodiment_ids is not None and state is not None and expert_pixel_values is not None
+            if len(value) != count:
+                raise ValueError(f"{name}: expected one row for each of the {count} samples, got {len(value)}")
+        assert embodiment_ids is not None
+        assert state is not None
+        assert expert_pixel_values is not None
         if input_ids is None:
-            rows = torch.arange(len(query_states), device=query_states.device)
+            rows = torch.arange(count, device=query_states.device)
         else:
             rows = (input_ids == self.config.query_token_id).any(-1).nonzero().squeeze(1)
         if expert_view_mask is None:
@@ -571,11 +578,6 @@ class SyVLAModel(SyVLAPreTrainedModel, GenerationMixin):
                 f"expert_pixel_values: expected {len(self.config.views)} views {self.config.views}, got shape "
                 f"{tuple(expert_pixel_values.shape)}; pass all views and mark missing ones in expert_view_mask"
             )
-        if len(embodiment_ids) < len(rows) or len(state) < len(rows):
-            raise ValueError(
-                f"embodiment_ids, state: expected one row per sample, got {len(embodiment_ids)} and {len(state)} rows "
-                f"for {len(rows)} robot samples"
-            )
         return {
             "rows": rows,
             "state": state[rows],
@@ -584,13 +586,30 @@ class SyVLAModel(SyVLAPreTrainedModel, GenerationMixin):
             "expert_view_mask": expert_view_mask[rows].bool(),
         }
 
-    def _default_action_mask(self, actions: torch.Tensor, embodiment_ids: torch.Tensor) -> torch.Tensor:
-        """True at the embodiment's own dimensions, all steps. bool, shape of `actions`."""
+    def _action_dims(self, embodiment_ids: torch.Tensor) -> torch.Tensor:
+        """Action dimensions of each sample's robot, (B,)."""
         dims = torch.zeros_like(embodiment_ids)
         for embodiment in self.config.embodiments.values():
             dims = torch.where(embodiment_ids == embodiment["id"], embodiment["action_dim"], dims)
-        own = torch.arange(actions.shape[-1], device=actions.device) < dims[:, None]
+        return dims
+
+    def _default_action_mask(self, actions: torch.Tensor, embodiment_ids: torch.Tensor) -> torch.Tensor:
+        """True at the embodiment's own dimensions, all steps. bool, shape of `actions`."""
+        own = torch.arange(actions.shape[-1], device=actions.device) < self._action_dims(embodiment_ids)[:, None]
         return own[:, None, :].expand_as(actions)
+
+    def _full_width(self, name: str, x: torch.Tensor, embodiment_ids: torch.Tensor) -> torch.Tensor:
+        """Zero-pad (B, T, D) to the model's widest robot; a processor may know only some of the model's robots."""
+        width = self.config.max_action_dim
+        if x.shape[-1] == width:
+            return x
+        least = int(self._action_dims(embodiment_ids).max())
+        if not least <= x.shape[-1] < width:
+            raise ValueError(
+                f"{name}: expected {width} dimensions (zero-padded; at least {least} for these robots), got shape "
+                f"{tuple(x.shape)}"
+            )
+        return F.pad(x, (0, width - x.shape[-1]))
 
     def _touch_unused(self) -> torch.Tensor:
         """Zero that depends on every embodiment's weights, so that data-parallel training finds no unused ones."""

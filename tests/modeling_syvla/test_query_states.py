@@ -151,7 +151,7 @@ def test_prompts_that_cannot_be_continued_are_refused(tiny_model, tiny_processor
 
 def test_wrong_number_of_query_tokens_is_named(tiny_model, tiny_processor, make_item):
     tiny_processor.num_query_tokens = 5
-    with pytest.raises(ValueError, match="expected 8 query tokens .* got 5"):
+    with pytest.raises(ValueError, match=r"expected 8 query tokens .* got 5"):
         tiny_model(**tiny_processor.collate([make_item()]))
 
 

@@ -171,8 +171,7 @@ def validate(datasets: Sequence[Any], model: Any, processor: Any) -> None:
     """One pass over everything that can be checked before the first step; all problems in one error."""
     from processing.dataset_validation import require_valid
 
-    for dataset in datasets:
-        require_valid(dataset, model.config, processor)
+    require_valid(datasets, model.config, processor)
 
 
 def _only_embodiment(processor: Any, spec: dict[str, Any]) -> str:

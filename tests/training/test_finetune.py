@@ -1,0 +1,161 @@
+"""The fine-tuning script, run as its users run it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoProcessor
+
+from training.finetune import main
+
+SCRIPT = Path(__file__).parents[2] / "training" / "finetune.py"
+
+
+CAMERAS = {view: f"observation.images.{name}" for view, name in (("center", "head"), ("left_wrist", "left_wrist"))}
+
+
+def options(model, data, output, **more):
+    spec = {"path": str(data), "embodiment": "two_arms", "cameras": CAMERAS}
+    values = {
+        "model_path": model,
+        "robot_datasets": json.dumps(spec),
+        "output_dir": output,
+        "multimodal_share": 0.0,
+        "max_steps": 4,
+        "warmup_steps": 1,
+        "learning_rate": 1e-3,
+        "final_learning_rate": 1e-4,
+        "per_device_train_batch_size": 4,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        **more,
+    }
+    return [text for name, value in values.items() for text in (f"--{name}", str(value))]
+
+
+def history(folder):
+    return [entry for entry in json.loads((folder / "log_history.json").read_text()) if "loss" in entry]
+
+
+def test_checkpoint_loads_acts_and_carries_its_card(base_checkpoint, robot_dataset_path, multimodal_path, tmp_path):
+    arguments = options(
+        base_checkpoint, robot_dataset_path, tmp_path, multimodal_datasets=multimodal_path, multimodal_share=0.5
+    )
+    assert main(arguments) == 0
+    model, processor = AutoModel.from_pretrained(tmp_path), AutoProcessor.from_pretrained(tmp_path)
+    assert model.config.embodiments == {"two_arms": {"id": 0, "state_dim": 14, "action_dim": 14}}
+    assert processor.disagreements(model.config) == []
+    assert processor.embodiments["two_arms"]["action_names"][0] == "joint_0"
+    log = history(tmp_path)
+    assert all(entry["lm_loss"] > 0 and entry["action_loss"] > 0 for entry in log)
+    assert all(entry["decoupling/masked_fraction"] == pytest.approx(1 / 8) for entry in log)
+    assert log[-1]["learning_rate"] == pytest.approx(1e-4 + 9e-4 * 0.25, rel=0.2)
+    card = (tmp_path / "README.md").read_text()
+    assert "two_arms" in card
+    assert "share per batch 0.5" in card
+    assert not list(tmp_path.glob("*.bin"))
+
+
+def test_resumed_run_gives_the_losses_of_an_unbroken_one(base_checkpoint, robot_dataset_path, tmp_path):
+    common = {"save_strategy": "steps", "save_steps": 3, "max_steps": 6, "gradient_accumulation_steps": 2}
+    assert main(options(base_checkpoint, robot_dataset_path, tmp_path / "whole", **common)) == 0
+    resume = tmp_path / "whole" / "checkpoint-3"
+    arguments = options(base_checkpoint, robot_dataset_path, tmp_path / "resumed", **common)
+    assert main([*arguments, "--resume_from_checkpoint", str(resume)]) == 0
+    whole, resumed = (history(tmp_path / name) for name in ("whole", "resumed"))
+    assert [e["loss"] for e in resumed] == [e["loss"] for e in whole]
+    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("whole", "resumed")]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+def test_frozen_vlm_stays_bit_identical(base_checkpoint, robot_dataset_path, tmp_path):
+    assert main(options(base_checkpoint, robot_dataset_path, tmp_path, freeze_vlm=True)) == 0
+    before, after = (load_file(Path(folder) / "model.safetensors") for folder in (base_checkpoint, tmp_path))
+    assert all(torch.equal(before[k], after[k]) for k in before if k.startswith("vlm."))
+    assert any(not torch.equal(before[k], after[k]) for k in before if k.startswith("expert.layers."))
+
+
+def test_model_overrides_reach_the_saved_config(base_checkpoint, robot_dataset_path, tmp_path):
+    overrides = json.dumps({"intention_decoupling": False, "lm_loss_weight": 0.5})
+    assert main(options(base_checkpoint, robot_dataset_path, tmp_path, model_overrides=overrides, max_steps=1)) == 0
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert (config["intention_decoupling"], config["lm_loss_weight"]) == (False, 0.5)
+    assert "decoupling/masked_fraction" not in history(tmp_path)[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_overrides": '{"chunk": 3}'}, "['chunk'] are no fields of the model's config"),
+        ({"robot_datasets": "missing/place"}, "names no embodiment"),
+        ({"robot_datasets": '{"embodiment": "a"}'}, "every entry needs a 'path'"),
+        ({"multimodal_share": 1.5, "multimodal_datasets": "CHATS"}, "multimodal_share: expected a number in [0, 1]"),
+    ],
+)
+def test_bad_input_is_one_clear_error(
+    change, message, base_checkpoint, robot_dataset_path, multimodal_path, tmp_path, capsys
+):
+    change = {key: str(multimodal_path) if value == "CHATS" else value for key, value in change.items()}
+    assert main(options(base_checkpoint, robot_dataset_path, tmp_path, **change)) == 1
+    error = capsys.readouterr().err
+    assert "error: " in error
+    assert message in error
+
+
+def test_all_problems_of_the_data_are_listed_before_training(base_checkpoint, robot_dataset_path, tmp_path, capsys):
+    """Two datasets that both cannot work with the checkpoint's embodiment."""
+    from processing import RobotDataset
+
+    model, processor = AutoModel.from_pretrained(base_checkpoint), AutoProcessor.from_pretrained(base_checkpoint)
+    dataset = RobotDataset(robot_dataset_path, embodiment="two_arms", cameras=CAMERAS)
+    short = {k: {s: v[:6] for s, v in stats.items() if s != "count"} for k, stats in dataset.statistics().items()}
+    processor.set_embodiment("two_arms", short)
+    model.add_embodiment("two_arms", 6, 6)
+    folder = tmp_path / "six_joints"
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    assert main(options(folder, robot_dataset_path, tmp_path / "out")) == 1
+    error = capsys.readouterr().err
+    assert "observation.state: 14 dimensions" in error
+    assert "action: 14 dimensions" in error
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_under_accelerate_launch(base_checkpoint, robot_dataset_path, multimodal_path, tmp_path):
+    """Data-parallel on two CPU processes, with an embodiment that no sample uses."""
+    model, processor = AutoModel.from_pretrained(base_checkpoint), AutoProcessor.from_pretrained(base_checkpoint)
+    model.add_embodiment("unused", 3, 3)
+    processor.set_embodiment("unused", {k: {"mean": [0.0] * 3, "std": [1.0] * 3} for k in ("state", "action")})
+    start = tmp_path / "start"
+    model.save_pretrained(start)
+    processor.save_pretrained(start)
+    arguments = options(
+        start,
+        robot_dataset_path,
+        tmp_path / "out",
+        multimodal_datasets=multimodal_path,
+        multimodal_share=0.25,
+        ddp_find_unused_parameters=False,
+        recompute_statistics=True,
+    )
+    launch = ["accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        [sys.executable, "-m", *launch, str(SCRIPT), *arguments], capture_output=True, text=True, env=environment
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    log = history(tmp_path / "out")
+    assert len(log) == 4
+    assert all(entry["loss"] == entry["loss"] for entry in log)
+    trained = AutoModel.from_pretrained(tmp_path / "out")
+    for name, parameter in model.expert.embodiments["unused"].named_parameters():
+        assert torch.equal(parameter, trained.expert.embodiments["unused"].get_parameter(name)), name

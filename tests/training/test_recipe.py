@@ -1,0 +1,69 @@
+"""Recipes: YAML defaults, command line on top, unknown keys refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from training.arguments import DataArguments, ModelArguments, SyVLATrainingArguments
+from training.recipe import parse_recipe
+
+TYPES = (ModelArguments, DataArguments, SyVLATrainingArguments)
+RECIPES = Path(__file__).parents[2] / "training" / "recipes"
+
+
+def parse(tmp_path, text, *argv):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    return parse_recipe(TYPES, ["--config", str(path), "--output_dir", str(tmp_path), *argv])
+
+
+def test_the_command_line_wins_over_the_recipe(tmp_path):
+    text = "learning_rate: 2e-5\nmax_steps: 7\nrobot_datasets:\n  - path: a\n    weight: 2\n  - b\nuse_cpu: true\n"
+    _, data, args = parse(tmp_path, text, "--max_steps", "9")
+    assert (args.learning_rate, args.max_steps, args.use_cpu) == (2e-5, 9, True)
+    assert data.robot_specs == [{"path": "a", "weight": 2}, {"path": "b"}]
+    _, data, _ = parse(tmp_path, text, "--robot_datasets", "c")
+    assert data.robot_specs == [{"path": "c"}]
+
+
+def test_mappings_become_json(tmp_path):
+    model, _, _ = parse(tmp_path, "model_overrides:\n  decoupling_quantile: 0.1\nuse_cpu: true\n")
+    assert json.loads(model.model_overrides) == {"decoupling_quantile": 0.1}
+
+
+def test_a_misspelt_key_is_refused_with_the_nearest_one(tmp_path):
+    with pytest.raises(ValueError, match="unknown key 'learning_rates'; did you mean learning_rate"):
+        parse(tmp_path, "learning_rates: 1\n")
+
+
+def test_a_missing_file_and_a_list_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="is not a file"):
+        parse_recipe(TYPES, ["--config", str(tmp_path / "none.yaml")])
+    with pytest.raises(ValueError, match="expected a mapping"):
+        parse(tmp_path, "- a\n")
+
+
+def test_an_unknown_option_ends_the_program(tmp_path):
+    with pytest.raises(SystemExit):
+        parse(tmp_path, "use_cpu: true\n", "--learning_rat", "1", "--nonsense", "2")
+
+
+def test_table_7_is_the_fine_tuning_recipe(tmp_path):
+    """Paper, Table 7, column of task fine-tuning: batch 32 is 8 processes x 4."""
+    recipe = RECIPES / "finetune.yaml"
+    argv = ["--config", str(recipe), "--output_dir", str(tmp_path), "--bf16", "false", "--use_cpu", "true"]
+    _, data, args = parse_recipe(TYPES, argv)
+    assert (args.learning_rate, args.final_learning_rate, args.warmup_steps) == (3e-5, 3e-6, 1000)
+    assert (args.adam_beta1, args.adam_beta2, args.adam_epsilon, args.max_grad_norm) == (0.9, 0.995, 1e-8, 1.0)
+    assert args.lr_scheduler_type == "cosine_with_min_lr"
+    assert args.lr_scheduler_kwargs == {"min_lr": 3e-6}
+    assert args.per_device_train_batch_size * 8 == 32
+    assert data.multimodal_share == 0.30
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_recipe_parses(recipe, tmp_path):
+    parse_recipe(
+        TYPES, ["--config", str(recipe), "--output_dir", str(tmp_path), "--bf16", "false", "--use_cpu", "true"]
+    )

@@ -93,7 +93,7 @@ def episode_schema(features: Mapping[str, Mapping[str, Any]]) -> pa.Schema:
     for key, feature in features.items():
         if has_statistics(feature):
             kind: pa.DataType = pa.float64()
-            for _ in range(3 if feature["dtype"] in IMAGE_DTYPES else len(feature["shape"])):
+            for _ in range(3 if feature["dtype"] in IMAGE_DTYPES else 1):
                 kind = pa.list_(kind)
             fields += [(f"stats/{key}/{name}", kind) for name in STATISTICS]
             fields.append((f"stats/{key}/count", pa.list_(pa.int64())))

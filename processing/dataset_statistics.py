@@ -27,10 +27,11 @@ def has_statistics(feature: Mapping[str, Any]) -> bool:
 
 
 def vector_statistics(values: np.ndarray) -> dict[str, Any]:
-    """Statistics of one feature's values (n, *shape) over n; each entry a nested list of the feature's shape."""
-    running = RunningStatistics(int(np.prod(values.shape[1:])))
-    running.update(values.reshape(len(values), -1))
-    return _with_shape(running.result(), values.shape[1:])
+    """Statistics of one feature's values (n, *shape) per element of its last dimension; `count` is n."""
+    values = _as_vectors(values)
+    running = RunningStatistics(values.shape[-1])
+    running.update(values.reshape(-1, values.shape[-1]))
+    return {**running.result(), "count": [len(values)]}
 
 
 class ImageStatistics:
@@ -73,26 +74,28 @@ class DatasetStatistics:
     def __init__(self, features: Mapping[str, Mapping[str, Any]]):
         self._features = {key: feature for key, feature in features.items() if has_statistics(feature)}
         self._vectors = {
-            key: RunningStatistics(int(np.prod(feature["shape"])))
+            key: RunningStatistics(feature["shape"][-1])
             for key, feature in self._features.items()
             if feature["dtype"] not in IMAGE_DTYPES
         }
+        self._num_frames = 0
         self._images = {key: _ImageMixture() for key in self._features if key not in self._vectors}
 
     def add_episode(self, columns: Mapping[str, np.ndarray], images: Mapping[str, Mapping[str, Any]]) -> None:
-        """Adds an episode: values (n, *shape) per vector feature, and the episode's own statistics per camera."""
+        """Adds an episode: values (n, *shape) or (n,) per vector feature, and the episode's own statistics per camera."""
         for key, running in self._vectors.items():
-            running.update(columns[key].reshape(len(columns[key]), -1))
+            running.update(_as_vectors(columns[key]).reshape(-1, running.dim))
+        self._num_frames += len(next(iter(columns.values())))
         for key, mixture in self._images.items():
             mixture.add(images[key])
 
     def result(self) -> dict[str, dict[str, Any]]:
         """The contents of `meta/stats.json`."""
         return {
-            key: _with_shape(self._vectors[key].result(), tuple(feature["shape"]))
+            key: {**self._vectors[key].result(), "count": [self._num_frames]}
             if key in self._vectors
             else self._images[key].result()
-            for key, feature in self._features.items()
+            for key in self._features
         }
 
 
@@ -130,6 +133,5 @@ def _per_channel(values: np.ndarray) -> list[list[list[float]]]:
     return np.asarray(values, np.float64).reshape(-1, 1, 1).tolist()
 
 
-def _with_shape(statistics: Mapping[str, Any], shape: tuple[int, ...]) -> dict[str, Any]:
-    shaped = {key: np.reshape(statistics[key], shape or (1,)).tolist() for key in STATISTICS}
-    return {**shaped, "count": list(statistics["count"])}
+def _as_vectors(values: np.ndarray) -> np.ndarray:
+    return values[:, None] if values.ndim == 1 else values

@@ -47,7 +47,7 @@ def read_episode_rows(root: Path, total: int) -> list[dict[str, Any]]:
 
 
 def new_info(
-    fps: int, features: Mapping[str, Mapping[str, Any]], robot_type: str | None, use_videos: bool
+    fps: int, features: Mapping[str, Mapping[str, Any]], robot_type: str | None, use_videos: bool | None
 ) -> dict[str, Any]:
     if isinstance(fps, bool) or int(fps) != fps or fps < 1:
         raise ValueError(f"fps: expected a positive integer, got {fps!r}")
@@ -57,7 +57,8 @@ def new_info(
             raise ValueError(f"features: {key!r} is added by the writer; leave it out")
         own[key] = {**feature, "shape": list(feature.get("shape", [])), "names": feature.get("names")}
         if feature.get("dtype") in fmt.IMAGE_DTYPES:
-            own[key]["dtype"] = "video" if use_videos else "image"
+            if use_videos is not None:
+                own[key]["dtype"] = "video" if use_videos else "image"
             if fmt.is_depth(feature) or 3 not in (own[key]["shape"][:1] + own[key]["shape"][-1:]):
                 raise ValueError(f"features: {key!r} must be RGB of shape (H, W, 3), got {own[key]['shape']}")
     problems = fmt.feature_problems(own)

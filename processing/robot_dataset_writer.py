@@ -43,9 +43,10 @@ class RobotDatasetWriter:
         root: Folder of the data set: new, empty, or one that this format has been recorded into.
         fps: Frames per second, an integer; frame k of an episode gets the timestamp k / fps.
         features: As in LeRobot's `info.json`, the user's own ones: `{key: {"dtype", "shape", "names"}}`. Cameras have
-            dtype "image" or "video" (`use_videos` decides) and shape (H, W, 3).
+            dtype "image" or "video" and shape (H, W, 3).
         robot_type: Name of the robot, for `info.json`.
-        use_videos: Cameras become mp4 files; otherwise PNG images inside the parquet files (lossless).
+        use_videos: True: cameras become mp4 files. False: PNG images inside the parquet files (lossless). None: each
+            camera as its own dtype says.
         thoughts: Whether the data set has thoughts (LeRobot's `language_persistent` column). None: it has if the first
             saved episode has any.
         video_codec: "libsvtav1" or "h264"; None takes the first that PyAV has, or that of the existing data set.
@@ -63,7 +64,7 @@ class RobotDatasetWriter:
         fps: int,
         features: Mapping[str, Mapping[str, Any]],
         robot_type: str | None = None,
-        use_videos: bool = True,
+        use_videos: bool | None = True,
         thoughts: bool | None = None,
         video_codec: str | None = None,
     ):
@@ -370,7 +371,7 @@ class RobotDatasetWriter:
     def _episode_statistics(self, buffer: EpisodeBuffer, columns: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         return {
             **{key: statistics.result() for key, statistics in buffer.image_statistics.items()},
-            **{key: vector_statistics(_two_dimensional(columns[key])) for key in self._vector_keys},
+            **{key: vector_statistics(columns[key]) for key in self._vector_keys},
         }
 
     def _save_tasks(self) -> None:
@@ -383,7 +384,3 @@ class RobotDatasetWriter:
     def _save_statistics(self, frames: int) -> None:
         fmt.write_json(self.root / fmt.STATS_PATH, self._statistics.result())
         self._statistics_frames = frames
-
-
-def _two_dimensional(values: np.ndarray) -> np.ndarray:
-    return values[:, None] if values.ndim == 1 else values

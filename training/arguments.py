@@ -77,7 +77,9 @@ class SyVLATrainingArguments(TrainingArguments):
         default=False, metadata={"help": "Must stay off: samples are dicts of raw data."}
     )
     logging_steps: float = field(default=10, metadata={"help": "Steps between log lines."})
-    report_to: None | str | list[str] = field(default="none", metadata={"help": "Trackers, e.g. trackio or wandb."})
+    report_to: None | str | list[str] = field(  # noqa: RUF036  (HfArgumentParser wants this order)
+        default="none", metadata={"help": "Trackers, e.g. trackio or wandb."}
+    )
 
     def __post_init__(self) -> None:
         if self.lr_scheduler_type == "cosine_with_min_lr" and not self.lr_scheduler_kwargs:

@@ -55,7 +55,7 @@ class DemoSettings:
         train_steps: Optimiser steps; None takes the recipe's.
         replan_steps: Actions executed of each chunk.
         think: Whether the policy thinks before it acts during evaluation.
-        max_new_tokens: Longest thought, in tokens; the longest of the experts' has 20.
+        max_new_tokens: Longest thought, in tokens; the longest of the experts has 14.
         video_episodes: Recorded evaluation episodes.
         seed: Seed of the initial weights and of training.
     """
@@ -67,7 +67,7 @@ class DemoSettings:
     train_steps: int | None = None
     replan_steps: int = 4
     think: bool = True
-    max_new_tokens: int = 32
+    max_new_tokens: int = 20
     video_episodes: int = 4
     seed: int = 0
 

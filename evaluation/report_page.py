@@ -121,7 +121,7 @@ def _recording(record: EpisodeRecord, video: Path) -> str:
     sheet = video.with_suffix(".png")
     clip = _data_url(video.read_bytes(), "video/mp4")
     parts = [
-        f'<video controls muted loop playsinline preload="auto" src="{clip}"></video>',
+        f'<video controls autoplay muted loop playsinline preload="auto" src="{clip}"></video>',
         f"<figcaption>{html.escape(caption)}</figcaption>",
     ]
     if record.thoughts:

@@ -176,7 +176,7 @@ def _text_problems(
 ) -> Iterator[str]:
     texts = {"instruction": dataset.used_tasks, "thought": dataset.thoughts}
     if empty := [task for task in dataset.used_tasks if not task.strip()]:
-        yield f"{WARNING}instruction: {len(empty)} of {len(dataset.used_tasks)} are empty; the model cannot be told apart"
+        yield f"{WARNING}instruction: {len(empty)} of {len(dataset.used_tasks)} are empty; the model cannot know what to do"
     tokenizer = getattr(processor, "tokenizer", None)
     if count_tokens is None and tokenizer is not None:
         count_tokens = _counter(tokenizer)
@@ -184,12 +184,13 @@ def _text_problems(
     if count_tokens is None or limit is None:
         return
     for name, members in texts.items():
-        for text in members:
-            if (count := count_tokens(text)) > limit:
-                yield (
-                    f"{name} {text[:60]!r}...: {count} tokens, at most {limit} fit; shorten it in meta/tasks.parquet or"
-                    " raise processor.max_length"
-                )
+        counts = {text: count_tokens(text) for text in members}
+        if too_long := [text for text in members if counts[text] > limit]:
+            longest = max(too_long, key=counts.__getitem__)
+            yield (
+                f"{name}: {len(too_long)} of {len(members)} have more than the {limit} tokens that fit, the longest"
+                f" {counts[longest]} ({longest[:60]!r}...); shorten them in the data set or raise processor.max_length"
+            )
 
 
 def _counter(tokenizer: Any) -> Callable[[str], int]:

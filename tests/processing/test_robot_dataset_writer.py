@@ -75,7 +75,9 @@ def like_golden(tmp_path_factory) -> Path:
             item = golden[index]
             if index and item["frame_index"] == 0:
                 writer.save_episode()
-            values = {key: table.column(key)[index].as_py() for key in user if user[key]["dtype"] not in ("image", "video")}
+            values = {
+                key: table.column(key)[index].as_py() for key in user if user[key]["dtype"] not in ("image", "video")
+            }
             values = {key: v if isinstance(v, str) else np.array(v, user[key]["dtype"]) for key, v in values.items()}
             values["observation.images.head"] = item["images"]["center"]
             values["observation.images.left_wrist"] = item["images"]["left_wrist"]
@@ -235,7 +237,10 @@ def test_discarded_episodes_leave_no_trace(tmp_path):
         ({"observation.state": np.array([0, np.nan, 0], np.float32)}, r"observation\.state: expected finite"),
         ({"observation.state": np.zeros(3, complex)}, "complex"),
         ({"observation.images.head": np.zeros((3, 16, 16), np.uint8)}, "move channels last"),
-        ({"observation.images.head": np.zeros((16, 16, 3), np.float32)}, r"observation\.images\.head: expected \(H, W, 3\)"),
+        (
+            {"observation.images.head": np.zeros((16, 16, 3), np.float32)},
+            r"observation\.images\.head: expected \(H, W, 3\)",
+        ),
         ({"velocity": np.zeros(3)}, r"unknown \['velocity'\]"),
     ],
 )
@@ -282,7 +287,7 @@ def test_foreign_folders_and_formats_are_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="not empty"):
         RobotDatasetWriter(tmp_path, fps=10, features=features())
-    with pytest.raises(ValueError, match="cannot be extended|but not extended"):
+    with pytest.raises(ValueError, match="but not extended"):
         RobotDatasetWriter(HERE.parent / "data/lerobot_v21_tiny", fps=10, features=features())
 
 

@@ -36,9 +36,9 @@ def decoupling_mask(norms: torch.Tensor, quantile: float = 0.05, scope: str = "s
         bool (B, N), False where the state is to be zeroed. `quantile=0` keeps everything.
     """
     if scope == "sample":
-        tau = torch.quantile(norms, quantile, dim=-1, keepdim=True)  # (B, 1)
+        tau = _quantile(norms, quantile)  # (B, 1)
     elif scope == "batch":
-        tau = _quantile(norms.flatten(), quantile)
+        tau = _quantile(norms.flatten(), quantile)  # (1,)
     else:
         raise ValueError(f"decoupling_scope: expected 'sample' or 'batch', got {scope!r}")
     return norms >= tau
@@ -69,9 +69,13 @@ def decouple(
 
 
 def _quantile(values: torch.Tensor, quantile: float) -> torch.Tensor:
-    """`torch.quantile` without its limit of 2**24 elements."""
-    position = quantile * (values.numel() - 1)
-    ordered = values.sort().values
+    """Quantile of the last dimension, kept with size 1, by linear interpolation.
+
+    The position is computed in Python: where it falls on a value, the result is that very value, so that `>=` keeps it
+    (`torch.quantile` computes it in float32 and may land a rounding error above).
+    """
+    position = quantile * (values.shape[-1] - 1)
+    ordered = values.sort(dim=-1).values
     low = int(position)
-    high = min(low + 1, values.numel() - 1)
-    return torch.lerp(ordered[low], ordered[high], position - low)
+    high = min(low + 1, values.shape[-1] - 1)
+    return torch.lerp(ordered[..., low : low + 1], ordered[..., high : high + 1], position - low)

@@ -6,7 +6,6 @@ Paper: "Scaling by Diversified Experience for Vision-Language-Action Models", se
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -224,10 +223,8 @@ class SyVLAModel(SyVLAPreTrainedModel, GenerationMixin):
         """Cross-entropy on the label tokens only; logits are computed at those positions alone. Scalar, float32."""
         target = labels[:, 1:]
         keep = target != -100
-        if not keep.any():
-            return hidden.float().sum() * 0.0
         logits = self.get_output_embeddings()(hidden[:, :-1][keep])  # (labelled tokens, vocabulary)
-        return F.cross_entropy(logits.float(), target[keep])
+        return F.cross_entropy(logits.float(), target[keep], reduction="sum") / keep.sum().clamp(min=1)
 
     # ------------------------------------------------------------------ training
 
@@ -283,10 +280,13 @@ class SyVLAModel(SyVLAPreTrainedModel, GenerationMixin):
                 output.action_loss_per_sample, output.query_mask = per_sample, mask
                 output.action_loss = per_sample.mean()
             else:
-                output.action_loss = hidden.float().sum() * 0.0
+                output.action_loss = torch.zeros((), device=hidden.device)
             losses.append(self.config.action_loss_weight * output.action_loss)
         if losses:
-            output.loss = sum(losses) + self._touch_unused() if self.training else sum(losses)
+            output.loss = sum(losses)
+            if self.training:
+                acted = output.action_loss_per_sample is not None
+                output.loss = output.loss + self._touch_unused(acted, pixel_values is not None)
         return output
 
     def action_loss(
@@ -389,16 +389,16 @@ class SyVLAModel(SyVLAPreTrainedModel, GenerationMixin):
         if query_states is None:
             if input_ids is None:
                 raise ValueError("predict_actions: expected input_ids (and images) or query_states, got neither")
-            prompt = _left_padded(input_ids, attention_mask)
+            input_ids, attention_mask = _left_padded(input_ids, attention_mask)
             images = {"pixel_values": pixel_values, "image_grid_thw": image_grid_thw}
             if think:
                 tokenizer = tokenizer or self._own_tokenizer()
                 query_states, thought_ids = self._think(
-                    *prompt, max_new_tokens=max_new_tokens, **images, **generate_kwargs
+                    input_ids, attention_mask, max_new_tokens=max_new_tokens, **images, **generate_kwargs
                 )
                 thoughts = [text.strip() for text in tokenizer.batch_decode(thought_ids, skip_special_tokens=True)]
             else:
-                query_states = self._query_states_without_thought(*prompt, **images)
+                query_states = self._query_states_without_thought(input_ids, attention_mask, **images)
         batch = self._robot_rows(query_states, None, embodiment_ids, state, expert_pixel_values, expert_view_mask)
         batch.pop("rows")
         actions = self.sample_actions(query_states, num_steps=num_steps, noise=noise, generator=generator, **batch)
@@ -611,12 +611,44 @@ class SyVLAModel(SyVLAPreTrainedModel, GenerationMixin):
             )
         return F.pad(x, (0, width - x.shape[-1]))
 
-    def _touch_unused(self) -> torch.Tensor:
-        """Zero that depends on every embodiment's weights, so that data-parallel training finds no unused ones."""
-        parameters: Sequence[nn.Parameter] = [p for p in self.expert.embodiments.parameters() if p.requires_grad]
-        if not parameters:
-            return torch.zeros((), device=self.device)
-        return torch.stack([p.sum() for p in parameters]).sum() * 0.0
+    def _touch_unused(self, acted: bool, saw: bool) -> torch.Tensor:
+        """Zero that depends on every weight which the batch left out.
+
+        Data-parallel training waits for each weight's gradient, and sharded training for each module to run, on all
+        processes. One whose batch has no robot sample (or no image) therefore runs the expert (or the VLM's image
+        encoder) on zeros.
+        """
+        parts = [p.sum() for p in self.expert.embodiments.parameters() if p.requires_grad]
+        if not acted and self.config.embodiments:
+            parts.append(self._action_loss_of_zeros())
+        if not saw:
+            encoder = self.vlm.config.vision_config
+            patches = torch.zeros(
+                encoder.spatial_merge_size**2,
+                encoder.in_channels * encoder.temporal_patch_size * encoder.patch_size**2,
+                device=self.vlm.device,
+            )
+            grid = torch.tensor([[1, encoder.spatial_merge_size, encoder.spatial_merge_size]], device=patches.device)
+            features = self.vlm.model.get_image_features(patches, grid, return_dict=True).pooler_output
+            parts.append(torch.cat(features).float().sum())
+        return sum(0.0 * part for part in parts) + torch.zeros((), device=self.device)
+
+    def _action_loss_of_zeros(self) -> torch.Tensor:
+        """One pass of adapter and expert on an empty sample of the first robot."""
+        config, device = self.config, self.device
+        side = config.expert_image_size
+        actions = torch.zeros(1, config.chunk_size, config.max_action_dim, device=device)
+        per_sample, _ = self.action_loss(
+            torch.zeros(1, config.num_query_tokens, self.action_queries.embedding_dim, device=device),
+            actions,
+            noise=torch.zeros_like(actions),
+            timestep=torch.zeros(1, device=device),
+            state=torch.zeros(1, config.max_state_dim, device=device),
+            embodiment_ids=torch.full((1,), next(iter(config.embodiments.values()))["id"], device=device),
+            expert_pixel_values=torch.zeros(1, len(config.views), 3, side, side, device=device),
+            expert_view_mask=torch.ones(1, len(config.views), dtype=torch.bool, device=device),
+        )
+        return per_sample.sum()
 
 
 class SyVLAForConditionalGeneration(SyVLAPreTrainedModel, GenerationMixin):

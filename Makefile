@@ -8,8 +8,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 # The whole suite is run with this version; any torch >= 2.7 is accepted: make demo TORCH=torch
-# On Linux PyPI serves a CUDA build. The much smaller CPU build:
-#   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make demo
+# On Linux it usually comes as a CUDA build; pip's own settings (PIP_INDEX_URL, ...) choose another.
 TORCH ?= torch==2.13.0
 # Flags of the demo: make demo DEMO_ARGS="--quick"
 DEMO_ARGS ?=

@@ -95,18 +95,20 @@ class SyVLAPreTrainedModel(PreTrainedModel):
         """Load a checkpoint; see [`PreTrainedModel.from_pretrained`].
 
         Args:
-            allow_missing_weights: Accept a checkpoint that lacks weights (they are then initialised) or has some that
-                the model does not know. Off by default, since a silently re-initialised weight ruins a policy.
+            allow_missing_weights: Accept a checkpoint that lacks weights or has them in another shape (they are then
+                initialised), or has some that the model does not know. Off by default, since a silently re-initialised
+                weight ruins a policy.
 
         Raises:
-            ValueError: If weights are missing, unexpected or of another shape; the message names them.
+            ValueError: If weights are missing, unexpected or of another shape; the message names them all.
         """
         wants_info = kwargs.pop("output_loading_info", False)
+        other_shapes = kwargs.pop("ignore_mismatched_sizes", False)
         model, info = super().from_pretrained(
-            pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
+            pretrained_model_name_or_path, *model_args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
         )
         if not allow_missing_weights:
-            _require_complete(info, pretrained_model_name_or_path)
+            _require_complete(info, pretrained_model_name_or_path, other_shapes)
         return (model, info) if wants_info else model
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
@@ -684,14 +686,15 @@ def _left_padded(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -
     return input_ids.gather(1, order), attention_mask.gather(1, order)
 
 
-def _require_complete(info: Any, name: Any) -> None:
+def _require_complete(info: Any, name: Any, other_shapes: bool) -> None:
     info = info if isinstance(info, dict) else vars(info)
+    kinds = {
+        "missing_keys": "missing from the checkpoint",
+        "unexpected_keys": "in the checkpoint but unknown to the model",
+        **({} if other_shapes else {"mismatched_keys": "of another shape"}),
+    }
     problems = []
-    for key, text in (
-        ("missing_keys", "missing from the checkpoint"),
-        ("unexpected_keys", "in the checkpoint but unknown to the model"),
-        ("mismatched_keys", "of another shape"),
-    ):
+    for key, text in kinds.items():
         names = sorted(str(k[0] if isinstance(k, tuple) else k) for k in info.get(key) or ())
         if names:
             shown = ", ".join(names[:10]) + (f", ... ({len(names)} in all)" if len(names) > 10 else "")

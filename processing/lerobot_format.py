@@ -104,9 +104,10 @@ def read_info(root: Path) -> DatasetInfo:
             ],
         )
     problems = [*_scalar_problems(raw), *feature_problems(raw.get("features"))]
-    for key, required in (("data_path", True), ("video_path", False)):
-        if (template := raw.get(key)) is not None or required:
-            problems += template_problems(key, template if template is not None else _default_path(key, version))
+    if raw.get("data_path") is not None or not version.startswith("v3."):
+        problems += template_problems("data_path", raw.get("data_path"))
+    if raw.get("video_path") is not None:
+        problems += template_problems("video_path", raw["video_path"])
     if problems:
         raise DatasetError(root, problems)
     return DatasetInfo(
@@ -116,15 +117,11 @@ def read_info(root: Path) -> DatasetInfo:
         total_episodes=raw["total_episodes"],
         total_frames=raw["total_frames"],
         chunks_size=raw.get("chunks_size", CHUNKS_SIZE),
-        data_path=raw.get("data_path") or _default_path("data_path", version),
+        data_path=raw.get("data_path") or DATA_PATH,
         video_path=raw.get("video_path"),
         robot_type=raw.get("robot_type"),
         raw=raw,
     )
-
-
-def _default_path(key: str, version: str) -> str | None:
-    return DATA_PATH if key == "data_path" and version.startswith("v3.") else None
 
 
 def _scalar_problems(raw: Mapping[str, Any]) -> list[str]:

@@ -122,10 +122,10 @@ class RobotDatasetWriter:
                 " its first episode; record into a new folder with thoughts=True"
             )
         if self._buffer is None:
-            codec = self._codec or default_codec() if self._video_keys else None
-            self._codec = codec
+            if self._video_keys and self._codec is None:
+                self._codec = default_codec()
             staging = self.root / _STAGING / f"episode-{self.num_episodes:06d}"
-            self._buffer = EpisodeBuffer(self._info["features"], self._info["fps"], staging, codec)
+            self._buffer = EpisodeBuffer(self._info["features"], self._info["fps"], staging, self._codec)
         self._buffer.add(frame, task, thought)
 
     def save_episode(self) -> int:
@@ -222,8 +222,11 @@ class RobotDatasetWriter:
         if has_language or not self._thoughts:
             self._info = raw
         for feature in info.features.values():
-            name = (feature.get("info") or {}).get("video.codec")
-            self._codec = self._codec or next((codec for codec in CODEC_NAMES if CODEC_NAMES[codec] == name), None)
+            used = (feature.get("info") or {}).get("video.codec")
+            codec = next((codec for codec, standard in CODEC_NAMES.items() if standard == used), None)
+            if codec and self._codec not in (None, codec):
+                raise ValueError(f"{self.root}: video_codec {self._codec!r}, but its videos are {used}; leave it out")
+            self._codec = self._codec or codec
         path = self.root / fmt.TASKS_PATH
         frame = pd.read_parquet(path) if path.is_file() else None
         self._tasks = {} if frame is None else {str(task): int(i) for task, i in frame["task_index"].items()}

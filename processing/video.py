@@ -190,20 +190,17 @@ class VideoReader:
         # found may lie after the wanted frame. Start ever earlier until it does not.
         for margin in (0.0, 0.5, 4.0, time):
             start = max(time - margin, 0.0)
-            self._restart(start)
-            assert self._frames is not None
-            first = next(self._frames, None)
-            if first is not None and (first.time is None or first.time <= time + tolerance):
+            frames = self._restart(start)
+            first = next(frames, None)
+            if start == 0.0 or (first is not None and (first.time is None or first.time <= time + tolerance)):
                 break
-            if start == 0.0:
-                break
-        self._frames = _chain(first, self._frames)
+        self._frames = _chain(first, frames)
 
-    def _restart(self, start: float) -> None:
+    def _restart(self, start: float) -> Iterator[Any]:
         offset = round(start / self._stream.time_base)
         self._container.seek(offset, backward=True, any_frame=False, stream=self._stream)
-        self._frames = self._container.decode(self._stream)
-        self._current = None
+        self._frames, self._current = None, None
+        return self._container.decode(self._stream)
 
     def _to_rgb(self, frame: Any) -> np.ndarray:
         # One conversion context for all frames, and no threads for it: up to a hundred times faster on small frames.
@@ -214,7 +211,7 @@ class VideoReader:
 
     def _key_frame_between(self, current: Any, time: float) -> bool:
         """Whether seeking would skip frames: the key frame before `time` lies after the next frame to be decoded."""
-        entries = getattr(self._stream, "index_entries", ())  # not before PyAV 16
+        entries: Any = getattr(self._stream, "index_entries", ())  # not before PyAV 16
         if not len(entries):
             return time - current.time > 1.0
         position = entries.search_timestamp(round(time / self._stream.time_base))

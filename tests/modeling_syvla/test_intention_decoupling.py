@@ -172,7 +172,7 @@ def test_forward_and_backward_equal_the_manual_two_passes(make_model, batch, att
         expert={"cross_attention_scope": attention}, decoupling_scope=scope, decoupling_quantile=quantile
     ).train()
     twin = copy.deepcopy(model)
-    expected, mask, norms = manual_two_passes(twin, batch, quantile, scope)
+    expected, mask, _ = manual_two_passes(twin, batch, quantile, scope)
     expected.backward()
     calls = []
     original = model.expert.encode_prefix

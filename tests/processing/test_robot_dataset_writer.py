@@ -281,6 +281,9 @@ def test_reopening_with_other_settings_is_refused(tmp_path):
         with pytest.raises(ValueError, match=message):
             RobotDatasetWriter(root, **{"use_videos": False, **options})
     check_content(root, 3)
+    root = record(tmp_path / "videos", use_videos=True, video_codec="h264")
+    with pytest.raises(ValueError, match="its videos are h264; leave it out"):
+        RobotDatasetWriter(root, fps=10, features=features(), video_codec="libsvtav1")
 
 
 def test_foreign_folders_and_formats_are_refused(tmp_path):

@@ -63,7 +63,7 @@ class LockstepRunner:
         recorded: set[int],
         batch_size: int,
     ) -> list[EpisodeRecord]:
-        """Runs the episodes of one task that are not yet on disk.
+        """Runs the episodes of one task that are not yet on disk, or lack the video that they should have.
 
         Args:
             env: Name of the environment back-end.
@@ -81,6 +81,9 @@ class LockstepRunner:
             (self.output / "videos").mkdir(parents=True, exist_ok=True)
             known = read_records(self.output / "episodes.jsonl", self.fingerprint)
             done = {seed: known[task, seed] for seed in seeds if (task, seed) in known}
+            for seed in recorded & set(done):
+                if not (self.output / (done[seed].video or "missing")).is_file():
+                    del done[seed]
         pending = iter([seed for seed in seeds if seed not in done])
         bar = tqdm(total=len(seeds), initial=len(done), desc=f"{self.policy.name}: {task}", disable=not self.progress)
         environments = [make_environment(env, task, **options) for _ in range(min(batch_size, len(seeds) - len(done)))]

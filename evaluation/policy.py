@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
@@ -285,9 +286,14 @@ def load_policy(model: str, environment: RobotEnvironment, **options: Any) -> Po
         model: "expert", "still", or folder or Hub id of a checkpoint.
         environment: Gives embodiment and cameras.
         **options: For a checkpoint: see `SyVLAPolicy.from_pretrained`.
+
+    Raises:
+        FileNotFoundError: If `model` is the path of a folder that does not exist.
     """
     if model in BASELINES:
         return BASELINES[model]()
+    if model.startswith((".", "/", "~")) and not Path(model).is_dir():
+        raise FileNotFoundError(f"model: {model} is not a folder; expected a checkpoint, or one of {sorted(BASELINES)}")
     return SyVLAPolicy.from_pretrained(model, environment.embodiment, environment.view_cameras, **options)
 
 

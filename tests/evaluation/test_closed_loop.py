@@ -149,6 +149,17 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(tmp_path):
     assert other.batches, "another policy's episodes are not taken for its own"
 
 
+def test_an_episode_that_lacks_its_video_is_run_again(tmp_path):
+    options = {"episodes": 2, "environment_options": SMALL, "progress": False, "output": tmp_path}
+    without = evaluate_closed_loop("expert", **options)
+    assert [record.video for record in without.records] == [None, None]
+    recorded = evaluate_closed_loop("expert", video_episodes=1, **options)
+    assert (tmp_path / recorded.records[0].video).is_file()
+    assert recorded.records[1].video is None
+    again = evaluate_closed_loop("expert", video_episodes=1, **options)
+    assert again.records == recorded.records
+
+
 def test_records_survive_text_that_would_break_lines(tmp_path):
     path = tmp_path / "episodes.jsonl"
     record = EpisodeRecord("lift", 7, True, 12, "lift it", thoughts=[(0, "two\nlines\u2028\u00e9")], fingerprint="f")
@@ -197,6 +208,7 @@ def test_command_line_writes_results_and_recordings(tmp_path, capsys):
 
 
 def test_command_line_fails_with_a_message(tmp_path, capsys):
-    arguments = ["--model", "expert", "--task", "juggle", "--output", str(tmp_path), "--quiet"]
-    assert closed_loop.main(arguments) == 1
-    assert "juggle" in capsys.readouterr().err
+    for name, value in (("--task", "juggle"), ("--model", "./no/such/folder")):
+        arguments = ["--model", "expert", name, value, "--output", str(tmp_path), "--quiet"]
+        assert closed_loop.main(arguments) == 1
+        assert value in capsys.readouterr().err

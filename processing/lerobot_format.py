@@ -147,6 +147,9 @@ def feature_problems(features: Any) -> list[str]:
         if not isinstance(feature, dict) or not isinstance(feature.get("dtype"), str):
             problems.append(f"{where}: expected an object with dtype and shape, got {feature!r:.80}")
             continue
+        for name in ("info", "video_info"):
+            if not isinstance(feature.get(name) or {}, dict):
+                problems.append(f"{where}: {name} is {feature[name]!r:.80}, expected an object or null")
         shape = feature.get("shape")
         if not isinstance(shape, list | tuple) or not all(type(size) is int and size > 0 for size in shape):
             problems.append(f"{where}: shape is {shape!r:.80}, expected a list of positive integers")

@@ -125,11 +125,22 @@ def test_caches_and_memory_maps_change_nothing(tmp_path, use_videos):
     assert_equal(cached[0], plain[0])
 
 
-@pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("start", "storage"),
+    [
+        ("fork", "video"),
+        ("fork", "image"),
+        ("fork", "mapped"),
+        pytest.param("spawn", "video", marks=pytest.mark.slow),
+        pytest.param("spawn", "mapped", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.filterwarnings("ignore:.*fork")
-def test_data_loader_workers_read_the_same(tmp_path, start):
-    dataset = RobotDataset(record(tmp_path / "set", use_videos=True, thoughts=True), embodiment="x", chunk_size=4)
-    expected = [dataset[index] for index in range(len(dataset))]  # opens the parent's videos first
+def test_data_loader_workers_read_the_same(tmp_path, start, storage):
+    root = record(tmp_path / "set", use_videos=storage == "video", thoughts=True)
+    options = {"memory_limit": 0, "cache_dir": tmp_path / "cache"} if storage == "mapped" else {}
+    dataset = RobotDataset(root, embodiment="x", chunk_size=4, **options)
+    expected = [dataset[index] for index in range(len(dataset))]  # opens the parent's files first
     loader = torch.utils.data.DataLoader(
         dataset, batch_size=4, num_workers=2, collate_fn=list, multiprocessing_context=start
     )
@@ -221,6 +232,7 @@ def test_other_versions_are_refused_with_the_fix(golden, version):
         ({"total_episodes": 10**18}, "total_episodes"),
         ({"chunks_size": 0}, "chunks_size is 0"),
         ({"features": {}}, "features"),
+        ({"features": {"x": {"dtype": "video", "shape": [2, 2, 3], "info": ["depth"]}}}, "expected an object or null"),
         ({"data_path": "../../{chunk_index}/x.parquet"}, "stay inside the data set"),
         ({"data_path": "/etc/{chunk_index:03d}"}, "stay inside the data set"),
         ({"data_path": "C:/{chunk_index:03d}"}, "stay inside the data set"),

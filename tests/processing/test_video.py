@@ -65,6 +65,20 @@ def test_sequential_reading_does_not_seek(videos, name, monkeypatch):
     assert len(seeks) <= 1
 
 
+def test_frames_are_counted_where_the_file_does_not_state_their_number(videos, tmp_path):
+    with av.open(str(videos["h264"])) as source, av.open(str(tmp_path / "copy.mkv"), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                target.mux(packet)
+    reader = VideoReader(tmp_path / "copy.mkv")
+    assert reader.num_frames == FRAMES
+    check(reader, 11)
+    assert reader.num_frames == FRAMES
+    check(reader, 12)
+
+
 def test_a_frame_that_is_missing_is_named(videos):
     reader = VideoReader(videos["default"])
     for time in (FRAMES / FPS, 0.02, -1.0):

@@ -82,7 +82,8 @@ class LockstepRunner:
             known = read_records(self.output / "episodes.jsonl", self.fingerprint)
             done = {seed: known[task, seed] for seed in seeds if (task, seed) in known}
             for seed in recorded & set(done):
-                if not (self.output / (done[seed].video or "missing")).is_file():
+                video = done[seed].video
+                if video is None or not (self.output / video).is_file():
                     del done[seed]
         pending = iter([seed for seed in seeds if seed not in done])
         bar = tqdm(total=len(seeds), initial=len(done), desc=f"{self.policy.name}: {task}", disable=not self.progress)

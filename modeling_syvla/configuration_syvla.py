@@ -186,9 +186,7 @@ class SyVLAConfig(PreTrainedConfig):
         self.expert_vision_config = _sub_config(expert_vision_config, _SIGLIP_BASE)
         self.expert_image_size = expert_image_size or getattr(self.expert_vision_config, "image_size", 224)
         self.embodiments: dict[str, dict[str, int]] = {}
-        for name, dims in sorted(
-            (embodiments or {}).items(), key=lambda item: item[1].get("id", len(embodiments or {}))
-        ):
+        for name, dims in sorted((embodiments or {}).items(), key=lambda item: item[1].get("id", float("inf"))):
             self._register(name, **dims)
         self.views = list(views)
         self.num_query_tokens = num_query_tokens

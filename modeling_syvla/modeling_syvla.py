@@ -431,7 +431,7 @@ class SyVLAModel(SyVLAPreTrainedModel, GenerationMixin):
         actions = euler_sample(
             lambda x, t: self.expert.predict_velocity(x, t, context),
             noise.float(),
-            num_steps or self.config.num_inference_steps,
+            self.config.num_inference_steps if num_steps is None else num_steps,
         )
         own_dims = self._default_action_mask(actions, embodiment_ids)
         return torch.where(own_dims, actions, torch.zeros_like(actions))

@@ -67,9 +67,10 @@ def record(root: Path, size: int, use_videos: bool, episodes: int, length: int) 
 
 def samples_per_second(dataset: RobotDataset, order: np.ndarray, limit: float) -> float:
     """Reads in the given order until the indices or the time limit (seconds) run out."""
-    start = time.perf_counter()
-    for count, index in enumerate(order, 1):
+    start, count = time.perf_counter(), 0
+    for index in order:
         dataset[int(index)]
+        count += 1
         if time.perf_counter() - start > limit:
             break
     return count / (time.perf_counter() - start)

@@ -184,7 +184,7 @@ class SyVLAConfig(PreTrainedConfig):
             expert_config = SyVLAExpertConfig(**(expert_config or {}))
         self.expert_config = expert_config
         self.expert_vision_config = _sub_config(expert_vision_config, _SIGLIP_BASE)
-        self.expert_image_size = expert_image_size or getattr(self.expert_vision_config, "image_size", 224)
+        self.expert_image_size: int = expert_image_size or int(getattr(self.expert_vision_config, "image_size", 224))
         self.embodiments: dict[str, dict[str, int]] = {}
         for name, dims in sorted((embodiments or {}).items(), key=lambda item: item[1].get("id", float("inf"))):
             self._register(name, **dims)

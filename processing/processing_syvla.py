@@ -246,7 +246,7 @@ class SyVLAProcessor(ProcessorMixin):
                     f"messages: hold {text.count(self.image_token)} image entries, got {len(images)} images; they must match"
                 )
             return text, images
-        instruction, thought = item.get("text"), item.get("thought")
+        instruction, thought = item["text"], item.get("thought")
         require_plain_text("text", instruction, self.tokenizer)
         views = self._views(item.get("images"))
         messages = robot_messages(list(views), instruction)

@@ -5,7 +5,9 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 environment=${1:-.venv-lowest}
 test -x "$environment/bin/python" || python3 -m venv "$environment"
-"$environment/bin/python" -m pip install --quiet --disable-pip-version-check "${TORCH:-torch==2.13.0}"
+# transformers 5.4 needs torchvision for its image processors, and the two must match.
+read -ra torch <<< "${TORCH:-torch==2.14.1 torchvision==0.29.1}"
+"$environment/bin/python" -m pip install --quiet --disable-pip-version-check "${torch[@]}"
 "$environment/bin/python" -m pip install --quiet --disable-pip-version-check -e '.[test]' 'transformers==5.4.0'
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 "$environment/bin/python" -m pytest tests/modeling_syvla tests/processing tests/training

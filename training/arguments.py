@@ -82,8 +82,8 @@ class SyVLATrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
-        if self.lr_scheduler_type == "cosine_with_min_lr" and not self.lr_scheduler_kwargs:
-            self.lr_scheduler_kwargs = {"min_lr": self.final_learning_rate}
+        if self.lr_scheduler_type == "cosine_with_min_lr" and not getattr(self, "lr_scheduler_kwargs", None):
+            self.lr_scheduler_kwargs: Any = {"min_lr": self.final_learning_rate}
         super().__post_init__()
 
 

@@ -56,7 +56,7 @@ class SyVLATrainer(Trainer):
         if train_dataset is not None and not isinstance(train_dataset, MixtureDataset):
             train_dataset = MixtureDataset([train_dataset])
         self.multimodal_share = multimodal_share
-        self.weights = {"robot_weights": robot_weights, "multimodal_weights": multimodal_weights}
+        self.robot_weights, self.multimodal_weights = robot_weights, multimodal_weights
         self.card = card or {}
         self._metrics: dict[str, dict[str, list[torch.Tensor]]] = {
             "train": defaultdict(list),
@@ -89,7 +89,8 @@ class SyVLATrainer(Trainer):
             seed=self.args.data_seed if self.args.data_seed is not None else self.args.seed,
             rank=self.args.process_index,
             world_size=self.args.world_size,
-            **self.weights,
+            robot_weights=self.robot_weights,
+            multimodal_weights=self.multimodal_weights,
         )
         workers = self.args.dataloader_num_workers
         loader = DataLoader(
@@ -102,7 +103,7 @@ class SyVLATrainer(Trainer):
             prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
         )
         prepared = self.accelerator.prepare(loader)
-        shard = getattr(prepared, "batch_sampler", None)
+        shard: Any = getattr(prepared, "batch_sampler", None)
         if shard is not sampler and getattr(shard, "batch_sampler", None) is sampler:
             shard.num_processes, shard.process_index = 1, 0  # the sampler already gives each rank its own batches
         return prepared

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from processing.robot_dataset import RobotDataset
 from processing.robot_dataset_writer import RobotDatasetWriter
 
 CAMERAS = ("head", "left_wrist")
@@ -54,3 +55,19 @@ def record(
         for episode, length in enumerate(lengths):
             record_episode(writer, episode, length, size, thoughts)
     return root
+
+
+def check_content(root: Path, episodes: int, size: int = 16) -> RobotDataset:
+    """Opens a recording of `frame` values and compares every item."""
+    dataset = RobotDataset(root, embodiment="x", chunk_size=2)
+    assert dataset.num_episodes == episodes
+    for index in range(len(dataset)):
+        item = dataset[index]
+        expected = frame(item["episode_index"], item["frame_index"], size)
+        np.testing.assert_array_equal(item["state"], expected["observation.state"])
+        np.testing.assert_array_equal(item["actions"][0], expected["action"])
+        assert item["text"] == f"task {item['episode_index'] % 2}"
+        assert item["index"] == index
+        for view, key in dataset.cameras.items():
+            assert np.abs(item["images"][view].astype(int) - expected[key]).max() <= 3
+    return dataset

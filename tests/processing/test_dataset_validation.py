@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,12 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from dataset_recordings import record
 
 from processing import RobotDataset
 from processing.dataset_validation import WARNING, require_valid, validate_dataset
-
-sys.path.insert(0, str(Path(__file__).parent))
-from dataset_recordings import record
 
 VIEWS = ["center", "left_wrist", "right_wrist"]
 

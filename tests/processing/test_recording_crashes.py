@@ -11,13 +11,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from dataset_recordings import check_content, features, record_episode
 
 from processing import RobotDatasetWriter
 from processing.lerobot_format import read_info
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
-from dataset_recordings import check_content, features, record_episode
 
 CRASH_SCRIPT = """
 import os, signal, sys

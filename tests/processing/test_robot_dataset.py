@@ -3,7 +3,6 @@
 import json
 import pickle
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from dataset_recordings import frame, record
 
 from processing import RobotDataset
 from processing.lerobot_format import DatasetError
-
-sys.path.insert(0, str(Path(__file__).parent))
-from dataset_recordings import frame, record
 
 DATA = Path(__file__).parents[1] / "data"
 V3, V21 = DATA / "lerobot_v3_tiny", DATA / "lerobot_v21_tiny"

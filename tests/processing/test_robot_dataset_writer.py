@@ -1,19 +1,16 @@
 """The writer: the golden layout, exact statistics, resuming, bad frames."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from dataset_recordings import check_content, features, frame, record, record_episode
 
 from processing import RobotDataset, RobotDatasetWriter, recording_files
 from processing.lerobot_format import DEFAULT_FEATURES
-
-sys.path.insert(0, str(Path(__file__).parent))
-from dataset_recordings import check_content, features, frame, record, record_episode
 
 HERE = Path(__file__).parent
 GOLDEN = HERE.parent / "data/lerobot_v3_tiny"

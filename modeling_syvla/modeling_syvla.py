@@ -115,6 +115,12 @@ class SyVLAPreTrainedModel(PreTrainedModel):
         # The default would write the nested VLM under the keys of an older layout, which other readers do not know.
         kwargs.setdefault("save_original_format", False)
         kwargs.setdefault("max_shard_size", "5GB")
+        # By itself only the class that saves would be listed; the other one reads the same weights.
+        self.config.auto_map = {
+            "AutoConfig": "configuration_syvla.SyVLAConfig",
+            "AutoModel": "modeling_syvla.SyVLAModel",
+            "AutoModelForImageTextToText": "modeling_syvla.SyVLAForConditionalGeneration",
+        }
         super().save_pretrained(save_directory, *args, **kwargs)
 
     def get_input_embeddings(self) -> nn.Module:
@@ -138,8 +144,10 @@ class SyVLAPreTrainedModel(PreTrainedModel):
         processors = LogitsProcessorList(kwargs.pop("logits_processor", None) or [])
         query_token = torch.tensor([self.config.query_token_id])
         processors.append(SuppressTokensLogitsProcessor(query_token, device=self.vlm.device))
-        if (input_ids := kwargs.get("input_ids", args[0] if args else None)) is not None:
-            kwargs.setdefault("mm_token_type_ids", self._token_types(input_ids))
+        given = (*args[:1], kwargs.get("inputs"), kwargs.get("input_ids"))
+        input_ids = next((ids for ids in given if ids is not None), None)
+        if input_ids is not None and kwargs.get("mm_token_type_ids") is None:
+            kwargs["mm_token_type_ids"] = self._token_types(input_ids)
         self.vlm.generation_config = self.generation_config
         return self.vlm.generate(*args, logits_processor=processors, **kwargs)
 
@@ -531,7 +539,8 @@ class SyVLAModel(SyVLAPreTrainedModel, GenerationMixin):
                     "think=True needs a tokenizer to return thoughts as text: pass tokenizer=processor.tokenizer or set "
                     "model.tokenizer"
                 )
-            self.tokenizer = AutoTokenizer.from_pretrained(self.name_or_path)
+            # With a config at hand it does not ask whether to trust the checkpoint's code, which it has no use for.
+            self.tokenizer = AutoTokenizer.from_pretrained(self.name_or_path, config=self.config.vlm_config)
         return self.tokenizer
 
     # ------------------------------------------------------------------ batches and embodiments

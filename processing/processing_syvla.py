@@ -14,8 +14,15 @@ import torch
 from transformers import BatchFeature, ProcessorMixin
 from transformers.tokenization_utils_base import AddedToken
 
-from .normalization import MODES, normalize, unnormalize
-from .prompt_format import CHAT_TEMPLATE, QUERY_TOKEN, answer_labels, require_plain_text, robot_messages
+from .normalization import MODES, normalize, offset_and_scale, unnormalize
+from .prompt_format import (
+    CHAT_TEMPLATE,
+    QUERY_TOKEN,
+    answer_labels,
+    checked_messages,
+    require_plain_text,
+    robot_messages,
+)
 
 DEFAULT_VIEWS = ("center", "left_wrist", "right_wrist")
 Image = Any  # PIL image or uint8 array (H, W, 3)
@@ -97,6 +104,8 @@ class SyVLAProcessor(ProcessorMixin):
             lists = {
                 key: np.asarray(value, dtype=np.float64).ravel().tolist() for key, value in statistics[kind].items()
             }
+            if modes[kind] != "identity":
+                offset_and_scale(lists, modes[kind])  # raises now, not in the middle of training
             entry["statistics"][kind] = lists
             entry[f"{kind}_dim"] = len(lists["mean"])
         known = self.embodiments.get(name)
@@ -190,6 +199,13 @@ class SyVLAProcessor(ProcessorMixin):
         batched = isinstance(text, (list, tuple))
         count = len(text) if batched else 1
         columns = {"state": state, "actions": actions, "thought": thought, "action_is_pad": action_is_pad}
+        if batched:
+            for name, value in {**columns, "images": images}.items():
+                if value is not None and (isinstance(value, (str, Mapping)) or len(value) != count):
+                    got = type(value).__name__ if isinstance(value, (str, Mapping)) else f"{len(value)} entries"
+                    raise ValueError(f"{name}: expected one entry for each of the {count} texts, got {got}")
+            if isinstance(embodiment, (list, tuple)) and len(embodiment) != count:
+                raise ValueError(f"embodiment: expected one name or {count}, got {len(embodiment)}")
         items = []
         for i in range(count):
             item = {key: (value[i] if batched and value is not None else value) for key, value in columns.items()}
@@ -220,6 +236,10 @@ class SyVLAProcessor(ProcessorMixin):
     # ------------------------------------------------------------------ parts
 
     def _plain(self, images, text, padding_side: str, return_tensors, **kwargs) -> BatchFeature:
+        if isinstance(images, Mapping):
+            raise ValueError(
+                "images: a dict of views is a robot's observation; pass its state= (and embodiment=) as well"
+            )
         texts = [text] if isinstance(text, str) else list(text or [])
         flat: list[Image] = []
         for entry in images if isinstance(images, (list, tuple)) else ([] if images is None else [images]):
@@ -240,7 +260,8 @@ class SyVLAProcessor(ProcessorMixin):
         """Chat text of an item and its images in the order of their placeholders."""
         if "messages" in item:
             images = {str(i): _checked_image(image, f"images[{i}]") for i, image in enumerate(item.get("images") or [])}
-            text = self.apply_chat_template(item["messages"], tokenize=False)
+            messages = checked_messages(item["messages"], self.tokenizer)
+            text = self.apply_chat_template(messages, tokenize=False)
             if text.count(self.image_token) != len(images):
                 raise ValueError(
                     f"messages: hold {text.count(self.image_token)} image entries, got {len(images)} images; they must match"

@@ -6,6 +6,10 @@ from typing import Any
 
 QUERY_TOKEN = "<|action_query|>"
 
+_UNREADABLE = (
+    "{{ raise_exception('SyVLA reads text and images, answers in text; got a part with ' + part | join(', ')) }}"
+)
+
 # Renders what Qwen2.5-VL's own template renders for texts and images; `generation` marks the answers.
 CHAT_TEMPLATE = (
     "{%- if messages[0].role != 'system' -%}"
@@ -15,15 +19,18 @@ CHAT_TEMPLATE = (
     "{{ '<|im_start|>' + message.role + '\n' }}"
     "{%- if message.role == 'assistant' -%}{%- generation -%}"
     "{%- if message.content is string -%}{{ message.content }}"
-    "{%- else -%}{%- for part in message.content -%}{{ part.text }}{%- endfor -%}{%- endif -%}"
+    "{%- else -%}{%- for part in message.content -%}"
+    "{%- if 'text' in part -%}{{ part.text }}{%- else -%}" + _UNREADABLE + "{%- endif -%}"
+    "{%- endfor -%}{%- endif -%}"
     "{{ '<|im_end|>' }}{%- endgeneration -%}{{ '\n' }}"
     "{%- else -%}"
     "{%- if message.content is string -%}{{ message.content }}"
     "{%- else -%}{%- for part in message.content -%}"
-    "{%- if part.type == 'image' or part.type == 'image_url' -%}{{ '<|vision_start|><|image_pad|><|vision_end|>' }}"
-    "{%- elif part.type == 'text' -%}{{ part.text }}"
-    "{%- else -%}{{ raise_exception('SyVLA reads text and images; got content of type ' + part.type) }}"
-    "{%- endif -%}{%- endfor -%}{%- endif -%}"
+    "{%- if part.type == 'image' or 'image' in part or 'image_url' in part -%}"
+    "{{ '<|vision_start|><|image_pad|><|vision_end|>' }}"
+    "{%- elif 'text' in part -%}{{ part.text }}"
+    "{%- else -%}" + _UNREADABLE + "{%- endif -%}"
+    "{%- endfor -%}{%- endif -%}"
     "{{ '<|im_end|>\n' }}"
     "{%- endif -%}"
     "{%- endfor -%}"
@@ -42,10 +49,33 @@ def robot_messages(views: list[str], instruction: str) -> list[dict[str, Any]]:
     return [{"role": "user", "content": content}]
 
 
+def checked_messages(messages: list[dict[str, Any]], tokenizer: Any) -> list[dict[str, Any]]:
+    """A chat for training: texts without control tokens, answers without outer whitespace.
+
+    The tokenizer would join a line break at the start of an answer with the one that ends the role, and the answer's start
+    would be neither what `generate` sees nor found by `answer_labels`.
+
+    Raises:
+        ValueError: If a text is none or holds control tokens; it names the message.
+    """
+    checked = []
+    for i, message in enumerate(messages):
+        content, answers = message["content"], message["role"] == "assistant"
+        parts = [{"type": "text", "text": content}] if not isinstance(content, (list, tuple)) else list(content)
+        for part in parts:
+            if "text" in part:
+                require_plain_text(f"messages[{i}]", part["text"], tokenizer)
+        if answers:
+            answer = "".join(part["text"] for part in parts if "text" in part).strip()
+            parts = [part for part in parts if "text" not in part] + [{"type": "text", "text": answer}]
+        checked.append({**message, "content": parts})
+    return checked
+
+
 def answer_labels(ids: list[int], tokenizer: Any, query_token_id: int) -> list[int]:
     """Labels of a token sequence: assistant answers with their end token; -100 elsewhere and on query tokens.
 
-    Answers are found by their control tokens, which `require_plain_text` keeps out of user text.
+    Answers are found by their control tokens, which `require_plain_text` and `checked_messages` keep out of other text.
     """
     start, end = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
     role = tokenizer("assistant\n", add_special_tokens=False)["input_ids"]

@@ -49,7 +49,8 @@ class MixtureBatchSampler(Sampler):
         robot_weights, multimodal_weights: How often each dataset is drawn; None: proportional to its size.
         seed: Seeds the shuffles and the choice of dataset.
         rank, world_size: This process among those that train together.
-        batches_per_epoch: Length of an epoch; None: until as many robot samples were drawn as there are.
+        batches_per_epoch: Length of an epoch; None: until as many robot samples were drawn as there are
+            (multi-modal ones where there is no robot).
 
     Raises:
         ValueError: On empty datasets, a share without data to serve it, or weights that do not fit.
@@ -91,10 +92,8 @@ class MixtureBatchSampler(Sampler):
         )
         self.batch_size, self.seed, self.rank, self.world_size = batch_size, seed, rank, world_size
         self.share = Fraction(multimodal_share).limit_denominator(10**6)
-        per_batch = batch_size * world_size * (1 - self.share)
-        self.batches_per_epoch = batches_per_epoch or max(
-            1, math.ceil(sum(robot_sizes) / per_batch) if per_batch else 1
-        )
+        counted, part = (robot_sizes, 1 - self.share) if self.share < 1 else (multimodal_sizes, self.share)
+        self.batches_per_epoch = batches_per_epoch or math.ceil(sum(counted) / (batch_size * world_size * part))
         self._samples = 0  # drawn so far by all ranks together
         self._drawn = np.zeros(len(self.sizes), dtype=np.int64)  # the same per dataset
 

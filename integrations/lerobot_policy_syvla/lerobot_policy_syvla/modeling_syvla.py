@@ -1,0 +1,208 @@
+"""SyVLAModel as a LeRobot policy."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from lerobot.policies.pretrained import PreTrainedPolicy
+from torch import Tensor
+
+from modeling_syvla import SyVLAModel
+
+from .configuration_syvla import SyVLAConfig
+from .processor_syvla import MODEL_INPUT_PREFIX, load_saved_processor, load_syvla_processor
+from .thoughts import train_thoughts_of
+
+logger = logging.getLogger(__name__)
+
+
+class SyVLAPolicy(PreTrainedPolicy):
+    """SyVLA in LeRobot's training, evaluation and rollout.
+
+    It takes the batches that the preprocessor of `make_syvla_pre_post_processors` makes; the actions it returns are
+    normalised, and the postprocessor brings them to physical units.
+
+    Args:
+        config: Names the checkpoint, or holds the model's config.
+        weights_follow: Build the model without reading `syvla_checkpoint`; `from_pretrained` loads the weights next.
+        dataset_meta: LeRobot's metadata of the training data, for its thoughts.
+        kwargs: Other things that LeRobot's factory passes; unused.
+
+    Attributes:
+        last_thoughts: Thoughts of the last predicted chunk, one per sample; None without thinking.
+    """
+
+    config_class = SyVLAConfig
+    name = "syvla"
+
+    def __init__(
+        self, config: SyVLAConfig, *, weights_follow: bool = False, dataset_meta: Any = None, **kwargs: Any
+    ) -> None:
+        super().__init__(config)
+        self.config: SyVLAConfig
+        model_config = config.model_config()
+        if weights_follow or not config.syvla_checkpoint:
+            self.model = SyVLAModel(model_config)
+        else:
+            self.model = SyVLAModel.from_pretrained(
+                config.syvla_checkpoint, revision=config.syvla_revision, dtype=torch.float32
+            )
+            robot = model_config.embodiments[config.embodiment]
+            self.model.add_embodiment(config.embodiment, robot["state_dim"], robot["action_dim"])
+        config.set_model_config(self.model.config)
+        if config.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable()
+        self.last_thoughts: list[str] | None = None
+        self.reset()
+        if dataset_meta is not None:
+            train_thoughts_of(dataset_meta, config.thought_source)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_name_or_path: str | Path, *, strict: bool = True, **kwargs: Any) -> SyVLAPolicy:
+        """Loads a LeRobot checkpoint. Missing, unexpected or mis-shaped weights raise RuntimeError with their names.
+
+        Args:
+            pretrained_name_or_path: Folder or Hub id with `config.json` and `model.safetensors`.
+            strict: False accepts a checkpoint that does not fit, which LeRobot then only logs.
+            kwargs: See `PreTrainedPolicy.from_pretrained`.
+        """
+        policy = super().from_pretrained(pretrained_name_or_path, strict=strict, weights_follow=True, **kwargs)
+        policy._source = (str(pretrained_name_or_path), kwargs.get("revision"))
+        return policy
+
+    _source: tuple[str, str | None] | None = None
+
+    # ------------------------------------------------------------------ training
+
+    def get_optim_params(self) -> list[dict[str, Any]]:
+        """Two groups: matrices, and vectors (biases, norms), which are never decayed."""
+        trained = [p for p in self.parameters() if p.requires_grad]
+        groups: list[dict[str, Any]] = [{"params": [p for p in trained if p.ndim > 1]}]
+        vectors = [p for p in trained if p.ndim <= 1]
+        return groups + ([{"params": vectors, "weight_decay": 0.0}] if vectors else [])
+
+    def forward(self, batch: dict[str, Any], reduction: str = "mean") -> tuple[Tensor, dict[str, float]]:
+        """Loss of a batch and its parts.
+
+        Args:
+            batch: Output of the preprocessor on frames with actions.
+            reduction: "mean" gives a scalar. "none" gives (B,), for weighted samples: each sample's action loss, with the
+                batch's text loss added to all of them.
+        """
+        if reduction not in ("mean", "none"):
+            raise ValueError(f"reduction: expected 'mean' or 'none', got {reduction!r}")
+        output = self.model(**_model_inputs(batch))
+        parts = {"action_loss": output.action_loss, "lm_loss": output.lm_loss}
+        values = {name: float(value.detach()) for name, value in parts.items() if value is not None}
+        if reduction == "mean":
+            return output.loss, values
+        weight = self.model.config.action_loss_weight
+        rest = output.loss - weight * output.action_loss
+        return weight * output.action_loss_per_sample + rest, values
+
+    # ------------------------------------------------------------------ acting
+
+    def reset(self) -> None:
+        """Forgets the actions that are still to be executed."""
+        self._queue: deque[Tensor] = deque()
+
+    @torch.no_grad()
+    def predict_action_chunk(self, batch: dict[str, Any], noise: Tensor | None = None, **kwargs: Any) -> Tensor:
+        """Normalised action chunks, float32 (B, chunk_size, D_action).
+
+        Args:
+            batch: Output of the preprocessor.
+            noise: Initial noise of the flow, (B, chunk_size, model's widest action); None draws it.
+            kwargs: Further arguments of `SyVLAModel.predict_actions`, such as `generator`.
+        """
+        self.eval()
+        thinking = (
+            {"max_new_tokens": self.config.max_new_tokens, "tokenizer": self.tokenizer} if self.config.think else {}
+        )
+        with self._autocast():
+            output = self.model.predict_actions(
+                **_model_inputs(batch),
+                think=self.config.think,
+                num_steps=self.config.num_inference_steps,
+                noise=noise,
+                **thinking,
+                **kwargs,
+            )
+        self.last_thoughts = output.thoughts
+        own = self.model.config.embodiments[self.config.embodiment]["action_dim"]
+        return output.actions[..., :own].float()
+
+    @torch.no_grad()
+    def select_action(self, batch: dict[str, Any], **kwargs: Any) -> Tensor:
+        """The next action, normalised, (B, D_action); predicts a chunk when `n_action_steps` have been executed."""
+        self.eval()
+        if not self._queue:
+            chunk = self.predict_action_chunk(batch, **kwargs)
+            self._queue.extend(chunk[:, : self.config.n_action_steps].transpose(0, 1))
+        return self._queue.popleft()
+
+    # ------------------------------------------------------------------ text
+
+    def supports_text_generation(self) -> bool:
+        """Asked by LeRobot's newer runtimes."""
+        return True
+
+    def generate_text(self, batch: dict[str, Any], **kwargs: Any) -> str:
+        """The thought on one observation (a batch of one); see `generate_thoughts`."""
+        thoughts = self.generate_thoughts(batch, **kwargs)
+        if len(thoughts) != 1:
+            raise ValueError(f"batch: generate_text takes one observation, got {len(thoughts)}; use generate_thoughts")
+        return thoughts[0]
+
+    @torch.no_grad()
+    def generate_thoughts(self, batch: dict[str, Any], **kwargs: Any) -> list[str]:
+        """What the model thinks of each observation, without acting. `kwargs` are those of `generate`."""
+        self.eval()
+        inputs = _model_inputs(batch)
+        keys = ("input_ids", "attention_mask", "mm_token_type_ids", "pixel_values", "image_grid_thw")
+        given = {"max_new_tokens": self.config.max_new_tokens, **kwargs}
+        with self._autocast():
+            ids = self.model.generate(**{key: inputs[key] for key in keys if key in inputs}, **given)
+        texts = self.tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        return [text.strip() for text in texts]
+
+    @property
+    def tokenizer(self) -> Any:
+        """Tokenizer for thoughts; from the saved preprocessor, or from the checkpoint that training started from."""
+        if self.model.tokenizer is None:
+            if self._source is not None:
+                self.model.tokenizer = load_saved_processor(*self._source).tokenizer
+            else:
+                self.model.tokenizer = load_syvla_processor(self.config).tokenizer
+        return self.model.tokenizer
+
+    # ------------------------------------------------------------------ adapters and precision
+
+    def _get_default_peft_targets(self) -> dict[str, Any]:
+        """LoRA on the language model's projections; queries, adapter and expert are trained in full."""
+        return {
+            "target_modules": r".*\.language_model\..*\.(q|k|v|o|gate|up|down)_proj",
+            "modules_to_save": ["action_queries", "adapter", "expert"],
+        }
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.config.dtype == "float32":
+            return nullcontext()
+        return torch.autocast(self.model.device.type, torch.bfloat16)
+
+
+def _model_inputs(batch: dict[str, Any]) -> dict[str, Tensor]:
+    inputs = {
+        key[len(MODEL_INPUT_PREFIX) :]: value for key, value in batch.items() if key.startswith(MODEL_INPUT_PREFIX)
+    }
+    if "input_ids" not in inputs:
+        raise ValueError(
+            f"batch: no {MODEL_INPUT_PREFIX}input_ids among {sorted(batch)}; run it through the policy's preprocessor first "
+            "(make_pre_post_processors)"
+        )
+    return inputs

@@ -104,6 +104,22 @@ class MixtureBatchSampler(Sampler):
         for _ in range(self.batches_per_epoch):
             yield self._next_batch()
 
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the first batch of an epoch, in constant memory. `transformers.Trainer` calls it before each epoch.
+
+        A run that goes on where its loop stood is there already; a resumed one is taken there.
+        """
+        samples = epoch * self.batches_per_epoch * self.batch_size * self.world_size
+        if samples == self._samples:
+            return
+        self._drawn[:] = 0
+        for kind in (0, 1):
+            draws = self._draws_before(kind, samples)
+            for begin in range(0, draws, 1 << 20):
+                sources = self._sources(kind, begin, min(draws, begin + (1 << 20)))
+                self._drawn += np.bincount(sources, minlength=len(self.sizes))
+        self._samples = samples
+
     def state_dict(self) -> dict[str, Any]:
         """Position in the stream; the same on every rank."""
         return {"samples": self._samples, "drawn": self._drawn.tolist(), "sizes": self.sizes, "seed": self.seed}

@@ -162,6 +162,29 @@ def test_resuming_on_another_number_of_ranks_keeps_the_global_batches(before, af
         assert Counter(s for rank in ranks for s in rank[step]) == Counter(unbroken[13 + step])
 
 
+@pytest.mark.parametrize("epoch", [0, 1, 3])
+def test_set_epoch_goes_where_an_unbroken_run_would_be(epoch):
+    """From the start, from ahead, and where the run stands there already."""
+    for rank in range(2):
+        unbroken = make(rank, 2, share=0.35)
+        batches = [list(unbroken) for _ in range(5)]
+        for before in (0, 2, epoch):
+            sampler = make(rank, 2, share=0.35)
+            for _ in range(before):
+                list(sampler)
+            sampler.set_epoch(epoch)
+            assert list(sampler) == batches[epoch]
+
+
+def test_set_epoch_of_a_long_run_takes_no_time():
+    """Ten million samples of ten datasets."""
+    sampler = MixtureBatchSampler([10**8] * 7, [10**7] * 3, batch_size=16, world_size=32, batches_per_epoch=100)
+    sampler.set_epoch(200)
+    assert sum(sampler.state_dict()["drawn"]) == sampler.state_dict()["samples"] == 200 * 100 * 512
+    sampler.set_epoch(0)
+    assert not any(sampler.state_dict()["drawn"])
+
+
 def test_state_is_the_same_on_every_rank_and_survives_json():
     import json
 

@@ -48,11 +48,13 @@ class MultimodalDataset(Dataset):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        row = self.rows[index]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"{self.name}: row {index} of {len(self)}")
         try:
+            row = self.rows[index]  # decodes embedded images
             images = [self._image(image) for image in row["images"] or []]
             return {"messages": [_message(m) for m in row["messages"]], "images": images}
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{self.name}, row {index}: cannot be read ({error}); repair or remove it") from error
 
     def _image(self, image: Any) -> Any:

@@ -21,6 +21,7 @@ from .action_expert import ActionExpert, EmbodimentCoders, ExpertContext, Expert
 from .configuration_syvla import SyVLAConfig
 from .flow_matching import euler_sample, flow_matching_loss, interpolate, sample_timesteps
 from .intention_decoupling import decouple
+from .vlm_positions import use_right_image_positions
 
 logger = logging.getLogger(__name__)
 
@@ -163,6 +164,7 @@ class SyVLAModel(SyVLAPreTrainedModel, GenerationMixin):
         super().__init__(config)
         vlm_width = config.vlm_config.get_text_config().hidden_size
         self.vlm = AutoModelForImageTextToText.from_config(config.vlm_config)
+        use_right_image_positions(self.vlm)
         self.action_queries = nn.Embedding(config.num_query_tokens, vlm_width)  # Feature Query Tokens
         self.adapter = QueryAdapter(vlm_width, config.expert_config.hidden_size)
         self.expert = ActionExpert(config)
@@ -674,6 +676,7 @@ class SyVLAForConditionalGeneration(SyVLAPreTrainedModel, GenerationMixin):
     def __init__(self, config: SyVLAConfig) -> None:
         super().__init__(config)
         self.vlm = AutoModelForImageTextToText.from_config(config.vlm_config)
+        use_right_image_positions(self.vlm)
         self.post_init()
 
     def forward(self, input_ids: torch.Tensor | None = None, **kwargs: Any) -> Any:

@@ -48,9 +48,8 @@ inputs = processor(images={"center": image}, text="lift", state=np.zeros(3), emb
 noise = torch.ones(1, 8, 14)
 output = model.predict_actions(**inputs, noise=noise, think=True, max_new_tokens=4, min_new_tokens=4)
 actions = processor.decode_actions(output.actions, "arm")
-chat = processor.apply_chat_template(
-    [{"role": "user", "content": "hello"}], add_generation_prompt=True, tokenize=True, return_dict=True
-)
+messages = [{"role": "user", "content": [{"type": "text", "text": "hello"}]}]
+chat = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True)
 answer = text_model.generate(**chat, max_new_tokens=4, min_new_tokens=4)
 model.save_pretrained(again)
 processor.save_pretrained(again)

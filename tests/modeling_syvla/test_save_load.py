@@ -105,8 +105,8 @@ def test_processor_comes_back_through_its_auto_class(tiny_model, tiny_processor,
     assert loaded.embodiments == tiny_processor.embodiments
     ours, theirs = (p.collate([make_item(1, thought="reach")]) for p in (tiny_processor, loaded))
     assert ours.keys() == theirs.keys()
-    for key, value in ours.items():
-        assert torch.equal(value, theirs[key]), key
+    for key, value in ours.items():  # where torchvision is installed, AutoImageProcessor rounds a little differently
+        torch.testing.assert_close(theirs[key], value, rtol=0, atol=1e-5, msg=key)
 
 
 def test_dtype_of_the_checkpoint_is_kept_and_may_be_changed(tiny_model, tmp_path):

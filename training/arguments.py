@@ -8,6 +8,9 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+from .adapters import ADAPTERS, SCOPES, TRAINED_MODULES
+from .freezing import FREEZE_PRESETS
+
 
 @dataclass
 class ModelArguments:
@@ -20,7 +23,41 @@ class ModelArguments:
         metadata={"help": "JSON with fields of SyVLAConfig to change, e.g. '{\"decoupling_quantile\": 0.1}'."},
     )
     attn_implementation: str | None = field(default=None, metadata={"help": "Attention of the VLM, e.g. sdpa."})
-    freeze_vlm: bool = field(default=False, metadata={"help": "Train adapter, queries and expert only."})
+    chunk_size: int | None = field(
+        default=None, metadata={"help": "Actions predicted at once, if other than the checkpoint's."}
+    )
+    freeze: str = field(
+        default="none",
+        metadata={
+            "help": "What stays as it is: vlm, vision (both image encoders), vlm_and_vision, or all_but_embodiments "
+            "(only the robots' encoders and decoders, queries and adapter are trained).",
+            "choices": list(FREEZE_PRESETS),
+        },
+    )
+    adapter: str = field(
+        default="none",
+        metadata={"help": "Train a LoRA or DoRA adapter instead of the weights.", "choices": list(ADAPTERS)},
+    )
+    adapter_scope: str = field(
+        default="both", metadata={"help": "Transformers that the adapter changes.", "choices": list(SCOPES)}
+    )
+    adapter_rank: int = field(default=16, metadata={"help": "Rank of the adapter's updates."})
+    adapter_alpha: float = field(default=32.0, metadata={"help": "Updates are scaled by alpha / rank."})
+    adapter_dropout: float = field(
+        default=0.0,
+        metadata={"help": "Dropout on the adapter's inputs; above 0 the passes of Intention Decoupling differ."},
+    )
+    adapter_trained_modules: list[str] = field(
+        default_factory=lambda: list(TRAINED_MODULES),
+        metadata={"help": "Modules trained fully and saved with the adapter; none: no module."},
+    )
+
+    def __post_init__(self) -> None:
+        if self.adapter != "none" and self.freeze != "none":
+            raise ValueError(
+                f"freeze: {self.freeze!r} has no meaning with adapter={self.adapter!r}, which freezes all weights but its "
+                "own; choose them with adapter_scope and adapter_trained_modules"
+            )
 
 
 @dataclass
@@ -76,12 +113,18 @@ class SyVLATrainingArguments(TrainingArguments):
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Must stay off: samples are dicts of raw data."}
     )
+    ema_decay: float = field(
+        default=0.0,
+        metadata={"help": "Decay of an exponential moving average of the weights, which is saved instead; 0: off."},
+    )
     logging_steps: float = field(default=10, metadata={"help": "Steps between log lines."})
     report_to: None | str | list[str] = field(  # noqa: RUF036  (HfArgumentParser wants this order)
         default="none", metadata={"help": "Trackers, e.g. trackio or wandb."}
     )
 
     def __post_init__(self) -> None:
+        if not 0.0 <= self.ema_decay < 1.0:
+            raise ValueError(f"ema_decay: expected a number in [0, 1), got {self.ema_decay}")
         if self.lr_scheduler_type == "cosine_with_min_lr" and not getattr(self, "lr_scheduler_kwargs", None):
             self.lr_scheduler_kwargs: Any = {"min_lr": self.final_learning_rate}
         super().__post_init__()

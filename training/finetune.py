@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ def finetune(model_args: ModelArguments, data_args: DataArguments, args: SyVLATr
     from transformers import set_seed
 
     from processing.mixture import MixtureDataset
+    from training.run_description import describe_multimodal_dataset, describe_robot_dataset, hub_id
     from training.trainer import SyVLATrainer
 
     if not model_args.model_path or not data_args.robot_specs:
@@ -59,8 +60,9 @@ def finetune(model_args: ModelArguments, data_args: DataArguments, args: SyVLATr
             "The paper mixes in %d%%.",
             round(100 * data_args.multimodal_share),
         )
+    embodiments = {dataset.embodiment for dataset in robot}
     trainer = SyVLATrainer(
-        model=model,
+        model=choose_trained_weights(model_args, model, embodiments),
         args=args,
         processing_class=processor,
         train_dataset=MixtureDataset(robot, multimodal),
@@ -68,11 +70,12 @@ def finetune(model_args: ModelArguments, data_args: DataArguments, args: SyVLATr
         robot_weights=_weights(data_args.robot_specs),
         multimodal_weights=_weights(data_args.multimodal_specs),
         card={
-            "base_model": model_args.model_path if not Path(model_args.model_path).exists() else None,
-            "datasets_used": [
-                f"{Path(spec['path']).name}: {len(data)} frames, embodiment {data.embodiment}"
-                for spec, data in zip(data_args.robot_specs, robot, strict=True)
+            "base_model": hub_id(model_args.model_path),
+            "datasets": [
+                *map(describe_robot_dataset, data_args.robot_specs, robot),
+                *map(describe_multimodal_dataset, data_args.multimodal_specs, multimodal),
             ],
+            "freeze": model_args.freeze,
         },
     )
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
@@ -89,8 +92,8 @@ def load_checkpoint(model_args: ModelArguments) -> tuple[Any, Any]:
     import torch
     from transformers import AutoConfig, AutoModel, AutoProcessor
 
-    import modeling_syvla  # noqa: F401  (registers the Auto classes)
-    import processing.processing_syvla  # noqa: F401
+    import processing.processing_syvla  # noqa: F401  (registers the Auto classes)
+    from modeling_syvla.resizing import resize_chunk
 
     overrides = json.loads(model_args.model_overrides) if model_args.model_overrides else {}
     config = AutoConfig.from_pretrained(model_args.model_path, revision=model_args.model_revision)
@@ -104,9 +107,36 @@ def load_checkpoint(model_args: ModelArguments) -> tuple[Any, Any]:
         kwargs["attn_implementation"] = {"": "sdpa", "vlm_config": model_args.attn_implementation}
     model = AutoModel.from_pretrained(model_args.model_path, **kwargs)
     processor = AutoProcessor.from_pretrained(model_args.model_path, revision=model_args.model_revision)
-    if model_args.freeze_vlm:
-        model.vlm.requires_grad_(False)
+    if model_args.chunk_size is not None:
+        resize_chunk(model, model_args.chunk_size)
+        processor.chunk_size = model_args.chunk_size
     return model, processor
+
+
+def choose_trained_weights(model_args: ModelArguments, model: Any, embodiments: Collection[str]) -> Any:
+    """The model with `freeze` applied, or wrapped with the adapter. Robots without data in this run stay frozen."""
+    from training.adapters import add_adapter
+    from training.freezing import freeze, trainable_parameters
+
+    if model_args.adapter == "none":
+        freeze(model, model_args.freeze, embodiments)
+    else:
+        trained_modules = [name for name in model_args.adapter_trained_modules if name != "none"]
+        if model_args.chunk_size is not None:
+            trained_modules.append("expert.action_position_embedding")
+        model = add_adapter(
+            model,
+            model_args.adapter,
+            model_args.adapter_scope,
+            rank=model_args.adapter_rank,
+            alpha=model_args.adapter_alpha,
+            dropout=model_args.adapter_dropout,
+            trained_modules=trained_modules,
+            embodiments=embodiments,
+        )
+    trained, count = trainable_parameters(model)
+    logger.info("training %d of %d parameters", trained, count)
+    return model
 
 
 def load_robot_data(data_args: DataArguments, model: Any, processor: Any) -> list[Any]:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import HfApi
 from torch.utils.data import DataLoader
 from transformers import Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_utils import HubStrategy
+from transformers.utils.hub import PushInProgress
 
 from processing.mixture import MixtureBatchSampler, MixtureDataset
 
+from .adapters import base_model, describe_adapter, is_adapted, save_config
 from .arguments import SyVLATrainingArguments
-from .model_card import write_model_card
+from .ema import RAW_FILE, WeightAverage, WeightAverageCallback, load_raw_weights
+from .model_card import RECIPE_FIELDS, write_model_card
+from .push_to_hub import push_checkpoint
 
 METRICS = ("action_loss", "lm_loss", "decoupling/masked_fraction")
 
@@ -58,6 +64,7 @@ class SyVLATrainer(Trainer):
         self.multimodal_share = multimodal_share
         self.robot_weights, self.multimodal_weights = robot_weights, multimodal_weights
         self.card = card or {}
+        self.average: WeightAverage | None = None  # of the trained weights, with `ema_decay`
         self._metrics: dict[str, dict[str, list[torch.Tensor]]] = {
             "train": defaultdict(list),
             "eval": defaultdict(list),
@@ -71,9 +78,25 @@ class SyVLATrainer(Trainer):
             eval_dataset=eval_dataset,
             **kwargs,
         )
-        problems = processing_class.disagreements(self.accelerator.unwrap_model(self.model).config)
+        problems = processing_class.disagreements(self._policy.config)
         if problems:
             raise ValueError("processor and model do not fit together:\n- " + "\n- ".join(problems))
+        if self.args.ema_decay:
+            self._require_whole_weights()
+            self.add_callback(WeightAverageCallback(self))
+
+    @property
+    def _policy(self) -> Any:
+        """The [`SyVLAModel`] without wrappers of distributed training and adapters."""
+        return base_model(self.accelerator.unwrap_model(self.model))
+
+    def _require_whole_weights(self) -> None:
+        plugin = getattr(self.accelerator.state, "deepspeed_plugin", None)
+        if self.is_fsdp_enabled or (self.is_deepspeed_enabled and plugin is not None and plugin.zero_stage == 3):
+            raise ValueError(
+                "ema_decay: the average needs whole weights on every process, which FSDP and ZeRO-3 do not keep; use DDP or "
+                "ZeRO-2, or set ema_decay=0"
+            )
 
     # ------------------------------------------------------------------ data
 
@@ -148,6 +171,45 @@ class SyVLATrainer(Trainer):
             metrics.clear()
         super().log(logs, start_time)
 
+    # ------------------------------------------------------------------ average of the weights
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.average is None else self.average.applied(self.model)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As [`Trainer.evaluate`], of the average where there is one, since that is what is saved."""
+        with self._averaged():
+            return super().evaluate(*args, **kwargs)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        with self._averaged():
+            super().save_model(output_dir, _internal_call)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.average is not None and self.args.should_save:
+            self.average.save(output_dir, self.model)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.args.ema_decay:
+            load_raw_weights(resume_from_checkpoint, self.model)
+        elif (Path(resume_from_checkpoint) / RAW_FILE).is_file():
+            raise ValueError(
+                f"ema_decay: {resume_from_checkpoint} was trained with an average of the weights; resume with the same "
+                "ema_decay, or start a new run from its weights as model_path"
+            )
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and self.args.ema_decay:
+            self.average = WeightAverage.load(checkpoint, self.model, self.args.ema_decay)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        if self.average is not None:  # the best checkpoint's model file is its average
+            self.average.reset(self.model)
+
     # ------------------------------------------------------------------ saving
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
@@ -158,20 +220,57 @@ class SyVLATrainer(Trainer):
         # A pickle has no place in a checkpoint that others download; JSON says the same.
         (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
         (folder / "training_args.json").write_text(self.args.to_json_string() + "\n", encoding="utf-8")
-        model = self.accelerator.unwrap_model(self.model)
-        write_model_card(folder, model.config, self.processing_class, self._card_fields())
+        if is_adapted(self.accelerator.unwrap_model(self.model)):
+            save_config(self._policy, folder)
+        self._write_card(folder)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Writes our card where [`Trainer.push_to_hub`] would write a generic one."""
+        if self.is_world_process_zero():
+            self._write_card(Path(self.args.output_dir))
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Uploads what `hub_strategy` asks for, in the background: one commit of weights, processor, code and card."""
+        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+            return
+        busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
+        if busy and not self.args.hub_always_push:
+            return
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        message = f"Training in progress, step {self.state.global_step}"
+        target = {"repo_id": self.hub_model_id, "token": self.args.hub_token, "revision": self.args.hub_revision}
+        jobs = [push_checkpoint(checkpoint_folder, commit_message=message, blocking=False, **target)]
+        if self.args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            last = self.args.hub_strategy == HubStrategy.CHECKPOINT
+            place = "last-checkpoint" if last else Path(checkpoint_folder).name
+            jobs.append(
+                HfApi().upload_folder(
+                    folder_path=checkpoint_folder,
+                    path_in_repo=place,
+                    commit_message=f"{message}, checkpoint",
+                    run_as_future=True,
+                    **target,
+                )
+            )
+        if busy:
+            self.push_in_progress.jobs.extend(jobs)
+        else:
+            self.push_in_progress = PushInProgress(jobs)
+
+    def _write_card(self, folder: Path) -> None:
+        write_model_card(folder, self._policy.config, self.processing_class, self._card_fields())
 
     def _card_fields(self) -> dict[str, Any]:
         losses = [entry for entry in self.state.log_history if "loss" in entry]
-        data = self.train_dataset
+        kept = ("loss", "action_loss", "lm_loss")
         return {
             "step": self.state.global_step,
-            "final": {k: losses[-1][k] for k in ("loss", "action_loss", "lm_loss") if k in losses[-1]}
-            if losses
-            else {},
-            "robot_samples": sum(map(len, data.robot_datasets)) if data is not None else 0,
-            "multimodal_samples": sum(map(len, data.multimodal_datasets)) if data is not None else 0,
+            "world_size": self.args.world_size,
+            "final": {key: losses[-1][key] for key in kept if key in losses[-1]} if losses else {},
             "multimodal_share": self.multimodal_share,
-            "arguments": json.loads(self.args.to_json_string()),
+            "arguments": {key: value for key, value in self.args.to_dict().items() if key in RECIPE_FIELDS},
+            "adapter": describe_adapter(self.accelerator.unwrap_model(self.model)),
+            "model_id": self.args.hub_model_id,
+            "model_name": (self.args.hub_model_id or Path(self.args.output_dir).resolve().name).split("/")[-1],
             **self.card,
         }

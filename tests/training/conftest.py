@@ -11,6 +11,49 @@ from modeling_syvla import SyVLAConfig, SyVLAModel
 from processing import RobotDatasetWriter, build_tiny_processor
 
 VIEWS = ("head", "left_wrist", "right_wrist")
+CAMERAS = {"center": "observation.images.head", "left_wrist": "observation.images.left_wrist"}
+
+
+@pytest.fixture
+def finetune(base_checkpoint, robot_dataset_path):
+    """Runs `syvla-finetune` for a few steps on the recorded robot: `finetune(output, **options) -> exit status`."""
+    from training.finetune import main
+
+    def run(output, model=base_checkpoint, embodiment="two_arms", **more):
+        values = {
+            "model_path": model,
+            "robot_datasets": json.dumps(
+                {"path": str(robot_dataset_path), "embodiment": embodiment, "cameras": CAMERAS}
+            ),
+            "output_dir": output,
+            "multimodal_share": 0.0,
+            "max_steps": 3,
+            "warmup_steps": 1,
+            "learning_rate": 1e-3,
+            "per_device_train_batch_size": 4,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "use_cpu": True,
+            "disable_tqdm": True,
+            **more,
+        }
+        return main([text for name, value in values.items() for text in (f"--{name}", str(value))])
+
+    return run
+
+
+@pytest.fixture
+def robot_batch(robot_dataset_path):
+    """Collates four samples of the recorded robot, the first with a thought: `robot_batch(processor) -> batch`."""
+    from processing import RobotDataset
+
+    def make(processor):
+        dataset = RobotDataset(
+            robot_dataset_path, embodiment="two_arms", cameras=CAMERAS, chunk_size=processor.chunk_size
+        )
+        return processor.collate([dataset[i] for i in (20, 0, 7, 30)])
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -163,11 +163,17 @@ def _chunk_problems(dataset: RobotDataset, config: Any, processor: Any) -> Itera
         size = getattr(source, "chunk_size", None)
         if size is not None and size != dataset.chunk_size:
             yield f"chunk_size: {dataset.chunk_size} here, {size} in the {owner}; pass chunk_size={size} to RobotDataset"
-    short = np.flatnonzero(dataset.episode_lengths < dataset.chunk_size)
-    if len(short):
+    lengths = dataset.episode_lengths
+    short = int((lengths < dataset.chunk_size).sum())
+    if short == len(lengths):
         yield (
-            f"{WARNING}chunk_size {dataset.chunk_size} is longer than {len(short)} of {dataset.num_episodes} episodes"
-            f" (the shortest has {int(dataset.episode_lengths.min())} frames); their chunks are padded to the end"
+            f"chunk_size: {dataset.chunk_size} is longer than every episode (the longest has {int(lengths.max())} frames), so"
+            " no chunk is ever complete; use a model with a shorter chunk, or record longer episodes"
+        )
+    elif short:
+        yield (
+            f"{WARNING}chunk_size {dataset.chunk_size} is longer than {short} of {dataset.num_episodes} episodes"
+            f" (the shortest has {int(lengths.min())} frames); their chunks are padded to the end"
         )
 
 

@@ -161,3 +161,9 @@ def test_a_wrong_rate_is_refused_when_opened(copy):
     (copy / "meta/info.json").write_text(json.dumps({**info, "fps": -5}))
     with pytest.raises(ValueError, match=r"fps is -5.*correct it"):
         open_set(copy)
+
+
+def test_a_chunk_longer_than_every_episode_is_an_error(video_set):
+    problems = validate_dataset(open_set(video_set, chunk_size=8), config(chunk_size=8))
+    assert [p for p in errors(problems) if "longer than every episode (the longest has 7 frames)" in p]
+    assert not errors(validate_dataset(open_set(video_set, chunk_size=7), config(chunk_size=7)))

@@ -12,6 +12,7 @@ from lerobot.utils.constants import ACTION, OBS_STATE
 from modeling_syvla import SyVLAConfig as SyVLAModelConfig
 
 STATISTICS_SOURCES = ("auto", "checkpoint", "dataset")
+NORMALIZATIONS = ("mean_std", "quantile", "min_max", "identity")
 DTYPES = ("float32", "bfloat16")
 
 
@@ -33,8 +34,8 @@ class SyVLAConfig(PreTrainedConfig):
         cameras: View to camera feature, `{"center": "observation.images.head"}`. None infers it from the names.
         statistics: Normalise with the statistics of the "checkpoint" or of the "dataset"; "auto": the checkpoint's if it
             knows the embodiment, else the data set's. Both travel with the saved checkpoint.
-        normalization: How the data set's statistics are used: "mean_std" (the paper), "quantile" or "min_max". With
-            "quantile", note that LeRobot 0.6 averages the quantiles of episodes; a data set recorded by SyVLA has exact ones.
+        normalization: How the data set's statistics are used: "mean_std" (the paper), "quantile",
+            "min_max" or "identity".
         thought_source: Thoughts to train: "auto" takes the sub-tasks of `language_persistent` where the data set has them,
             another text is the name of a text column, None trains actions alone.
         chunk_size: Actions predicted at once; always the checkpoint's, None reads it there.
@@ -80,6 +81,7 @@ class SyVLAConfig(PreTrainedConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         _require_choice("statistics", self.statistics, STATISTICS_SOURCES)
+        _require_choice("normalization", self.normalization, NORMALIZATIONS)
         _require_choice("dtype", self.dtype, DTYPES)
         if self.n_obs_steps != 1:
             raise ValueError(

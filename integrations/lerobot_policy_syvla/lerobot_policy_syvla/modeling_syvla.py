@@ -16,7 +16,7 @@ from modeling_syvla import SyVLAModel
 
 from .configuration_syvla import SyVLAConfig
 from .processor_syvla import MODEL_INPUT_PREFIX, load_saved_processor, load_syvla_processor
-from .thoughts import train_thoughts_of
+from .training_data import TrainingData, train_on
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class SyVLAPolicy(PreTrainedPolicy):
         self.last_thoughts: list[str] | None = None
         self.reset()
         if dataset_meta is not None:
-            train_thoughts_of(dataset_meta, config.thought_source)
+            train_on(TrainingData(dataset_meta.root, config.thought_source))
 
     @classmethod
     def from_pretrained(cls, pretrained_name_or_path: str | Path, *, strict: bool = True, **kwargs: Any) -> SyVLAPolicy:

@@ -19,7 +19,7 @@ from lerobot.processor.factory import make_default_policy_processor_steps, make_
 from lerobot.utils.constants import ACTION, OBS_STATE, POLICY_PREPROCESSOR_DEFAULT_NAME
 
 from .configuration_syvla import SyVLAConfig
-from .thoughts import training_thoughts
+from .training_data import TrainingData, training_thoughts
 
 MODEL_INPUT_PREFIX = "observation.syvla."
 _FILE_PREFIX = "file/"
@@ -177,13 +177,7 @@ def make_syvla_pre_post_processors(
     model_config = config.model_config()
     name = config.embodiment
     if config.statistics == "dataset" or (config.statistics == "auto" and name not in processor.embodiments):
-        stats = dataset_stats or {}
-        if missing := [key for key in (OBS_STATE, ACTION) if key not in stats]:
-            raise ValueError(
-                f"dataset_stats: {missing} missing; the checkpoint has none for embodiment {name!r}, so they must come "
-                "from a data set"
-            )
-        found = {kind: _statistics(stats[key]) for kind, key in (("state", OBS_STATE), ("action", ACTION))}
+        found = _dataset_statistics(config, dataset_stats)
         modes = dict.fromkeys(found, config.normalization)
         processor.set_embodiment(name, found, modes, action_names=config.action_feature_names)
     elif name not in processor.embodiments:
@@ -243,5 +237,21 @@ def _images(key: str, value: Any) -> np.ndarray:
     return tensor.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
-def _statistics(stats: dict[str, Any]) -> dict[str, list[float]]:
-    return {name: np.asarray(value, dtype=np.float64).ravel().tolist() for name, value in stats.items()}
+def _dataset_statistics(
+    config: SyVLAConfig, dataset_stats: dict[str, dict[str, Any]] | None
+) -> dict[str, dict[str, list[float]]]:
+    """Statistics of "state" and "action": exact ones where the data set is at hand, else LeRobot's."""
+    meta = getattr(config, "_runtime_dataset_meta", None)  # set by LeRobot's make_policy
+    exact = None if meta is None else TrainingData(meta.root, None).statistics()
+    if exact is not None:
+        return exact
+    stats = dataset_stats or {}
+    if missing := [key for key in (OBS_STATE, ACTION) if key not in stats]:
+        raise ValueError(
+            f"dataset_stats: {missing} missing; the checkpoint has no statistics for embodiment {config.embodiment!r}, so "
+            "they must come from a data set"
+        )
+    return {
+        kind: {name: np.asarray(value, dtype=np.float64).ravel().tolist() for name, value in stats[key].items()}
+        for kind, key in (("state", OBS_STATE), ("action", ACTION))
+    }

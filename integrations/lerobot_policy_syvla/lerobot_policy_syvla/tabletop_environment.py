@@ -32,7 +32,8 @@ class TabletopForLeRobot(gym.Env):
 
         self._seed_offset = EVALUATION_SEED_OFFSET
         self._env = make_environment("tabletop", task, image_size=image_size, max_steps=max_steps)
-        self.metadata = self._env.metadata
+        # LeRobot writes videos with this rate, which must be an integer.
+        self.metadata = {**self._env.metadata, "render_fps": round(self._env.control_hz)}
         self.render_mode = "rgb_array"
         self.task = task
         self.task_description = ""

@@ -69,7 +69,7 @@ def results_table(summaries: Sequence[dict[str, Any]] | None, results: Sequence[
             between,
             run.get("episodes", "not given"),
             run.get("first_seed", "not given"),
-            {True: "yes", False: "no"}.get(run.get("think"), "not given"),
+            "not given" if run.get("think") is None else ("yes" if run["think"] else "no"),
         )
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)

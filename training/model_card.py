@@ -146,7 +146,7 @@ def _card_data(config: Any, fields: dict[str, Any], title: str) -> ModelCardData
     adapter = fields.get("adapter")
     evaluations = [result for summary in fields.get("evaluations") or [] for result in eval_results(summary)]
     base = fields.get("base_model")
-    relation = {"base_model_relation": "adapter" if adapter else "finetune"} if base else {}
+    relation: dict[str, Any] = {"base_model_relation": "adapter" if adapter else "finetune"} if base else {}
     return ModelCardData(
         license="other" if qwen else "apache-2.0",
         license_name="qwen-research" if qwen else None,

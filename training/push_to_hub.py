@@ -75,7 +75,8 @@ def push_checkpoint(
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     _name_repository(folder / "README.md", repo_id)
-    return api.upload_folder(
+    upload: Any = api.upload_folder
+    return upload(
         repo_id=repo_id,
         folder_path=folder,
         revision=revision,

@@ -44,6 +44,7 @@ class SyVLATrainer(Trainer):
     """
 
     args: SyVLATrainingArguments
+    push_in_progress: PushInProgress | None
 
     def __init__(
         self,
@@ -233,7 +234,8 @@ class SyVLATrainer(Trainer):
         """Uploads what `hub_strategy` asks for, in the background: one commit of weights, processor, code and card."""
         if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
             return
-        busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
+        pending = self.push_in_progress
+        busy = pending is not None and not pending.is_done()
         if busy and not self.args.hub_always_push:
             return
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
@@ -252,10 +254,7 @@ class SyVLATrainer(Trainer):
                     **target,
                 )
             )
-        if busy:
-            self.push_in_progress.jobs.extend(jobs)
-        else:
-            self.push_in_progress = PushInProgress(jobs)
+        self.push_in_progress = PushInProgress([*(pending.jobs if pending is not None and busy else []), *jobs])
 
     def _write_card(self, folder: Path) -> None:
         write_model_card(folder, self._policy.config, self.processing_class, self._card_fields())

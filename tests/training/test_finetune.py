@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor
 
+from training.adapters import load_adapter
 from training.finetune import main
 
 SCRIPT = Path(__file__).parents[2] / "training" / "finetune.py"
@@ -122,8 +123,9 @@ def test_all_problems_of_the_data_are_listed_before_training(base_checkpoint, ro
 
 
 @pytest.mark.slow
-def test_two_processes_under_accelerate_launch(base_checkpoint, robot_dataset_path, multimodal_path, tmp_path):
-    """Data-parallel on two CPU processes, with an embodiment that no sample uses."""
+@pytest.mark.parametrize("adapter", ["none", "lora"])
+def test_two_processes_under_accelerate_launch(base_checkpoint, robot_dataset_path, multimodal_path, tmp_path, adapter):
+    """Data-parallel on two CPU processes, with averaged weights and an embodiment that no sample uses."""
     model, processor = AutoModel.from_pretrained(base_checkpoint), AutoProcessor.from_pretrained(base_checkpoint)
     model.add_embodiment("unused", 3, 3)
     processor.set_embodiment("unused", {k: {"mean": [0.0] * 3, "std": [1.0] * 3} for k in ("state", "action")})
@@ -138,6 +140,8 @@ def test_two_processes_under_accelerate_launch(base_checkpoint, robot_dataset_pa
         multimodal_share=0.25,
         ddp_find_unused_parameters=False,
         recompute_statistics=True,
+        adapter=adapter,
+        ema_decay=0.9,
     )
     launch = ["accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
@@ -149,6 +153,9 @@ def test_two_processes_under_accelerate_launch(base_checkpoint, robot_dataset_pa
     log = history(tmp_path / "out")
     assert len(log) == 4
     assert all(entry["loss"] == entry["loss"] for entry in log)
-    trained = AutoModel.from_pretrained(tmp_path / "out")
+    if adapter == "none":
+        trained = AutoModel.from_pretrained(tmp_path / "out")
+    else:
+        trained = load_adapter(tmp_path / "out")[0].merge_and_unload()
     for name, parameter in model.expert.embodiments["unused"].named_parameters():
         assert torch.equal(parameter, trained.expert.embodiments["unused"].get_parameter(name)), name

@@ -1,0 +1,291 @@
+"""Uploads, against a stand-in for the Hub's upload endpoints that keeps what is committed."""
+
+import base64
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+from transformers import AutoModel, AutoProcessor
+
+from training.model_card import write_model_card
+from training.push_to_hub import checkpoint_problems, main
+
+ROOT = Path(__file__).parents[2]
+
+
+class HubStandIn(ThreadingHTTPServer):
+    """Accepts repositories, commits and tags. `repositories` maps "type/id" to {"files", "commits", "tags"}."""
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), HubHandler)
+        self.repositories = {}
+        self.url = f"http://127.0.0.1:{self.server_port}"
+
+    def files(self, key):
+        return self.repositories[key]["files"]
+
+
+class HubHandler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: HubStandIn
+
+    def log_message(self, *args):
+        """Silent."""
+
+    def answer(self, value, status=200, headers=()):
+        body = value if isinstance(value, bytes) else json.dumps(value).encode()
+        self.send_response(status)
+        for name, text in (("Content-Length", str(len(body))), *headers):
+            self.send_header(name, text)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def repository(self, kind, name):
+        return self.server.repositories[f"{kind}/{name}"]
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if not (self.headers.get("Authorization") or "").startswith("Bearer "):
+            return self.answer({"error": "token"}, 401)
+        path = self.path.split("?")[0]
+        if path == "/api/repos/create":
+            asked = json.loads(body)
+            kind, name = asked.get("type") or "model", f"{asked.get('organization') or 'me'}/{asked['name']}"
+            empty = {
+                "files": {},
+                "commits": [],
+                "tags": {},
+                "private": "private" in (asked.get("visibility"), asked.get("private") and "private"),
+            }
+            self.server.repositories.setdefault(f"{kind}/{name}", empty)
+            return self.answer({"url": f"{self.server.url}/{'datasets/' if kind == 'dataset' else ''}{name}"})
+        if path == "/api/validate-yaml":
+            return self.answer({"errors": [], "warnings": []})
+        kind, name, action, rest = re.fullmatch(r"/api/(\w+)s/([^/]+/[^/]+)/(\w+)/(.*)", path).groups()
+        repository = self.repository(kind, name)
+        if action == "preupload":
+            modes = [
+                {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in json.loads(body)["files"]
+            ]
+            return self.answer({"files": modes})
+        if action == "commit":
+            added = []
+            for line in map(json.loads, body.decode().splitlines()):
+                if line["key"] == "header":
+                    title = line["value"]["summary"]
+                elif line["key"] == "file":
+                    repository["files"][line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+                    added.append(line["value"]["path"])
+            repository["commits"].append((title, sorted(added)))
+            oid = f"{len(repository['commits']):040x}"
+            return self.answer(
+                {"success": True, "commitOid": oid, "commitUrl": f"{self.server.url}/{name}/commit/{oid}"}
+            )
+        if action == "tag":
+            repository["tags"][json.loads(body)["tag"]] = rest
+            return self.answer({})
+        return self.answer({"error": path}, 404)
+
+    def do_DELETE(self):
+        kind, name, tag = re.fullmatch(r"/api/(\w+)s/([^/]+/[^/]+)/tag/(.*)", self.path).groups()
+        del self.repository(kind, name)["tags"][tag]
+        self.answer({})
+
+    def do_GET(self):
+        path = self.path.split("?")[0]
+        if refs := re.fullmatch(r"/api/(\w+)s/([^/]+/[^/]+)/refs", path):
+            tags = self.repository(*refs.groups())["tags"]
+            listed = [{"name": n, "ref": f"refs/tags/{n}", "targetCommit": oid} for n, oid in tags.items()]
+            return self.answer({"branches": [], "converts": [], "tags": listed})
+        if file := re.fullmatch(r"/([^/]+/[^/]+)/resolve/main/(.+)", path):
+            name, wanted = file.groups()
+            content = self.server.repositories.get(f"model/{name}", {"files": {}})["files"].get(wanted)
+            if content is not None:
+                return self.answer(content, headers=(("ETag", '"1"'), ("X-Repo-Commit", "0" * 40)))
+        return self.answer({"error": "not found"}, 404, headers=(("X-Error-Code", "EntryNotFound"),))
+
+    do_HEAD = do_GET
+
+
+@pytest.fixture
+def hub():
+    server = HubStandIn()
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def run(hub, tmp_path):
+    """Runs Python in a process whose Hub is the stand-in."""
+
+    def start(*arguments, fails=False):
+        environment = {
+            **os.environ,
+            "HF_ENDPOINT": hub.url,
+            "HF_TOKEN": "stand-in",
+            "HF_HOME": str(tmp_path / "home"),
+            "HF_HUB_OFFLINE": "0",
+            "NO_PROXY": "127.0.0.1",
+            "no_proxy": "127.0.0.1",
+            "OMP_NUM_THREADS": "1",
+        }
+        process = subprocess.run(
+            [sys.executable, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            env=environment,
+            cwd=ROOT,
+            timeout=300,
+        )
+        assert (process.returncode != 0) == fails, process.stderr[-3000:]
+        return process
+
+    return start
+
+
+@pytest.fixture
+def checkpoint(base_checkpoint, tmp_path):
+    """The tiny checkpoint with its card and the leftovers of a training run."""
+    folder = tmp_path / "tiny"
+    model, processor = AutoModel.from_pretrained(base_checkpoint), AutoProcessor.from_pretrained(base_checkpoint)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    write_model_card(folder, model.config, processor, {})
+    (folder / "checkpoint-2").mkdir()
+    for name in (
+        "optimizer.pt",
+        "rng_state.pth",
+        "training_args.bin",
+        "raw_weights.safetensors",
+        "checkpoint-2/a.json",
+    ):
+        (folder / name).write_bytes(b"0")
+    return folder
+
+
+def test_a_checkpoint_arrives_whole_in_one_commit_with_its_card(run, hub, checkpoint):
+    out = run("-m", "training.push_to_hub", checkpoint, "someone/tiny", "--private", "--message", "First")
+    assert json.loads(out.stdout)["repository"] == "someone/tiny"
+    repository = hub.repositories["model/someone/tiny"]
+    assert repository["private"]
+    assert [title for title, _ in repository["commits"]] == ["First"]
+    files = repository["files"]
+    assert {"README.md", "config.json", "model.safetensors", "processor_config.json", "tokenizer.json"} <= set(files)
+    assert {"modeling_syvla.py", "configuration_syvla.py", "dataset_statistics.json"} <= set(files)
+    assert not [
+        n for n in files if n.endswith((".pt", ".pth", ".bin")) or "raw_weights" in n or n.startswith("checkpoint")
+    ]
+    assert files["model.safetensors"] == (checkpoint / "model.safetensors").read_bytes()
+    assert b'from_pretrained("someone/tiny")' in files["README.md"]
+
+
+def test_push_to_hub_of_transformers_keeps_the_card_that_is_there(run, hub, checkpoint, tmp_path):
+    run("-m", "training.push_to_hub", checkpoint, "someone/tiny")
+    script = tmp_path / "push.py"
+    script.write_text(
+        "import sys, modeling_syvla, processing.processing_syvla\n"
+        "from transformers import AutoModel, AutoProcessor\n"
+        "AutoModel.from_pretrained(sys.argv[1]).push_to_hub('someone/tiny')\n"
+        "AutoProcessor.from_pretrained(sys.argv[1]).push_to_hub('someone/tiny')\n"
+    )
+    before = ModelCard(hub.files("model/someone/tiny")["README.md"].decode())
+    run(script, checkpoint)
+    assert len(hub.repositories["model/someone/tiny"]["commits"]) >= 2
+    after = ModelCard(hub.files("model/someone/tiny")["README.md"].decode())
+    assert after.text.strip() == before.text.strip()
+    assert set(after.data.tags) >= set(before.data.tags)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter", ["none", "lora"])
+def test_the_trainer_pushes_our_card_with_every_save(run, hub, base_checkpoint, robot_dataset_path, tmp_path, adapter):
+    cameras = {"center": "observation.images.head"}
+    spec = {"path": str(robot_dataset_path), "embodiment": "two_arms", "cameras": cameras}
+    options = {
+        "model_path": base_checkpoint,
+        "robot_datasets": json.dumps(spec),
+        "output_dir": tmp_path / "out",
+        "multimodal_share": 0.0,
+        "max_steps": 2,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "adapter": adapter,
+        "ema_decay": 0.9,
+        "use_cpu": True,
+        "push_to_hub": True,
+        "hub_model_id": "someone/lift",
+        "hub_always_push": True,
+    }
+    run("-m", "training.finetune", *(str(text) for name, value in options.items() for text in (f"--{name}", value)))
+    repository = hub.repositories["model/someone/lift"]
+    titles = [title for title, _ in repository["commits"]]
+    assert any(title == "Training in progress, step 1" for title in titles)
+    assert titles[-1] == "Model save"
+    weights = "model.safetensors" if adapter == "none" else "adapter_model.safetensors"
+    for title, added in repository["commits"]:
+        assert {"README.md", weights, "processor_config.json"} <= set(added), title
+    assert not [name for name in repository["files"] if name.endswith((".pt", ".pth", ".bin")) or "raw_weights" in name]
+    card = ModelCard(repository["files"]["README.md"].decode())
+    assert "# lift\n" in card.text
+    assert "- Trained steps: 2" in card.text
+    loader = "from_pretrained" if adapter == "none" else "load_adapter"
+    assert f'{loader}("someone/lift")' in card.text
+    assert card.data.library_name == ("transformers" if adapter == "none" else "peft")
+
+
+def test_a_dataset_arrives_with_its_card_and_the_tag_of_its_format(run, hub, robot_dataset_path, tmp_path):
+    root = shutil.copytree(robot_dataset_path, tmp_path / "lift")  # its card gets the licence
+    for _ in range(2):  # the tag moves with a second upload
+        arguments = ("--dataset", root, "someone/lift", "--license", "cc-by-4.0")
+        run("-m", "training.push_to_hub", *arguments)
+    repository = hub.repositories["dataset/someone/lift"]
+    local = {str(p.relative_to(root)) for p in root.rglob("*") if p.is_file()}
+    assert {name for name in local if not name.startswith(".")} == set(repository["files"])
+    assert repository["tags"] == {"v3.0": f"{len(repository['commits']):040x}"}
+    card = repository["files"]["README.md"].decode()
+    assert "license: cc-by-4.0" in card
+    assert "- LeRobot" in card
+
+
+def test_what_would_be_a_broken_repository_is_not_uploaded(run, hub, checkpoint, tmp_path, capsys):
+    assert checkpoint_problems(checkpoint) == []
+    (checkpoint / "README.md").unlink()
+    (checkpoint / "action_expert.py").rename(checkpoint / "kept.py")
+    (checkpoint / "modeling_syvla.py").unlink()
+    (checkpoint / "model.safetensors").unlink()
+    error = run("-m", "training.push_to_hub", checkpoint, "someone/tiny", fails=True).stderr
+    for message in (
+        "model.safetensors is missing",
+        "README.md is missing",
+        "config.json names modeling_syvla.py, which is missing",
+    ):
+        assert message in error
+    assert hub.repositories == {}
+    assert main([str(tmp_path / "none"), "someone/tiny"]) == 1
+    assert "no such folder" in capsys.readouterr().err
+    assert main([str(tmp_path), "someone/lift", "--dataset"]) == 1
+    assert "expected the folder of a LeRobot dataset" in capsys.readouterr().err
+
+
+def test_shards_and_broken_metadata_are_checked(checkpoint):
+    (checkpoint / "model.safetensors").unlink()
+    shards = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    (checkpoint / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+    (checkpoint / shards["a"]).write_bytes(b"0")
+    (checkpoint / "README.md").write_text("---\ntags: [\n---\n")
+    problems = checkpoint_problems(checkpoint)
+    assert problems[0] == "model-00002-of-00002.safetensors is missing"
+    assert problems[1].startswith("README.md: its metadata cannot be read")

@@ -8,8 +8,8 @@ from .modeling_syvla import (
     SyVLAForConditionalGeneration,
     SyVLAModel,
     SyVLAOutput,
-    SyVLAPreTrainedModel,
 )
+from .pretrained import SyVLAPreTrainedModel
 
 AutoConfig.register("syvla", SyVLAConfig, exist_ok=True)
 AutoConfig.register("syvla_expert", SyVLAExpertConfig, exist_ok=True)

@@ -1,0 +1,127 @@
+"""What all SyVLA models share: initialisation, strict loading, saving, text generation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.generation.logits_process import LogitsProcessorList, SuppressTokensLogitsProcessor
+
+from .action_expert import ExpertRMSNorm
+from .configuration_syvla import SyVLAConfig
+
+
+class SyVLAPreTrainedModel(PreTrainedModel):
+    config_class = SyVLAConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    model_tags = ["robotics", "vision-language-action", "vla", "syvla"]
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    # The losses are means over the micro-batch, so accumulation divides by its number of steps.
+    accepts_loss_kwargs = False
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _no_split_modules = ["Qwen2_5_VLDecoderLayer", "Qwen2_5_VLVisionBlock", "ExpertLayer", "SiglipEncoderLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Only our own modules come here; VLM and image encoder initialise theirs."""
+        if isinstance(module, nn.Linear):
+            init.normal_(module.weight, mean=0.0, std=module.in_features**-0.5)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight, mean=0.0, std=module.embedding_dim**-0.5)
+        elif isinstance(module, ExpertRMSNorm):
+            init.ones_(module.weight)
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any, *model_args: Any, allow_missing_weights: bool = False, **kwargs: Any
+    ) -> Any:
+        """Load a checkpoint; see [`PreTrainedModel.from_pretrained`].
+
+        Args:
+            allow_missing_weights: Accept a checkpoint that lacks weights or has them in another shape (they are then
+                initialised), or has some that the model does not know. Off by default, since a silently re-initialised
+                weight ruins a policy.
+
+        Raises:
+            ValueError: If weights are missing, unexpected or of another shape; the message names them all.
+        """
+        wants_info = kwargs.pop("output_loading_info", False)
+        other_shapes = kwargs.pop("ignore_mismatched_sizes", False)
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path, *model_args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+        )
+        if not allow_missing_weights:
+            _require_complete(info, pretrained_model_name_or_path, other_shapes)
+        return (model, info) if wants_info else model
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        # The default would write the nested VLM under the keys of an older layout, which other readers do not know.
+        kwargs.setdefault("save_original_format", False)
+        kwargs.setdefault("max_shard_size", "5GB")
+        # By itself only the class that saves would be listed; the other one reads the same weights.
+        self.config.auto_map = {
+            "AutoConfig": "configuration_syvla.SyVLAConfig",
+            "AutoModel": "modeling_syvla.SyVLAModel",
+            "AutoModelForImageTextToText": "modeling_syvla.SyVLAForConditionalGeneration",
+        }
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.vlm.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.vlm.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.vlm.get_output_embeddings()
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        self.vlm.set_output_embeddings(value)
+
+    @torch.no_grad()
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Answer or think in text, as the VLM alone would; query tokens are never produced.
+
+        Takes what `transformers`' `generate` takes, `pixel_values` and `image_grid_thw` included.
+        """
+        processors = LogitsProcessorList(kwargs.pop("logits_processor", None) or [])
+        query_token = torch.tensor([self.config.query_token_id])
+        processors.append(SuppressTokensLogitsProcessor(query_token, device=self.vlm.device))
+        given = (*args[:1], kwargs.get("inputs"), kwargs.get("input_ids"))
+        input_ids = next((ids for ids in given if ids is not None), None)
+        if input_ids is not None and kwargs.get("mm_token_type_ids") is None:
+            kwargs["mm_token_type_ids"] = self._token_types(input_ids)
+        self.vlm.generation_config = self.generation_config
+        return self.vlm.generate(*args, logits_processor=processors, **kwargs)
+
+    def _token_types(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """1 at image tokens, 0 elsewhere; Qwen2.5-VL falls back to 1-D positions without it."""
+        return (input_ids == self.config.vlm_config.image_token_id).int()
+
+
+def _require_complete(info: Any, name: Any, other_shapes: bool) -> None:
+    info = info if isinstance(info, dict) else vars(info)
+    kinds = {
+        "missing_keys": "missing from the checkpoint",
+        "unexpected_keys": "in the checkpoint but unknown to the model",
+        **({} if other_shapes else {"mismatched_keys": "of another shape"}),
+    }
+    problems = []
+    for key, text in kinds.items():
+        names = sorted(str(k[0] if isinstance(k, tuple) else k) for k in info.get(key) or ())
+        if names:
+            shown = ", ".join(names[:10]) + (f", ... ({len(names)} in all)" if len(names) > 10 else "")
+            problems.append(f"{len(names)} weights {text}: {shown}")
+    if problems:
+        raise ValueError(
+            f"{name}: the checkpoint does not fit the model. {'; '.join(problems)}. "
+            "Pass allow_missing_weights=True to load it all the same; missing weights are then initialised at random."
+        )

@@ -1,0 +1,109 @@
+"""Think-before-act: query states with or without a chain of thought before them (paper, section 3.1)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer
+
+
+class ThinkingMixin:
+    """Methods of [`SyVLAModel`] that run the VLM at inference."""
+
+    config: Any
+    tokenizer: Any
+    vlm: Any
+    action_queries: Any
+    generation_config: Any
+    name_or_path: str
+
+    def _query_states_without_thought(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **images: torch.Tensor | None
+    ) -> torch.Tensor:
+        """One VLM pass over prompt and queries."""
+        lacks = (input_ids != self.config.query_token_id).all(-1, keepdim=True)
+        if lacks.any():  # rows that hold their queries already get padding instead
+            lacks = lacks.expand(-1, self.config.num_query_tokens)
+            queries = torch.where(lacks, self.config.query_token_id, self._end_token_ids()[0])
+            input_ids = torch.cat((input_ids, queries), dim=1)
+            attention_mask = torch.cat((attention_mask, lacks.to(attention_mask.dtype)), dim=1)
+        return self.select_query_states(self.encode(input_ids, attention_mask, **images), input_ids)
+
+    def _think(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **generate_kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Generate the thought, then run end token and queries on its key/value cache.
+
+        Returns:
+            (query states (B, N, D_vlm), thought ids (B, G)).
+        """
+        if (input_ids == self.config.query_token_id).any():
+            raise ValueError(
+                "think=True: the prompt already holds query tokens; make it without `thought` and `actions`"
+            )
+        if generate_kwargs.get("num_beams", 1) != 1 or generate_kwargs.get("num_return_sequences", 1) != 1:
+            raise ValueError(
+                "think=True: beam search and several return sequences are not supported; one thought per sample"
+            )
+        prompt_length = input_ids.shape[1]
+        generated = self.generate(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            return_dict_in_generate=True,
+            use_cache=True,
+            **generate_kwargs,
+        )
+        cache, sequences = generated.past_key_values, generated.sequences
+        cached = cache.get_seq_length()  # the last generated token is not in the cache yet
+        thought = sequences[:, prompt_length:]
+        end_ids = torch.tensor(self._end_token_ids(), device=thought.device)
+        is_end = torch.isin(thought, end_ids)
+        before_end = is_end.cumsum(-1) - is_end.int() == 0  # up to and including the first end token
+        unfinished = ~is_end.any(-1, keepdim=True)
+        end = end_ids[:1].expand(len(thought), 1)
+        tail = torch.cat((sequences[:, cached:], end), dim=1)
+        queries = self.action_queries.weight.expand(len(thought), -1, -1)
+        embeds = self.get_input_embeddings()(tail)
+        embeds = torch.cat((embeds, queries.to(embeds.dtype)), dim=1)
+        mask = torch.cat(
+            (attention_mask.bool(), before_end, unfinished, unfinished.new_ones(len(thought), queries.shape[1])), dim=1
+        ).long()
+        offset = self._positions(input_ids, attention_mask, None, generate_kwargs.get("image_grid_thw"))[1]
+        positions = (mask.cumsum(-1) - 1)[:, cached:] + offset
+        outputs = self.vlm.model.language_model(
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            position_ids=positions[None].expand(3, -1, -1),
+            past_key_values=cache,
+            use_cache=True,
+        )
+        padding = self._end_token_ids()[0]
+        return outputs.last_hidden_state[:, -queries.shape[1] :], thought.masked_fill(~before_end, padding)
+
+    def _end_token_ids(self) -> list[int]:
+        """End-of-turn token first, then other end tokens of the generation config."""
+        ids = self.generation_config.eos_token_id
+        ids = [ids] if isinstance(ids, int) else list(ids or [])
+        end_of_turn = self.config.get_text_config().eos_token_id
+        end_of_turn = end_of_turn[0] if isinstance(end_of_turn, list) else end_of_turn
+        return list(dict.fromkeys([end_of_turn, *ids]))
+
+    def _own_tokenizer(self) -> Any:
+        if self.tokenizer is None:
+            if not self.name_or_path:
+                raise ValueError(
+                    "think=True needs a tokenizer to return thoughts as text: pass tokenizer=processor.tokenizer or set "
+                    "model.tokenizer"
+                )
+            # With a config at hand it does not ask whether to trust the checkpoint's code, which it has no use for.
+            self.tokenizer = AutoTokenizer.from_pretrained(self.name_or_path, config=self.config.vlm_config)
+        return self.tokenizer
+
+
+def left_padded(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Move padding to the left, order of the real tokens unchanged."""
+    if attention_mask is None:
+        return input_ids, torch.ones_like(input_ids)
+    order = attention_mask.long().argsort(dim=1, stable=True)
+    return input_ids.gather(1, order), attention_mask.gather(1, order)

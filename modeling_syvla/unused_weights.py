@@ -1,0 +1,48 @@
+"""A zero that keeps distributed training in step when a process's batch leaves parts of the model out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+def zero_of_unused_weights(model: Any, acted: bool, saw: bool) -> torch.Tensor:
+    """Zero that depends on every weight which the batch left out.
+
+    Data-parallel training waits for each weight's gradient, and sharded training for each module to run, on all
+    processes. One whose batch has no robot sample (or no image) therefore runs the expert (or the VLM's image
+    encoder) on zeros.
+    """
+    parts = [p.sum() for p in model.expert.embodiments.parameters() if p.requires_grad]
+    if not acted and model.config.embodiments:
+        parts.append(_action_loss_of_zeros(model))
+    if not saw:
+        encoder = model.vlm.config.vision_config
+        patches = torch.zeros(
+            encoder.spatial_merge_size**2,
+            encoder.in_channels * encoder.temporal_patch_size * encoder.patch_size**2,
+            device=model.vlm.device,
+        )
+        grid = torch.tensor([[1, encoder.spatial_merge_size, encoder.spatial_merge_size]], device=patches.device)
+        features = model.vlm.model.get_image_features(patches, grid, return_dict=True).pooler_output
+        parts.append(torch.cat(features).float().sum())
+    return sum(0.0 * part for part in parts) + torch.zeros((), device=model.device)
+
+
+def _action_loss_of_zeros(model: Any) -> torch.Tensor:
+    """One pass of adapter and expert on an empty sample of the first robot."""
+    config, device = model.config, model.device
+    side = config.expert_image_size
+    actions = torch.zeros(1, config.chunk_size, config.max_action_dim, device=device)
+    per_sample, _ = model.action_loss(
+        torch.zeros(1, config.num_query_tokens, model.action_queries.embedding_dim, device=device),
+        actions,
+        noise=torch.zeros_like(actions),
+        timestep=torch.zeros(1, device=device),
+        state=torch.zeros(1, config.max_state_dim, device=device),
+        embodiment_ids=torch.full((1,), next(iter(config.embodiments.values()))["id"], device=device),
+        expert_pixel_values=torch.zeros(1, len(config.views), 3, side, side, device=device),
+        expert_view_mask=torch.ones(1, len(config.views), dtype=torch.bool, device=device),
+    )
+    return per_sample.sum()

@@ -233,7 +233,7 @@ def query_token_id(tokenizer: Any) -> int:
 def _vision_config(config: PreTrainedConfig) -> PreTrainedConfig:
     """The vision half of a two-tower config; SigLIP without its pooling head, whose output the expert does not use."""
     config = getattr(config, "vision_config", config)
-    if hasattr(config, "vision_use_head"):
+    if config.model_type == "siglip_vision_model":
         config.vision_use_head = False
     return config
 
@@ -308,7 +308,8 @@ def _sources(model: PreTrainedModel, vlm: Part, tower: Part | None, seed: int) -
     if tower is not None:
         expert: Any = model.expert
         _require_pixels_only(tower, expert.vision_tower)
-        ignore = [r"^(vision_model\.)?head\."] if hasattr(expert.vision_tower.config, "vision_use_head") else []
+        has_head = getattr(expert.vision_tower.config, "vision_use_head", True)
+        ignore = [] if has_head else [r"^(vision_model\.)?head\."]
         if hasattr(tower.config, "vision_config"):
             ignore.append(r"^(?!vision_model\.)")  # the text tower and what compares both
         found = match(tower, _below(wanted, _TOWER), vision_tower_names, ignore)

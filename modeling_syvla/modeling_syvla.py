@@ -96,8 +96,10 @@ class SyVLAModel(ThinkingMixin, SyVLAPreTrainedModel, GenerationMixin):
         rank = (is_query.cumsum(-1) - 1).clamp(0, self.config.num_query_tokens - 1)
         embeds = self.get_input_embeddings()(input_ids)
         embeds = torch.where(is_query[..., None], self.action_queries(rank).to(embeds.dtype), embeds)
+        # Qwen3-VL takes either of the two and finds the images by their embedding; Qwen2.5-VL is quicker with both.
+        takes_both = self.config.vlm_config.model_type in ("qwen2_5_vl", "qwen2_vl")
         outputs = self.vlm.model(
-            input_ids=input_ids,
+            input_ids=input_ids if takes_both else None,
             inputs_embeds=embeds,
             attention_mask=attention_mask,
             position_ids=self._positions(input_ids, attention_mask, mm_token_type_ids, image_grid_thw)[0],

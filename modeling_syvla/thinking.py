@@ -17,6 +17,11 @@ class ThinkingMixin:
     action_queries: Any
     generation_config: Any
     name_or_path: str
+    encode: Any
+    select_query_states: Any
+    generate: Any
+    get_input_embeddings: Any
+    _positions: Any
 
     def _query_states_without_thought(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **images: torch.Tensor | None

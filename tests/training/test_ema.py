@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
@@ -88,6 +89,8 @@ def test_saved_weights_are_the_average_and_resume_is_bit_exact(finetune, tmp_pat
         whole, resumed = (load_file(tmp_path / run / name) for run in ("whole", "resumed"))
         assert whole.keys() == resumed.keys()
         assert all(torch.equal(whole[key], resumed[key]) for key in whole), name
+    with safe_open(tmp_path / "whole" / "checkpoint-4" / AVERAGE_FILE, "pt") as opened:
+        assert opened.metadata()["updates"] == "4"
     average = load_file(tmp_path / "whole" / "checkpoint-4" / AVERAGE_FILE)
     raw = load_file(tmp_path / "whole" / "checkpoint-4" / RAW_FILE)
     saved = load_file(tmp_path / "whole" / file)
@@ -121,3 +124,31 @@ def test_a_checkpoint_is_resumed_only_with_the_setting_it_was_trained_with(finet
     resume = tmp_path / "averaged" / "checkpoint-1"
     assert finetune(tmp_path / "b", **again, resume_from_checkpoint=resume) == 1
     assert "was trained with an average of the weights" in capsys.readouterr().err
+
+
+def test_evaluation_and_the_choice_of_the_best_checkpoint_concern_the_average(
+    make_model, tiny_processor, make_item, tmp_path
+):
+    """The logged loss is that of the saved weights, and the end is the best checkpoint, not the last average."""
+    from training import SyVLATrainer, SyVLATrainingArguments
+
+    data = [make_item(i) for i in range(4)]
+    options = {"eval_strategy": "steps", "save_strategy": "steps", "save_steps": 1, "eval_steps": 1}
+    options |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": True}
+    options |= {"max_steps": 3, "warmup_steps": 0, "learning_rate": 1e-3, "lr_scheduler_type": "constant"}
+    args = SyVLATrainingArguments(str(tmp_path), ema_decay=0.5, use_cpu=True, disable_tqdm=True, **options)
+    trainer = SyVLATrainer(
+        make_model(), args, processing_class=tiny_processor, train_dataset=data, eval_dataset=data[:2]
+    )
+    trainer.train()
+    losses = {e["step"]: e["eval_loss"] for e in trainer.state.log_history if "eval_loss" in e}
+    best = max(losses, key=losses.get)  # "greater is better" makes it an early one
+    assert best < 3
+    trainer.save_model(tmp_path / "end")
+    end, chosen = (load_file(tmp_path / name / "model.safetensors") for name in ("end", f"checkpoint-{best}"))
+    assert all(torch.equal(end[key], chosen[key]) for key in end)
+    fresh = make_model()
+    fresh.load_state_dict(chosen, strict=False)
+    plain = SyVLATrainingArguments(str(tmp_path / "plain"), use_cpu=True, disable_tqdm=True)
+    measured = SyVLATrainer(fresh, plain, processing_class=tiny_processor, eval_dataset=data[:2]).evaluate()
+    assert measured["eval_loss"] == pytest.approx(losses[best], rel=1e-5)

@@ -186,7 +186,7 @@ def test_a_checkpoint_arrives_whole_in_one_commit_with_its_card(run, hub, checkp
     assert {"README.md", "config.json", "model.safetensors", "processor_config.json", "tokenizer.json"} <= set(files)
     assert {"modeling_syvla.py", "configuration_syvla.py", "dataset_statistics.json"} <= set(files)
     assert not [
-        n for n in files if n.endswith((".pt", ".pth", ".bin")) or "raw_weights" in n or n.startswith("checkpoint")
+        n for n in files if n.endswith((".pt", ".pth", ".bin")) or "raw_weights" in n or n.startswith("checkpoint-")
     ]
     assert files["model.safetensors"] == (checkpoint / "model.safetensors").read_bytes()
     assert b'from_pretrained("someone/tiny")' in files["README.md"]

@@ -184,11 +184,17 @@ class SyVLAPolicy(PreTrainedPolicy):
     # ------------------------------------------------------------------ adapters and precision
 
     def _get_default_peft_targets(self) -> dict[str, Any]:
-        """LoRA on the language model's projections; queries, adapter and expert are trained in full."""
-        return {
-            "target_modules": r".*\.language_model\..*\.(q|k|v|o|gate|up|down)_proj",
-            "modules_to_save": ["action_queries", "adapter", "expert"],
-        }
+        """LoRA on language model and expert; queries, adapter and this robot's coders are trained in full."""
+        from training.adapters import target_modules
+
+        full = ("action_queries", "adapter", f"expert.embodiments.{self.config.embodiment}")
+        # PEFT wraps what it trains in full, so only single layers will do: a wrapped container cannot be indexed.
+        layers = [
+            f"model.{name}"
+            for name, module in self.model.named_modules()
+            if name.startswith(full) and next(module.parameters(recurse=False), None) is not None
+        ]
+        return {"target_modules": rf"model\.{target_modules('both')}", "modules_to_save": layers}
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.config.dtype == "float32":

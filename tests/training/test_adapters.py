@@ -120,6 +120,40 @@ def test_a_resumed_adapter_run_gives_the_losses_of_an_unbroken_one(finetune, tmp
     assert [e.get("loss") for e in losses[0]][:4] == [e.get("loss") for e in losses[1]][:4]
 
 
+def test_gradient_checkpointing_trains_the_same_adapter(finetune, tmp_path):
+    """Though no weight before the adapter's layers asks for gradients."""
+    saved = []
+    for checkpointing in (False, True):
+        folder = tmp_path / str(checkpointing)
+        options = {"adapter": "lora", "adapter_scope": "vlm", "gradient_checkpointing": checkpointing}
+        assert finetune(folder, **options, adapter_trained_modules="none", max_steps=2) == 0
+        saved.append(load_file(folder / "adapter_model.safetensors"))
+    plain, checkpointed = saved
+    assert all("lora_" in key and "vlm.model.language_model" in key for key in plain)
+    assert all(value.any() for key, value in plain.items() if "lora_B" in key), "these start at zero"
+    for key, value in plain.items():
+        torch.testing.assert_close(checkpointed[key], value, atol=1e-5, rtol=1e-4, msg=key)
+
+
+def test_the_loaders_of_transformers_and_peft_read_an_adapter(
+    base_checkpoint, robot_dataset_path, robot_batch, tmp_path
+):
+    """Where the base knows the robot already; `load_adapter` adds what the base lacks."""
+    model, processor = prepared(base_checkpoint, robot_dataset_path)
+    base, folder = tmp_path / "base", tmp_path / "adapter"
+    model.save_pretrained(base)
+    adapted = add_adapter(AutoModel.from_pretrained(base), "lora", rank=4)
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05)
+    adapted.save_pretrained(folder)
+    expected = act(adapted, processor, robot_batch)
+    through_peft = peft.PeftModel.from_pretrained(AutoModel.from_pretrained(base), str(folder))
+    assert torch.equal(act(through_peft, processor, robot_batch), expected)
+    assert torch.equal(act(AutoModel.from_pretrained(folder), processor, robot_batch), expected)
+
+
 def test_a_longer_chunk_travels_with_the_adapter(finetune, robot_batch, tmp_path):
     assert finetune(tmp_path, adapter="lora", adapter_scope="expert", chunk_size=10, max_steps=2) == 0
     adapted, processor = load_adapter(tmp_path)

@@ -113,6 +113,20 @@ def test_raw_weights_are_those_of_a_run_without_average(finetune, tmp_path):
     assert [e.get("loss") for e in losses[0]] == [e.get("loss") for e in losses[1]]
 
 
+def test_each_step_enters_the_average_once_and_at_once(finetune, tmp_path):
+    """Average and raw weights of successive checkpoints obey the recursion, also with accumulated gradients."""
+    options = {"save_strategy": "steps", "save_steps": 1, "max_steps": 3, "gradient_accumulation_steps": 2}
+    assert finetune(tmp_path, **options, ema_decay=0.15) == 0
+    previous: dict = {}
+    for step in (1, 2, 3):
+        average, raw = (load_file(tmp_path / f"checkpoint-{step}" / name) for name in (AVERAGE_FILE, RAW_FILE))
+        for key in previous:
+            decay = min(0.15, (1 + step) / (10 + step))
+            expected = decay * previous[key].double() + (1 - decay) * raw[key].double()
+            torch.testing.assert_close(average[key].double(), expected, atol=1e-6, rtol=1e-5, msg=key)
+        previous = average
+
+
 def test_a_checkpoint_is_resumed_only_with_the_setting_it_was_trained_with(finetune, tmp_path, capsys):
     options = {"save_strategy": "steps", "save_steps": 1, "max_steps": 1}
     assert finetune(tmp_path / "plain", **options) == 0

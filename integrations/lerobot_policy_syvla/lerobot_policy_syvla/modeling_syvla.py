@@ -46,14 +46,21 @@ class SyVLAPolicy(PreTrainedPolicy):
         super().__init__(config)
         self.config: SyVLAConfig
         model_config = config.model_config()
-        if weights_follow or not config.syvla_checkpoint:
+        robot = config.embodiment
+        assert robot is not None  # settled by model_config
+        if weights_follow or config.random_tiny:
             self.model = SyVLAModel(model_config)
-        else:
+        elif config.syvla_checkpoint:
             self.model = SyVLAModel.from_pretrained(
                 config.syvla_checkpoint, revision=config.syvla_revision, dtype=torch.float32
             )
-            robot = model_config.embodiments[config.embodiment]
-            self.model.add_embodiment(config.embodiment, robot["state_dim"], robot["action_dim"])
+            dims = model_config.embodiments[robot]
+            self.model.add_embodiment(robot, dims["state_dim"], dims["action_dim"])
+        else:
+            raise ValueError(
+                "syvla_checkpoint: missing, so there are no weights; load a saved policy with SyVLAPolicy.from_pretrained "
+                "(--policy.path=FOLDER)"
+            )
         config.set_model_config(self.model.config)
         if config.gradient_checkpointing:
             self.model.gradient_checkpointing_enable()

@@ -175,7 +175,9 @@ def make_syvla_pre_post_processors(
     """
     processor = load_syvla_processor(config)
     model_config = config.model_config()
-    name = config.embodiment
+    name, cameras = config.embodiment, config.cameras
+    assert name is not None  # both settled by model_config
+    assert cameras is not None
     if config.statistics == "dataset" or (config.statistics == "auto" and name not in processor.embodiments):
         found = _dataset_statistics(config, dataset_stats)
         modes = dict.fromkeys(found, config.normalization)
@@ -188,7 +190,7 @@ def make_syvla_pre_post_processors(
     if problems := processor.disagreements(model_config):
         raise ValueError("processor and model do not belong together: " + "; ".join(problems))
     robot = processor.embodiments[name]
-    inputs = SyVLAInputsStep(embodiment=name, cameras=dict(config.cameras), processor=processor)
+    inputs = SyVLAInputsStep(embodiment=name, cameras=dict(cameras), processor=processor)
     actions = SyVLAActionsStep(robot["statistics"]["action"], robot["normalization"]["action"])
     steps = make_default_policy_processor_steps(config, dataset_stats)
     return make_policy_processor_pipelines(

@@ -39,7 +39,11 @@ class TrainingData:
         column = _thought_column(metadata.info.features, thought_source, root)
         self._frames: FrameTable | None = None
         if local:
-            self._frames = load_frames(metadata, local, OBS_STATE, ACTION, column)
+            self._has_state = (
+                OBS_STATE in metadata.info.features
+            )  # not where LeRobot's rename_map makes it of another feature
+            state_key = OBS_STATE if self._has_state else ACTION
+            self._frames = load_frames(metadata, local, state_key, ACTION, column)
             self._code = np.full(int(self._frames.index.max()) + 1, -1, np.int32)
             self._code[self._frames.index] = self._frames.thought
         elif column:
@@ -56,10 +60,10 @@ class TrainingData:
         return [self._frames.thoughts[code] if code >= 0 else None for code in codes]
 
     def statistics(self) -> dict[str, dict[str, list[float]]] | None:
-        """Exact statistics of "state" and "action" over all frames; None where the files are not on this disk."""
+        """Exact statistics of "state" and "action" over all frames; None where the files do not give them."""
         from processing.normalization import RunningStatistics
 
-        if self._frames is None:
+        if self._frames is None or not self._has_state:
             return None
         result = {}
         for kind, values in (("state", self._frames.state), ("action", self._frames.action)):

@@ -142,6 +142,13 @@ def test_a_loaded_policy_saves_the_same_files(saved_policy, tmp_path):
             assert path.read_bytes() == again.read_bytes(), path.name
 
 
+def test_a_policy_is_never_silently_random(saved_policy):
+    config = PreTrainedConfig.from_pretrained(saved_policy)
+    config.syvla_checkpoint = None
+    with pytest.raises(ValueError, match="there are no weights"):
+        get_policy_class("syvla")(config)
+
+
 @pytest.mark.parametrize("damage", ["missing", "unexpected", "shape"])
 def test_weights_are_never_silently_missing(saved_policy, tmp_path, damage):
     folder = tmp_path / "damaged"

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 QUERY_TOKEN = "<|action_query|>"
 _VLM, _TOWER = "vlm.", "expert.vision_tower."
-Source = str | Path | PreTrainedModel
+Source: TypeAlias = str | Path | PreTrainedModel
 
 
 @dataclass

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from huggingface_hub import snapshot_download
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
@@ -23,6 +24,9 @@ from .tensor_files import MemoryTensor, TensorSource, equal, listed, nbytes, rea
 # Others with the same interface (multi-dimensional rotary positions from `get_rope_index`, `model.language_model`) exist,
 # but differ in details such as thought format, merged expert weights or cache.
 VLM_FAMILIES = ("qwen2_5_vl", "qwen2_vl", "qwen3_vl", "qwen3_5")
+# Older transformers forget the state of its linear-attention layers when several tokens follow a cache, as the queries
+# follow a thought.
+_OLDEST_TRANSFORMERS = {"qwen3_5": (5, 23)}
 # These are published with the names that transformers gave their modules before version 4.52.
 _OLD_LAYOUT_FAMILIES = ("qwen2_5_vl", "qwen2_vl")
 
@@ -105,6 +109,12 @@ def require_supported_vlm(part: Part) -> None:
     if family not in VLM_FAMILIES:
         raise ValueError(
             f"{part.name}: {part.origin} is of family {family!r}; SyVLA is tested with {', '.join(VLM_FAMILIES)}"
+        )
+    oldest = _OLDEST_TRANSFORMERS.get(family, (0, 0))
+    if tuple(map(int, transformers.__version__.split(".")[:2])) < oldest:
+        raise ValueError(
+            f"{part.name}: {part.origin} is of family {family!r}, which needs transformers {oldest[0]}.{oldest[1]} or newer; "
+            f"installed is {transformers.__version__}"
         )
 
 

@@ -44,18 +44,17 @@ def assemble_processor(
     Raises:
         ValueError: If a part has no tokenizer or image processor, or they do not fit the model.
     """
-    if not hasattr(config, "vlm_config"):
-        config = SyVLAConfig.from_pretrained(config)
-    side = config.expert_image_size
+    fields: Any = SyVLAConfig.from_pretrained(config) if isinstance(config, (str, Path)) else config
+    side = fields.expert_image_size
     processor = SyVLAProcessor(
         image_processor=_load(AutoImageProcessor, "vlm", vlm, vlm_revision),
         tokenizer=_load(AutoTokenizer, "vlm", vlm, vlm_revision),
         expert_image_processor=_expert_image_processor(vision_tower, vision_tower_revision, side),
-        views=config.views,
-        num_query_tokens=config.num_query_tokens,
-        chunk_size=config.chunk_size,
+        views=fields.views,
+        num_query_tokens=fields.num_query_tokens,
+        chunk_size=fields.chunk_size,
     )
-    if problems := _disagreements(processor, config):
+    if problems := _disagreements(processor, fields):
         raise ValueError(f"processor: does not fit the model; {'; '.join(problems)}")
     if output is not None:
         processor.save_pretrained(output)
@@ -72,7 +71,7 @@ def assemble(
     **options: Any,
 ) -> dict[str, Any]:
     """Model and processor in one checkpoint; `options` and result are those of `assemble_checkpoint`."""
-    revisions = {"vlm_revision": vlm_revision, "vision_tower_revision": vision_tower_revision}
+    revisions: dict[str, Any] = {"vlm_revision": vlm_revision, "vision_tower_revision": vision_tower_revision}
     return assemble_checkpoint(
         vlm,
         vision_tower,

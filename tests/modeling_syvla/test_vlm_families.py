@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
+import transformers
 from pretrained_parts import disk_tensors, image_batch, load_vlm, save_vision_tower, save_vlm
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-from modeling_syvla import SyVLAModel
+from modeling_syvla import SyVLAModel, checkpoint_parts
 from modeling_syvla.assemble import assemble_checkpoint
 from modeling_syvla.checkpoint_parts import VLM_FAMILIES
 from modeling_syvla.export_vlm import export_vlm
@@ -15,7 +16,8 @@ from processing import build_tiny_processor
 ROBOTS = {"tabletop": {"state_dim": 14, "action_dim": 14}, "arm": {"state_dim": 3, "action_dim": 2}}
 EXPERT = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 32, "ff_multiple_of": 32}
 OVERRIDES = {"expert_config": EXPERT, "num_query_tokens": 4, "chunk_size": 8}
-FAMILIES = [family for family in VLM_FAMILIES if family in CONFIG_MAPPING_NAMES]  # older transformers lack the newest
+INSTALLED = tuple(map(int, transformers.__version__.split(".")[:2]))
+FAMILIES = [f for f in VLM_FAMILIES if f in CONFIG_MAPPING_NAMES and (f != "qwen3_5" or INSTALLED >= (5, 23))]
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -110,3 +112,10 @@ def test_export_gives_the_source(folder, tmp_path):
     own, source = disk_tensors(tmp_path / "vlm"), disk_tensors(folder / "vlm")
     assert own.keys() == source.keys()
     assert all(torch.equal(own[key], source[key]) for key in own)
+
+
+def test_a_family_that_the_installed_transformers_runs_wrongly_is_refused(monkeypatch, tmp_path):
+    save_vlm(tmp_path / "vlm", family=FAMILIES[-1], files=True)
+    monkeypatch.setitem(checkpoint_parts._OLDEST_TRANSFORMERS, FAMILIES[-1], (99, 1))
+    with pytest.raises(ValueError, match=r"needs transformers 99\.1 or newer; installed is \d"):
+        assemble_checkpoint(tmp_path / "vlm", None, tmp_path / "out", config_overrides=OVERRIDES)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import save_torch_state_dict
 from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
@@ -73,7 +75,14 @@ def build_vlm(family: str = "qwen2_5_vl", dtype: torch.dtype = torch.bfloat16, s
 def save_vlm(folder: Path, *, shards: str = "60KB", files: bool = False, **build: Any) -> Any:
     """Save a tiny VLM as its family is published; `files` adds tokenizer and image processor. Returns the model."""
     model = build_vlm(**build)
-    model.save_pretrained(folder, max_shard_size=shards)
+    model.save_pretrained(folder)
+    for path in folder.glob("model*.safetensors*"):  # the names that `save_pretrained` gives depend on its version
+        path.unlink()
+    tensors = published(model.config.model_type, model.state_dict())
+    if model.config.tie_word_embeddings:
+        tensors.pop("lm_head.weight")
+    tensors = {name: tensor.clone() for name, tensor in sorted(tensors.items())}
+    save_torch_state_dict(tensors, folder, max_shard_size=shards, filename_pattern="model{suffix}.safetensors")
     if files:
         save_tokenizer(folder)
         image_processor = {
@@ -88,6 +97,25 @@ def save_vlm(folder: Path, *, shards: str = "60KB", files: bool = False, **build
             "image_std": [0.26862954, 0.26130258, 0.27577711],
         }
         write_json(folder / "preprocessor_config.json", image_processor)
+    return model
+
+
+def published(family: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """`tensors` under the names of the family's checkpoints on the Hub."""
+    if not family.startswith("qwen2"):
+        return dict(tensors)
+    names = (re.sub(r"^model\.visual\.", "visual.", name) for name in tensors)
+    return dict(
+        zip((re.sub(r"^model\.language_model\.", "model.", name) for name in names), tensors.values(), strict=True)
+    )
+
+
+def load_vlm(folder: Path) -> Any:
+    """`transformers`' own model of a folder; versions with faulty image positions get the right ones."""
+    from modeling_syvla.vlm_positions import use_right_image_positions
+
+    model = AutoModelForImageTextToText.from_pretrained(folder)
+    use_right_image_positions(model)
     return model
 
 

@@ -95,6 +95,11 @@ def load_checkpoint(model_args: ModelArguments) -> tuple[Any, Any]:
     import processing.processing_syvla  # noqa: F401  (registers the Auto classes)
     from modeling_syvla.resizing import resize_chunk
 
+    if (Path(model_args.model_path) / "adapter_config.json").is_file():
+        raise ValueError(
+            f"model_path: {model_args.model_path} holds an adapter; merge it into its base first (python -m training.adapters "
+            "merge BASE ADAPTER OUTPUT), or continue its run with resume_from_checkpoint"
+        )
     overrides = json.loads(model_args.model_overrides) if model_args.model_overrides else {}
     config = AutoConfig.from_pretrained(model_args.model_path, revision=model_args.model_revision)
     unknown = sorted(key for key in overrides if not hasattr(config, key))

@@ -178,6 +178,10 @@ def test_an_adapter_of_another_model_is_refused(finetune, make_model, tmp_path):
 def test_bad_input_is_one_clear_error(finetune, tiny_model, tmp_path, capsys):
     assert finetune(tmp_path, adapter="lora", freeze="vlm") == 1
     assert "freeze: 'vlm' has no meaning with adapter='lora'" in capsys.readouterr().err
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    assert finetune(tmp_path / "out", model=tmp_path / "adapter") == 1
+    assert "holds an adapter; merge it into its base first" in capsys.readouterr().err
     with pytest.raises(ValueError, match="adapter_scope: expected one of vlm, expert, both"):
         target_modules("head")
     with pytest.raises(ValueError, match="adapter: expected one of lora, dora"):

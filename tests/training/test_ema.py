@@ -166,3 +166,13 @@ def test_evaluation_and_the_choice_of_the_best_checkpoint_concern_the_average(
     plain = SyVLATrainingArguments(str(tmp_path / "plain"), use_cpu=True, disable_tqdm=True)
     measured = SyVLATrainer(fresh, plain, processing_class=tiny_processor, eval_dataset=data[:2]).evaluate()
     assert measured["eval_loss"] == pytest.approx(losses[best], rel=1e-5)
+
+
+def test_sharded_weights_are_refused(make_model, tiny_processor, tmp_path, monkeypatch):
+    from training import SyVLATrainer, SyVLATrainingArguments
+
+    args = SyVLATrainingArguments(str(tmp_path), ema_decay=0.9, use_cpu=True)
+    trainer = SyVLATrainer(make_model(), args, processing_class=tiny_processor)
+    monkeypatch.setattr(trainer, "is_fsdp_enabled", True)
+    with pytest.raises(ValueError, match="ema_decay: the average needs whole weights on every process"):
+        trainer._require_whole_weights()

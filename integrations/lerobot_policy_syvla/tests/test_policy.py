@@ -1,7 +1,11 @@
 """The policy computes what SyVLA computes, and a saved one is the same policy."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -125,6 +129,33 @@ def test_a_saved_policy_is_bit_identical(saved_policy, parts):
     chunk = postprocessor(policy.predict_action_chunk(batch, noise=noise))
     assert torch.equal(chunk, loaded_post(loaded.predict_action_chunk(loaded_batch, noise=noise)))
     assert loaded.generate_text(loaded_batch, do_sample=False) == policy.generate_text(batch, do_sample=False)
+
+
+def test_it_loads_by_its_hub_id_and_revision(saved_policy, recording, tmp_path):
+    """From the Hub's cache layout, in a process that sees no network; the revision holds for weights and tokenizer."""
+    repository = tmp_path / "hub" / "models--me--policy"
+    shutil.copytree(saved_policy, repository / "snapshots" / "0123abcd")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "v2").write_text("0123abcd")
+    script = f"""
+import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+import lerobot_policy_syvla
+from lerobot_usage import make, observation, policy_config
+from lerobot.configs import PreTrainedConfig
+from lerobot.policies.factory import get_policy_class, make_pre_post_processors
+config = PreTrainedConfig.from_pretrained("me/policy", revision="v2")
+policy = get_policy_class("syvla").from_pretrained("me/policy", config=config, revision="v2")
+pre, _ = make_pre_post_processors(config, pretrained_path="me/policy", pretrained_revision="v2")
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+dataset = LeRobotDataset("local/recording", root={str(recording)!r})
+print(repr(policy.generate_text(pre(observation(dataset, 0)), max_new_tokens=2)))
+"""
+    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    result = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.stdout.splitlines()[-1][0] in "'\""
 
 
 def test_a_loaded_policy_saves_the_same_files(saved_policy, tmp_path):

@@ -407,7 +407,7 @@ class SyVLAModel(ThinkingMixin, SyVLAPreTrainedModel, GenerationMixin):
         """
         from .assemble import from_vlm
 
-        return from_vlm(vlm, vision_tower, **options)
+        return from_vlm(vlm, vision_tower, model_class=cls, **options)
 
 
 class SyVLAForConditionalGeneration(SyVLAPreTrainedModel, GenerationMixin):

@@ -148,20 +148,32 @@ def load_robot_data(data_args: DataArguments, model: Any, processor: Any) -> lis
     """Open the datasets and register their embodiments with processor and model.
 
     Statistics: those of the checkpoint stay unless `recompute_statistics`; a new embodiment gets those of all its frames.
+
+    Raises:
+        ValueError: If datasets cannot be opened, with the problems of all of them, or hold values without statistics.
     """
+    from processing.dataset_validation import require_valid
     from processing.robot_dataset import RobotDataset
 
-    datasets = []
+    datasets, problems = [], []
     by_embodiment: dict[str, list[Any]] = {}
     modes: dict[str, Any] = {}
     for spec in data_args.robot_specs:
         options = {k: v for k, v in spec.items() if k not in ("path", "weight", "normalization")}
         name = options.pop("embodiment", None) or _only_embodiment(processor, spec)
         options.setdefault("cache_images", data_args.cache_images)
-        dataset = RobotDataset(spec["path"], embodiment=name, chunk_size=processor.chunk_size, **options)
+        try:
+            dataset = RobotDataset(spec["path"], embodiment=name, chunk_size=processor.chunk_size, **options)
+        except (ValueError, OSError) as error:
+            problems.append(f"{spec['path']}: {error}")
+            continue
         datasets.append(dataset)
         by_embodiment.setdefault(name, []).append(dataset)
         modes.setdefault(name, spec.get("normalization"))
+    if problems:
+        raise ValueError("robot_datasets: not all of them can be opened:\n" + "\n".join(problems))
+    if data_args.validate_data:
+        require_valid(datasets, images="none")  # values first: statistics of NaN would be refused one by one
     for name, members in by_embodiment.items():
         if name not in processor.embodiments or data_args.recompute_statistics:
             first = members[0]

@@ -130,6 +130,7 @@ class SyVLATrainer(Trainer):
         shard: Any = getattr(prepared, "batch_sampler", None)
         if shard is not sampler and getattr(shard, "batch_sampler", None) is sampler:
             shard.num_processes, shard.process_index = 1, 0  # the sampler already gives each rank its own batches
+            shard.set_epoch = sampler.set_epoch  # so that a run resumed in a later epoch begins there
         return prepared
 
     # ------------------------------------------------------------------ loss and metrics

@@ -143,13 +143,7 @@ def test_two_processes_under_accelerate_launch(base_checkpoint, robot_dataset_pa
         adapter=adapter,
         ema_decay=0.9,
     )
-    launch = ["accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(
-        [sys.executable, "-m", *launch, str(SCRIPT), *arguments], capture_output=True, text=True, env=environment
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
+    launch_two_processes(arguments)
     log = history(tmp_path / "out")
     assert len(log) == 4
     assert all(entry["loss"] == entry["loss"] for entry in log)
@@ -159,3 +153,25 @@ def test_two_processes_under_accelerate_launch(base_checkpoint, robot_dataset_pa
         trained = load_adapter(tmp_path / "out")[0].merge_and_unload()
     for name, parameter in model.expert.embodiments["unused"].named_parameters():
         assert torch.equal(parameter, trained.expert.embodiments["unused"].get_parameter(name)), name
+
+
+@pytest.mark.slow
+def test_two_processes_resume_in_a_later_epoch_where_they_stopped(base_checkpoint, robot_dataset_path, tmp_path):
+    """36 frames in batches of 2 x 8 are 3 steps an epoch; the run stops in the second and ends in the third."""
+    common = {"per_device_train_batch_size": 8, "max_steps": 7, "save_strategy": "steps", "save_steps": 5}
+    launch_two_processes(options(base_checkpoint, robot_dataset_path, tmp_path / "whole", **common))
+    resume = {"resume_from_checkpoint": tmp_path / "whole" / "checkpoint-5"}
+    launch_two_processes(options(base_checkpoint, robot_dataset_path, tmp_path / "resumed", **common, **resume))
+    whole, resumed = (history(tmp_path / name) for name in ("whole", "resumed"))
+    assert [entry["step"] for entry in resumed] == list(range(1, 8))
+    assert [entry["loss"] for entry in resumed] == [entry["loss"] for entry in whole]
+
+
+def launch_two_processes(arguments):
+    """Runs the script as `accelerate launch` does on two CPU processes."""
+    launch = ["accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", *launch, str(SCRIPT), *arguments]
+    run = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert run.returncode == 0, run.stderr[-3000:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -55,6 +56,8 @@ class SyVLAPreTrainedModel(PreTrainedModel):
         """
         wants_info = kwargs.pop("output_loading_info", False)
         other_shapes = kwargs.pop("ignore_mismatched_sizes", False)
+        if _nests_image_encoder():
+            kwargs.setdefault("key_mapping", _NESTED_IMAGE_ENCODER)
         model, info = super().from_pretrained(
             pretrained_model_name_or_path, *model_args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
         )
@@ -105,6 +108,25 @@ class SyVLAPreTrainedModel(PreTrainedModel):
     def _token_types(self, input_ids: torch.Tensor) -> torch.Tensor:
         """1 at image tokens, 0 elsewhere; Qwen2.5-VL falls back to 1-D positions without it."""
         return (input_ids == self.config.vlm_config.image_token_id).int()
+
+
+# Older transformers (seen in 5.4) keep SigLIP's and CLIP's layers one level deeper than newer ones, which read both layouts.
+_NESTED_IMAGE_ENCODER = {
+    r"^expert\.vision_tower\.(embeddings\.(?:patch|position|class)_embedding|encoder\.layers\.|p(?:re|ost)_?lay)": (
+        r"expert.vision_tower.vision_model.\1"
+    )
+}
+
+
+@lru_cache(maxsize=1)
+def _nests_image_encoder() -> bool:
+    from transformers import SiglipVisionConfig, SiglipVisionModel  # not needed by everyone who imports the package
+
+    with torch.device("meta"):
+        encoder = SiglipVisionModel(SiglipVisionConfig(num_hidden_layers=1, vision_use_head=False))
+    return hasattr(encoder, "vision_model") and any(
+        n.startswith("vision_model.") for n, _ in encoder.named_parameters()
+    )
 
 
 def _require_complete(info: Any, name: Any, other_shapes: bool) -> None:

@@ -112,7 +112,7 @@ class SyVLAPreTrainedModel(PreTrainedModel):
 
 # Older transformers (seen in 5.4) keep SigLIP's and CLIP's layers one level deeper than newer ones, which read both layouts.
 _NESTED_IMAGE_ENCODER = {
-    r"^expert\.vision_tower\.(embeddings\.(?:patch|position|class)_embedding|encoder\.layers\.|p(?:re|ost)_?lay)": (
+    r"^expert\.vision_tower\.(embeddings\.(?:patch|position|class)_embedding\b|encoder\.layers\.|p(?:re|ost)_?lay)": (
         r"expert.vision_tower.vision_model.\1"
     )
 }

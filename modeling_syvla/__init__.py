@@ -3,22 +3,28 @@
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
 
 from .configuration_syvla import VIEWS, SyVLAConfig, SyVLAExpertConfig
+from .configuration_value import SyVLAValueConfig
 from .modeling_syvla import (
     SyVLAActionOutput,
     SyVLAForConditionalGeneration,
     SyVLAModel,
     SyVLAOutput,
 )
+from .modeling_value import SyVLAValueModel, SyVLAValueOutput
 from .pretrained import SyVLAPreTrainedModel
 
 AutoConfig.register("syvla", SyVLAConfig, exist_ok=True)
 AutoConfig.register("syvla_expert", SyVLAExpertConfig, exist_ok=True)
+AutoConfig.register("syvla_value", SyVLAValueConfig, exist_ok=True)
 AutoModel.register(SyVLAConfig, SyVLAModel, exist_ok=True)
+AutoModel.register(SyVLAValueConfig, SyVLAValueModel, exist_ok=True)
 AutoModelForImageTextToText.register(SyVLAConfig, SyVLAForConditionalGeneration, exist_ok=True)
 
 # A checkpoint then carries these files and loads with trust_remote_code=True where the package is not installed.
 SyVLAConfig.register_for_auto_class()
+SyVLAValueConfig.register_for_auto_class()
 SyVLAModel.register_for_auto_class("AutoModel")
+SyVLAValueModel.register_for_auto_class("AutoModel")
 SyVLAForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
 
 __all__ = [
@@ -30,4 +36,7 @@ __all__ = [
     "SyVLAModel",
     "SyVLAOutput",
     "SyVLAPreTrainedModel",
+    "SyVLAValueConfig",
+    "SyVLAValueModel",
+    "SyVLAValueOutput",
 ]

@@ -20,6 +20,8 @@ from transformers import AutoModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_syvla import SyVLAConfig, SyVLAExpertConfig
+from .embodiment_mlps import apply_per_embodiment, make_mlp
+from .view_features import encode_views, feature_width
 
 KeyValue = tuple[torch.Tensor, torch.Tensor]  # keys and values, each (B, heads, tokens, head_dim)
 
@@ -136,9 +138,9 @@ class EmbodimentCoders(nn.Module):
 
     def __init__(self, hidden_size: int, state_dim: int, action_dim: int) -> None:
         super().__init__()
-        self.state_encoder = _mlp(state_dim, hidden_size, hidden_size)
-        self.action_encoder = _mlp(action_dim, hidden_size, hidden_size)
-        self.action_decoder = _mlp(hidden_size, hidden_size, action_dim)
+        self.state_encoder = make_mlp(state_dim, hidden_size, hidden_size)
+        self.action_encoder = make_mlp(action_dim, hidden_size, hidden_size)
+        self.action_decoder = make_mlp(hidden_size, hidden_size, action_dim)
 
 
 class ActionExpert(nn.Module):
@@ -150,10 +152,10 @@ class ActionExpert(nn.Module):
         hidden = expert.hidden_size
         self.config = config
         self.vision_tower = AutoModel.from_config(config.expert_vision_config)
-        self.image_proj = nn.Linear(_feature_width(config.expert_vision_config), hidden)
+        self.image_proj = nn.Linear(feature_width(config.expert_vision_config), hidden)
         self.view_embedding = nn.Embedding(len(config.views), hidden)
         self.action_position_embedding = nn.Embedding(config.chunk_size, hidden)
-        self.time_mlp = _mlp(hidden, hidden, hidden)
+        self.time_mlp = make_mlp(hidden, hidden, hidden)
         self.embodiments = nn.ModuleDict(
             {name: EmbodimentCoders(hidden, e["state_dim"], e["action_dim"]) for name, e in config.embodiments.items()}
         )
@@ -172,13 +174,7 @@ class ActionExpert(nn.Module):
         Returns:
             (B, V, tokens per view, tower width).
         """
-        pixel_values = torch.where(view_mask[:, :, None, None, None], pixel_values, torch.zeros_like(pixel_values))
-        pixel_values = pixel_values.to(self.image_proj.weight.dtype)
-        features = self.vision_tower(pixel_values=pixel_values.flatten(0, 1)).last_hidden_state
-        if features.ndim == 4:  # convolutional backbones give a map (B * V, C, h, w) without a sense of place
-            features = features + _sincos_2d(features).to(features.dtype)
-            features = features.flatten(2).transpose(1, 2)
-        return features.unflatten(0, view_mask.shape)
+        return encode_views(self.vision_tower, pixel_values, view_mask, self.image_proj.weight.dtype)
 
     def encode_prefix(
         self,
@@ -271,58 +267,18 @@ class ActionExpert(nn.Module):
         """Apply each sample's own MLP. x: (B, T, features), zero-padded where robots differ in dimension."""
         decode = part == "action_decoder"
         out_width = self.config.max_action_dim if decode else self.config.expert_config.hidden_size
-        out: torch.Tensor | None = None
-        matched = 0
-        for name, coders in self.embodiments.items():
-            mlp = getattr(coders, part)
-            rows = (embodiment_ids == self.config.embodiments[name]["id"]).nonzero().squeeze(1)
-            if rows.numel() == 0:
-                continue
-            y = mlp(x[rows, :, : mlp[0].in_features].to(mlp[0].weight.dtype))
-            y = F.pad(y, (0, out_width - y.shape[-1]))
-            if rows.numel() == x.shape[0]:
-                return y
-            matched += rows.numel()
-            out = y.new_zeros(*x.shape[:2], out_width) if out is None else out
-            out = out.index_copy(0, rows, y)
-        if out is None or matched < x.shape[0]:
-            raise ValueError(
-                f"embodiment_ids: {embodiment_ids.tolist()} are not all among this model's embodiments "
-                f"{ {name: e['id'] for name, e in self.config.embodiments.items()} }"
-            )
-        return out
+        mlps = {name: getattr(coders, part) for name, coders in self.embodiments.items()}
+        return apply_per_embodiment(mlps, self.config.embodiments, x, embodiment_ids, out_width)
 
 
 class QueryAdapter(nn.Sequential):
     """C = Adapter(H): MLP from the VLM's width to the expert's (paper, appendix A)."""
 
     def __init__(self, vlm_hidden_size: int, hidden_size: int) -> None:
-        super().__init__(*_mlp(vlm_hidden_size, hidden_size, hidden_size))
+        super().__init__(*make_mlp(vlm_hidden_size, hidden_size, hidden_size))
 
 
 def _prefix_mask(view_mask: torch.Tensor, tokens_per_view: int) -> torch.Tensor:
     """bool (B, V * P + 1): tokens of present views, then the state."""
     images = view_mask[:, :, None].expand(-1, -1, tokens_per_view).flatten(1)
     return torch.cat((images, torch.ones_like(view_mask[:, :1])), dim=1)
-
-
-def _mlp(in_features: int, hidden: int, out_features: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(in_features, hidden), nn.SiLU(), nn.Linear(hidden, out_features))
-
-
-def _feature_width(vision_config) -> int:
-    """Channels of a backbone's last hidden state."""
-    sizes = getattr(vision_config, "hidden_sizes", None)
-    return sizes[-1] if sizes else vision_config.hidden_size
-
-
-def _sincos_2d(features: torch.Tensor) -> torch.Tensor:
-    """Fixed 2-D sinusoidal position code for a feature map (B, C, h, w) -> float32 (C, h, w)."""
-    channels, height, width = features.shape[1:]
-    quarter = -(-channels // 4)
-    frequency = torch.pi * 2.0 ** torch.arange(quarter, device=features.device, dtype=torch.float32).remainder(6)
-    y = (torch.arange(height, device=features.device) + 0.5) / height
-    x = (torch.arange(width, device=features.device) + 0.5) / width
-    rows = (frequency[:, None] * y).unsqueeze(-1).expand(-1, -1, width)  # (quarter, h, w)
-    columns = (frequency[:, None] * x).unsqueeze(1).expand(-1, height, -1)
-    return torch.cat((rows.sin(), rows.cos(), columns.sin(), columns.cos()))[:channels]

@@ -13,6 +13,9 @@ from transformers import AutoConfig, PreTrainedConfig
 VIEWS = ("center", "left_wrist", "right_wrist")
 """Camera views in the order in which the model receives them (paper, appendix A: centre and two wrist cameras)."""
 
+FORMAT_VERSION = 1
+"""Version of what config and weights mean. It rises when code of this version would misread newer checkpoints."""
+
 _EMBODIMENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _RESERVED_NAMES = frozenset(("keys", "values", "items", "pop", "update", "clear", "type", "half", "float", "double"))
 
@@ -55,7 +58,7 @@ _QWEN2_5_VL_3B: dict[str, Any] = {
 }
 
 # google/siglip-base-patch16-224, vision tower without its pooling head.
-_SIGLIP_BASE: dict[str, Any] = {"model_type": "siglip_vision_model", "vision_use_head": False}
+SIGLIP_BASE: dict[str, Any] = {"model_type": "siglip_vision_model", "vision_use_head": False}
 
 
 class SyVLAExpertConfig(PreTrainedConfig):
@@ -116,95 +119,15 @@ class SyVLAExpertConfig(PreTrainedConfig):
         return int(-(-width // self.ff_multiple_of) * self.ff_multiple_of)
 
 
-class SyVLAConfig(PreTrainedConfig):
-    """Configuration of [`SyVLAModel`].
+class EmbodimentsMixin:
+    """The robots of a config: name -> `{"id", "state_dim", "action_dim"}`."""
 
-    Args:
-        vlm_config: Config (or dict with `model_type`) of the vision-language model; Qwen2.5-VL-3B by default.
-        expert_config: [`SyVLAExpertConfig`] or dict.
-        expert_vision_config: Config (or dict with `model_type`) of the expert's image encoder: any `transformers` vision
-            backbone. SigLIP-base-patch16-224 without pooling head by default.
-        expert_image_size: Side of the square low-resolution images of the expert, in pixels. None: the vision config's.
-        embodiments: Maps an embodiment (dataset) name to `{"state_dim": int, "action_dim": int}`; an `"id"` is assigned
-            in order of appearance and never changes afterwards.
-        views: Names of the camera views, in order.
-        num_query_tokens: N, the number of Feature Query Tokens (paper: 20).
-        query_token_id: Id of the placeholder token that marks a Feature Query Token in `input_ids`. 151665 is the first
-            unused row of Qwen2.5-VL-3B's embedding matrix.
-        chunk_size: Actions predicted at once (paper: 50).
-        num_inference_steps: Euler steps of the sampler (ours: 10, as pi0).
-        time_beta_alpha, time_beta_beta, time_max: Training times are `t = time_max * (1 - Beta(alpha, beta))`, t = 0
-            being noise and t = 1 the action (ours: pi0's distribution written in this direction).
-        time_min_period, time_max_period: Periods of the sinusoidal timestep embedding.
-        intention_decoupling: Whether training masks the query states with the smallest gradient (paper, section 3.2).
-        decoupling_quantile: q of the threshold (paper: the 5th percentile).
-        decoupling_scope: Quantile per "sample" (paper, appendix B) or over the whole "batch".
-        action_loss_weight, lm_loss_weight: Weights of the two losses (ours: 1 and 1).
-    """
+    embodiments: dict[str, dict[str, int]]
 
-    model_type = "syvla"
-    sub_configs = {
-        "vlm_config": AutoConfig,
-        "expert_config": SyVLAExpertConfig,
-        "expert_vision_config": AutoConfig,
-    }
-
-    def __init__(
-        self,
-        vlm_config: PreTrainedConfig | dict | None = None,
-        expert_config: SyVLAExpertConfig | dict | None = None,
-        expert_vision_config: PreTrainedConfig | dict | None = None,
-        expert_image_size: int | None = None,
-        embodiments: dict[str, dict[str, int]] | None = None,
-        views: list[str] | tuple[str, ...] = VIEWS,
-        num_query_tokens: int = 20,
-        query_token_id: int = 151665,
-        chunk_size: int = 50,
-        num_inference_steps: int = 10,
-        time_beta_alpha: float = 1.5,
-        time_beta_beta: float = 1.0,
-        time_max: float = 0.999,
-        time_min_period: float = 4e-3,
-        time_max_period: float = 4.0,
-        intention_decoupling: bool = True,
-        decoupling_quantile: float = 0.05,
-        decoupling_scope: str = "sample",
-        action_loss_weight: float = 1.0,
-        lm_loss_weight: float = 1.0,
-        **kwargs: Any,
-    ) -> None:
-        _require_choice("decoupling_scope", decoupling_scope, ("sample", "batch"))
-        if not 0.0 <= decoupling_quantile < 1.0:
-            raise ValueError(f"decoupling_quantile: expected a number in [0, 1), got {decoupling_quantile}")
-        for name, value in (("num_query_tokens", num_query_tokens), ("chunk_size", chunk_size)):
-            if value < 1:
-                raise ValueError(f"{name}: expected a positive integer, got {value}")
-        self.vlm_config = _sub_config(vlm_config, _QWEN2_5_VL_3B)
-        if isinstance(expert_config, dict) or expert_config is None:
-            expert_config = SyVLAExpertConfig(**(expert_config or {}))
-        self.expert_config = expert_config
-        self.expert_vision_config = _sub_config(expert_vision_config, _SIGLIP_BASE)
-        self.expert_image_size: int = expert_image_size or int(getattr(self.expert_vision_config, "image_size", 224))
-        self.embodiments: dict[str, dict[str, int]] = {}
+    def _set_embodiments(self, embodiments: dict[str, dict[str, int]] | None) -> None:
+        self.embodiments = {}
         for name, dims in sorted((embodiments or {}).items(), key=lambda item: item[1].get("id", float("inf"))):
             self._register(name, **dims)
-        self.views = list(views)
-        self.num_query_tokens = num_query_tokens
-        self.query_token_id = query_token_id
-        self.chunk_size = chunk_size
-        self.num_inference_steps = num_inference_steps
-        self.time_beta_alpha = time_beta_alpha
-        self.time_beta_beta = time_beta_beta
-        self.time_max = time_max
-        self.time_min_period = time_min_period
-        self.time_max_period = time_max_period
-        self.intention_decoupling = intention_decoupling
-        self.decoupling_quantile = decoupling_quantile
-        self.decoupling_scope = decoupling_scope
-        self.action_loss_weight = action_loss_weight
-        self.lm_loss_weight = lm_loss_weight
-        kwargs.setdefault("tie_word_embeddings", bool(self.vlm_config.tie_word_embeddings))
-        super().__init__(**kwargs)
 
     def _register(self, name: str, state_dim: int, action_dim: int, id: int | None = None) -> None:
         if not _EMBODIMENT_NAME.fullmatch(name) or name in _RESERVED_NAMES:
@@ -244,6 +167,101 @@ class SyVLAConfig(PreTrainedConfig):
     def max_action_dim(self) -> int:
         return max((e["action_dim"] for e in self.embodiments.values()), default=1)
 
+
+class SyVLAConfig(EmbodimentsMixin, PreTrainedConfig):
+    """Configuration of [`SyVLAModel`].
+
+    Args:
+        vlm_config: Config (or dict with `model_type`) of the vision-language model; Qwen2.5-VL-3B by default.
+        expert_config: [`SyVLAExpertConfig`] or dict.
+        expert_vision_config: Config (or dict with `model_type`) of the expert's image encoder: any `transformers` vision
+            backbone. SigLIP-base-patch16-224 without pooling head by default.
+        expert_image_size: Side of the square low-resolution images of the expert, in pixels. None: the vision config's.
+        embodiments: Maps an embodiment (dataset) name to `{"state_dim": int, "action_dim": int}`; an `"id"` is assigned
+            in order of appearance and never changes afterwards.
+        views: Names of the camera views, in order.
+        num_query_tokens: N, the number of Feature Query Tokens (paper: 20).
+        query_token_id: Id of the placeholder token that marks a Feature Query Token in `input_ids`. 151665 is the first
+            unused row of Qwen2.5-VL-3B's embedding matrix.
+        chunk_size: Actions predicted at once (paper: 50).
+        num_inference_steps: Euler steps of the sampler (ours: 10, as pi0).
+        time_beta_alpha, time_beta_beta, time_max: Training times are `t = time_max * (1 - Beta(alpha, beta))`, t = 0
+            being noise and t = 1 the action (ours: pi0's distribution written in this direction).
+        time_min_period, time_max_period: Periods of the sinusoidal timestep embedding.
+        intention_decoupling: Whether training masks the query states with the smallest gradient (paper, section 3.2).
+        decoupling_quantile: q of the threshold (paper: the 5th percentile).
+        decoupling_scope: Quantile per "sample" (paper, appendix B) or over the whole "batch".
+        action_loss_weight, lm_loss_weight: Weights of the two losses (ours: 1 and 1).
+        format_version: Version of the checkpoint; see `FORMAT_VERSION`. One without the field is of version 1.
+
+    Raises:
+        ValueError: If a value is impossible, or the checkpoint is of a later version than this code.
+    """
+
+    model_type = "syvla"
+    sub_configs = {
+        "vlm_config": AutoConfig,
+        "expert_config": SyVLAExpertConfig,
+        "expert_vision_config": AutoConfig,
+    }
+
+    def __init__(
+        self,
+        vlm_config: PreTrainedConfig | dict | None = None,
+        expert_config: SyVLAExpertConfig | dict | None = None,
+        expert_vision_config: PreTrainedConfig | dict | None = None,
+        expert_image_size: int | None = None,
+        embodiments: dict[str, dict[str, int]] | None = None,
+        views: list[str] | tuple[str, ...] = VIEWS,
+        num_query_tokens: int = 20,
+        query_token_id: int = 151665,
+        chunk_size: int = 50,
+        num_inference_steps: int = 10,
+        time_beta_alpha: float = 1.5,
+        time_beta_beta: float = 1.0,
+        time_max: float = 0.999,
+        time_min_period: float = 4e-3,
+        time_max_period: float = 4.0,
+        intention_decoupling: bool = True,
+        decoupling_quantile: float = 0.05,
+        decoupling_scope: str = "sample",
+        action_loss_weight: float = 1.0,
+        lm_loss_weight: float = 1.0,
+        format_version: int = 1,
+        **kwargs: Any,
+    ) -> None:
+        self.format_version = known_format_version(format_version)
+        _require_choice("decoupling_scope", decoupling_scope, ("sample", "batch"))
+        if not 0.0 <= decoupling_quantile < 1.0:
+            raise ValueError(f"decoupling_quantile: expected a number in [0, 1), got {decoupling_quantile}")
+        for name, value in (("num_query_tokens", num_query_tokens), ("chunk_size", chunk_size)):
+            if value < 1:
+                raise ValueError(f"{name}: expected a positive integer, got {value}")
+        self.vlm_config = sub_config(vlm_config, _QWEN2_5_VL_3B)
+        if isinstance(expert_config, dict) or expert_config is None:
+            expert_config = SyVLAExpertConfig(**(expert_config or {}))
+        self.expert_config = expert_config
+        self.expert_vision_config = sub_config(expert_vision_config, SIGLIP_BASE)
+        self.expert_image_size: int = expert_image_size or int(getattr(self.expert_vision_config, "image_size", 224))
+        self._set_embodiments(embodiments)
+        self.views = list(views)
+        self.num_query_tokens = num_query_tokens
+        self.query_token_id = query_token_id
+        self.chunk_size = chunk_size
+        self.num_inference_steps = num_inference_steps
+        self.time_beta_alpha = time_beta_alpha
+        self.time_beta_beta = time_beta_beta
+        self.time_max = time_max
+        self.time_min_period = time_min_period
+        self.time_max_period = time_max_period
+        self.intention_decoupling = intention_decoupling
+        self.decoupling_quantile = decoupling_quantile
+        self.decoupling_scope = decoupling_scope
+        self.action_loss_weight = action_loss_weight
+        self.lm_loss_weight = lm_loss_weight
+        kwargs.setdefault("tie_word_embeddings", bool(self.vlm_config.tie_word_embeddings))
+        super().__init__(**kwargs)
+
     def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
         return self.vlm_config.get_text_config(*args, **kwargs)
 
@@ -264,15 +282,7 @@ class SyVLAConfig(PreTrainedConfig):
             "expert_config": SyVLAExpertConfig(
                 hidden_size=128, num_hidden_layers=3, num_attention_heads=4, head_dim=32, ff_multiple_of=32
             ),
-            "expert_vision_config": {
-                "model_type": "bit",
-                "num_channels": 3,
-                "embedding_size": 32,
-                "hidden_sizes": [64, 128, 256],
-                "depths": [1, 1, 1],
-                "layer_type": "preactivation",
-                "num_groups": 8,
-            },
+            "expert_vision_config": TINY_VISION,
             "expert_image_size": 32,
             "embodiments": {"tabletop": {"state_dim": 14, "action_dim": 14}},
             "query_token_id": TINY_TOKEN_IDS["<|action_query|>"],
@@ -282,6 +292,15 @@ class SyVLAConfig(PreTrainedConfig):
         return cls(**{**fields, **overrides})
 
 
+TINY_VISION: dict[str, Any] = {
+    "model_type": "bit",
+    "num_channels": 3,
+    "embedding_size": 32,
+    "hidden_sizes": [64, 128, 256],
+    "depths": [1, 1, 1],
+    "layer_type": "preactivation",
+    "num_groups": 8,
+}
 TINY_VOCABULARY_SIZE = 480  # byte-level BPE entries before the special tokens
 TINY_SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -335,7 +354,17 @@ def _tiny_qwen() -> dict[str, Any]:
     }
 
 
-def _sub_config(value: PreTrainedConfig | dict | None, default: dict[str, Any]) -> PreTrainedConfig:
+def known_format_version(version: int) -> int:
+    """The version that this code writes, once it is clear that it can read `version`."""
+    if version > FORMAT_VERSION:
+        raise ValueError(
+            f"format_version: this checkpoint is of version {version}, this code reads up to {FORMAT_VERSION}; upgrade "
+            "with `pip install -U syvla`, or load it with trust_remote_code=True where syvla is not installed"
+        )
+    return FORMAT_VERSION
+
+
+def sub_config(value: PreTrainedConfig | dict | None, default: dict[str, Any]) -> PreTrainedConfig:
     if isinstance(value, PreTrainedConfig):
         return value
     fields = dict(default if value is None else value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from typing import Any
 
@@ -15,19 +16,16 @@ from .action_expert import ExpertRMSNorm
 from .configuration_syvla import SyVLAConfig
 
 
-class SyVLAPreTrainedModel(PreTrainedModel):
-    config_class = SyVLAConfig
-    base_model_prefix = "model"
-    main_input_name = "input_ids"
-    model_tags = ["robotics", "vision-language-action", "vla", "syvla"]
-    input_modalities = ("image", "text")
+class StrictPreTrainedModel(PreTrainedModel):
+    """Initialisation of our modules, loading that never invents a weight, saving with the code of all Auto classes."""
+
     supports_gradient_checkpointing = True
     # The losses are means over the micro-batch, so accumulation divides by its number of steps.
     accepts_loss_kwargs = False
     _supports_sdpa = True
     _supports_flash_attn = True
-    _no_split_modules = ["Qwen2_5_VLDecoderLayer", "Qwen2_5_VLVisionBlock", "ExpertLayer", "SiglipEncoderLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
+    auto_map: dict[str, str] = {}
+    vision_tower_name = "vision_tower"
 
     def _init_weights(self, module: nn.Module) -> None:
         """Only our own modules come here; VLM and image encoder initialise theirs."""
@@ -57,7 +55,7 @@ class SyVLAPreTrainedModel(PreTrainedModel):
         wants_info = kwargs.pop("output_loading_info", False)
         other_shapes = kwargs.pop("ignore_mismatched_sizes", False)
         if _nests_image_encoder():
-            kwargs.setdefault("key_mapping", _NESTED_IMAGE_ENCODER)
+            kwargs.setdefault("key_mapping", _nested_image_encoder(cls.vision_tower_name))
         model, info = super().from_pretrained(
             pretrained_model_name_or_path, *model_args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
         )
@@ -69,13 +67,27 @@ class SyVLAPreTrainedModel(PreTrainedModel):
         # The default would write the nested VLM under the keys of an older layout, which other readers do not know.
         kwargs.setdefault("save_original_format", False)
         kwargs.setdefault("max_shard_size", "5GB")
-        # By itself only the class that saves would be listed; the other one reads the same weights.
-        self.config.auto_map = {
-            "AutoConfig": "configuration_syvla.SyVLAConfig",
-            "AutoModel": "modeling_syvla.SyVLAModel",
-            "AutoModelForImageTextToText": "modeling_syvla.SyVLAForConditionalGeneration",
-        }
+        # By itself only the class that saves would be listed; another one may read the same weights.
+        self.config.auto_map = dict(self.auto_map)
         super().save_pretrained(save_directory, *args, **kwargs)
+
+
+class SyVLAPreTrainedModel(StrictPreTrainedModel):
+    """What [`SyVLAModel`] and [`SyVLAForConditionalGeneration`] share."""
+
+    config_class = SyVLAConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    model_tags = ["robotics", "vision-language-action", "vla", "syvla"]
+    input_modalities = ("image", "text")
+    _no_split_modules = ["Qwen2_5_VLDecoderLayer", "Qwen2_5_VLVisionBlock", "ExpertLayer", "SiglipEncoderLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    auto_map = {
+        "AutoConfig": "configuration_syvla.SyVLAConfig",
+        "AutoModel": "modeling_syvla.SyVLAModel",
+        "AutoModelForImageTextToText": "modeling_syvla.SyVLAForConditionalGeneration",
+    }
+    vision_tower_name = "expert.vision_tower"
 
     def get_input_embeddings(self) -> nn.Module:
         return self.vlm.get_input_embeddings()
@@ -111,11 +123,9 @@ class SyVLAPreTrainedModel(PreTrainedModel):
 
 
 # Older transformers (seen in 5.4) keep SigLIP's and CLIP's layers one level deeper than newer ones, which read both layouts.
-_NESTED_IMAGE_ENCODER = {
-    r"^expert\.vision_tower\.(embeddings\.(?:patch|position|class)_embedding\b|encoder\.layers\.|p(?:re|ost)_?lay)": (
-        r"expert.vision_tower.vision_model.\1"
-    )
-}
+def _nested_image_encoder(tower: str) -> dict[str, str]:
+    names = r"(embeddings\.(?:patch|position|class)_embedding\b|encoder\.layers\.|p(?:re|ost)_?lay)"
+    return {rf"^{re.escape(tower)}\.{names}": rf"{tower}.vision_model.\1"}
 
 
 @lru_cache(maxsize=1)

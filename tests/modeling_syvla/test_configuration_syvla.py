@@ -1,9 +1,13 @@
 """Configuration: the paper's defaults, exact round trips, and errors for what cannot be."""
 
+import inspect
+import json
+
 import pytest
 from transformers import AutoConfig, Qwen2_5_VLConfig
 
-from modeling_syvla import VIEWS, SyVLAConfig, SyVLAExpertConfig
+from modeling_syvla import VIEWS, SyVLAConfig, SyVLAExpertConfig, SyVLAValueConfig
+from modeling_syvla.configuration_syvla import FORMAT_VERSION
 
 ROBOTS = {"zebra": {"state_dim": 3, "action_dim": 2}, "alpha": {"state_dim": 5, "action_dim": 9}}
 
@@ -110,3 +114,34 @@ def test_tiny_takes_overrides():
     assert config.chunk_size == 3
     assert config.expert_config.hidden_size == 64
     assert config.num_query_tokens == 8
+
+
+@pytest.mark.parametrize("kind", [SyVLAConfig, SyVLAValueConfig])
+def test_a_checkpoint_of_a_later_version_is_refused(kind, tmp_path):
+    """A field that this code does not know could change what the weights mean; the version says whether it does."""
+    kind.tiny().save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    saved = json.loads(path.read_text())
+    assert saved["format_version"] == FORMAT_VERSION
+    path.write_text(json.dumps({**saved, "format_version": FORMAT_VERSION + 1, "of_the_future": 3}))
+    for load in (kind.from_pretrained, AutoConfig.from_pretrained):
+        with pytest.raises(ValueError, match=r"format_version: .* version 2, this code reads up to 1; upgrade"):
+            load(tmp_path)
+    path.write_text(json.dumps({k: v for k, v in saved.items() if k != "format_version"}))
+    assert AutoConfig.from_pretrained(tmp_path).format_version == 1, "checkpoints before the field"
+
+
+@pytest.mark.parametrize("kind", [SyVLAConfig, SyVLAValueConfig])
+def test_a_checkpoint_without_a_field_gets_the_documented_default(kind, tmp_path):
+    config = kind.tiny()
+    config.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    saved = json.loads(path.read_text())
+    needed = {"model_type", "vlm_config", "expert_config", "expert_vision_config", "vision_config"}
+    for field, parameter in inspect.signature(kind.__init__).parameters.items():
+        if parameter.default is inspect.Parameter.empty or field in needed:
+            continue
+        assert field in saved
+        path.write_text(json.dumps({k: v for k, v in saved.items() if k != field}))
+        default = {"embodiments": {}, "views": list(VIEWS), "expert_image_size": 224, "image_size": 224}
+        assert getattr(AutoConfig.from_pretrained(tmp_path), field) == default.get(field, parameter.default), field

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from modeling_syvla.pretrained import _NESTED_IMAGE_ENCODER
+from modeling_syvla.pretrained import _nested_image_encoder
 
 ROOT = "expert.vision_tower."
 
@@ -20,7 +20,7 @@ ROOT = "expert.vision_tower."
     ],
 )
 def test_siglip_and_clip_names_move_one_level_down(name):
-    ((pattern, replacement),) = _NESTED_IMAGE_ENCODER.items()
+    ((pattern, replacement),) = _nested_image_encoder("expert.vision_tower").items()
     assert re.sub(pattern, replacement, ROOT + name) == f"{ROOT}vision_model.{name}"
 
 
@@ -35,5 +35,5 @@ def test_siglip_and_clip_names_move_one_level_down(name):
     ],
 )
 def test_other_encoders_and_nested_names_stay(name):
-    ((pattern, replacement),) = _NESTED_IMAGE_ENCODER.items()
+    ((pattern, replacement),) = _nested_image_encoder("expert.vision_tower").items()
     assert re.sub(pattern, replacement, ROOT + name) == ROOT + name

@@ -1,0 +1,146 @@
+"""The value model: expected return of an observation, for the advantages of reinforcement learning.
+
+Paper, appendix A: "a value model of about 100M parameters with a Siglip encoder and a transformer network to predict the
+value of current state based on observation". It reads what the action expert reads, images and state, and no text (ours:
+the paper trains one value model per task).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import AutoModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import ModelOutput
+
+from .action_expert import ExpertAttention, ExpertMLP, ExpertRMSNorm
+from .configuration_syvla import SyVLAExpertConfig
+from .configuration_value import SyVLAValueConfig
+from .embodiment_mlps import apply_per_embodiment, make_mlp
+from .expert_inputs import robot_rows
+from .pretrained import StrictPreTrainedModel
+from .view_features import encode_views, feature_width
+
+
+@dataclass
+class SyVLAValueOutput(ModelOutput):
+    """Output of [`SyVLAValueModel.forward`].
+
+    Attributes:
+        loss: Mean squared error to `returns`, float32; None without them.
+        values: Expected return, float32 (B,).
+    """
+
+    loss: torch.FloatTensor | None = None
+    values: torch.FloatTensor | None = None
+
+
+class ValueLayer(GradientCheckpointingLayer):
+    """Self-attention and MLP; pre-norm."""
+
+    def __init__(self, config: SyVLAExpertConfig) -> None:
+        super().__init__()
+        self.self_attn_norm = ExpertRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.self_attn = ExpertAttention(config)
+        self.mlp_norm = ExpertRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.mlp = ExpertMLP(config)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """x: (B, tokens, D); mask: bool (B, 1, 1, tokens), True = attend."""
+        normed = self.self_attn_norm(x)
+        x = x + self.self_attn(normed, self.self_attn.key_value(normed), mask)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class SyVLAValueModel(StrictPreTrainedModel):
+    """SigLIP over the views, a transformer over [value token, state token, image tokens], a scalar head."""
+
+    config_class = SyVLAValueConfig
+    base_model_prefix = "value"
+    main_input_name = "expert_pixel_values"
+    input_modalities = ("image",)
+    model_tags = ["robotics", "reinforcement-learning", "value-model", "syvla"]
+    _no_split_modules = ["ValueLayer", "SiglipEncoderLayer"]
+    auto_map = {
+        "AutoConfig": "configuration_value.SyVLAValueConfig",
+        "AutoModel": "modeling_value.SyVLAValueModel",
+    }
+
+    def __init__(self, config: SyVLAValueConfig) -> None:
+        super().__init__(config)
+        hidden, layer = config.hidden_size, config.layer_config()
+        self.vision_tower = AutoModel.from_config(config.vision_config)
+        self.image_proj = nn.Linear(feature_width(config.vision_config), hidden)
+        self.view_embedding = nn.Embedding(len(config.views), hidden)
+        self.value_token = nn.Embedding(1, hidden)
+        self.state_encoders = nn.ModuleDict(
+            {name: make_mlp(e["state_dim"], hidden, hidden) for name, e in config.embodiments.items()}
+        )
+        self.layers = nn.ModuleList(ValueLayer(layer) for _ in range(config.num_hidden_layers))
+        self.norm = ExpertRMSNorm(hidden, eps=config.rms_norm_eps)
+        self.value_head = make_mlp(hidden, hidden, 1)
+        self.post_init()
+
+    def forward(
+        self,
+        expert_pixel_values: torch.Tensor,
+        state: torch.Tensor,
+        embodiment_ids: torch.Tensor,
+        expert_view_mask: torch.Tensor | None = None,
+        returns: torch.Tensor | None = None,
+        **_: Any,
+    ) -> SyVLAValueOutput:
+        """Values of a batch of observations; further keys of the processor's batch are accepted and not used.
+
+        Args:
+            expert_pixel_values: (B, V, 3, h, w).
+            state: Normalised, zero-padded, (B, D_state_max).
+            embodiment_ids: (B,).
+            expert_view_mask: bool (B, V); what a missing view holds does not matter. None: all views present.
+            returns: Targets, for example Monte-Carlo returns, (B,).
+
+        Returns:
+            [`SyVLAValueOutput`].
+
+        Raises:
+            ValueError: If shapes disagree or a robot is unknown.
+        """
+        batch = robot_rows(
+            self.config, expert_pixel_values, None, embodiment_ids, state, expert_pixel_values, expert_view_mask
+        )
+        view_mask, count = batch["expert_view_mask"], len(embodiment_ids)
+        features = encode_views(self.vision_tower, expert_pixel_values, view_mask, self.image_proj.weight.dtype)
+        images = self.image_proj(features) + self.view_embedding.weight[:, None, :]  # (B, V, P, D)
+        state_token = apply_per_embodiment(
+            self.state_encoders, self.config.embodiments, state[:, None, :], embodiment_ids, self.config.hidden_size
+        )
+        value_token = self.value_token.weight.expand(count, 1, -1)
+        x = torch.cat((value_token, state_token, images.flatten(1, 2)), dim=1)  # (B, 2 + V * P, D)
+        seen = view_mask[:, :, None].expand(-1, -1, features.shape[2]).flatten(1)
+        mask = F.pad(seen, (2, 0), value=True)[:, None, None, :]
+        for layer in self.layers:
+            x = layer(x, mask)
+        values = self.value_head(self.norm(x[:, 0])).squeeze(-1).float()
+        if returns is None:
+            return SyVLAValueOutput(values=values)
+        if returns.shape != values.shape:
+            raise ValueError(f"returns: expected shape {tuple(values.shape)}, got {tuple(returns.shape)}")
+        loss = F.mse_loss(values, returns.float())
+        if self.training:  # data-parallel training waits for the gradient of every weight, absent robots' as well
+            loss = loss + sum(0.0 * p.sum() for p in self.state_encoders.parameters())
+        return SyVLAValueOutput(loss=loss, values=values)
+
+    def add_embodiment(self, name: str, state_dim: int, action_dim: int) -> None:
+        """Give the model a state encoder for a further robot; all other weights stay as they are."""
+        known = name in self.config.embodiments
+        self.config.add_embodiment(name, state_dim, action_dim)
+        if known:
+            return
+        encoder = make_mlp(state_dim, self.config.hidden_size, self.config.hidden_size)
+        encoder.apply(self._init_weights)
+        reference = self.image_proj.weight
+        self.state_encoders[name] = encoder.to(device=reference.device, dtype=reference.dtype)

@@ -6,6 +6,7 @@ Paper: "Scaling by Diversified Experience for Vision-Language-Action Models", se
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -405,9 +406,13 @@ class SyVLAModel(ThinkingMixin, SyVLAPreTrainedModel, GenerationMixin):
             vision_tower: Folder, Hub id or model of the expert's image encoder (SigLIP); None: a fresh one.
             options: `embodiments`, `config_overrides`, `dtype`, `seed` and others of `assemble.from_vlm`.
         """
-        from .assemble import from_vlm
-
-        return from_vlm(vlm, vision_tower, model_class=cls, **options)
+        try:  # by name, so that the code of assembling does not travel with every checkpoint
+            assemble = import_module(".assemble", __package__)
+        except ModuleNotFoundError as error:
+            raise ImportError(
+                "from_vlm needs the installed package; a checkpoint's own code can only load it"
+            ) from error
+        return assemble.from_vlm(vlm, vision_tower, model_class=cls, **options)
 
 
 class SyVLAForConditionalGeneration(SyVLAPreTrainedModel, GenerationMixin):

@@ -9,6 +9,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen2_5_VLF
 
 from modeling_syvla import SyVLAForConditionalGeneration, SyVLAModel
 from modeling_syvla.configuration_syvla import TINY_TOKEN_IDS
+from modeling_syvla.vlm_positions import use_right_image_positions
 
 QUERY = TINY_TOKEN_IDS["<|action_query|>"]
 FREE = {"max_new_tokens": 12, "eos_token_id": None}  # never ends early, so that there is something to compare
@@ -27,6 +28,7 @@ def tiny_model(tiny_model):
 def qwen(tiny_model):
     """`transformers`' class, built by itself, with the weights of the tiny model's VLM."""
     model = Qwen2_5_VLForConditionalGeneration(tiny_model.config.vlm_config).eval()
+    use_right_image_positions(model)  # older transformers place images wrongly
     model.load_state_dict(tiny_model.vlm.state_dict())
     return model
 

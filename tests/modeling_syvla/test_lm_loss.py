@@ -4,6 +4,8 @@ import pytest
 import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
+from modeling_syvla.vlm_positions import use_right_image_positions
+
 
 @pytest.fixture
 def chats(tiny_processor, make_chat):
@@ -16,6 +18,7 @@ def test_loss_and_gradients_equal_those_of_qwen(tiny_model, tiny_processor, make
     """The same weights in `transformers`' own class, with logits at every position."""
     chats = tiny_processor.collate([make_chat(1), make_chat(2, answer="a red cube", size=(64, 32))], padding_side=side)
     qwen = Qwen2_5_VLForConditionalGeneration(tiny_model.config.vlm_config).eval()
+    use_right_image_positions(qwen)  # older transformers place images wrongly
     qwen.load_state_dict(tiny_model.vlm.state_dict())
     expected = qwen(**chats).loss
     expected.backward()
@@ -31,6 +34,7 @@ def test_thoughts_are_learned_as_answers_are(tiny_model, tiny_processor, make_it
     """Query placeholders behind the thought change nothing: the loss is Qwen's on prompt and thought."""
     batch = tiny_processor.collate([make_item(1, thought="reach the red cube")])
     qwen = Qwen2_5_VLForConditionalGeneration(tiny_model.config.vlm_config).eval()
+    use_right_image_positions(qwen)  # older transformers place images wrongly
     qwen.load_state_dict(tiny_model.vlm.state_dict())
     length = int((batch["input_ids"][0] != tiny_processor.query_token_id).sum())
     short = {k: batch[k][:, :length] for k in ("input_ids", "attention_mask", "mm_token_type_ids", "labels")}

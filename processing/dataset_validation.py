@@ -10,6 +10,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from .lerobot_format import DatasetError
+from .multimodal_dataset import MultimodalDataset
 from .normalization import offset_and_scale
 from .robot_dataset import RobotDataset
 from .video import VideoError, VideoReader
@@ -80,6 +81,35 @@ def require_valid(
         found += [problem if len(members) == 1 else f"{dataset.root}: {problem}" for problem in _errors(problems)]
     if found:
         raise DatasetError(members[0].root if len(members) == 1 else f"{len(members)} data sets", found)
+
+
+def require_valid_chats(datasets: Sequence[MultimodalDataset], processor: Any, rows: int = 64) -> None:
+    """Reads rows spread evenly over each multi-modal data set and puts each through the processor.
+
+    Args:
+        datasets: Multi-modal data sets.
+        processor: The `SyVLAProcessor`.
+        rows: Rows to try of each data set; the first and the last are among them.
+
+    Raises:
+        DatasetError: A ValueError that lists every row which cannot be used, and every data set without rows.
+    """
+    problems = []
+    for dataset in datasets:
+        if not len(dataset):
+            problems.append(f"{dataset.name}: holds no rows; leave it out")
+        for row in sorted({int(row) for row in np.linspace(0, len(dataset) - 1, min(rows, len(dataset)))}):
+            try:
+                item = dataset[row]
+            except ValueError as error:
+                problems.append(str(error))
+                continue
+            try:
+                processor.collate([item])
+            except ValueError as error:
+                problems.append(f"{dataset.name}, row {row}: {error}")
+    if problems:
+        raise DatasetError("multi-modal data", problems)
 
 
 def _errors(problems: Sequence[str]) -> list[str]:

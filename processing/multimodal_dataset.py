@@ -34,6 +34,8 @@ class MultimodalDataset(Dataset):
             kind = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}.get(source.suffix)
             if kind is None:
                 raise ValueError(f"{path}: expected a .jsonl, .json or .parquet file, got '{source.suffix}'")
+            if not source.stat().st_size:
+                raise ValueError(f"{path}: the file is empty")
             self.rows = datasets.load_dataset(kind, data_files=str(source), split="train")
         elif source.is_dir():
             loaded = datasets.load_from_disk(str(source))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +12,24 @@ from transformers import TrainingArguments
 
 from .adapters import ADAPTERS, SCOPES, TRAINED_MODULES
 from .freezing import FREEZE_PRESETS
+
+ROBOT_KEYS = (
+    "path",
+    "embodiment",
+    "cameras",
+    "state_key",
+    "action_key",
+    "thought_source",
+    "weight",
+    "episodes",
+    "revision",
+    "normalization",
+    "cache_images",
+    "tolerance_s",
+    "memory_limit",
+    "cache_dir",
+)
+MULTIMODAL_KEYS = ("path", "weight", "split", "revision")
 
 
 @dataclass
@@ -66,14 +86,14 @@ class DataArguments:
 
     robot_datasets: list[str] = field(
         default_factory=list,
-        metadata={
-            "help": "LeRobot datasets: paths or Hub ids, or JSON objects with path, embodiment, cameras, state_key, "
-            "action_key, thought_source, weight, episodes, revision, normalization."
-        },
+        metadata={"help": f"LeRobot datasets: paths or Hub ids, or JSON objects with {', '.join(ROBOT_KEYS)}."},
     )
     multimodal_datasets: list[str] = field(
         default_factory=list,
-        metadata={"help": "Chat datasets with the columns messages and images: paths, Hub ids or JSON objects."},
+        metadata={
+            "help": "Chat datasets with the columns messages and images: paths or Hub ids, or JSON objects with "
+            f"{', '.join(MULTIMODAL_KEYS)}."
+        },
     )
     multimodal_share: float = field(
         default=0.30, metadata={"help": "Share of multi-modal samples in every batch; 0 without multi-modal data."}
@@ -84,10 +104,20 @@ class DataArguments:
     )
     cache_images: bool = field(default=False, metadata={"help": "Keep decoded frames in memory (small datasets)."})
     validate_data: bool = field(default=True, metadata={"help": "Check all data against the model before training."})
+    validate_images: str = field(
+        default="ends",
+        metadata={
+            "help": "Robot images that this check decodes: ends (first and last of each episode), all (finds damage in the "
+            "middle of a video, and takes as long as one pass over the data) or none.",
+            "choices": ["ends", "all", "none"],
+        },
+    )
 
     def __post_init__(self) -> None:
-        self.robot_specs = [_spec(entry, "robot_datasets") for entry in self.robot_datasets]
-        self.multimodal_specs = [_spec(entry, "multimodal_datasets") for entry in self.multimodal_datasets]
+        self.robot_specs = [_spec(entry, "robot_datasets", ROBOT_KEYS) for entry in self.robot_datasets]
+        self.multimodal_specs = [
+            _spec(entry, "multimodal_datasets", MULTIMODAL_KEYS) for entry in self.multimodal_datasets
+        ]
 
 
 @dataclass
@@ -130,9 +160,18 @@ class SyVLATrainingArguments(TrainingArguments):
         super().__post_init__()
 
 
-def _spec(entry: str | dict[str, Any], name: str) -> dict[str, Any]:
+def _spec(entry: str | dict[str, Any], name: str, keys: Sequence[str]) -> dict[str, Any]:
+    """One dataset as a mapping with "path" and any of `keys`."""
     if isinstance(entry, str):
-        entry = json.loads(entry) if entry.lstrip().startswith("{") else {"path": entry}
+        try:
+            entry = json.loads(entry) if entry.lstrip().startswith("{") else {"path": entry}
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{name}: expected a path, a Hub id or a JSON object, got {entry!r} ({error})") from error
     if "path" not in entry:
         raise ValueError(f"{name}: every entry needs a 'path', got {entry}")
+    for key in entry:
+        if key not in keys:
+            close = difflib.get_close_matches(key, keys, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(keys)}"
+            raise ValueError(f"{name}: {entry['path']} has the unknown key {key!r}; {hint}")
     return entry

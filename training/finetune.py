@@ -52,7 +52,7 @@ def finetune(model_args: ModelArguments, data_args: DataArguments, args: SyVLATr
     robot = load_robot_data(data_args, model, processor)
     multimodal = load_multimodal_data(data_args)
     if data_args.validate_data:
-        validate(robot, model, processor)
+        validate(robot, multimodal, model, processor, data_args.validate_images)
     share = data_args.multimodal_share if multimodal else 0.0
     if not multimodal and data_args.multimodal_share:
         logger.warning(
@@ -100,7 +100,12 @@ def load_checkpoint(model_args: ModelArguments) -> tuple[Any, Any]:
             f"model_path: {model_args.model_path} holds an adapter; merge it into its base first (python -m training.adapters "
             "merge BASE ADAPTER OUTPUT), or continue its run with resume_from_checkpoint"
         )
-    overrides = json.loads(model_args.model_overrides) if model_args.model_overrides else {}
+    if not Path(model_args.model_path).exists() and len(Path(model_args.model_path).parts) > 2:
+        raise ValueError(f"model_path: {model_args.model_path} is no folder; pass a checkpoint folder or a Hub id")
+    try:
+        overrides = json.loads(model_args.model_overrides or "{}")
+    except json.JSONDecodeError as error:
+        raise ValueError(f"model_overrides: expected JSON, got {model_args.model_overrides!r} ({error})") from error
     config = AutoConfig.from_pretrained(model_args.model_path, revision=model_args.model_revision)
     unknown = sorted(key for key in overrides if not hasattr(config, key))
     if unknown:
@@ -169,7 +174,8 @@ def load_robot_data(data_args: DataArguments, model: Any, processor: Any) -> lis
             continue
         datasets.append(dataset)
         by_embodiment.setdefault(name, []).append(dataset)
-        modes.setdefault(name, spec.get("normalization"))
+        mode = spec.get("normalization")
+        modes.setdefault(name, {"state": mode, "action": mode} if isinstance(mode, str) else mode)
     if problems:
         raise ValueError("robot_datasets: not all of them can be opened:\n" + "\n".join(problems))
     if data_args.validate_data:
@@ -214,11 +220,25 @@ def load_multimodal_data(data_args: DataArguments) -> list[Any]:
     ]
 
 
-def validate(datasets: Sequence[Any], model: Any, processor: Any) -> None:
-    """One pass over everything that can be checked before the first step; all problems in one error."""
-    from processing.dataset_validation import require_valid
+def validate(robot: Sequence[Any], multimodal: Sequence[Any], model: Any, processor: Any, images: str = "ends") -> None:
+    """Checks everything that can be checked before the first step.
 
-    require_valid(datasets, model.config, processor)
+    Raises:
+        ValueError: With all problems of all datasets.
+    """
+    from processing.dataset_validation import require_valid, require_valid_chats
+
+    errors = []
+    for check in (
+        lambda: require_valid(robot, model.config, processor, images=images),
+        lambda: require_valid_chats(multimodal, processor),
+    ):
+        try:
+            check()
+        except ValueError as error:
+            errors.append(str(error))
+    if errors:
+        raise ValueError("\n".join(errors))
 
 
 def _only_embodiment(processor: Any, spec: dict[str, Any]) -> str:

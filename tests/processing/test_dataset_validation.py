@@ -5,14 +5,16 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import av
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from dataset_recordings import record
+from PIL import Image
 
-from processing import RobotDataset
-from processing.dataset_validation import WARNING, require_valid, validate_dataset
+from processing import MultimodalDataset, RobotDataset
+from processing.dataset_validation import WARNING, require_valid, require_valid_chats, validate_dataset
 
 VIEWS = ["center", "left_wrist", "right_wrist"]
 
@@ -167,3 +169,35 @@ def test_a_chunk_longer_than_every_episode_is_an_error(video_set):
     problems = validate_dataset(open_set(video_set, chunk_size=8), config(chunk_size=8))
     assert [p for p in errors(problems) if "longer than every episode (the longest has 7 frames)" in p]
     assert not errors(validate_dataset(open_set(video_set, chunk_size=7), config(chunk_size=7)))
+
+
+def test_damage_in_the_middle_of_a_video_is_found_where_all_images_are_read(tmp_path):
+    root = record(tmp_path / "set", (40,), use_videos=True, size=64)
+    path = next(root.glob("videos/observation.images.head/*/*.mp4"))
+    with av.open(str(path)) as container:
+        packets = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    content = bytearray(path.read_bytes())
+    for position, size in packets[18:22]:
+        content[position : position + size] = bytes([0xA5]) * size
+    path.write_bytes(content)
+    assert any("the file is damaged" in problem for problem in validate_dataset(open_set(root), images="all"))
+
+
+def test_rows_of_multimodal_data_are_tried(tmp_path, tiny_processor):
+    def chats(name, *images):
+        messages = [{"role": "user", "content": [{"type": "image"}]}, {"role": "assistant", "content": "two"}]
+        path = tmp_path / name
+        path.write_text("".join(json.dumps({"messages": messages, "images": [i]}) + "\n" for i in images))
+        return MultimodalDataset(path)
+
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    require_valid_chats([chats("good.jsonl", *["a.png"] * 3)], tiny_processor, rows=2)
+    bad = [chats("one.jsonl", "a.png", "none.png"), chats("two.jsonl", "broken.png", "a.png")]
+    with pytest.raises(ValueError, match="multi-modal data: 2 problems") as caught:
+        require_valid_chats(bad, tiny_processor)
+    assert "one.jsonl, row 1: cannot be read" in str(caught.value)
+    assert "two.jsonl, row 0: cannot be read" in str(caught.value)
+    tiny_processor.max_length = 5
+    with pytest.raises(ValueError, match=r"good.jsonl, row 0: .* exceed max_length=5"):
+        require_valid_chats([chats("good.jsonl", "a.png")], tiny_processor)

@@ -90,6 +90,11 @@ def test_model_overrides_reach_the_saved_config(base_checkpoint, robot_dataset_p
         ({"model_overrides": '{"chunk": 3}'}, "['chunk'] are no fields of the model's config"),
         ({"robot_datasets": "missing/place"}, "names no embodiment"),
         ({"robot_datasets": '{"embodiment": "a"}'}, "every entry needs a 'path'"),
+        ({"robot_datasets": '{"path": }'}, "robot_datasets: expected a path, a Hub id or a JSON object"),
+        ({"robot_datasets": '{"path": "a", "embodimnt": "b"}'}, "unknown key 'embodimnt'; did you mean 'embodiment'?"),
+        ({"multimodal_datasets": '{"path": "a", "shuffle": 1}'}, "unknown key 'shuffle'; known are path, weight"),
+        ({"model_overrides": "{chunk"}, "model_overrides: expected JSON"),
+        ({"model_path": "no/such/folder"}, "model_path: no/such/folder is no folder"),
         ({"multimodal_share": 1.5, "multimodal_datasets": "CHATS"}, "multimodal_share: expected a number in [0, 1]"),
     ],
 )
@@ -120,6 +125,28 @@ def test_all_problems_of_the_data_are_listed_before_training(base_checkpoint, ro
     assert "observation.state: 14 dimensions" in error
     assert "action: 14 dimensions" in error
     assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_problems_of_robot_and_multimodal_data_stand_in_one_error(
+    base_checkpoint, robot_dataset_path, tmp_path, capsys
+):
+    chats = tmp_path / "chats.jsonl"
+    user, answer = {"role": "user", "content": [{"type": "image"}]}, {"role": "assistant", "content": "two"}
+    chats.write_text(json.dumps({"messages": [user, answer], "images": ["missing.png"]}) + "\n")
+    spec = {"path": str(robot_dataset_path), "embodiment": "arms", "cameras": {"wrist": "observation.images.head"}}
+    wrong = {"robot_datasets": json.dumps(spec), "multimodal_datasets": chats, "multimodal_share": 0.25}
+    assert main(options(base_checkpoint, robot_dataset_path, tmp_path / "out", **wrong)) == 1
+    error = capsys.readouterr().err
+    assert "'wrist' is no view of the model" in error
+    assert "chats.jsonl, row 0: cannot be read" in error
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_one_normalisation_may_be_named_for_states_and_actions(base_checkpoint, robot_dataset_path, tmp_path):
+    spec = {"path": str(robot_dataset_path), "embodiment": "arms", "cameras": CAMERAS, "normalization": "quantile"}
+    assert main(options(base_checkpoint, "", tmp_path, robot_datasets=json.dumps(spec), max_steps=1)) == 0
+    entry = AutoProcessor.from_pretrained(tmp_path).embodiments["arms"]
+    assert entry["normalization"] == {"state": "quantile", "action": "quantile"}
 
 
 @pytest.mark.slow

@@ -29,7 +29,7 @@ def test_its_own_folder_is_made_anew(tmp_path):
     assert [path.name for path in output.iterdir()] == [demo.MARKER]
 
 
-def test_the_training_command_uses_every_core_and_the_same_script_as_users(tmp_path):
+def test_the_training_command_is_the_script_that_users_run(tmp_path):
     command = training_command(DemoSettings(output=tmp_path, train_steps=7))
     script = command.index(next(part for part in command if part.endswith("finetune.py")))
     options = dict(zip(command[script + 1 :: 2], command[script + 2 :: 2], strict=True))

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from training.arguments import DataArguments, ModelArguments, SyVLATrainingArguments
 from training.recipe import parse_recipe
@@ -64,6 +65,8 @@ def test_table_7_is_the_fine_tuning_recipe(tmp_path):
 
 @pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_recipe_parses(recipe, tmp_path):
-    parse_recipe(
-        TYPES, ["--config", str(recipe), "--output_dir", str(tmp_path), "--bf16", "false", "--use_cpu", "true"]
-    )
+    """And what it names reaches the arguments, but for what the command line overrides."""
+    argv = ["--config", str(recipe), "--output_dir", str(tmp_path), "--bf16", "false", "--use_cpu", "true"]
+    parsed = {key: value for arguments in parse_recipe(TYPES, argv) for key, value in vars(arguments).items()}
+    for key, value in yaml.safe_load(recipe.read_text()).items():
+        assert key in ("bf16", "use_cpu", "save_strategy") or parsed[key] == value, key

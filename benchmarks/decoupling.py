@@ -1,7 +1,7 @@
 """Cost of Intention Decoupling per training step: `python -m benchmarks.decoupling`.
 
-Runs forward and backward of a scaled-down model whose FLOPs split between VLM and expert as they do at the paper's size
-(3 views of 224 px, head_dim 64: about 4.5 to 1) and compares: no decoupling, decoupling, and decoupling with
+Runs forward and backward of a scaled-down model whose FLOPs split between VLM and expert about as they do at the paper's
+size (3 views of 224 px, head_dim 64; the ratio is printed) and compares: no decoupling, decoupling, and decoupling with
 `cross_attention_scope="suffix"`, whose prefix both passes share. FLOPs are counted by torch, seconds are measured.
 """
 

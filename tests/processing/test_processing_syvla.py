@@ -314,7 +314,8 @@ def test_save_and_load_are_exact(tiny_processor, unequal_items, make_chat, tmp_p
     for items in (unequal_items, [make_chat(1), unequal_items[0]]):
         ours, theirs = tiny_processor.collate(items), loaded.collate(items)
         assert ours.keys() == theirs.keys()
-        for key, value in ours.items():  # where torchvision is installed, AutoImageProcessor rounds a little differently
+        # Where torchvision is installed, AutoImageProcessor rounds a little differently.
+        for key, value in ours.items():
             torch.testing.assert_close(theirs[key], value, rtol=0, atol=1e-5, msg=key)
     actions = torch.randn(2, 8, 14)
     np.testing.assert_array_equal(

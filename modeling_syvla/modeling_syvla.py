@@ -26,6 +26,10 @@ from .thinking import ThinkingMixin, left_padded
 from .unused_weights import zero_of_unused_weights
 from .vlm_positions import use_right_image_positions
 
+# Used by the files above: older transformers bring only what the entry file names itself.
+from .embodiment_mlps import apply_per_embodiment  # noqa: F401  isort: skip
+from .view_features import encode_views  # noqa: F401  isort: skip
+
 
 @dataclass
 class SyVLAOutput(ModelOutput):

@@ -102,6 +102,22 @@ def test_no_line_of_a_shipped_file_reads_as_an_import_of_a_missing_file():
             assert target.is_file(), f"{path.relative_to(ROOT)}: a line imports .{first or second}, a missing file"
 
 
+@pytest.mark.parametrize(
+    "entry",
+    [
+        f"modeling_syvla/{name}.py"
+        for name in ("configuration_syvla", "modeling_syvla", "configuration_value", "modeling_value")
+    ]
+    + ["processing/processing_syvla.py"],
+)
+def test_an_entry_file_names_all_that_it_needs_itself(entry):
+    """Older transformers (seen in 5.4) bring only the files that the entry file imports, not those that these import."""
+    path = ROOT / entry
+    named = {first or second for first, second in RELATIVE_IMPORT.findall(path.read_text())}
+    needed = {other.stem for other in with_relative_imports(path)} - {path.stem}
+    assert needed <= named, f"{entry} does not name {sorted(needed - named)}"
+
+
 def test_shipped_files_have_distinct_names():
     names = [path.name for path in shipped_files() if path.name != "__init__.py"]
     assert len(names) == len(set(names)), f"copied flat, these would overwrite each other: {sorted(names)}"

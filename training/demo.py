@@ -146,7 +146,13 @@ def build_base(settings: DemoSettings) -> int:
     config = SyVLAConfig.tiny()
     dataset = RobotDataset(settings.dataset, embodiment=EMBODIMENT, cameras=CAMERAS, chunk_size=config.chunk_size)
     processor = build_tiny_processor(config)
-    processor.set_embodiment(EMBODIMENT, dataset.statistics())
+    processor.set_embodiment(
+        EMBODIMENT,
+        dataset.statistics(),
+        state_names=dataset.state_names,
+        action_names=dataset.action_names,
+        control_hz=dataset.fps,
+    )
     torch.manual_seed(settings.seed)
     model = SyVLAModel(config)
     model.save_pretrained(settings.base)

@@ -62,6 +62,10 @@ def test_quick_demo_end_to_end(tmp_path):
         evaluated[name] = sorted(json.loads(line)["seed"] for line in lines)
     assert evaluated["before"] == evaluated["after"], "the same situations before and after"
 
+    card = (output / "checkpoint" / "README.md").read_text()
+    assert "left_joint_1" in card
+    assert "10 Hz" in card
+
     script = loading_code(report["checkpoint"]) + "print(processor.embodiments.keys(), model.config.chunk_size)"
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert loaded.returncode == 0, loaded.stderr

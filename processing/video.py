@@ -203,7 +203,7 @@ class VideoReader:
         return self._container.decode(self._stream)
 
     def _to_rgb(self, frame: Any) -> np.ndarray:
-        # One conversion context for all frames, and no threads for it: up to a hundred times faster on small frames.
+        # One conversion context for all frames, and no threads for it: starting threads costs far more than a small frame.
         try:
             return self._reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
         except TypeError:  # before PyAV 16 there is no `threads`

@@ -16,12 +16,11 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_syvla import SyVLAConfig, SyVLAExpertConfig
 from .embodiment_mlps import apply_per_embodiment, make_mlp
-from .view_features import encode_views, feature_width
+from .view_features import all_rows, encode_views, feature_width, make_vision_tower
 
 KeyValue = tuple[torch.Tensor, torch.Tensor]  # keys and values, each (B, heads, tokens, head_dim)
 
@@ -151,7 +150,7 @@ class ActionExpert(nn.Module):
         expert = config.expert_config
         hidden = expert.hidden_size
         self.config = config
-        self.vision_tower = AutoModel.from_config(config.expert_vision_config)
+        self.vision_tower = make_vision_tower(config.expert_vision_config)
         self.image_proj = nn.Linear(feature_width(config.expert_vision_config), hidden)
         self.view_embedding = nn.Embedding(len(config.views), hidden)
         self.action_position_embedding = nn.Embedding(config.chunk_size, hidden)
@@ -174,7 +173,7 @@ class ActionExpert(nn.Module):
         Returns:
             (B, V, tokens per view, tower width).
         """
-        return encode_views(self.vision_tower, pixel_values, view_mask, self.image_proj.weight.dtype)
+        return encode_views(self.vision_tower, pixel_values, view_mask, self.image_proj.bias.dtype)
 
     def encode_prefix(
         self,
@@ -193,7 +192,9 @@ class ActionExpert(nn.Module):
             embodiment_ids: (B,).
             conditions: Per layer, keys and values of the control condition, or None to skip cross-attention.
         """
-        images = self.image_proj(image_features) + self.view_embedding.weight[:, None, :]  # (B, V, P, D)
+        images = (
+            self.image_proj(image_features) + all_rows(self.view_embedding, state.device)[:, None, :]
+        )  # (B, V, P, D)
         state_token = self._per_embodiment("state_encoder", state[:, None, :], embodiment_ids)
         x = torch.cat((images.flatten(1, 2), state_token), dim=1)
         mask = _prefix_mask(view_mask, image_features.shape[2])[:, None, None, :]
@@ -245,7 +246,7 @@ class ActionExpert(nn.Module):
         if steps > self.config.chunk_size:
             raise ValueError(f"actions: expected at most chunk_size={self.config.chunk_size} steps, got {steps}")
         actions = self._per_embodiment("action_encoder", noisy_actions, ids)
-        actions = actions + self.action_position_embedding.weight[:steps]
+        actions = actions + all_rows(self.action_position_embedding, actions.device)[:steps]
         time = self.time_mlp(self._time_embedding(timestep).to(actions.dtype))
         x = torch.cat((time[:, None, :], actions), dim=1)  # (B, 1 + T, D)
         mask = F.pad(context.prefix_mask, (0, steps + 1), value=True)[:, None, None, :]

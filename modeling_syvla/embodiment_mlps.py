@@ -47,7 +47,7 @@ def apply_per_embodiment(
                 f"embodiment {name!r}: expected at least {mlp[0].in_features} dimensions of state or action, got shape "
                 f"{tuple(x.shape)}"
             )
-        y = mlp(x[rows, :, : mlp[0].in_features].to(mlp[0].weight.dtype))
+        y = mlp(x[rows, :, : mlp[0].in_features].to(mlp[0].bias.dtype))
         y = F.pad(y, (0, out_width - y.shape[-1]))
         if rows.numel() == x.shape[0]:
             return y

@@ -382,7 +382,7 @@ class SyVLAModel(ThinkingMixin, SyVLAPreTrainedModel, GenerationMixin):
         )
 
     def _condition(self, query_states: torch.Tensor) -> torch.Tensor:
-        return self.adapter(query_states.to(self.adapter[0].weight.dtype))  # C in the paper, (B, N, D)
+        return self.adapter(query_states.to(self.adapter[0].bias.dtype))  # C in the paper, (B, N, D)
 
     # ------------------------------------------------------------------ batches and embodiments
 

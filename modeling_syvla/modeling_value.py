@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
@@ -23,7 +22,7 @@ from .configuration_value import SyVLAValueConfig
 from .embodiment_mlps import apply_per_embodiment, make_mlp
 from .expert_inputs import robot_rows
 from .pretrained import StrictPreTrainedModel
-from .view_features import encode_views, feature_width
+from .view_features import all_rows, encode_views, feature_width, make_vision_tower
 
 
 @dataclass
@@ -73,7 +72,7 @@ class SyVLAValueModel(StrictPreTrainedModel):
     def __init__(self, config: SyVLAValueConfig) -> None:
         super().__init__(config)
         hidden, layer = config.hidden_size, config.layer_config()
-        self.vision_tower = AutoModel.from_config(config.vision_config)
+        self.vision_tower = make_vision_tower(config.vision_config)
         self.image_proj = nn.Linear(feature_width(config.vision_config), hidden)
         self.view_embedding = nn.Embedding(len(config.views), hidden)
         self.value_token = nn.Embedding(1, hidden)
@@ -113,12 +112,12 @@ class SyVLAValueModel(StrictPreTrainedModel):
             self.config, expert_pixel_values, None, embodiment_ids, state, expert_pixel_values, expert_view_mask
         )
         view_mask, count = batch["expert_view_mask"], len(embodiment_ids)
-        features = encode_views(self.vision_tower, expert_pixel_values, view_mask, self.image_proj.weight.dtype)
-        images = self.image_proj(features) + self.view_embedding.weight[:, None, :]  # (B, V, P, D)
+        features = encode_views(self.vision_tower, expert_pixel_values, view_mask, self.image_proj.bias.dtype)
+        images = self.image_proj(features) + all_rows(self.view_embedding, state.device)[:, None, :]  # (B, V, P, D)
         state_token = apply_per_embodiment(
             self.state_encoders, self.config.embodiments, state[:, None, :], embodiment_ids, self.config.hidden_size
         )
-        value_token = self.value_token.weight.expand(count, 1, -1)
+        value_token = all_rows(self.value_token, state.device).expand(count, 1, -1)
         x = torch.cat((value_token, state_token, images.flatten(1, 2)), dim=1)  # (B, 2 + V * P, D)
         seen = view_mask[:, :, None].expand(-1, -1, features.shape[2]).flatten(1)
         mask = F.pad(seen, (2, 0), value=True)[:, None, None, :]

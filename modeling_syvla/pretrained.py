@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.generation.logits_process import LogitsProcessorList, SuppressTokensLogitsProcessor
+from transformers.utils import cached_file
 
 from .action_expert import ExpertRMSNorm
 from .configuration_syvla import SyVLAConfig
+
+HUB_OPTIONS = ("revision", "cache_dir", "subfolder", "token", "local_files_only")
+"""Arguments of `from_pretrained` that say where files come from."""
 
 
 class StrictPreTrainedModel(PreTrainedModel):
@@ -26,6 +32,7 @@ class StrictPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     auto_map: dict[str, str] = {}
     vision_tower_name = "vision_tower"
+    hub_options: dict[str, Any] = {}  # where `from_pretrained` took the weights from
 
     def _init_weights(self, module: nn.Module) -> None:
         """Only our own modules come here; VLM and image encoder initialise theirs."""
@@ -50,15 +57,25 @@ class StrictPreTrainedModel(PreTrainedModel):
                 weight ruins a policy.
 
         Raises:
-            ValueError: If weights are missing, unexpected or of another shape; the message names them all.
+            ValueError: If weights are missing, unexpected or of another shape, which the message names all, or if a file
+                is damaged.
         """
         wants_info = kwargs.pop("output_loading_info", False)
         other_shapes = kwargs.pop("ignore_mismatched_sizes", False)
         if _nests_image_encoder():
             kwargs.setdefault("key_mapping", _nested_image_encoder(cls.vision_tower_name))
-        model, info = super().from_pretrained(
-            pretrained_model_name_or_path, *model_args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
-        )
+        hub_options = {name: kwargs[name] for name in HUB_OPTIONS if kwargs.get(name) is not None}
+        try:
+            model, info = super().from_pretrained(
+                pretrained_model_name_or_path,
+                *model_args,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **kwargs,
+            )
+        except SafetensorError as error:
+            raise ValueError(_damage(pretrained_model_name_or_path, hub_options, error)) from error
+        model.hub_options = hub_options
         if not allow_missing_weights:
             _require_complete(info, pretrained_model_name_or_path, other_shapes)
         return (model, info) if wants_info else model
@@ -108,10 +125,12 @@ class SyVLAPreTrainedModel(StrictPreTrainedModel):
         Takes what `transformers`' `generate` takes, `pixel_values` and `image_grid_thw` included.
         """
         processors = LogitsProcessorList(kwargs.pop("logits_processor", None) or [])
-        query_token = torch.tensor([self.config.query_token_id])
-        processors.append(SuppressTokensLogitsProcessor(query_token, device=self.vlm.device))
         given = (*args[:1], kwargs.get("inputs"), kwargs.get("input_ids"))
         input_ids = next((ids for ids in given if ids is not None), None)
+        query_token = torch.tensor([self.config.query_token_id])
+        # Where all weights are kept on disk, the model itself is on the meta device.
+        device = self.vlm.device if input_ids is None else input_ids.device
+        processors.append(SuppressTokensLogitsProcessor(query_token, device=device))
         if input_ids is not None and kwargs.get("mm_token_type_ids") is None:
             kwargs["mm_token_type_ids"] = self._token_types(input_ids)
         self.vlm.generation_config = self.generation_config
@@ -137,6 +156,20 @@ def _nests_image_encoder() -> bool:
     return hasattr(encoder, "vision_model") and any(
         n.startswith("vision_model.") for n, _ in encoder.named_parameters()
     )
+
+
+def _damage(name: Any, hub_options: dict[str, Any], error: Exception) -> str:
+    """Which files of the checkpoint cannot be opened."""
+    options = {key: value for key, value in hub_options.items() if key != "subfolder"}
+    folder = Path(name) if Path(name).is_dir() else Path(cached_file(str(name), "config.json", **options)).parent
+    damaged = []
+    for path in sorted((folder / hub_options.get("subfolder", "")).glob("*.safetensors")):
+        try:
+            with safe_open(path, "pt"):
+                pass
+        except (SafetensorError, OSError) as reason:
+            damaged.append(f"{path}: this weight file is damaged or incomplete ({reason})")
+    return "; ".join(damaged or [f"{name}: {error}"]) + ". Delete it and download the checkpoint again."
 
 
 def _require_complete(info: Any, name: Any, other_shapes: bool) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
+from .view_features import all_rows
+
 
 class ThinkingMixin:
     """Methods of [`SyVLAModel`] that run the VLM at inference."""
@@ -17,6 +19,7 @@ class ThinkingMixin:
     action_queries: Any
     generation_config: Any
     name_or_path: str
+    hub_options: dict[str, Any]
     encode: Any
     select_query_states: Any
     generate: Any
@@ -68,7 +71,7 @@ class ThinkingMixin:
         unfinished = ~is_end.any(-1, keepdim=True)
         end = end_ids[:1].expand(len(thought), 1)
         tail = torch.cat((sequences[:, cached:], end), dim=1)
-        queries = self.action_queries.weight.expand(len(thought), -1, -1)
+        queries = all_rows(self.action_queries, thought.device).expand(len(thought), -1, -1)
         embeds = self.get_input_embeddings()(tail)
         embeds = torch.cat((embeds, queries.to(embeds.dtype)), dim=1)
         mask = torch.cat(
@@ -102,7 +105,11 @@ class ThinkingMixin:
                     "model.tokenizer"
                 )
             # With a config at hand it does not ask whether to trust the checkpoint's code, which it has no use for.
-            self.tokenizer = AutoTokenizer.from_pretrained(self.name_or_path, config=self.config.vlm_config)
+            # The exact commit, since a branch may have moved on since the weights were loaded.
+            options = dict(self.hub_options)
+            if commit := getattr(self.config, "_commit_hash", None):
+                options["revision"] = commit
+            self.tokenizer = AutoTokenizer.from_pretrained(self.name_or_path, config=self.config.vlm_config, **options)
         return self.tokenizer
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
+from transformers import AutoModel
 
 
 def encode_views(
@@ -27,6 +29,17 @@ def encode_views(
         features = features + _sincos_2d(features).to(features.dtype)
         features = features.flatten(2).transpose(1, 2)
     return features.unflatten(0, view_mask.shape)
+
+
+def all_rows(embedding: nn.Embedding, device: torch.device) -> torch.Tensor:
+    """The table of an embedding on `device`; its forward is what fetches weights that are kept on disk."""
+    return embedding(torch.arange(embedding.num_embeddings, device=device)).to(device)
+
+
+def make_vision_tower(vision_config: Any) -> Any:
+    """Backbone of a config; a convolutional one, without attention, ignores `attn_implementation`."""
+    convolutional = bool(getattr(vision_config, "hidden_sizes", None))
+    return AutoModel.from_config(vision_config, **({"attn_implementation": "eager"} if convolutional else {}))
 
 
 def feature_width(vision_config: Any) -> int:

@@ -1,0 +1,151 @@
+"""Options of `from_pretrained` change where and how weights are kept, not what the model computes."""
+
+import importlib.util
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import AutoModel, AutoModelForImageTextToText, BitsAndBytesConfig
+
+from modeling_syvla import SyVLAValueConfig, SyVLAValueModel
+
+SIGLIP = {
+    "model_type": "siglip_vision_model",
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 32,
+    "patch_size": 8,
+    "vision_use_head": False,
+}
+
+
+@pytest.fixture
+def observation(tiny_processor, unequal_items):
+    items = [{key: item[key] for key in ("images", "text", "state", "embodiment")} for item in unequal_items]
+    noise = torch.randn(3, 8, 14, generator=torch.Generator().manual_seed(0))
+    return {**tiny_processor.collate(items, padding_side="left"), "noise": noise}
+
+
+@pytest.fixture
+def folder(make_model, tmp_path):
+    model = make_model(expert_vision_config=SIGLIP)
+    model.save_pretrained(tmp_path / "model", max_shard_size="300KB")
+    return tmp_path / "model"
+
+
+ON_DISK = dict.fromkeys(("vlm", "action_queries", "adapter", "expert"), "disk")
+OPTIONS = {
+    "auto": {"device_map": "auto"},
+    "cpu": {"device_map": "cpu"},
+    "dict": {"device_map": dict.fromkeys(ON_DISK, "cpu")},
+    "part on disk": {"device_map": {**dict.fromkeys(ON_DISK, "cpu"), "expert": "disk"}},
+    "queries on disk": {"device_map": {**ON_DISK, "vlm": "cpu"}},
+    "auto with too little memory": {"device_map": "auto", "max_memory": {"cpu": "600KB"}},
+    "low_cpu_mem_usage": {"low_cpu_mem_usage": True},
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("think", [False, True])
+def test_where_weights_are_kept_changes_nothing(folder, observation, tiny_processor, tmp_path, name, think):
+    more = {"tokenizer": tiny_processor.tokenizer, "max_new_tokens": 4, "min_new_tokens": 3} if think else {}
+    outputs = []
+    for options in ({}, {**OPTIONS[name], "offload_folder": tmp_path / "offload"}):
+        model = AutoModel.from_pretrained(folder, **options)
+        outputs.append(model.predict_actions(**observation, think=think, **more))
+    offloads = "disk" in name or "memory" in name
+    assert any(p.is_meta for p in model.parameters()) == offloads
+    torch.testing.assert_close(outputs[1].actions, outputs[0].actions, atol=1e-6, rtol=0)
+    assert outputs[1].thoughts == outputs[0].thoughts
+
+
+@torch.no_grad()
+def test_the_value_model_runs_from_disk(tiny_processor, unequal_items, tmp_path):
+    robots = {name: {k: e[k] for k in ("state_dim", "action_dim")} for name, e in tiny_processor.embodiments.items()}
+    model = SyVLAValueModel(SyVLAValueConfig.tiny(embodiments=robots)).eval()
+    model.save_pretrained(tmp_path / "model")
+    parts = {name: "disk" for name, _ in model.named_children()} | {"norm": "cpu"}
+    loaded = AutoModel.from_pretrained(tmp_path / "model", device_map=parts, offload_folder=tmp_path / "offload")
+    batch = tiny_processor.collate(unequal_items)
+    torch.testing.assert_close(loaded(**batch).values, model(**batch).values, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("vision", [SIGLIP, None], ids=["siglip", "convolutional"])
+@pytest.mark.parametrize(
+    ("implementation", "expected"),
+    [("eager", "eager"), ("sdpa", "sdpa"), ({"": "sdpa", "vlm_config": "eager"}, "eager")],
+    ids=["eager", "sdpa", "dict"],
+)
+def test_attention_implementations_agree(make_model, observation, tmp_path, vision, implementation, expected):
+    model = make_model(**({"expert_vision_config": vision} if vision else {}))
+    model.save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path, attn_implementation=implementation)
+    used = {loaded.vlm.config._attn_implementation, loaded.vlm.config.text_config._attn_implementation}
+    assert used == {expected}
+    torch.testing.assert_close(
+        loaded.predict_actions(**observation).actions, model.predict_actions(**observation).actions, atol=1e-4, rtol=0
+    )
+
+
+def test_a_quantizer_that_is_not_installed_is_named(folder):
+    if importlib.util.find_spec("bitsandbytes"):
+        pytest.skip("bitsandbytes is installed")
+    with pytest.raises(ImportError, match="bitsandbytes"):
+        AutoModel.from_pretrained(folder, quantization_config=BitsAndBytesConfig(load_in_8bit=True))
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("torchao"), reason="needs torchao, no part of our extras")
+def test_weights_quantized_to_8_bits_by_torchao_act_nearly_the_same(folder, observation):
+    from torchao.quantization import Int8WeightOnlyConfig
+    from transformers import TorchAoConfig
+
+    config = TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=["lm_head"])
+    plain, quantized = AutoModel.from_pretrained(folder), AutoModel.from_pretrained(folder, quantization_config=config)
+    assert type(quantized.expert.layers[0].mlp.up_proj.weight.data) is not torch.Tensor
+    torch.testing.assert_close(
+        quantized.predict_actions(**observation).actions, plain.predict_actions(**observation).actions, atol=0.1, rtol=0
+    )
+
+
+def test_gradient_checkpointing_reaches_vlm_expert_and_image_encoder(folder, tiny_processor, unequal_items):
+    model = AutoModel.from_pretrained(folder).train()
+    model.gradient_checkpointing_enable()
+    kinds = {type(m).__name__ for m in model.modules() if getattr(m, "gradient_checkpointing", False)}
+    assert {"ExpertLayer", "Qwen2_5_VLDecoderLayer", "Qwen2_5_VLVisionBlock", "SiglipEncoderLayer"} <= kinds
+    model(**tiny_processor.collate(unequal_items)).loss.backward()
+    assert model.vlm.model.language_model.layers[0].mlp.up_proj.weight.grad.abs().max() > 0
+
+
+# ---------------------------------------------------------------- damaged files
+
+DAMAGE = {
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-100]),
+    "empty": lambda path: path.write_bytes(b""),
+    "garbled": lambda path: path.write_bytes(b"\xff" * 64 + path.read_bytes()[64:]),
+    "a pointer of git-lfs": lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("load", [AutoModel, AutoModelForImageTextToText])
+def test_a_corrupt_shard_is_named(folder, damage, load):
+    shards = sorted(folder.glob("model-*.safetensors"))
+    DAMAGE[damage](shards[1])
+    with pytest.raises(ValueError, match=f"{shards[1].name}: .*damaged or incomplete.*[Dd]ownload"):
+        load.from_pretrained(folder)
+
+
+def test_a_missing_shard_is_named(folder):
+    shard = sorted(folder.glob("model-*.safetensors"))[1]
+    shard.unlink()
+    with pytest.raises(OSError, match=shard.name):
+        AutoModel.from_pretrained(folder)
+
+
+def test_weights_that_another_file_replaced_are_named(folder):
+    shard = sorted(folder.glob("model-*.safetensors"))[1]
+    save_file({"other": torch.zeros(1)}, shard, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"missing from the checkpoint: .*; 1 weights .* unknown to the model: other"):
+        AutoModel.from_pretrained(folder)

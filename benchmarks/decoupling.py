@@ -23,7 +23,7 @@ def scaled_config(**overrides: Any) -> SyVLAConfig:
     vlm["text_config"].update(
         hidden_size=320,
         intermediate_size=1728,
-        num_hidden_layers=14,
+        num_hidden_layers=9,
         num_attention_heads=10,
         num_key_value_heads=2,
         rope_parameters={"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 6, 6]},

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel
@@ -75,7 +76,8 @@ class StrictPreTrainedModel(PreTrainedModel):
             )
         except SafetensorError as error:
             raise ValueError(_damage(pretrained_model_name_or_path, hub_options, error)) from error
-        model.hub_options = hub_options
+        # The exact commit: a branch may move on before something else is read from the same place.
+        model.hub_options = {**hub_options, **_commit(pretrained_model_name_or_path, hub_options)}
         if not allow_missing_weights:
             _require_complete(info, pretrained_model_name_or_path, other_shapes)
         return (model, info) if wants_info else model
@@ -156,6 +158,18 @@ def _nests_image_encoder() -> bool:
     return hasattr(encoder, "vision_model") and any(
         n.startswith("vision_model.") for n, _ in encoder.named_parameters()
     )
+
+
+def _commit(name: Any, hub_options: dict[str, Any]) -> dict[str, str]:
+    """`{"revision": commit}` of a checkpoint from the Hub; empty for a folder."""
+    if name is None or Path(name).is_dir():
+        return {}
+    config = f"{hub_options['subfolder']}/config.json" if "subfolder" in hub_options else "config.json"
+    places = {key: hub_options[key] for key in ("cache_dir", "revision") if key in hub_options}
+    found = re.search(
+        r"snapshots/([0-9a-f]{40})/", Path(str(try_to_load_from_cache(str(name), config, **places))).as_posix()
+    )
+    return {"revision": found[1]} if found else {}
 
 
 def _damage(name: Any, hub_options: dict[str, Any], error: Exception) -> str:

@@ -105,11 +105,9 @@ class ThinkingMixin:
                     "model.tokenizer"
                 )
             # With a config at hand it does not ask whether to trust the checkpoint's code, which it has no use for.
-            # The exact commit, since a branch may have moved on since the weights were loaded.
-            options = dict(self.hub_options)
-            if commit := getattr(self.config, "_commit_hash", None):
-                options["revision"] = commit
-            self.tokenizer = AutoTokenizer.from_pretrained(self.name_or_path, config=self.config.vlm_config, **options)
+            self.tokenizer = AutoTokenizer.from_pretrained(
+                self.name_or_path, config=self.config.vlm_config, **self.hub_options
+            )
         return self.tokenizer
 
 

@@ -322,6 +322,7 @@ class SyVLAModel(ThinkingMixin, SyVLAPreTrainedModel, GenerationMixin):
             images = {"pixel_values": pixel_values, "image_grid_thw": image_grid_thw}
             if think:
                 tokenizer = tokenizer or self._own_tokenizer()
+                generate_kwargs["tokenizer"] = tokenizer  # for `stop_strings`
                 if think_budget is not None:
                     generate_kwargs["max_time"] = think_budget
                 query_states, thought_ids = self._think(

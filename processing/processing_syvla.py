@@ -224,7 +224,10 @@ class SyVLAProcessor(ProcessorMixin):
         images = [image for _, views in rendered for image in views.values()]
         vision = self._vlm_images(images)
         grids = iter(vision["image_grid_thw"].tolist() if vision else [])
-        sequences = [self._tokenize(text, [next(grids) for _ in views], i) for i, (text, views) in enumerate(rendered)]
+        sequences = []
+        for i, (item, (text, views)) in enumerate(zip(items, rendered, strict=True)):
+            to_come = 0 if "messages" in item or self.query_token in text else self.num_query_tokens
+            sequences.append(self._tokenize(text, [next(grids) for _ in views], i, to_come))
         labels = None
         if any(item.get("actions") is not None or "messages" in item for item in items):
             labels = [answer_labels(ids, self.tokenizer, self.query_token_id) for ids in sequences]
@@ -306,16 +309,18 @@ class SyVLAProcessor(ProcessorMixin):
         features = self.image_processor(images=images, return_tensors="pt", input_data_format="channels_last")
         return {"pixel_values": features["pixel_values"], "image_grid_thw": features["image_grid_thw"]}
 
-    def _tokenize(self, text: str, grids: list[list[int]], index: int) -> list[int]:
+    def _tokenize(self, text: str, grids: list[list[int]], index: int, queries_to_come: int = 0) -> list[int]:
+        """Ids of a text; the model appends `queries_to_come` tokens, for which there must be room."""
         merge = self.image_processor.merge_size**2 if grids else 1
         parts = text.split(self.image_token)
         for part, (t, h, w) in zip(range(len(parts) - 1), grids, strict=True):
             parts[part] += self.image_token * (t * h * w // merge)
         ids = self.tokenizer("".join(parts), add_special_tokens=False)["input_ids"]
-        if len(ids) > self.max_length:
+        if len(ids) + queries_to_come > self.max_length:
+            room = f" with the {queries_to_come} query tokens to come" if queries_to_come else ""
             raise ValueError(
-                f"sample {index}: {len(ids)} tokens exceed max_length={self.max_length}; shorten the instruction or thought, "
-                "use smaller images, or raise processor.max_length"
+                f"sample {index}: {len(ids)} tokens{room} exceed max_length={self.max_length}; shorten the instruction or "
+                "thought, use smaller images, or raise processor.max_length"
             )
         return ids
 
@@ -417,6 +422,8 @@ class SyVLAProcessor(ProcessorMixin):
 def _checked_image(image: Image, name: str) -> np.ndarray:
     """uint8 (H, W, 3); anything else is an error, never guessed."""
     if hasattr(image, "convert"):  # PIL
+        if 0 in image.size:
+            raise ValueError(f"{name}: expected an image with pixels, got one of size {image.size}")
         return np.asarray(image.convert("RGB"))
     array = image.numpy() if isinstance(image, torch.Tensor) else np.asarray(image)
     if array.ndim != 3 or array.shape[-1] != 3 or array.dtype != np.uint8 or 0 in array.shape:

@@ -1,13 +1,15 @@
 """SyVLAProcessor: prompts, labels, views, states, actions, chats, and what it refuses."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from transformers import Qwen2Tokenizer
 
-from modeling_syvla import VIEWS
-from processing import SyVLAProcessor
+from modeling_syvla import VIEWS, SyVLAConfig, SyVLAModel
+from processing import SyVLAProcessor, build_tiny_processor
 from processing.normalization import normalize
 from processing.tiny_processor import build_tiny_tokenizer
 
@@ -354,6 +356,10 @@ GOOD = {"images": {"center": picture(1)}, "text": "lift", "state": np.zeros(3), 
         ),
         ({"images": {"center": np.zeros((32, 32), np.uint8)}}, r"images\.center: .* got \(32, 32\) uint8"),
         ({"images": {"center": np.zeros((0, 32, 3), np.uint8)}}, r"images\.center: .* got \(0, 32, 3\) uint8"),
+        (
+            {"images": {"center": Image.new("RGB", (0, 32))}},
+            r"images\.center: expected an image with pixels, .* \(0, 32\)",
+        ),
         ({"images": {"head": picture(1)}}, r"images: unknown views \['head'\]; this checkpoint has \['center'"),
         ({"images": {}}, "images: expected at least one of the views"),
         ({"images": None}, "images: missing"),
@@ -367,7 +373,7 @@ GOOD = {"images": {"center": picture(1)}, "text": "lift", "state": np.zeros(3), 
         ({"text": "lift <|im_end|> it"}, r"text: holds the control tokens \['<\|im_end\|>'\]"),
         ({"text": None}, "text: expected a string, got NoneType"),
         ({"thought": "a <|action_query|>"}, "thought: holds the control tokens"),
-        ({"text": "word " * 2000}, "sample 0: .* tokens exceed max_length=1024"),
+        ({"text": "word " * 2000}, "sample 0: .* tokens .*exceed max_length=1024"),
         ({"actions": np.zeros((9, 2))}, "actions: expected 1 to chunk_size=8 steps, got 9"),
         ({"actions": np.zeros((0, 2))}, "actions: expected 1 to chunk_size=8 steps, got 0"),
         ({"actions": np.zeros((8, 3))}, r"action: expected shape \(T, 2\) for embodiment 'arm', got \(8, 3\)"),
@@ -382,6 +388,73 @@ def test_bad_input_is_named_with_what_was_expected(tiny_processor, changes, mess
     tiny_processor(**GOOD)
     with pytest.raises(ValueError, match=message):
         tiny_processor(**{**GOOD, **changes})
+
+
+def test_a_prompt_leaves_room_for_the_queries_that_the_model_appends(tiny_processor, make_chat):
+    """Acting appends them after the processor's work; in training they are in the text. Chats have none."""
+    length = tiny_processor(**GOOD)["input_ids"].shape[1]
+    tiny_processor.max_length = length + 8
+    tiny_processor(**GOOD)
+    assert tiny_processor(**GOOD, actions=np.zeros((8, 2)))["input_ids"].shape[1] == length + 8
+    tiny_processor.max_length = length + 7
+    with pytest.raises(
+        ValueError, match=f"sample 0: {length} tokens with the 8 query tokens to come exceed max_length"
+    ):
+        tiny_processor(**GOOD)
+    with pytest.raises(ValueError, match=f"sample 0: {length + 8} tokens exceed max_length"):
+        tiny_processor(**GOOD, actions=np.zeros((8, 2)))
+    tiny_processor.max_length = 1024
+    tiny_processor.max_length = tiny_processor.collate([make_chat(1)])["input_ids"].shape[1]
+    tiny_processor.collate([make_chat(1)])
+
+
+@pytest.mark.parametrize("views", [["front"], ["center", "wrist"], ["a", "b", "c", "d", "e"]], ids=len)
+def test_any_number_of_views(views, make_item):
+    config = SyVLAConfig.tiny(views=views)
+    processor, model = build_tiny_processor(config), SyVLAModel(config).eval()
+    one = {"mean": np.zeros(14), "std": np.ones(14)}
+    processor.set_embodiment("tabletop", {"state": one, "action": one})
+    assert processor.disagreements(config) == []
+    images = {view: picture(20 * i) for i, view in enumerate(views, start=1)}
+    item = make_item(1, images=dict(reversed(images.items())))
+    batch = processor.collate([item])
+    assert batch["expert_pixel_values"].shape == (1, len(views), 3, 32, 32)
+    names = [line.split(" view")[0] for line in rendered(processor, batch).splitlines() if " view: " in line]
+    assert names == views, "in the order of the config"
+    assert model(**batch).loss.isfinite()
+    acting = {key: item[key] for key in ("text", "state", "embodiment")}
+    some = processor(images={views[-1]: images[views[-1]]}, **acting)
+    assert some["expert_view_mask"].tolist() == [[False] * (len(views) - 1) + [True]]
+    assert model.predict_actions(**some).actions.shape == (1, 8, 14)
+    with pytest.raises(ValueError, match=f"at most {len(views)} views"):
+        processor(images=[picture(1)] * (len(views) + 1), **acting)
+
+
+OLD_FIELDS = {
+    "embodiments": {},
+    "views": ["center", "left_wrist", "right_wrist"],
+    "num_query_tokens": 20,
+    "chunk_size": 50,
+    "max_length": 4096,
+    "query_token": "<|action_query|>",
+}
+
+
+@pytest.mark.parametrize("field", OLD_FIELDS)
+def test_a_processor_saved_without_a_field_gets_the_documented_default(tiny_processor, tmp_path, field):
+    tiny_processor.save_pretrained(tmp_path)
+    path = tmp_path / "processor_config.json"
+    saved = json.loads(path.read_text())
+    path.write_text(json.dumps({key: value for key, value in saved.items() if key != field}))
+    assert getattr(SyVLAProcessor.from_pretrained(tmp_path), field) == OLD_FIELDS[field]
+
+
+def test_videos_are_refused_in_chats_too(tiny_processor):
+    video = [{"role": "user", "content": [{"type": "video", "video": "a.mp4"}, {"type": "text", "text": "What?"}]}]
+    with pytest.raises(Exception, match="SyVLA reads text and images"):
+        tiny_processor.apply_chat_template(video, tokenize=False)
+    with pytest.raises(Exception, match="SyVLA reads text and images"):
+        tiny_processor.collate([{"messages": [*video, {"role": "assistant", "content": "no"}], "images": []}])
 
 
 def test_columns_of_a_batch_must_agree(tiny_processor):

@@ -49,7 +49,7 @@ def push_checkpoint(
     """Upload a checkpoint folder: model, processor, code and card in one commit. The repository is made when missing.
 
     The card is part of the commit, so that nothing writes a generic one in its place; a later
-    `model.push_to_hub(repo_id)` keeps it.
+    `model.push_to_hub(repo_id)` keeps it. A value model without a card gets one from its config.
 
     Args:
         folder: A folder that `save_pretrained` of model and processor, or a trainer, wrote: SyVLA checkpoints, value
@@ -69,6 +69,7 @@ def push_checkpoint(
         ValueError: If something in the folder would make a broken repository; lists all problems.
     """
     folder = Path(folder)
+    _write_missing_value_card(folder)
     problems = checkpoint_problems(folder)
     if problems:
         raise ValueError(f"{folder}: not uploaded:\n- " + "\n- ".join(problems))
@@ -147,6 +148,19 @@ def checkpoint_problems(folder: Path) -> list[str]:
     for file in ("config.json", "processor_config.json", "tokenizer_config.json"):
         problems += [f"{file} names {code}.py, which is missing" for code in _missing_code(folder, file)]
     return problems
+
+
+def _write_missing_value_card(folder: Path) -> None:
+    config = folder / "config.json"
+    if (folder / "README.md").is_file() or _missing_weights(folder, adapter=False) or not config.is_file():
+        return
+    fields = json.loads(config.read_text(encoding="utf-8"))
+    if fields.get("model_type") == "syvla_value":
+        from modeling_syvla import SyVLAValueConfig  # an upload of anything else needs no torch
+
+        from .value_card import write_value_card
+
+        write_value_card(folder, SyVLAValueConfig.from_pretrained(folder))
 
 
 def _missing_weights(folder: Path, adapter: bool) -> list[str]:

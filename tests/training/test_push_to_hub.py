@@ -12,6 +12,7 @@ from hub_stand_in import HubStandIn
 from huggingface_hub import ModelCard
 from transformers import AutoModel, AutoProcessor
 
+from modeling_syvla import SyVLAValueConfig, SyVLAValueModel
 from training.model_card import write_model_card
 from training.push_to_hub import checkpoint_problems, main
 
@@ -104,6 +105,29 @@ def test_push_to_hub_of_transformers_keeps_the_card_that_is_there(run, hub, chec
     after = ModelCard(hub.files("model/someone/tiny")["README.md"].decode())
     assert after.text.strip() == before.text.strip()
     assert set(after.data.tags) >= set(before.data.tags)
+
+
+def test_a_value_model_arrives_with_its_code_and_a_card(run, hub, tmp_path):
+    folder = tmp_path / "value"
+    model = SyVLAValueModel(SyVLAValueConfig.tiny())
+    model.save_pretrained(folder)
+    run("-m", "training.push_to_hub", folder, "someone/value")
+    files = hub.repositories["model/someone/value"]["files"]
+    assert {"README.md", "config.json", "model.safetensors", "modeling_value.py", "configuration_value.py"} <= set(
+        files
+    )
+    card = ModelCard(files["README.md"].decode())
+    assert card.data.pipeline_tag == "robotics"
+    assert card.data.library_name == "transformers"
+    assert {"syvla", "value-model"} <= set(card.data.tags)
+    assert 'AutoModel.from_pretrained("someone/value")' in card.text
+    assert "| tabletop | 0 | 14 dimensions |" in card.text
+    count = sum(p.numel() for p in model.parameters())
+    assert f"{count / 1e6:.1f} million parameters" in card.text
+    own = (folder / "README.md").read_text().replace("Not stated by the run", "Told by hand")
+    (folder / "README.md").write_text(own)
+    run("-m", "training.push_to_hub", folder, "someone/value")
+    assert b"Told by hand" in hub.repositories["model/someone/value"]["files"]["README.md"], "a card is kept"
 
 
 @pytest.mark.slow

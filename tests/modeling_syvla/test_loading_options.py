@@ -109,6 +109,20 @@ def test_weights_quantized_to_8_bits_by_torchao_act_nearly_the_same(folder, obse
     )
 
 
+@pytest.mark.skipif(not importlib.util.find_spec("bitsandbytes"), reason="needs bitsandbytes, no part of our extras")
+@pytest.mark.parametrize("bits", ["load_in_8bit", "load_in_4bit"])
+def test_a_vlm_quantized_by_bitsandbytes_acts_nearly_the_same(folder, observation, bits):
+    """The VLM alone: its kernels for CPUs take neither the expert's image features nor a robot's few dimensions."""
+    kept = ["expert", "adapter", "action_queries", "lm_head", "vlm.model.visual"]
+    config = BitsAndBytesConfig(**{bits: True}, llm_int8_skip_modules=kept, bnb_4bit_compute_dtype=torch.float32)
+    plain = AutoModel.from_pretrained(folder)
+    quantized = AutoModel.from_pretrained(folder, quantization_config=config, device_map="cpu")
+    assert type(quantized.vlm.model.language_model.layers[0].mlp.up_proj) is not torch.nn.Linear
+    torch.testing.assert_close(
+        quantized.predict_actions(**observation).actions, plain.predict_actions(**observation).actions, atol=0.2, rtol=0
+    )
+
+
 def test_gradient_checkpointing_reaches_vlm_expert_and_image_encoder(folder, tiny_processor, unequal_items):
     model = AutoModel.from_pretrained(folder).train()
     model.gradient_checkpointing_enable()

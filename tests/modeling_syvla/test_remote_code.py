@@ -8,6 +8,8 @@ import sys
 import pytest
 import torch
 
+from modeling_syvla import SyVLAValueConfig, SyVLAValueModel
+
 LOAD_AND_RUN = """
 import sys
 from importlib.abc import MetaPathFinder
@@ -93,6 +95,43 @@ def test_checkpoint_loads_and_runs_without_the_packages(tiny_model, tiny_process
     )
     np.testing.assert_allclose(tiny_processor.decode_actions(output.actions, "arm"), got["actions"], atol=1e-5)
     assert output.thoughts == got["thoughts"]
+
+
+LOAD_VALUE = """
+import sys
+
+import torch
+from transformers import AutoModel
+
+try:
+    import modeling_syvla
+    sys.exit("the package can be imported; this test would prove nothing")
+except ImportError:
+    pass
+model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)
+state, ids = torch.zeros(1, 14), torch.zeros(1, dtype=torch.long)
+print(model(expert_pixel_values=torch.ones(1, 3, 3, 32, 32), state=state, embodiment_ids=ids).values.item())
+"""
+
+
+@pytest.mark.slow
+def test_a_value_model_loads_without_the_packages(tmp_path):
+    model = SyVLAValueModel(SyVLAValueConfig.tiny()).eval()
+    model.save_pretrained(tmp_path / "value.v1")
+    hidden = LOAD_AND_RUN.split("try:")[0]
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "HF_", "TRANSFORMERS_"))}
+    result = subprocess.run(
+        [sys.executable, "-I", "-c", hidden + LOAD_VALUE, str(tmp_path / "value.v1")],
+        cwd=tmp_path,
+        env={**kept, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    pixels = torch.ones(1, 3, 3, 32, 32)
+    ids = torch.zeros(1, dtype=torch.long)
+    value = model(expert_pixel_values=pixels, state=torch.zeros(1, 14), embodiment_ids=ids).values.item()
+    assert float(result.stdout) == pytest.approx(value, abs=1e-5)
 
 
 def test_checkpoint_holds_the_code_of_both_packages_flat(tiny_model, tiny_processor, tmp_path):

@@ -167,3 +167,18 @@ def test_answering_from_a_saved_checkpoint_as_users_do(tiny_model, tiny_processo
     text = processor.batch_decode(answer[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     assert isinstance(text[0], str)
     assert torch.equal(SyVLAModel.from_pretrained(tmp_path).generate(**inputs, max_new_tokens=5), answer)
+
+
+def test_answers_in_a_batch_equal_single_answers(text_model, tiny_processor, make_chat):
+    """Questions of unequal length about images of unequal size, and one without an image."""
+    chats = [make_chat(1), make_chat(2, "Where is the small red cube, and what is beside it?", size=(64, 32))]
+    prompts = [[chat["messages"][0]] for chat in chats] + [[{"role": "user", "content": "Hello"}]]
+    texts = [tiny_processor.apply_chat_template(p, add_generation_prompt=True, tokenize=False) for p in prompts]
+    images = [chat["images"][0] for chat in chats]
+    options = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
+    batch = tiny_processor(text=texts, images=images)
+    together = text_model.generate(**batch, **options)[:, batch["input_ids"].shape[1] :]
+    for row, text in enumerate(texts):
+        alone = tiny_processor(text=text, images=images[row : row + 1] or None)
+        answer = text_model.generate(**alone, **options)[0, alone["input_ids"].shape[1] :]
+        assert together[row].tolist() == answer.tolist(), row

@@ -4,6 +4,8 @@ import importlib.util
 
 import pytest
 import torch
+import transformers
+from packaging import version
 from safetensors.torch import save_file
 from transformers import AutoModel, AutoModelForImageTextToText, BitsAndBytesConfig
 
@@ -47,7 +49,17 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+# transformers 5.4 spreads single Qwen2.5-VL blocks over CPU and disk there and then fails inside its own norm.
+SPLITS_BLOCKS = pytest.mark.skipif(
+    version.parse(transformers.__version__) < version.parse("5.5"),
+    reason="this transformers splits blocks on the way to disk",
+)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[SPLITS_BLOCKS] if "memory" in name and "auto" in name else []) for name in OPTIONS],
+)
 @pytest.mark.parametrize("think", [False, True])
 def test_where_weights_are_kept_changes_nothing(folder, observation, tiny_processor, tmp_path, name, think):
     more = {"tokenizer": tiny_processor.tokenizer, "max_new_tokens": 4, "min_new_tokens": 3} if think else {}

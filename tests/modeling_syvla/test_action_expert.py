@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from image_encoders import SIGLIP
 from torch import nn
 
 from modeling_syvla import SyVLAConfig, SyVLAExpertConfig
@@ -197,16 +198,7 @@ def test_unknown_embodiment_ids_are_refused_even_beside_known_ones(inputs):
 @pytest.mark.parametrize(
     "vision",
     [
-        {
-            "model_type": "siglip_vision_model",
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "image_size": 32,
-            "patch_size": 8,
-            "vision_use_head": False,
-        },
+        SIGLIP,
         {"model_type": "dinov2", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28},
     ],
     ids=lambda v: v["model_type"],

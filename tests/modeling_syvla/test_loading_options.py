@@ -5,22 +5,12 @@ import importlib.util
 import pytest
 import torch
 import transformers
+from image_encoders import SIGLIP
 from packaging import version
 from safetensors.torch import save_file
 from transformers import AutoModel, AutoModelForImageTextToText, BitsAndBytesConfig
 
 from modeling_syvla import SyVLAValueConfig, SyVLAValueModel
-
-SIGLIP = {
-    "model_type": "siglip_vision_model",
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "image_size": 32,
-    "patch_size": 8,
-    "vision_use_head": False,
-}
 
 
 @pytest.fixture

@@ -4,22 +4,13 @@ import json
 
 import pytest
 import torch
+from image_encoders import SIGLIP
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel
 
 from modeling_syvla import SyVLAConfig, SyVLAModel, SyVLAValueConfig, SyVLAValueModel
 
 ROBOTS = {"tabletop": {"state_dim": 14, "action_dim": 14}, "arm": {"state_dim": 3, "action_dim": 2}}
-SIGLIP = {
-    "model_type": "siglip_vision_model",
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "image_size": 32,
-    "patch_size": 8,
-    "vision_use_head": False,
-}
 
 
 @pytest.fixture(params=[None, SIGLIP], ids=["convolutional", "siglip"])

@@ -5,23 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from image_encoders import SIGLIP
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 from modeling_syvla import SyVLAConfig, SyVLAForConditionalGeneration, SyVLAModel
 from processing import SyVLAProcessor
-
-SIGLIP = {
-    "model_type": "siglip_vision_model",
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "image_size": 32,
-    "patch_size": 8,
-    "vision_use_head": False,
-}
 
 
 def assert_same_weights(a, b):

@@ -24,6 +24,7 @@ ROBOT_KEYS = (
     "episodes",
     "revision",
     "normalization",
+    "units",
     "cache_images",
     "tolerance_s",
     "memory_limit",

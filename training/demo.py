@@ -36,6 +36,8 @@ TRAINING_THREADS = 2
 
 RECIPE = Path(__file__).with_name("recipes") / "demo.yaml"
 EMBODIMENT = "tabletop"
+UNITS = [*["rad"] * 6, "m"] * 2
+"""Of state and action: six joint angles and the gripper opening, left arm first."""
 CAMERAS = {
     "center": "observation.images.head",
     "left_wrist": "observation.images.left_wrist",
@@ -152,6 +154,8 @@ def build_base(settings: DemoSettings) -> int:
         state_names=dataset.state_names,
         action_names=dataset.action_names,
         control_hz=dataset.fps,
+        state_units=UNITS,
+        action_units=UNITS,
     )
     torch.manual_seed(settings.seed)
     model = SyVLAModel(config)

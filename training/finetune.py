@@ -164,7 +164,7 @@ def load_robot_data(data_args: DataArguments, model: Any, processor: Any) -> lis
     by_embodiment: dict[str, list[Any]] = {}
     modes: dict[str, Any] = {}
     for spec in data_args.robot_specs:
-        options = {k: v for k, v in spec.items() if k not in ("path", "weight", "normalization")}
+        options = {k: v for k, v in spec.items() if k not in ("path", "weight", "normalization", "units")}
         name = options.pop("embodiment", None) or _only_embodiment(processor, spec)
         options.setdefault("cache_images", data_args.cache_images)
         try:
@@ -192,9 +192,24 @@ def load_robot_data(data_args: DataArguments, model: Any, processor: Any) -> lis
                 control_hz=first.fps,
             )
         entry = processor.embodiments[name]
+        for spec in data_args.robot_specs:
+            if spec.get("units") and (spec.get("embodiment") or name) == name:
+                entry.update(_units(spec, entry))
         model.add_embodiment(name, entry["state_dim"], entry["action_dim"])
         entry["id"] = model.config.embodiments[name]["id"]
     return datasets
+
+
+def _units(spec: dict[str, Any], entry: dict[str, Any]) -> dict[str, list[str]]:
+    """Units per dimension from a dataset's `units`, for the processor and the model card."""
+    units = spec["units"]
+    for kind in ("state", "action"):
+        if not isinstance(units, dict) or len(units.get(kind) or ()) != entry[f"{kind}_dim"]:
+            raise ValueError(
+                f'units: {spec["path"]}: expected {{"state": [...], "action": [...]}} with one unit per dimension, '
+                f"{entry['state_dim']} and {entry['action_dim']} of them; got {units}"
+            )
+    return {f"{kind}_units": list(units[kind]) for kind in ("state", "action")}
 
 
 def pooled_statistics(datasets: Sequence[Any]) -> dict[str, dict[str, list[float]]]:

@@ -182,6 +182,7 @@ def _readable_statistics(entry: dict[str, Any]) -> dict[str, Any]:
     for kind in ("state", "action"):
         result[kind] = {
             "names": entry.get(f"{kind}_names"),
+            "units": entry.get(f"{kind}_units"),
             "normalization": entry["normalization"][kind],
             **entry["statistics"][kind],
         }

@@ -202,3 +202,16 @@ def launch_two_processes(arguments):
     command = [sys.executable, "-m", *launch, str(SCRIPT), *arguments]
     run = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert run.returncode == 0, run.stderr[-3000:]
+
+
+def test_units_of_a_recording_stand_on_the_card(base_checkpoint, robot_dataset_path, tmp_path, capsys):
+    units = {"state": ["rad"] * 14, "action": ["m"] * 14}
+    spec = {"path": str(robot_dataset_path), "embodiment": "two_arms", "cameras": CAMERAS, "units": units}
+    arguments = {"robot_datasets": json.dumps(spec), "max_steps": 1}
+    assert main(options(base_checkpoint, robot_dataset_path, tmp_path / "out", **arguments)) == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| state: joint_3 [rad] |" in card
+    assert "| action: joint_3 [m] |" in card
+    spec["units"] = {"state": ["rad"], "action": ["m"] * 14}
+    assert main(options(base_checkpoint, robot_dataset_path, tmp_path / "bad", robot_datasets=json.dumps(spec))) == 1
+    assert "one unit per dimension" in capsys.readouterr().err

@@ -16,13 +16,15 @@ PYTEST_ARGS ?=
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# What only tests need: simulators, benchmark harness and other projects' clients.
+PEERS := $(VENV)/.peers
 
 .PHONY: demo test lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m training.demo $(DEMO_ARGS)
 
-test: lint
+test: lint $(PEERS)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: $(INSTALLED)
@@ -37,6 +39,10 @@ $(INSTALLED): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check '$(TORCH)'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	touch $@
+
+$(PEERS): $(INSTALLED) scripts/install_test_peers.sh
+	scripts/install_test_peers.sh $(BIN)/python
 	touch $@
 
 clean:

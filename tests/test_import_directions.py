@@ -1,6 +1,7 @@
 """The packages depend on each other in one direction, and what ships as remote code can be shipped.
 
-``modeling_syvla`` <- ``processing`` <- (``serving``, ``evaluation``) <- ``training``. All of ``modeling_syvla`` and
+``modeling_syvla`` <- ``processing`` <- ``serving`` <- ``evaluation`` <- ``training``: evaluation runs the policy that the
+server runs, in its process or behind the server. All of ``modeling_syvla`` and
 ``processing/processing_syvla.py`` with the neighbours it imports are copied flat next to a checkpoint's weights, where
 transformers finds their imports by regular expression: only ``from .file import name`` survives the copy.
 """
@@ -18,7 +19,7 @@ MAY_IMPORT = {
     "modeling_syvla": set(),
     "processing": {"modeling_syvla"},
     "serving": {"modeling_syvla", "processing"},
-    "evaluation": {"modeling_syvla", "processing"},
+    "evaluation": {"modeling_syvla", "processing", "serving"},
     "training": {"modeling_syvla", "processing", "serving", "evaluation"},
 }
 OPTIONAL = {"accelerate", "av", "datasets", "gymnasium", "matplotlib", "mujoco", "pandas", "peft", "pyarrow"}

@@ -6,9 +6,10 @@ import torch
 
 from evaluation.closed_loop import evaluate_closed_loop
 from evaluation.environments import make_environment
-from evaluation.policy import SyVLAPolicy, load_policy
+from evaluation.policy import load_policy
 from modeling_syvla import SyVLAConfig, SyVLAModel
 from processing.tiny_processor import build_tiny_processor
+from serving.policy import SyVLAPolicy
 
 
 @pytest.fixture(scope="module")

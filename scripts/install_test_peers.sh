@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Installs what the suite tests against but pip cannot resolve beside the newest torch: packages whose pins are narrower
+# than what they run with. Their tests skip, with the reason, where this script has not run.
+#   scripts/install_test_peers.sh [PYTHON]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python=${1:-.venv/bin/python}
+install() { "$python" -m pip install --quiet --disable-pip-version-check "$@"; }
+
+# lmms-eval's five tasks need these alone of its 73 requirements (82 MB instead of 955 MB).
+install --no-deps 'lmms-eval==0.7.3'
+install 'evaluate>=0.4' loguru pytz sacrebleu tenacity
+
+# openpi's client asks for numpy < 2 and runs with numpy 2.
+install --no-deps 'openpi-client==0.1.2'
+install dm-tree

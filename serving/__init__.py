@@ -1,0 +1,23 @@
+"""Serving SyVLA to robots: the policy, its server and a light client."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .policy import SyVLAPolicy
+
+_MODULES = {"SyVLAPolicy": "policy"}
+
+__all__ = ["SyVLAPolicy"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_MODULES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

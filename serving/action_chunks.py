@@ -1,0 +1,20 @@
+"""What a policy answers. Imports nothing but numpy, so that light clients can use it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass
+class ActionChunks:
+    """Answer of a policy to B observations.
+
+    Attributes:
+        actions: float32 (B, T, D_action), physical units of the environment's `action_names`, one row per control step.
+        thoughts: B texts, or None for a policy that did not think.
+    """
+
+    actions: np.ndarray
+    thoughts: list[str] | None = None

@@ -32,6 +32,8 @@ class FrameTable:
         task_index: int64 (N,).
         position: int32 (N,), which of the selected episodes.
         starts: int64 (episodes + 1,), first frame of each selected episode, then N.
+        stretches: int64 (stretches + 1,), first frame of each unbroken stretch of recorded frames, then N: `starts`, and
+            the frame after each gap that a filter made. No chunk of actions runs past the end of its stretch.
         thought: int32 (N,), index into `thoughts`; -1 where there is none.
         thoughts: The distinct thoughts.
         files: Data files, relative to the root.
@@ -47,6 +49,7 @@ class FrameTable:
     task_index: np.ndarray
     position: np.ndarray
     starts: np.ndarray
+    stretches: np.ndarray
     thought: np.ndarray
     thoughts: list[str]
     files: list[str]
@@ -188,4 +191,4 @@ class _Loader:
         starts = np.concatenate([[0], np.cumsum([len(part["index"]) for part in parts])])
         for name in ("state", "action"):
             joined[name] = joined[name].reshape(len(joined["index"]), -1)
-        return FrameTable(starts=starts, thoughts=list(self._thoughts), files=self._files, **joined)
+        return FrameTable(starts=starts, stretches=starts, thoughts=list(self._thoughts), files=self._files, **joined)

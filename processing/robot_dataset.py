@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from .dataset_metadata import DatasetMetadata, read_metadata
 from .dataset_source import locate_dataset
+from .frame_filter import FrameFilter
 from .frame_table import load_frames
 from .image_store import MEMORY_LIMIT, ImageStore
 from .lerobot_format import (
@@ -36,8 +37,8 @@ class RobotDataset(torch.utils.data.Dataset):
 
     An item is a dict: `images` {view: uint8 (H, W, 3)}, `text` (the instruction), `thought` (str or None), `embodiment`,
     `state` float32 (D_state,) and `actions` float32 (T, D_action) in raw physical units, `action_is_pad` bool (T,), True
-    beyond the end of the episode, where the last action is repeated, `index`, `episode_index`, `frame_index` (int) and
-    `timestamp` (seconds, float).
+    beyond the end of the episode, or from a frame on that a filter removed, where the last action is repeated, `index`,
+    `episode_index`, `frame_index` (int) and `timestamp` (seconds, float).
 
     States, actions and indices are held in memory; images are decoded when asked for. Works with forked and spawned
     data-loader workers: open files are never shared between processes.
@@ -58,6 +59,7 @@ class RobotDataset(torch.utils.data.Dataset):
         cache_images: Decode all images once and keep them in memory (N x H x W x 3 bytes per view); for small images.
         memory_limit: Bytes of images stored in parquet up to which they are held in memory undecoded.
         cache_dir: Folder for the memory-mapped copies of larger ones; None is `syvla/arrow` in the Hugging Face cache.
+        filter_file: Filter file of `syvla-clean`: its episodes and frames are left out.
 
     Raises:
         FileNotFoundError: No data set there.
@@ -80,6 +82,7 @@ class RobotDataset(torch.utils.data.Dataset):
         cache_images: bool = False,
         memory_limit: int = MEMORY_LIMIT,
         cache_dir: str | Path | None = None,
+        filter_file: str | Path | None = None,
     ):
         if chunk_size < 1:
             raise ValueError(f"chunk_size: expected at least 1, got {chunk_size}")
@@ -90,14 +93,23 @@ class RobotDataset(torch.utils.data.Dataset):
         self.embodiment, self.chunk_size, self.tolerance_s = embodiment, chunk_size, tolerance_s
         self.state_key, self.action_key = state_key, action_key
         self.episodes = list(range(self.info.total_episodes)) if episodes is None else [int(e) for e in episodes]
+        chosen = None if filter_file is None else FrameFilter.load(filter_file)
+        if chosen is not None:
+            chosen.check(self.metadata)
         problems = _argument_problems(self.metadata, self.episodes, cameras, state_key, action_key, thought_source)
         if problems:
             raise DatasetError(self.root, problems)
+        if chosen is not None:
+            self.episodes = chosen.kept_episodes(self.episodes, self.metadata)
+            if not self.episodes:
+                raise DatasetError(self.root, [f"filter_file: {filter_file} removes every selected episode"])
         self.cameras = dict(infer_cameras(self.info.camera_keys) if cameras is None else cameras)
         self.thought_column = LANGUAGE_PERSISTENT if thought_source == "auto" else thought_source
         if thought_source == "auto" and LANGUAGE_PERSISTENT not in self.features:
             self.thought_column = None
         self._frames = load_frames(self.metadata, self.episodes, state_key, action_key, self.thought_column)
+        if chosen is not None:
+            self._frames = chosen.apply(self._frames, self.episodes)
         self._sizes = {key: image_size(self.features[key]) for key in self.cameras.values()}
         stored = {key: size for key, size in self._sizes.items() if self.features[key]["dtype"] == "image"}
         self._images = ImageStore(self.root, self._frames.files, stored, memory_limit, cache_dir) if stored else None
@@ -123,7 +135,7 @@ class RobotDataset(torch.utils.data.Dataset):
         index %= len(self)
         position = int(frames.position[index])
         wanted = index + self._steps
-        last = int(frames.starts[position + 1]) - 1
+        last = int(frames.stretches[np.searchsorted(frames.stretches, index, side="right")]) - 1
         thought = int(frames.thought[index])
         return {
             "images": {view: self.read_image(view, index) for view in self.cameras},
@@ -201,6 +213,11 @@ class RobotDataset(torch.utils.data.Dataset):
     def actions(self) -> np.ndarray:
         """float32 (N, D_action) of all frames, raw units; do not write to it."""
         return self._frames.action
+
+    @property
+    def timestamps(self) -> np.ndarray:
+        """float64 (N,), seconds since the start of each episode, as stored; do not write to it."""
+        return self._frames.timestamp
 
     @property
     def thoughts(self) -> list[str]:

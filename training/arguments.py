@@ -29,6 +29,7 @@ ROBOT_KEYS = (
     "tolerance_s",
     "memory_limit",
     "cache_dir",
+    "filter_file",
 )
 MULTIMODAL_KEYS = ("path", "weight", "split", "revision")
 

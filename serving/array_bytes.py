@@ -1,0 +1,142 @@
+"""Bytes to numpy arrays, with everything checked before memory is taken. numpy only.
+
+numpy itself trusts its callers: a dtype of kind `O` makes it read bytes as pointers, and `np.load` unpickles. So a dtype
+is looked up in a table of plain numbers, and a .npy header is matched against the one form that `np.save` writes.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import struct
+from typing import Any
+
+import numpy as np
+
+DTYPES: dict[str, np.dtype[Any]] = {
+    code: np.dtype(code) for code in ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
+}
+"""Type codes without byte order. Kinds b, i, u and f of at most 8 bytes: what every machine reads the same way."""
+
+_NAMES = {dtype.name: dtype for dtype in DTYPES.values()}
+_NPY_MAGIC = b"\x93NUMPY"
+_NPY_HEADER = re.compile(
+    rb"\{'descr': '([<>|=]?[a-z]\d)', 'fortran_order': (True|False), 'shape': \(((?:\d{1,19}, ?)*(?:\d{1,19},?)?)\), \} *\n"
+)
+
+
+class ArrayError(ValueError):
+    """Bytes, dtype and shape that make no acceptable array; says which, what was expected and what came."""
+
+
+def parse_dtype(text: Any) -> np.dtype[Any]:
+    """A dtype out of the whitelist, by code (`<f4`, `|u1`) or name (`float32`).
+
+    Raises:
+        ArrayError: Any other dtype.
+    """
+    if isinstance(text, bytes):
+        text = text.decode("ascii", "replace")
+    if isinstance(text, str):
+        order, code = (text[0], text[1:]) if text[:1] in ("<", ">", "|", "=") else ("=", text)
+        if code in DTYPES:
+            return DTYPES[code] if order in "|=" else np.dtype(order + code)
+        if text in _NAMES:
+            return _NAMES[text]
+    raise ArrayError(
+        f"dtype: expected bool, int, uint or float of up to 8 bytes (such as '<f4'), got {str(text)[:40]!r}; send "
+        "float32 numbers and uint8 images"
+    )
+
+
+def array_from_buffer(data: Any, dtype: Any, shape: Any, max_bytes: int, max_dims: int) -> np.ndarray:
+    """A read-only array in native byte order.
+
+    Args:
+        data: bytes in C order.
+        dtype: Text, see `parse_dtype`.
+        shape: List of non-negative integers.
+        max_bytes: Largest array accepted.
+        max_dims: Most dimensions accepted.
+
+    Raises:
+        ArrayError: If they do not belong together or exceed the limits.
+    """
+    kind = parse_dtype(dtype)
+    if not isinstance(shape, list | tuple) or not all(type(size) is int and size >= 0 for size in shape):
+        raise ArrayError(f"shape: expected a list of non-negative integers, got {str(shape)[:60]}")
+    if len(shape) > max_dims:
+        raise ArrayError(f"shape: expected at most {max_dims} dimensions, got {len(shape)}")
+    return _checked_array(data, kind, tuple(shape), max_bytes, "C")
+
+
+def _checked_array(data: Any, dtype: np.dtype[Any], shape: tuple[int, ...], max_bytes: int, order: Any) -> np.ndarray:
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise ArrayError(f"data: expected bytes, got {type(data).__name__}")
+    if math.prod(max(size, 1) for size in shape) * dtype.itemsize > max_bytes:
+        raise ArrayError(
+            f"shape: expected an array of at most {max_bytes} bytes, got shape {list(shape)} of {dtype.name}"
+        )
+    expected = math.prod(shape) * dtype.itemsize
+    if len(data) != expected:
+        raise ArrayError(
+            f"data: expected {expected} bytes for shape {list(shape)} of {dtype.name}, got {len(data)} bytes"
+        )
+    flat = np.frombuffer(data, dtype=dtype) if expected else np.empty(0, dtype)
+    if dtype.kind == "b" and flat.view(np.uint8).max(initial=0) > 1:
+        raise ArrayError("data: expected bytes 0 and 1 in a bool array, got others")
+    if not dtype.isnative:
+        flat = flat.astype(dtype.newbyteorder("="))
+    array = flat.reshape(shape, order=order)
+    array.flags.writeable = False
+    return array
+
+
+def scalar_of(value: Any, dtype: Any) -> np.generic:
+    """A numpy scalar out of a plain number.
+
+    Raises:
+        ArrayError: If the number is none, of another kind than the dtype, or out of its range.
+    """
+    kind = parse_dtype(dtype)
+    allowed: Any = {"b": (bool,), "i": (int,), "u": (int,), "f": (int, float)}[kind.kind]
+    if not isinstance(value, allowed) or (isinstance(value, bool) and kind.kind != "b"):
+        raise ArrayError(f"data: expected a number for {kind.name}, got {type(value).__name__}")
+    if kind.kind in "iu" and not np.iinfo(kind.str).min <= value <= np.iinfo(kind.str).max:
+        raise ArrayError(f"data: expected a number within the range of {kind.name}, got {value}")
+    with np.errstate(over="ignore"):
+        return kind.newbyteorder("=").type(value)
+
+
+def array_from_npy(data: Any, max_bytes: int, max_dims: int) -> np.ndarray:
+    """An array out of what `np.save` writes. The header is matched, never evaluated.
+
+    Raises:
+        ArrayError: If the bytes are no such file, or the array is not acceptable.
+    """
+    if not isinstance(data, bytes):
+        raise ArrayError(f"as_npy: expected the bytes of a .npy file, got {type(data).__name__}")
+    if data[:6] != _NPY_MAGIC or len(data) < 12 or data[6] not in (1, 2, 3):
+        raise ArrayError("as_npy: expected the bytes of a .npy file of version 1 to 3, got others")
+    width = 2 if data[6] == 1 else 4
+    length = struct.unpack("<H" if width == 2 else "<I", data[8 : 8 + width])[0]
+    start = 8 + width + length
+    header = _NPY_HEADER.fullmatch(data, 8 + width, min(start, len(data))) if length <= 1024 else None
+    if header is None:
+        raise ArrayError("as_npy: expected a .npy header of plain numbers as np.save writes it, got another one")
+    descr, fortran, sizes = header.groups()
+    shape = tuple(int(size) for size in sizes.replace(b",", b" ").split())
+    if len(shape) > max_dims:
+        raise ArrayError(f"as_npy: expected at most {max_dims} dimensions, got {len(shape)}")
+    order = "F" if fortran == b"True" else "C"
+    return _checked_array(memoryview(data)[start:], parse_dtype(descr), shape, max_bytes, order)
+
+
+def npy_bytes(array: np.ndarray) -> bytes:
+    """What `np.save` writes for `array`, version 1.0, C order."""
+    size = "".join(f"{length}, " for length in array.shape[:-1]) + (f"{array.shape[-1]}" if array.ndim else "")
+    shape = f"({size},)" if array.ndim == 1 else f"({size})"
+    header = f"{{'descr': '{array.dtype.str}', 'fortran_order': False, 'shape': {shape}, }}"
+    padding = -(10 + len(header) + 1) % 64
+    encoded = header.encode("ascii") + b" " * padding + b"\n"
+    return _NPY_MAGIC + b"\x01\x00" + struct.pack("<H", len(encoded)) + encoded + array.tobytes()

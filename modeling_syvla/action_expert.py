@@ -34,12 +34,14 @@ class ExpertContext:
         condition: Per layer, keys and values of the control condition C.
         prefix_mask: bool (B, P), True for real prefix tokens.
         embodiment_ids: (B,).
+        condition_mask: bool (B, 1, 1, N), True for real states of the condition; None where all are.
     """
 
     prefix: list[KeyValue]
     condition: list[KeyValue]
     prefix_mask: torch.Tensor
     embodiment_ids: torch.Tensor
+    condition_mask: torch.Tensor | None = None
 
 
 class ExpertRMSNorm(nn.RMSNorm):
@@ -109,6 +111,7 @@ class ExpertLayer(GradientCheckpointingLayer):
         prefix: KeyValue | None,
         condition: KeyValue | None,
         mask: torch.Tensor | None,
+        condition_mask: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, KeyValue]:
         """Run one block of tokens (prefix or suffix) through the layer.
 
@@ -117,6 +120,7 @@ class ExpertLayer(GradientCheckpointingLayer):
             prefix: Keys and values of earlier tokens to attend to besides the block itself; None for the prefix block.
             condition: Keys and values of the control condition; None skips cross-attention.
             mask: Over the attended tokens, earlier ones first.
+            condition_mask: Over the control condition; None attends to all of it.
 
         Returns:
             (block (B, tokens, D), keys and values of the block).
@@ -128,7 +132,7 @@ class ExpertLayer(GradientCheckpointingLayer):
             attended = (torch.cat((prefix[0], own[0]), dim=2), torch.cat((prefix[1], own[1]), dim=2))
         x = x + self.self_attn(normed, attended, mask)
         if condition is not None:
-            x = x + self.cross_attn(self.cross_attn_norm(x), condition)
+            x = x + self.cross_attn(self.cross_attn_norm(x), condition, condition_mask)
         return x + self.mlp(self.mlp_norm(x)), own
 
 
@@ -144,6 +148,8 @@ class EmbodimentCoders(nn.Module):
 
 class ActionExpert(nn.Module):
     """Predicts the velocity of a noisy action chunk from low-resolution images, state and the control condition."""
+
+    coders = EmbodimentCoders
 
     def __init__(self, config: SyVLAConfig) -> None:
         super().__init__()
@@ -182,6 +188,7 @@ class ActionExpert(nn.Module):
         state: torch.Tensor,
         embodiment_ids: torch.Tensor,
         conditions: list[KeyValue | None],
+        condition_mask: torch.Tensor | None = None,
     ) -> list[KeyValue]:
         """Run the prefix [image tokens, state] through all layers and keep its keys and values.
 
@@ -191,6 +198,7 @@ class ActionExpert(nn.Module):
             state: Normalised, zero-padded state, (B, D_state_max).
             embodiment_ids: (B,).
             conditions: Per layer, keys and values of the control condition, or None to skip cross-attention.
+            condition_mask: bool, broadcastable to (B, heads, tokens, N); None attends to all of the condition.
         """
         images = (
             self.image_proj(image_features) + all_rows(self.view_embedding, state.device)[:, None, :]
@@ -200,7 +208,7 @@ class ActionExpert(nn.Module):
         mask = _prefix_mask(view_mask, image_features.shape[2])[:, None, None, :]
         prefix = []
         for layer, condition in zip(self.layers, conditions, strict=True):
-            x, own = layer(x, None, condition, mask)
+            x, own = layer(x, None, condition, mask, condition_mask)
             prefix.append(own)
         return prefix
 
@@ -212,6 +220,7 @@ class ActionExpert(nn.Module):
         embodiment_ids: torch.Tensor,
         condition: torch.Tensor,
         prefix: list[KeyValue] | None = None,
+        condition_mask: torch.Tensor | None = None,
     ) -> ExpertContext:
         """Keys and values of prefix and control condition for every layer.
 
@@ -219,12 +228,15 @@ class ActionExpert(nn.Module):
             image_features, view_mask, state, embodiment_ids: See `encode_prefix`.
             condition: C in the paper, (B, N, D).
             prefix: Keys and values of the prefix to reuse; exact only with `cross_attention_scope="suffix"`.
+            condition_mask: bool (B, N), True for real states of the condition; None where all are.
         """
+        mask = None if condition_mask is None else condition_mask[:, None, None, :]
         conditions = [layer.cross_attn.key_value(condition) for layer in self.layers]
         if prefix is None:
             seen = conditions if self.config.expert_config.cross_attention_scope == "all" else [None] * len(conditions)
-            prefix = self.encode_prefix(image_features, view_mask, state, embodiment_ids, seen)
-        return ExpertContext(prefix, conditions, _prefix_mask(view_mask, image_features.shape[2]), embodiment_ids)
+            prefix = self.encode_prefix(image_features, view_mask, state, embodiment_ids, seen, mask)
+        prefix_mask = _prefix_mask(view_mask, image_features.shape[2])
+        return ExpertContext(prefix, conditions, prefix_mask, embodiment_ids, mask)
 
     # ------------------------------------------------------------------ once per flow step
 
@@ -251,7 +263,7 @@ class ActionExpert(nn.Module):
         x = torch.cat((time[:, None, :], actions), dim=1)  # (B, 1 + T, D)
         mask = F.pad(context.prefix_mask, (0, steps + 1), value=True)[:, None, None, :]
         for layer, prefix, condition in zip(self.layers, context.prefix, context.condition, strict=True):
-            x, _ = layer(x, prefix, condition, mask)
+            x, _ = layer(x, prefix, condition, mask, context.condition_mask)
         return self._per_embodiment("action_decoder", self.norm(x[:, 1:]), ids)
 
     def _time_embedding(self, timestep: torch.Tensor) -> torch.Tensor:

@@ -307,6 +307,8 @@ def _sources(model: PreTrainedModel, vlm: Part, tower: Part | None, seed: int) -
     sources = {_VLM + name: source for name, source in found.items()}
     if tower is not None:
         expert: Any = model.expert
+        if not hasattr(expert, "vision_tower"):
+            raise ValueError("vision_tower: action_head='l1_regression' has no image encoder of its own; leave it out")
         _require_pixels_only(tower, expert.vision_tower)
         has_head = getattr(expert.vision_tower.config, "vision_use_head", True)
         ignore = [] if has_head else [r"^(vision_model\.)?head\."]

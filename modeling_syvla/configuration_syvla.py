@@ -16,6 +16,9 @@ VIEWS = ("center", "left_wrist", "right_wrist")
 FORMAT_VERSION = 1
 """Version of what config and weights mean. It rises when code of this version would misread newer checkpoints."""
 
+CONDITIONINGS = ("query_states", "all_hidden_states")
+ACTION_HEADS = ("flow_matching", "l1_regression")
+
 _EMBODIMENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _RESERVED_NAMES = frozenset(("keys", "values", "items", "pop", "update", "clear", "type", "half", "float", "double"))
 
@@ -191,6 +194,11 @@ class SyVLAConfig(EmbodimentsMixin, PreTrainedConfig):
         intention_decoupling: Whether training masks the query states with the smallest gradient (paper, section 3.2).
         decoupling_quantile: q of the threshold (paper: the 5th percentile).
         decoupling_scope: Quantile per "sample" (paper, appendix B) or over the whole "batch".
+        conditioning: What the expert attends to: the "query_states" (the paper), or, as a baseline, "all_hidden_states" of
+            the VLM's sequence as GR00T does (paper, appendix E): prompt, thought and queries. The latter has no state to
+            single out, so it needs `intention_decoupling=False`.
+        action_head: "flow_matching" (the paper), or, as a baseline, "l1_regression": an MLP from the query states without
+            expert, as OpenVLA-OFT (paper, appendix E).
         action_loss_weight, lm_loss_weight: Weights of the two losses (ours: 1 and 1).
         format_version: Version of the checkpoint; see `FORMAT_VERSION`. One without the field is of version 1.
 
@@ -225,6 +233,8 @@ class SyVLAConfig(EmbodimentsMixin, PreTrainedConfig):
         intention_decoupling: bool = True,
         decoupling_quantile: float = 0.05,
         decoupling_scope: str = "sample",
+        conditioning: str = "query_states",
+        action_head: str = "flow_matching",
         action_loss_weight: float = 1.0,
         lm_loss_weight: float = 1.0,
         format_version: int = 1,
@@ -257,6 +267,9 @@ class SyVLAConfig(EmbodimentsMixin, PreTrainedConfig):
         self.intention_decoupling = intention_decoupling
         self.decoupling_quantile = decoupling_quantile
         self.decoupling_scope = decoupling_scope
+        self.conditioning = conditioning
+        self.action_head = action_head
+        require_consistent_design(self)
         self.action_loss_weight = action_loss_weight
         self.lm_loss_weight = lm_loss_weight
         kwargs.setdefault("tie_word_embeddings", bool(self.vlm_config.tie_word_embeddings))
@@ -352,6 +365,28 @@ def _tiny_qwen() -> dict[str, Any]:
             "tokens_per_second": 2,
         },
     }
+
+
+def require_consistent_design(config: Any) -> None:
+    """Refuse combinations of baselines that have no meaning; fields may have been set after the config was made.
+
+    Raises:
+        ValueError: Naming the field and the fix.
+    """
+    _require_choice("conditioning", config.conditioning, CONDITIONINGS)
+    _require_choice("action_head", config.action_head, ACTION_HEADS)
+    if config.conditioning != "all_hidden_states":
+        return
+    if config.intention_decoupling:
+        raise ValueError(
+            "intention_decoupling: it masks Feature Query States, but conditioning='all_hidden_states' hands every hidden "
+            "state to the expert; set intention_decoupling=False for this baseline"
+        )
+    if config.action_head == "l1_regression":
+        raise ValueError(
+            "conditioning: expected 'query_states' with action_head='l1_regression', which reads a fixed number of "
+            "states; got 'all_hidden_states'"
+        )
 
 
 def known_format_version(version: int) -> int:

@@ -5,7 +5,7 @@ Paper: "Scaling by Diversified Experience for Vision-Language-Action Models", se
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
@@ -13,15 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import AutoModelForImageTextToText, GenerationMixin
-from transformers.utils import ModelOutput
 
-from .action_expert import ActionExpert, EmbodimentCoders, ExpertContext, KeyValue, QueryAdapter
-from .configuration_syvla import SyVLAConfig
+from .action_expert import ActionExpert, ExpertContext, KeyValue, QueryAdapter
+from .configuration_syvla import SyVLAConfig, require_consistent_design
 from .expert_inputs import full_width, own_action_dims, robot_rows
 from .flow_matching import euler_sample, flow_matching_loss, interpolate, sample_timesteps
 from .intention_decoupling import decouple
+from .model_outputs import SyVLAActionOutput, SyVLAOutput
 from .pretrained import SyVLAPreTrainedModel
-from .resizing import resize_chunk
+from .regression_head import RegressionHead, l1_loss
+from .resizing import resize_chunk, resize_queries
 from .thinking import ThinkingMixin, left_padded
 from .unused_weights import zero_of_unused_weights
 from .vlm_positions import use_right_image_positions
@@ -31,55 +32,18 @@ from .embodiment_mlps import apply_per_embodiment  # noqa: F401  isort: skip
 from .view_features import encode_views  # noqa: F401  isort: skip
 
 
-@dataclass
-class SyVLAOutput(ModelOutput):
-    """Output of [`SyVLAModel.forward`]. R counts the samples of the batch that carry query tokens (robot samples).
-
-    Attributes:
-        loss: Weighted sum of the losses that the batch allows.
-        action_loss: Flow-matching loss, mean over robot samples.
-        lm_loss: Cross-entropy on the label tokens, mean over tokens.
-        action_loss_per_sample: float32 (R,), second pass.
-        query_states: H in the paper, (R, N, D_vlm), before masking.
-        query_mask: bool (R, N), True where Intention Decoupling kept the state.
-    """
-
-    loss: torch.FloatTensor | None = None
-    action_loss: torch.FloatTensor | None = None
-    lm_loss: torch.FloatTensor | None = None
-    action_loss_per_sample: torch.FloatTensor | None = None
-    query_states: torch.FloatTensor | None = None
-    query_mask: torch.BoolTensor | None = None
-
-
-@dataclass
-class SyVLAActionOutput(ModelOutput):
-    """Output of [`SyVLAModel.predict_actions`].
-
-    Attributes:
-        actions: Normalised action chunks, float32 (B, T, D_action_max); `processor.decode_actions` gives physical units.
-        thoughts: Chain of thought per sample, or None without thinking.
-        thought_ids: Its token ids, (B, G), padded after the end token; None without thinking.
-        query_states: (B, N, D_vlm).
-    """
-
-    actions: torch.FloatTensor | None = None
-    thoughts: list[str] | None = None
-    thought_ids: torch.LongTensor | None = None
-    query_states: torch.FloatTensor | None = None
-
-
 class SyVLAModel(ThinkingMixin, SyVLAPreTrainedModel, GenerationMixin):
     """The whole policy: VLM, Feature Query Tokens, adapter and action expert."""
 
     def __init__(self, config: SyVLAConfig) -> None:
         super().__init__(config)
+        require_consistent_design(config)
         vlm_width = config.vlm_config.get_text_config().hidden_size
         self.vlm = AutoModelForImageTextToText.from_config(config.vlm_config)
         use_right_image_positions(self.vlm)
         self.action_queries = nn.Embedding(config.num_query_tokens, vlm_width)  # Feature Query Tokens
         self.adapter = QueryAdapter(vlm_width, config.expert_config.hidden_size)
-        self.expert = ActionExpert(config)
+        self.expert: Any = RegressionHead(config) if config.action_head == "l1_regression" else ActionExpert(config)
         self.tokenizer: Any = None  # set it, or let `predict_actions` load it from the checkpoint, to read thoughts
         self.post_init()
 
@@ -145,6 +109,22 @@ class SyVLAModel(ThinkingMixin, SyVLAPreTrainedModel, GenerationMixin):
             )
         return hidden[is_query].view(-1, self.config.num_query_tokens, hidden.shape[-1])
 
+    def condition_states(
+        self, hidden: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What the expert attends to, for the samples that carry query tokens.
+
+        Returns:
+            (query states (R, N, D_vlm), None), or with `conditioning="all_hidden_states"` (final hidden states of the whole
+            sequence (R, L, D_vlm), bool (R, L), True for real tokens).
+        """
+        query_states = self.select_query_states(hidden, input_ids)
+        if self.config.conditioning == "query_states":
+            return query_states, None
+        rows = (input_ids == self.config.query_token_id).any(-1)
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        return hidden[rows], mask[rows].bool()
+
     def lm_loss(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Cross-entropy on the label tokens only; logits are computed at those positions alone. Scalar, float32."""
         target = labels[:, 1:]
@@ -202,7 +182,10 @@ class SyVLAModel(ThinkingMixin, SyVLAPreTrainedModel, GenerationMixin):
             rows = batch.pop("rows")
             pick = [None if x is None else x[rows] for x in (action_mask, noise, timestep)]
             if query_states.shape[0]:
-                per_sample, mask = self.action_loss(query_states, actions[rows], *pick, **batch)
+                states, condition_mask = self.condition_states(hidden, input_ids, attention_mask)
+                per_sample, mask = self.action_loss(
+                    states, actions[rows], *pick, condition_mask=condition_mask, **batch
+                )
                 output.action_loss_per_sample, output.query_mask = per_sample, mask
                 output.action_loss = per_sample.mean()
             else:
@@ -227,10 +210,14 @@ class SyVLAModel(ThinkingMixin, SyVLAPreTrainedModel, GenerationMixin):
         embodiment_ids: torch.Tensor,
         expert_pixel_values: torch.Tensor,
         expert_view_mask: torch.Tensor,
+        condition_mask: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Flow-matching loss per sample, with Intention Decoupling when training.
+        """Flow-matching loss per sample, with Intention Decoupling when training; L1 loss with that action head.
 
         Both passes share noise, timestep and image features; the first one yields no gradient for any weight.
+
+        Args:
+            query_states, condition_mask: From `condition_states`; the others as in `forward`, robot samples only.
 
         Returns:
             (loss float32 (R,), mask of kept query states bool (R, N) or None when decoupling is off or in evaluation).
@@ -240,6 +227,13 @@ class SyVLAModel(ThinkingMixin, SyVLAPreTrainedModel, GenerationMixin):
             action_mask = own_action_dims(self.config, actions, embodiment_ids)
         action_mask = full_width(self.config, "action_mask", action_mask, embodiment_ids)
         actions = torch.where(action_mask, actions, torch.zeros_like(actions))
+        if self.config.action_head == "l1_regression":
+
+            def regression_loss(h: torch.Tensor) -> torch.Tensor:
+                return l1_loss(self.expert(self._condition(h), state, embodiment_ids), actions, action_mask)
+
+            query_states, mask = self._decoupled(query_states, regression_loss)
+            return regression_loss(query_states), mask
         if noise is None:
             noise = torch.randn_like(actions)
         noise = full_width(self.config, "noise", noise, embodiment_ids)
@@ -256,20 +250,22 @@ class SyVLAModel(ThinkingMixin, SyVLAPreTrainedModel, GenerationMixin):
             prefix = self.expert.encode_prefix(features, *observation, [None] * len(self.expert.layers))
 
         def loss_of(h: torch.Tensor, image_features: torch.Tensor, kept: list[KeyValue] | None) -> torch.Tensor:
-            context = self.expert.encode_context(image_features, *observation, self._condition(h), kept)
+            condition = self._condition(h)
+            context = self.expert.encode_context(image_features, *observation, condition, kept, condition_mask)
             velocity = self.expert.predict_velocity(noisy_actions, timestep, context)
             return flow_matching_loss(velocity, noise, actions, action_mask)
 
-        mask = None
-        if self.training and self.config.intention_decoupling and torch.is_grad_enabled():
-            frozen = None if prefix is None else [(k.detach(), v.detach()) for k, v in prefix]
-            query_states, mask = decouple(
-                query_states,
-                lambda h: loss_of(h, features.detach(), frozen),
-                self.config.decoupling_quantile,
-                self.config.decoupling_scope,
-            )
+        frozen = None if prefix is None else [(k.detach(), v.detach()) for k, v in prefix]
+        query_states, mask = self._decoupled(query_states, lambda h: loss_of(h, features.detach(), frozen))
         return loss_of(query_states, features, prefix), mask
+
+    def _decoupled(
+        self, query_states: torch.Tensor, per_sample_loss_fn: Callable[[torch.Tensor], torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Query states after Intention Decoupling, and which were kept; unchanged and None where it is off."""
+        if not (self.training and self.config.intention_decoupling and torch.is_grad_enabled()):
+            return query_states, None
+        return decouple(query_states, per_sample_loss_fn, self.config.decoupling_quantile, self.config.decoupling_scope)
 
     # ------------------------------------------------------------------ inference
 
@@ -293,6 +289,7 @@ class SyVLAModel(ThinkingMixin, SyVLAPreTrainedModel, GenerationMixin):
         noise: torch.Tensor | None = None,
         generator: torch.Generator | None = None,
         query_states: torch.Tensor | None = None,
+        condition_mask: torch.Tensor | None = None,
         tokenizer: Any = None,
         **generate_kwargs: Any,
     ) -> SyVLAActionOutput:
@@ -305,8 +302,9 @@ class SyVLAModel(ThinkingMixin, SyVLAPreTrainedModel, GenerationMixin):
             max_new_tokens: Limit of the thought; a thought that is cut gets the end token it was trained with.
             think_budget: Limit of the thought in seconds of wall time, checked after every token.
             num_steps: Euler steps; None: `config.num_inference_steps`.
-            noise: Initial noise (B, chunk_size, D_action_max), else drawn from `generator`.
+            noise: Initial noise (B, chunk_size, D_action_max), else drawn from `generator`; regression needs none.
             query_states: Skip the VLM and act on these states, (B, N, D_vlm) (asynchronous use, section 3.1).
+            condition_mask: That of the output which gave these states; None where all are real.
             tokenizer: Turns thoughts into text; None: `self.tokenizer`, else the one saved with the checkpoint.
             generate_kwargs: Further arguments of `generate` for the thought, such as `do_sample`, `stopping_criteria` or a
                 `streamer` (one sample at a time).
@@ -325,18 +323,19 @@ class SyVLAModel(ThinkingMixin, SyVLAPreTrainedModel, GenerationMixin):
                 generate_kwargs["tokenizer"] = tokenizer  # for `stop_strings`
                 if think_budget is not None:
                     generate_kwargs["max_time"] = think_budget
-                query_states, thought_ids = self._think(
+                query_states, condition_mask, thought_ids = self._think(
                     input_ids, attention_mask, max_new_tokens=max_new_tokens, **images, **generate_kwargs
                 )
                 thoughts = [text.strip() for text in tokenizer.batch_decode(thought_ids, skip_special_tokens=True)]
             else:
-                query_states = self._query_states_without_thought(input_ids, attention_mask, **images)
+                query_states, condition_mask = self._states_without_thought(input_ids, attention_mask, **images)
         batch = robot_rows(
             self.config, query_states, None, embodiment_ids, state, expert_pixel_values, expert_view_mask
         )
         batch.pop("rows")
+        batch["condition_mask"] = condition_mask
         actions = self.sample_actions(query_states, num_steps=num_steps, noise=noise, generator=generator, **batch)
-        return SyVLAActionOutput(actions=actions, thoughts=thoughts, thought_ids=thought_ids, query_states=query_states)
+        return SyVLAActionOutput(actions, thoughts, thought_ids, query_states, condition_mask)
 
     @torch.no_grad()
     def sample_actions(
@@ -350,8 +349,11 @@ class SyVLAModel(ThinkingMixin, SyVLAPreTrainedModel, GenerationMixin):
         num_steps: int | None = None,
         noise: torch.Tensor | None = None,
         generator: torch.Generator | None = None,
+        condition_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Denoise chunks on given query states; the expert's context is computed once. float32 (B, T, D_action_max)."""
+        if self.config.action_head == "l1_regression":
+            return self.expert(self._condition(query_states), state, embodiment_ids).float()
         shape = (len(query_states), self.config.chunk_size, self.config.max_action_dim)
         if noise is None:
             noise = torch.randn(shape, device=query_states.device, dtype=torch.float32, generator=generator)
@@ -359,7 +361,9 @@ class SyVLAModel(ThinkingMixin, SyVLAPreTrainedModel, GenerationMixin):
             raise ValueError(
                 f"noise: expected shape {shape} (batch, chunk_size, max_action_dim), got {tuple(noise.shape)}"
             )
-        context = self.encode_expert_context(query_states, state, embodiment_ids, expert_pixel_values, expert_view_mask)
+        context = self.encode_expert_context(
+            query_states, state, embodiment_ids, expert_pixel_values, expert_view_mask, condition_mask
+        )
         actions = euler_sample(
             lambda x, t: self.expert.predict_velocity(x, t, context),
             noise.float(),
@@ -375,11 +379,13 @@ class SyVLAModel(ThinkingMixin, SyVLAPreTrainedModel, GenerationMixin):
         embodiment_ids: torch.Tensor,
         expert_pixel_values: torch.Tensor,
         expert_view_mask: torch.Tensor,
+        condition_mask: torch.Tensor | None = None,
     ) -> ExpertContext:
         """All that the flow steps of one observation share."""
         features = self.expert.encode_images(expert_pixel_values, expert_view_mask)
+        condition = self._condition(query_states)
         return self.expert.encode_context(
-            features, expert_view_mask, state, embodiment_ids, self._condition(query_states)
+            features, expert_view_mask, state, embodiment_ids, condition, condition_mask=condition_mask
         )
 
     def _condition(self, query_states: torch.Tensor) -> torch.Tensor:
@@ -393,14 +399,18 @@ class SyVLAModel(ThinkingMixin, SyVLAPreTrainedModel, GenerationMixin):
             self.config.add_embodiment(name, state_dim, action_dim)  # checks that the dimensions agree
             return
         self.config.add_embodiment(name, state_dim, action_dim)
-        coders = EmbodimentCoders(self.config.expert_config.hidden_size, state_dim, action_dim)
+        coders = self.expert.coders(self.config.expert_config.hidden_size, state_dim, action_dim)
         coders.apply(self._init_weights)
-        reference = self.expert.image_proj.weight
+        reference = self.adapter[0].weight
         self.expert.embodiments[name] = coders.to(device=reference.device, dtype=reference.dtype)
 
     def resize_chunk(self, chunk_size: int) -> None:
         """Predict chunks of another length from now on; see `resizing.resize_chunk`. Set the processor's as well."""
         resize_chunk(self, chunk_size)
+
+    def resize_queries(self, num_query_tokens: int) -> None:
+        """Use another number of Feature Query Tokens; see `resizing.resize_queries`. Set the processor's as well."""
+        resize_queries(self, num_query_tokens)
 
     @classmethod
     def from_vlm(cls, vlm: Any, vision_tower: Any = None, **options: Any) -> Any:

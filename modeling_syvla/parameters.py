@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 import torch
 
@@ -18,21 +19,27 @@ def count_parameters(config: SyVLAConfig) -> dict[str, int]:
     with torch.device("meta"):
         model = SyVLAModel(config)
     expert = model.expert
-    parts: dict[str, torch.nn.Module] = {
-        "VLM": model.vlm,
-        "Feature Query Tokens": model.action_queries,
+    parts: dict[str, torch.nn.Module] = {"VLM": model.vlm, "Feature Query Tokens": model.action_queries}
+    if config.action_head == "l1_regression":
+        parts |= {"expert: regression head": expert, "adapter": model.adapter}
+    else:
+        parts |= _expert_parts(expert)
+        parts["adapter"] = model.adapter
+    table = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+    table["action expert with adapter"] = sum(n for name, n in table.items() if name.startswith(("expert", "adapter")))
+    table["total"] = sum(p.numel() for p in model.parameters())
+    return table
+
+
+def _expert_parts(expert: Any) -> dict[str, torch.nn.Module]:
+    return {
         "expert: transformer layers": torch.nn.ModuleList([expert.layers, expert.norm]),
         "expert: image encoder": torch.nn.ModuleList([expert.vision_tower, expert.image_proj]),
         "expert: state/action encoders and decoders": expert.embodiments,
         "expert: time, view and position embeddings": torch.nn.ModuleList(
             [expert.time_mlp, expert.view_embedding, expert.action_position_embedding]
         ),
-        "adapter": model.adapter,
     }
-    table = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
-    table["action expert with adapter"] = sum(n for name, n in table.items() if name.startswith(("expert", "adapter")))
-    table["total"] = sum(p.numel() for p in model.parameters())
-    return table
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Changing the length of the action chunk of a trained model."""
+"""Changing the length of the action chunk, or the number of query tokens, of a trained model."""
 
 from __future__ import annotations
 
@@ -34,3 +34,34 @@ def resize_chunk(model: Any, chunk_size: int) -> None:
         new.weight = weight  # the constructor makes a parameter of its own, which always requires gradients
         model.expert.action_position_embedding = new.train(old.training)
     model.config.chunk_size = chunk_size
+
+
+def resize_queries(model: Any, num_query_tokens: int) -> None:
+    """Give a model another number of Feature Query Tokens N, in place; every other weight stays as it is.
+
+    The first `min(old, new)` tokens are kept; further ones are drawn as in a fresh model, from torch's global generator.
+    The processor's `num_query_tokens` must be set to the same value. Needed for Table 5 of the paper.
+
+    Args:
+        model: A [`SyVLAModel`], not wrapped by an adapter or by distributed training.
+        num_query_tokens: N, the new number.
+
+    Raises:
+        ValueError: If it is no positive integer, or the model regresses its actions from exactly N states.
+    """
+    if isinstance(num_query_tokens, bool) or not isinstance(num_query_tokens, int) or num_query_tokens < 1:
+        raise ValueError(f"num_query_tokens: expected a positive integer, got {num_query_tokens!r}")
+    old = model.action_queries
+    rows, width = old.weight.shape
+    if num_query_tokens == rows:
+        return
+    if model.config.action_head == "l1_regression":
+        raise ValueError(f"num_query_tokens: the regression head of this model was made for {rows} query tokens")
+    new = nn.Embedding(num_query_tokens, width, device=old.weight.device, dtype=old.weight.dtype)
+    model._init_weights(new)
+    kept = min(rows, num_query_tokens)
+    with torch.no_grad():
+        new.weight[:kept] = old.weight[:kept]
+    new.weight.requires_grad_(old.weight.requires_grad)
+    model.action_queries = new.train(old.training)
+    model.config.num_query_tokens = num_query_tokens

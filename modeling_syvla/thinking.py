@@ -21,30 +21,30 @@ class ThinkingMixin:
     name_or_path: str
     hub_options: dict[str, Any]
     encode: Any
-    select_query_states: Any
+    condition_states: Any
     generate: Any
     get_input_embeddings: Any
     _positions: Any
 
-    def _query_states_without_thought(
+    def _states_without_thought(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **images: torch.Tensor | None
-    ) -> torch.Tensor:
-        """One VLM pass over prompt and queries."""
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """One VLM pass over prompt and queries; see `condition_states` for what it returns."""
         lacks = (input_ids != self.config.query_token_id).all(-1, keepdim=True)
         if lacks.any():  # rows that hold their queries already get padding instead
             lacks = lacks.expand(-1, self.config.num_query_tokens)
             queries = torch.where(lacks, self.config.query_token_id, self._end_token_ids()[0])
             input_ids = torch.cat((input_ids, queries), dim=1)
             attention_mask = torch.cat((attention_mask, lacks.to(attention_mask.dtype)), dim=1)
-        return self.select_query_states(self.encode(input_ids, attention_mask, **images), input_ids)
+        return self.condition_states(self.encode(input_ids, attention_mask, **images), input_ids, attention_mask)
 
     def _think(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **generate_kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
         """Generate the thought, then run end token and queries on its key/value cache.
 
         Returns:
-            (query states (B, N, D_vlm), thought ids (B, G)).
+            (states and mask as from `condition_states`, thought ids (B, G)).
         """
         if (input_ids == self.config.query_token_id).any():
             raise ValueError(
@@ -77,6 +77,15 @@ class ThinkingMixin:
         mask = torch.cat(
             (attention_mask.bool(), before_end, unfinished, unfinished.new_ones(len(thought), queries.shape[1])), dim=1
         ).long()
+        padding = self._end_token_ids()[0]
+        thought = thought.masked_fill(~before_end, padding)
+        if (
+            self.config.conditioning == "all_hidden_states"
+        ):  # those of the prompt are not kept: a second pass over it all
+            tokens = end.new_full(queries.shape[:2], self.config.query_token_id)
+            whole = torch.cat((input_ids, thought, end, tokens), dim=1)
+            images = {name: generate_kwargs.get(name) for name in ("pixel_values", "image_grid_thw")}
+            return *self.condition_states(self.encode(whole, mask, **images), whole, mask), thought
         offset = self._positions(input_ids, attention_mask, None, generate_kwargs.get("image_grid_thw"))[1]
         positions = (mask.cumsum(-1) - 1)[:, cached:] + offset
         outputs = self.vlm.model.language_model(
@@ -86,8 +95,7 @@ class ThinkingMixin:
             past_key_values=cache,
             use_cache=True,
         )
-        padding = self._end_token_ids()[0]
-        return outputs.last_hidden_state[:, -queries.shape[1] :], thought.masked_fill(~before_end, padding)
+        return outputs.last_hidden_state[:, -queries.shape[1] :], None, thought
 
     def _end_token_ids(self) -> list[int]:
         """End-of-turn token first, then other end tokens of the generation config."""

@@ -42,6 +42,7 @@ _BEHAVIOUR = (
     "intention_decoupling",
     "decoupling_quantile",
     "decoupling_scope",
+    "conditioning",
     "action_loss_weight",
     "lm_loss_weight",
 )
@@ -199,9 +200,9 @@ def _layers(model: nn.Module, names: Iterable[str], embodiments: Collection[str]
 
 
 def _extend_as_saved(model: Any, config_path: Path) -> None:
-    """Bring a base model to the shape that it had when the adapter was saved: its robots and chunk size."""
+    """Bring a base model to the shape that it had when the adapter was saved: robots, chunk size, number of queries."""
     from modeling_syvla import SyVLAConfig
-    from modeling_syvla.resizing import resize_chunk
+    from modeling_syvla.resizing import resize_chunk, resize_queries
 
     saved = SyVLAConfig.from_json_file(config_path)
     for name, entry in sorted(saved.embodiments.items(), key=lambda item: item[1]["id"]):
@@ -213,6 +214,7 @@ def _extend_as_saved(model: Any, config_path: Path) -> None:
                 "load it onto the checkpoint that it was trained from"
             )
     resize_chunk(model, saved.chunk_size)
+    resize_queries(model, saved.num_query_tokens)
     for key in _BEHAVIOUR:
         setattr(model.config, key, getattr(saved, key))
 

@@ -48,6 +48,9 @@ class ModelArguments:
     chunk_size: int | None = field(
         default=None, metadata={"help": "Actions predicted at once, if other than the checkpoint's."}
     )
+    num_query_tokens: int | None = field(
+        default=None, metadata={"help": "Feature Query Tokens, if another number than the checkpoint's (Table 5)."}
+    )
     freeze: str = field(
         default="none",
         metadata={
@@ -99,6 +102,10 @@ class DataArguments:
     )
     multimodal_share: float = field(
         default=0.30, metadata={"help": "Share of multi-modal samples in every batch; 0 without multi-modal data."}
+    )
+    ignore_thoughts: bool = field(
+        default=False,
+        metadata={"help": "Train as if no dataset had thoughts (without CoT, Table 3), whatever their thought_source."},
     )
     recompute_statistics: bool = field(
         default=False,

@@ -93,7 +93,7 @@ def load_checkpoint(model_args: ModelArguments) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoModel, AutoProcessor
 
     import processing.processing_syvla  # noqa: F401  (registers the Auto classes)
-    from modeling_syvla.resizing import resize_chunk
+    from modeling_syvla.resizing import resize_chunk, resize_queries
 
     if (Path(model_args.model_path) / "adapter_config.json").is_file():
         raise ValueError(
@@ -120,6 +120,9 @@ def load_checkpoint(model_args: ModelArguments) -> tuple[Any, Any]:
     if model_args.chunk_size is not None:
         resize_chunk(model, model_args.chunk_size)
         processor.chunk_size = model_args.chunk_size
+    if model_args.num_query_tokens is not None:
+        resize_queries(model, model_args.num_query_tokens)
+        processor.num_query_tokens = model_args.num_query_tokens
     return model, processor
 
 
@@ -167,6 +170,8 @@ def load_robot_data(data_args: DataArguments, model: Any, processor: Any) -> lis
         options = {k: v for k, v in spec.items() if k not in ("path", "weight", "normalization", "units")}
         name = options.pop("embodiment", None) or _only_embodiment(processor, spec)
         options.setdefault("cache_images", data_args.cache_images)
+        if data_args.ignore_thoughts:
+            options["thought_source"] = None
         try:
             dataset = RobotDataset(spec["path"], embodiment=name, chunk_size=processor.chunk_size, **options)
         except (ValueError, OSError) as error:

@@ -50,7 +50,8 @@ def trainable_parameters(model: nn.Module) -> tuple[int, int]:
 
 
 def _frozen_parts(model: Any, preset: str) -> list[nn.Module]:
+    own = getattr(model.expert, "vision_tower", None)  # the regression baseline has none
+    tower = [own] if own is not None and preset in ("vision", "vlm_and_vision") else []
     if preset == "vision":
-        return [model.vlm.model.visual, model.expert.vision_tower]
-    vlm = [model.vlm] if preset in ("vlm", "vlm_and_vision") else []
-    return vlm + ([model.expert.vision_tower] if preset == "vlm_and_vision" else [])
+        return [model.vlm.model.visual, *tower]
+    return [model.vlm, *tower] if preset in ("vlm", "vlm_and_vision") else []

@@ -1,0 +1,88 @@
+"""Images of requests: encoded or raw, checked by their header before any pixel is decoded; resizing with padding."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+FORMATS = ("JPEG", "PNG")
+MAX_PIXELS = 4096 * 4096
+"""Pixels of an encoded image; 48 MiB once decoded. Ours: beyond what robots' cameras deliver."""
+
+
+def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """A JPEG or PNG file as uint8 (H, W, 3).
+
+    Raises:
+        ValueError: Another format, damaged or cut data, or more than `max_pixels` by its header.
+    """
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:
+        raise ValueError(f"expected the bytes of a JPEG or PNG file, got {len(data)} other bytes") from None
+    except Exception as error:  # whatever a damaged header makes Pillow raise, its own bomb error included
+        raise ValueError(f"expected a JPEG or PNG file, got one with an unreadable header ({error})") from None
+    width, height = image.size
+    if width * height > max_pixels:
+        raise ValueError(f"expected an image of at most {max_pixels} pixels, got {width} x {height}")
+    try:
+        return np.asarray(image.convert("RGB"))
+    except Exception as error:
+        raise ValueError(f"expected a whole JPEG or PNG file, got a damaged or truncated one ({error})") from None
+
+
+def rgb_image(value: Any, layouts: tuple[str, ...], max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """An image of a request as uint8 (H, W, 3).
+
+    Args:
+        value: Array uint8, or float in [0, 1], in one of the layouts; or the bytes of a JPEG or PNG file.
+        layouts: Accepted orders of axes, "hwc" or "chw"; the first that fits is taken.
+        max_pixels: Most pixels.
+
+    Raises:
+        ValueError: Says what was expected and what came.
+    """
+    if isinstance(value, bytes):
+        return decode_image(value, max_pixels)
+    wanted = " or ".join({"hwc": "(H, W, 3)", "chw": "(3, H, W)"}[layout] for layout in layouts)
+    if not isinstance(value, np.ndarray):
+        raise ValueError(
+            f"expected an array {wanted} uint8 or the bytes of a JPEG or PNG file, got {type(value).__name__}"
+        )
+    kind = f"{value.shape} {value.dtype}"
+    if value.ndim != 3 or 0 in value.shape:
+        raise ValueError(f"expected {wanted} uint8 or float in [0, 1], got {kind}")
+    if "hwc" in layouts and value.shape[2] == 3:
+        image = value
+    elif "chw" in layouts and value.shape[0] == 3:
+        image = value.transpose(1, 2, 0)
+    else:
+        raise ValueError(f"expected {wanted} uint8 or float in [0, 1], got {kind}")
+    if image.shape[0] * image.shape[1] > max_pixels:
+        raise ValueError(f"expected an image of at most {max_pixels} pixels, got {kind}")
+    if value.dtype == np.uint8:
+        return np.ascontiguousarray(image)
+    if value.dtype.kind != "f":
+        raise ValueError(f"expected {wanted} uint8 or float in [0, 1], got {kind}")
+    if not (image.min() >= 0 and image.max() <= 1):  # false for NaN
+        raise ValueError(f"expected float values in [0, 1], got {image.min():g} to {image.max():g}; send uint8 0..255")
+    return np.rint(np.ascontiguousarray(image, dtype=np.float32) * 255).astype(np.uint8)
+
+
+def resize_with_pad(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Shrinks or enlarges uint8 (H, W, 3) to fit, bilinear, and fills what is left with black, as openpi's clients do.
+
+    The picture lies in the middle; of an odd number of rows or columns the larger half comes after it.
+    """
+    if image.shape[:2] == (height, width):
+        return image
+    ratio = max(image.shape[1] / width, image.shape[0] / height)
+    rows, columns = max(1, int(image.shape[0] / ratio)), max(1, int(image.shape[1] / ratio))
+    resized = np.asarray(Image.fromarray(image).resize((columns, rows), Image.Resampling.BILINEAR))
+    canvas = np.zeros((height, width, 3), np.uint8)
+    top, left = (height - rows) // 2, (width - columns) // 2
+    canvas[top : top + rows, left : left + columns] = resized
+    return canvas

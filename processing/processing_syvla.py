@@ -81,6 +81,7 @@ class SyVLAProcessor(ProcessorMixin):
         name: str,
         statistics: Mapping[str, Mapping[str, Any]],
         normalization: Mapping[str, str] | None = None,
+        delta_actions: Sequence[int] | None = None,
         **extra: Any,
     ) -> None:
         """Register a robot, or replace its statistics (its id stays).
@@ -89,6 +90,8 @@ class SyVLAProcessor(ProcessorMixin):
             name: Name of the embodiment, as in the model's config.
             statistics: `{"state": {...}, "action": {...}}`, as `RobotDataset.statistics()` returns.
             normalization: Mode for "state" and "action", one of `MODES`; "mean_std" (the paper) when not given.
+            delta_actions: For each action dimension the state dimension that it is relative to at the start of the chunk,
+                -1 where it is absolute; the statistics are then those of the differences. None: all absolute.
             extra: JSON values to keep beside them, for example `state_names`, `action_names`, `control_hz`.
         """
         modes = {"state": "mean_std", "action": "mean_std", **(normalization or {})}
@@ -108,6 +111,17 @@ class SyVLAProcessor(ProcessorMixin):
                 offset_and_scale(lists, modes[kind])  # raises now, not in the middle of training
             entry["statistics"][kind] = lists
             entry[f"{kind}_dim"] = len(lists["mean"])
+        if delta_actions is not None and max(delta_actions, default=-1) >= 0:
+            references = [int(reference) for reference in delta_actions]
+            if (
+                len(references) != entry["action_dim"]
+                or not -1 <= min(references) <= max(references) < entry["state_dim"]
+            ):
+                raise ValueError(
+                    f"delta_actions: expected {entry['action_dim']} state dimensions from -1 (absolute) to "
+                    f"{entry['state_dim'] - 1} for embodiment {name!r}, got {references}"
+                )
+            entry["delta_actions"] = references
         known = self.embodiments.get(name)
         used = [e["id"] for e in self.embodiments.values()]
         entry["id"] = known["id"] if known else max(used, default=-1) + 1
@@ -123,7 +137,7 @@ class SyVLAProcessor(ProcessorMixin):
             )
         return name, self.embodiments[name]
 
-    def _normalized(self, values: Any, kind: str, name: str) -> np.ndarray:
+    def _normalized(self, values: Any, kind: str, name: str, base: np.ndarray | None = None) -> np.ndarray:
         entry = self.embodiments[name]
         array = np.asarray(values, dtype=np.float32)
         ndim = 1 if kind == "state" else 2
@@ -132,26 +146,42 @@ class SyVLAProcessor(ProcessorMixin):
             raise ValueError(f"{kind}: expected shape {shape} for embodiment {name!r}, got {array.shape}")
         if not np.isfinite(array).all():
             raise ValueError(f"{kind}: expected finite numbers for embodiment {name!r}, got NaN or infinity")
+        if base is not None:
+            array = array - base
         return normalize(array, entry["statistics"][kind], entry["normalization"][kind]).astype(np.float32)
 
-    def decode_actions(self, actions: Any, embodiment: str | None = None) -> np.ndarray:
+    def _delta_base(self, entry: Mapping[str, Any], state: Any) -> np.ndarray | None:
+        """What the embodiment's delta actions are relative to, (..., D_action); None where all are absolute."""
+        references = entry.get("delta_actions")
+        if references is None:
+            return None
+        state = np.asarray(state, dtype=np.float32)
+        return np.where(np.asarray(references) >= 0, state[..., np.maximum(references, 0)], np.float32(0))
+
+    def decode_actions(self, actions: Any, embodiment: str | None = None, state: Any = None) -> np.ndarray:
         """Model output to physical units.
 
         Args:
             actions: Normalised chunk, (T, D) or (B, T, D), possibly zero-padded in the last dimension.
             embodiment: Robot whose units to restore; may be left out when there is only one.
+            state: Raw state that the chunk was predicted from, (D_state,) or (B, D_state); needed where the embodiment has
+                delta actions, ignored elsewhere.
 
         Returns:
             float32 array with the embodiment's own number of dimensions.
         """
-        _, entry = self._embodiment(embodiment)
+        name, entry = self._embodiment(embodiment)
+        if entry.get("delta_actions") is not None and state is None:
+            raise ValueError(f"state: the actions of embodiment {name!r} are relative to it; pass the observed state")
         if isinstance(actions, torch.Tensor):
             actions = actions.detach().float().cpu().numpy()
         actions = np.asarray(actions, dtype=np.float32)
         if actions.shape[-1] < entry["action_dim"]:
             raise ValueError(f"actions: expected at least {entry['action_dim']} dimensions, got shape {actions.shape}")
         own = actions[..., : entry["action_dim"]]
-        return unnormalize(own, entry["statistics"]["action"], entry["normalization"]["action"]).astype(np.float32)
+        raw = unnormalize(own, entry["statistics"]["action"], entry["normalization"]["action"]).astype(np.float32)
+        base = self._delta_base(entry, state)
+        return raw if base is None else raw + base[..., None, :]
 
     # ------------------------------------------------------------------ calls
 
@@ -382,7 +412,8 @@ class SyVLAProcessor(ProcessorMixin):
         return out
 
     def _add_actions(self, out: dict[str, torch.Tensor], row: int, item: Mapping[str, Any], name: str) -> None:
-        chunk = self._normalized(item["actions"], "action", name)
+        base = self._delta_base(self.embodiments[name], item["state"])
+        chunk = self._normalized(item["actions"], "action", name, base)
         steps, dims = chunk.shape
         if not 0 < steps <= self.chunk_size:
             raise ValueError(f"actions: expected 1 to chunk_size={self.chunk_size} steps, got {steps}")

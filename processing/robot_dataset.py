@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from .dataset_metadata import DatasetMetadata, read_metadata
 from .dataset_source import locate_dataset
+from .delta_actions import delta_vectors
 from .frame_filter import FrameFilter
 from .frame_table import load_frames
 from .image_store import MEMORY_LIMIT, ImageStore
@@ -59,6 +60,10 @@ class RobotDataset(torch.utils.data.Dataset):
         cache_images: Decode all images once and keep them in memory (N x H x W x 3 bytes per view); for small images.
         memory_limit: Bytes of images stored in parquet up to which they are held in memory undecoded.
         cache_dir: Folder for the memory-mapped copies of larger ones; None is `syvla/arrow` in the Hugging Face cache.
+        control_hz: Steps per second of the action chunks, where other than the data set's frame rate; the target at a step
+            between two frames is interpolated. For actions that are target positions: ones that are increments per frame
+            (velocities, end-effector deltas) would need scaling: keep their own rate.
+        resample: "linear" interpolation between frames, or the "nearest" frame's action.
         filter_file: Filter file of `syvla-clean`: its episodes and frames are left out.
 
     Raises:
@@ -83,9 +88,15 @@ class RobotDataset(torch.utils.data.Dataset):
         memory_limit: int = MEMORY_LIMIT,
         cache_dir: str | Path | None = None,
         filter_file: str | Path | None = None,
+        control_hz: float | None = None,
+        resample: str = "linear",
     ):
         if chunk_size < 1:
             raise ValueError(f"chunk_size: expected at least 1, got {chunk_size}")
+        if control_hz is not None and not 0 < control_hz < float("inf"):
+            raise ValueError(f"control_hz: expected a positive number of steps per second, got {control_hz}")
+        if resample not in ("linear", "nearest"):
+            raise ValueError(f"resample: expected 'linear' or 'nearest', got {resample!r}")
         wanted = None if cameras is None else cameras.values()
         self.root = locate_dataset(root_or_repo_id, revision=revision, episodes=episodes, cameras=wanted)
         self.metadata = read_metadata(self.root)
@@ -119,7 +130,10 @@ class RobotDataset(torch.utils.data.Dataset):
             for view, key in self.cameras.items()
             if key not in stored
         }
-        self._steps = np.arange(chunk_size)
+        self.control_hz = float(control_hz or self.fps)
+        self._frames_per_step = self.fps / self.control_hz
+        self._steps = np.arange(chunk_size) * self._frames_per_step  # in frames
+        self._interpolates = resample == "linear" and not float(self._frames_per_step).is_integer()
         self._cache: dict[str, np.ndarray] | None = None
         if cache_images:
             self._cache = self._decode_all()
@@ -143,13 +157,22 @@ class RobotDataset(torch.utils.data.Dataset):
             "thought": frames.thoughts[thought] if thought >= 0 else None,
             "embodiment": self.embodiment,
             "state": frames.state[index].copy(),
-            "actions": frames.action[np.minimum(wanted, last)],
+            "actions": self._actions_at(np.minimum(wanted, last)),
             "action_is_pad": wanted > last,
             "index": int(frames.index[index]),
             "episode_index": self.episodes[position],
             "frame_index": int(frames.frame_index[index]),
             "timestamp": float(frames.timestamp[index]),
         }
+
+    def _actions_at(self, positions: np.ndarray) -> np.ndarray:
+        """Actions (T, D_action) at frames that need not be whole."""
+        if not self._interpolates:
+            return self._frames.action[np.floor(positions + 0.5).astype(np.int64)]
+        low = np.floor(positions).astype(np.int64)
+        share = (positions - low).astype(np.float32)[:, None]
+        high = np.minimum(low + 1, np.ceil(positions).astype(np.int64))
+        return self._frames.action[low] * (1 - share) + self._frames.action[high] * share
 
     # -- what the data set is -----------------------------------------------------------------------------------------
 
@@ -243,21 +266,26 @@ class RobotDataset(torch.utils.data.Dataset):
     def num_frames_with_thought(self) -> int:
         return int((self._frames.thought >= 0).sum())
 
-    def statistics(self) -> dict[str, dict[str, list[float]]]:
+    def statistics(self, delta_actions: Sequence[int] | None = None) -> dict[str, dict[str, list[float]]]:
         """Exact statistics of state and action over all frames of the selected episodes (`RunningStatistics.result`).
+
+        Args:
+            delta_actions: As in `SyVLAProcessor.set_embodiment`; the action's statistics are then those of the differences
+                over all steps of all chunks.
 
         Raises:
             ValueError: A value is NaN or infinite.
         """
-        result = {}
-        for name, values in (("state", self.states), ("action", self.actions)):
-            running = RunningStatistics(values.shape[1])
-            try:
-                running.update(values)
-            except ValueError as error:
-                raise ValueError(f"{self.root}: {name}: {error}") from error
-            result[name] = running.result()
-        return result
+        return pooled_statistics([self], delta_actions)
+
+    def action_vectors(self, delta_actions: Sequence[int] | None = None) -> Iterator[np.ndarray]:
+        """The vectors (n, D_action) that the action's statistics are taken over."""
+        if delta_actions is None:
+            yield self.actions
+        else:
+            frames = self._frames
+            arguments = (frames.action, frames.state, frames.stretches, delta_actions)
+            yield from delta_vectors(*arguments, self.chunk_size, self._frames_per_step)
 
     # -- images -------------------------------------------------------------------------------------------------------
 
@@ -286,6 +314,34 @@ class RobotDataset(torch.utils.data.Dataset):
             for view, images in cache.items():
                 images[index] = self.read_image(view, index)
         return cache
+
+
+def pooled_statistics(
+    datasets: Sequence[RobotDataset], delta_actions: Sequence[int] | None = None
+) -> dict[str, dict[str, list[float]]]:
+    """Exact statistics over the frames of several data sets of one embodiment; see `RobotDataset.statistics`.
+
+    Raises:
+        ValueError: A value is NaN or infinite, or the data sets have different dimensions; names them.
+    """
+    result = {}
+    for kind in ("state", "action"):
+        dims = {str(dataset.root): getattr(dataset, f"{kind}_dim") for dataset in datasets}
+        if len(set(dims.values())) > 1:
+            listed = ", ".join(f"{root} has {dim}" for root, dim in dims.items())
+            raise ValueError(
+                f"{kind}: data sets of embodiment {datasets[0].embodiment!r} have different dimensions: {listed}; give each "
+                "kind of robot an embodiment of its own"
+            )
+        running = RunningStatistics(getattr(datasets[0], f"{kind}_dim"))
+        for dataset in datasets:
+            try:
+                for values in [dataset.states] if kind == "state" else dataset.action_vectors(delta_actions):
+                    running.update(values)
+            except ValueError as error:
+                raise ValueError(f"{dataset.root}: {kind}: {error}") from error
+        result[kind] = running.result()
+    return result
 
 
 def _argument_problems(

@@ -125,10 +125,11 @@ class SyVLAPolicy:
         environments: Sequence[Any] = (),
     ) -> ActionChunks:
         """See `evaluation.policy.Policy.predict`. The flow's initial noise of each sample is drawn from its own seed."""
+        states = [np.asarray(observation["state"], dtype=np.float32) for observation in observations]
         inputs = self.processor(
             images=[self._views(observation) for observation in observations],
             text=list(instructions),
-            state=[np.asarray(observation["state"], dtype=np.float32) for observation in observations],
+            state=states,
             embodiment=[self.embodiment] * len(observations),
         ).to(self.model.device)
         generation: dict[str, Any] = {"tokenizer": self.processor.tokenizer} if self.think else {}
@@ -141,7 +142,7 @@ class SyVLAPolicy:
             noise=self._noise(seeds).to(self.model.device),
             **generation,
         )
-        actions = self.processor.decode_actions(output.actions.float().cpu(), self.embodiment)
+        actions = self.processor.decode_actions(output.actions.float().cpu(), self.embodiment, np.stack(states))
         return ActionChunks(np.asarray(actions, dtype=np.float32), output.thoughts)
 
     def _views(self, observation: Observation) -> dict[str, np.ndarray]:

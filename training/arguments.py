@@ -30,6 +30,9 @@ ROBOT_KEYS = (
     "memory_limit",
     "cache_dir",
     "filter_file",
+    "control_hz",
+    "resample",
+    "delta_actions",
 )
 MULTIMODAL_KEYS = ("path", "weight", "split", "revision")
 

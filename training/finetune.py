@@ -161,19 +161,23 @@ def load_robot_data(data_args: DataArguments, model: Any, processor: Any) -> lis
         ValueError: If datasets cannot be opened, with the problems of all of them, or hold values without statistics.
     """
     from processing.dataset_validation import require_valid
-    from processing.robot_dataset import RobotDataset
+    from processing.robot_dataset import RobotDataset, pooled_statistics
 
     datasets, problems = [], []
     by_embodiment: dict[str, list[Any]] = {}
     modes: dict[str, Any] = {}
+    deltas: dict[str, list[int] | None] = {}
     for spec in data_args.robot_specs:
-        options = {k: v for k, v in spec.items() if k not in ("path", "weight", "normalization", "units")}
+        options = {
+            k: v for k, v in spec.items() if k not in ("path", "weight", "normalization", "units", "delta_actions")
+        }
         name = options.pop("embodiment", None) or _only_embodiment(processor, spec)
         options.setdefault("cache_images", data_args.cache_images)
         if data_args.ignore_thoughts:
             options["thought_source"] = None
         try:
             dataset = RobotDataset(spec["path"], embodiment=name, chunk_size=processor.chunk_size, **options)
+            references = _delta_references(spec, dataset, processor.embodiments.get(name, {}))
         except (ValueError, OSError) as error:
             problems.append(f"{spec['path']}: {error}")
             continue
@@ -181,6 +185,8 @@ def load_robot_data(data_args: DataArguments, model: Any, processor: Any) -> lis
         by_embodiment.setdefault(name, []).append(dataset)
         mode = spec.get("normalization")
         modes.setdefault(name, {"state": mode, "action": mode} if isinstance(mode, str) else mode)
+        if deltas.setdefault(name, references) != references:
+            problems.append(f"{spec['path']}: delta_actions differs from that of other data sets of {name!r}; use one")
     if problems:
         raise ValueError("robot_datasets: not all of them can be opened:\n" + "\n".join(problems))
     if data_args.validate_data:
@@ -190,19 +196,42 @@ def load_robot_data(data_args: DataArguments, model: Any, processor: Any) -> lis
             first = members[0]
             processor.set_embodiment(
                 name,
-                pooled_statistics(members),
+                pooled_statistics(members, deltas[name]),
                 modes[name],
+                deltas[name],
                 state_names=first.state_names,
                 action_names=first.action_names,
-                control_hz=first.fps,
+                control_hz=first.control_hz,
             )
         entry = processor.embodiments[name]
+        if deltas[name] != entry.get("delta_actions"):
+            raise ValueError(
+                f"delta_actions: the checkpoint's embodiment {name!r} was trained with {entry.get('delta_actions')}, the data "
+                f"says {deltas[name]} (state dimension per action dimension, -1 absolute); use the checkpoint's, a new "
+                "embodiment, or recompute_statistics"
+            )
         for spec in data_args.robot_specs:
             if spec.get("units") and (spec.get("embodiment") or name) == name:
                 entry.update(_units(spec, entry))
         model.add_embodiment(name, entry["state_dim"], entry["action_dim"])
         entry["id"] = model.config.embodiments[name]["id"]
     return datasets
+
+
+def _delta_references(spec: dict[str, Any], dataset: Any, known: dict[str, Any]) -> list[int] | None:
+    """What the data set's actions are relative to; where its entry does not say, as the checkpoint was trained."""
+    if "delta_actions" not in spec:
+        return known.get("delta_actions")
+    from processing.delta_actions import ABSOLUTE, delta_references
+
+    references = delta_references(
+        spec["delta_actions"],
+        dataset.state_dim,
+        dataset.action_dim,
+        dataset.state_names,
+        dataset.action_names,
+    )
+    return references if max(references) != ABSOLUTE else None
 
 
 def _units(spec: dict[str, Any], entry: dict[str, Any]) -> dict[str, list[str]]:
@@ -215,19 +244,6 @@ def _units(spec: dict[str, Any], entry: dict[str, Any]) -> dict[str, list[str]]:
                 f"{entry['state_dim']} and {entry['action_dim']} of them; got {units}"
             )
     return {f"{kind}_units": list(units[kind]) for kind in ("state", "action")}
-
-
-def pooled_statistics(datasets: Sequence[Any]) -> dict[str, dict[str, list[float]]]:
-    """Exact statistics over the frames of several datasets of one embodiment."""
-    from processing.normalization import RunningStatistics
-
-    result = {}
-    for kind in ("state", "action"):
-        running = RunningStatistics(getattr(datasets[0], f"{kind}_dim"))
-        for dataset in datasets:
-            running.update(getattr(dataset, f"{kind}s"))
-        result[kind] = running.result()
-    return result
 
 
 def load_multimodal_data(data_args: DataArguments) -> list[Any]:

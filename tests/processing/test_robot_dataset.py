@@ -356,3 +356,28 @@ def assert_equal(item: dict, other: dict) -> None:
             np.testing.assert_array_equal(value, other[key])
         else:
             assert value == other[key]
+
+
+@pytest.mark.parametrize(
+    ("hz", "resample"), [(5, "linear"), (20, "linear"), (20, "nearest"), (4, "linear"), (30, "linear")]
+)
+def test_chunks_at_another_rate_hold_the_targets_of_their_own_times(tmp_path, hz, resample):
+    root = record(tmp_path / "data", (9, 12), fps=10)
+    dataset = RobotDataset(root, embodiment="x", chunk_size=4, control_hz=hz, resample=resample)
+    for index in (0, 3, 8, 10):
+        item = dataset[index]
+        length = (9, 12)[item["episode_index"]]
+        times = item["frame_index"] + np.arange(4) * 10 / hz  # in frames; the recorded action is linear in time
+        np.testing.assert_array_equal(item["action_is_pad"], times > length - 1)
+        expected = np.minimum(times, length - 1) / 10
+        if resample == "nearest":
+            expected = np.floor(expected * 10 + 0.5) / 10
+        np.testing.assert_allclose(item["actions"][:, 0], expected, atol=1e-6)
+    assert dataset.control_hz == hz
+
+
+def test_impossible_rates_are_refused():
+    with pytest.raises(ValueError, match="control_hz: expected a positive number"):
+        open_golden(V3, control_hz=0)
+    with pytest.raises(ValueError, match="resample: expected 'linear' or 'nearest'"):
+        open_golden(V3, resample="cubic")

@@ -11,6 +11,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor
 
+from processing import RobotDataset
+from processing.cleaning import clean_dataset
+from processing.cleaning_filters import CleaningSettings
 from training.adapters import load_adapter
 from training.finetune import main
 
@@ -82,6 +85,29 @@ def test_model_overrides_reach_the_saved_config(base_checkpoint, robot_dataset_p
     config = json.loads((tmp_path / "config.json").read_text())
     assert (config["intention_decoupling"], config["lm_loss_weight"]) == (False, 0.5)
     assert "decoupling/masked_fraction" not in history(tmp_path)[0]
+
+
+def test_delta_actions_another_rate_and_a_filter_come_from_the_recipe(base_checkpoint, robot_dataset_path, tmp_path):
+    clean_dataset(robot_dataset_path, tmp_path / "clean", CleaningSettings(min_seconds=0), progress=False)
+    spec = {
+        "path": str(robot_dataset_path),
+        "embodiment": "two_arms",
+        "cameras": CAMERAS,
+        "control_hz": 20,
+        "delta_actions": [f"joint_{i}" for i in range(13)],
+        "filter_file": str(tmp_path / "clean" / "filter.json"),
+    }
+    out = tmp_path / "out"
+    assert main(options(base_checkpoint, robot_dataset_path, out, robot_datasets=json.dumps(spec), max_steps=1)) == 0
+    entry = AutoProcessor.from_pretrained(out).embodiments["two_arms"]
+    assert entry["control_hz"] == 20
+    assert entry["delta_actions"] == [*range(13), -1]
+    reader = {key: spec[key] for key in ("embodiment", "cameras", "control_hz", "filter_file")}
+    dataset = RobotDataset(robot_dataset_path, chunk_size=8, **reader)
+    assert entry["statistics"] == dataset.statistics([*range(13), -1])
+    assert entry["statistics"]["action"] != dataset.statistics()["action"]
+    again = json.dumps({**spec, "delta_actions": False})
+    assert main(options(out, robot_dataset_path, tmp_path / "again", robot_datasets=again, max_steps=1)) == 1
 
 
 @pytest.mark.parametrize(

@@ -8,70 +8,24 @@ neither on the batch it ran in nor on the order, up to the rounding differences 
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from .baselines import BASELINES, Baseline
+from .closed_loop_result import ClosedLoopResult, describe_machine, write_summary
 from .command_line import environment_option
 from .environments import ENVIRONMENTS, make_environment
 from .environments.base import EVALUATION_SEED_OFFSET
-from .episode_records import EpisodeRecord, fingerprint
-from .lockstep import LockstepRunner
-from .policy import BASELINES, Policy, load_policy
-from .success_rate import SuccessRate
+from .episode_records import fingerprint
+from .episode_slot import SlotSettings
+from .lockstep import EpisodeJob, LockstepRunner
+from .policy import Policy, load_policy
 
 SEEDS_PER_RUN = 10_000
 """Evaluation seeds set apart for each `seed`, so that runs with different seeds share no episode."""
-
-
-@dataclass
-class ClosedLoopResult:
-    """Episodes of one evaluation.
-
-    Attributes:
-        records: One per episode, by task in the order asked for, then by seed.
-        settings: Everything that decides an episode's outcome besides task and seed.
-        seconds: Wall-clock seconds of this run, without episodes taken from an earlier one.
-    """
-
-    records: list[EpisodeRecord]
-    settings: dict[str, Any]
-    seconds: float
-
-    @property
-    def total(self) -> SuccessRate:
-        """Success rate over all episodes."""
-        return SuccessRate.of(record.success for record in self.records)
-
-    @property
-    def by_task(self) -> dict[str, SuccessRate]:
-        """Success rate of each task."""
-        tasks = dict.fromkeys(record.task for record in self.records)
-        return {task: SuccessRate.of(r.success for r in self.records if r.task == task) for task in tasks}
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON form, without the single episodes."""
-        solved = [record.steps for record in self.records if record.success]
-        calls = sum(record.policy_calls for record in self.records)
-        waited = sum(record.policy_calls * record.policy_seconds for record in self.records)
-        failures = [record.failure_reason for record in self.records if record.failure_reason]
-        return {
-            "tasks": {task: rate.to_dict() for task, rate in self.by_task.items()},
-            "total": self.total.to_dict(),
-            "mean_steps_to_success": float(np.mean(solved)) if solved else None,
-            "mean_policy_seconds": waited / calls if calls else None,
-            "failures": {reason: failures.count(reason) for reason in dict.fromkeys(failures)},
-            "seeds": sorted({record.seed for record in self.records}),
-            "seconds": round(self.seconds, 1),
-            "settings": self.settings,
-        }
 
 
 def evaluation_seeds(seed: int, episodes: int) -> list[int]:
@@ -90,13 +44,14 @@ def evaluation_seeds(seed: int, episodes: int) -> list[int]:
 
 
 def evaluate_closed_loop(
-    policy: Policy | str,
+    policy: Policy | Baseline | str,
     env: str = "tabletop",
     tasks: str | Sequence[str] = "lift",
     *,
     episodes: int = 40,
     seed: int = 0,
     batch_size: int = 8,
+    workers: int = 1,
     replan_steps: int | None = None,
     environment_options: Mapping[str, Any] | None = None,
     policy_options: Mapping[str, Any] | None = None,
@@ -107,56 +62,69 @@ def evaluate_closed_loop(
     """Runs a policy in an environment and counts successes.
 
     Args:
-        policy: A policy, or what `load_policy` takes: folder or Hub id of a checkpoint, "expert" or "still".
+        policy: A policy, or what `load_policy` takes: folder or Hub id of a checkpoint, URL of a policy server,
+            "expert", "still" or "random".
         env: Name of the environment back-end.
         tasks: Task name or names.
         episodes: Episodes per task.
         seed: Which set of evaluation episodes; every seed names its own.
-        batch_size: Episodes that run in lockstep.
+        batch_size: Episodes that run in lockstep, answered by one policy call.
+        workers: Processes that simulate them; 1 simulates in this process. Changes nothing but the speed.
         replan_steps: Actions executed of each chunk. None executes the whole chunk.
         environment_options: Keyword arguments of `make_environment`, such as `max_steps`.
         policy_options: Keyword arguments of `load_policy` where `policy` is a string, such as `think`.
         output: Folder for `episodes.jsonl`, and recordings in `videos/`. Episodes found there under the same settings
-            are not run again.
+            are not run again, except for those that ended in an error.
         video_episodes: Number of episodes per task to record; needs `output`.
-        progress: Whether to show progress bars.
+        progress: Whether to show a progress bar.
 
     Raises:
-        ValueError: If an argument is out of range or a task is unknown.
+        ValueError: If an argument is out of range, a task is unknown, or the policy's actions have the wrong shape.
+        WorkerFault: If something other than the environment fails in a worker process.
     """
     started = time.monotonic()
     seeds = evaluation_seeds(seed, episodes)
-    if batch_size < 1 or not tasks:
-        raise ValueError(f"expected batch_size >= 1 and at least one task, got {batch_size=} {tasks=}")
+    if batch_size < 1 or workers < 1 or not tasks:
+        raise ValueError(
+            f"expected batch_size >= 1, workers >= 1 and at least one task, got {batch_size=} {workers=} {tasks=}"
+        )
     if video_episodes and output is None:
         raise ValueError("video_episodes: recordings need a folder; set output")
     options = dict(environment_options or {})
-    names = [tasks] if isinstance(tasks, str) else list(tasks)
-    if isinstance(policy, str):
-        sample = make_environment(env, names[0], **options)
-        try:
+    names = [tasks] if isinstance(tasks, str) else list(dict.fromkeys(tasks))
+    asked_for = policy if isinstance(policy, str) else policy.name
+    sample = make_environment(env, names[0], **options)
+    try:
+        for task in set(names) - set(sample.tasks):
+            make_environment(env, task, **options).close()  # which says what is known, before anything has run
+        if isinstance(policy, str):
             policy = load_policy(policy, sample, **(policy_options or {}))
-        finally:
-            sample.close()
-    replan = policy.chunk_size if replan_steps is None else replan_steps
-    if not 1 <= replan <= policy.chunk_size:
-        raise ValueError(
-            f"replan_steps: expected 1 to {policy.chunk_size}, the policy's chunk size, got {replan_steps}"
-        )
+        action_names = tuple(sample.action_names)
+    finally:
+        sample.close()
+    replan = _replan_steps(policy, replan_steps)
     settings = {"env": env, "environment_options": options, "replan_steps": replan, **policy.identity()}
-    folder = Path(output) if output is not None else None
-    runner = LockstepRunner(policy, replan, fingerprint(settings), folder, progress)
-    records: list[EpisodeRecord] = []
-    for task in names:
-        records += runner.run(env, task, options, seeds, set(seeds[:video_episodes]), batch_size)
-    return ClosedLoopResult(records, settings, time.monotonic() - started)
+    shared = SlotSettings(env, options, fingerprint(settings), str(output) if output is not None else None)
+    runner = LockstepRunner(
+        policy, shared, replan, action_names, batch_size=batch_size, workers=workers, progress=progress
+    )
+    jobs = [EpisodeJob(task, number, number in seeds[:video_episodes]) for task in names for number in seeds]
+    records = runner.run(jobs)
+    run = {
+        "policy": asked_for,
+        "policy_options": dict(policy_options or {}),
+        **{"tasks": names, "episodes": episodes, "seed": seed, "batch_size": batch_size, "workers": workers},
+        **describe_machine(),
+    }
+    return ClosedLoopResult(records, settings, time.monotonic() - started, run)
 
 
-def write_summary(result: ClosedLoopResult, path: Path) -> None:
-    """Writes `result.to_dict()` as JSON, whole or not at all."""
-    partial = path.with_suffix(".json.partial")
-    partial.write_text(json.dumps(result.to_dict(), indent=2) + "\n")
-    os.replace(partial, path)
+def _replan_steps(policy: Policy | Baseline, asked_for: int | None) -> int:
+    chunk = 1 if isinstance(policy, Baseline) else policy.chunk_size
+    replan = chunk if asked_for is None else asked_for
+    if not 1 <= replan <= chunk:
+        raise ValueError(f"replan_steps: expected 1 to {chunk}, the policy's chunk size, got {asked_for}")
+    return replan
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -174,7 +142,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--episodes", type=int, default=40, help="episodes per task")
     parser.add_argument("--seed", type=int, default=0, help="which set of evaluation episodes; each names its own")
-    parser.add_argument("--batch-size", type=int, default=8, help="episodes that run in lockstep")
+    parser.add_argument("--batch-size", type=int, default=8, help="episodes that run in lockstep, per policy call")
+    parser.add_argument("--workers", type=int, default=1, help="processes that simulate; 1 simulates in this one")
     parser.add_argument("--replan-steps", type=int, help="actions executed of each chunk; by default all of them")
     parser.add_argument("--think", action="store_true", help="generate a thought before each action chunk")
     parser.add_argument("--max-new-tokens", type=int, help="longest thought in tokens; by default the model's")
@@ -196,7 +165,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of `syvla-eval`; returns the exit status."""
+    """Entry point of `syvla-eval`.
+
+    Returns:
+        The exit status: 0; 1 if the evaluation could not run; 3 if it ran, but environments crashed twice in some
+        episodes, which are then missing from the success rate.
+    """
     arguments = build_parser().parse_args(argv)
     names = ("think", "max_new_tokens", "num_steps", "device", "dtype")
     try:
@@ -207,6 +181,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             episodes=arguments.episodes,
             seed=arguments.seed,
             batch_size=arguments.batch_size,
+            workers=arguments.workers,
             replan_steps=arguments.replan_steps,
             environment_options=dict(arguments.env_option),
             policy_options={} if arguments.model in BASELINES else {name: getattr(arguments, name) for name in names},
@@ -214,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             video_episodes=arguments.video_episodes,
             progress=not arguments.quiet,
         )
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
         print(f"syvla-eval: {error}", file=sys.stderr)
         return 1
     write_summary(result, arguments.output / "summary.json")
@@ -222,8 +197,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{task}: {rate}")
     if len(result.by_task) > 1:
         print(f"total: {result.total}")
+    for record in result.errors:
+        print(f"error: {record.task}, seed {record.seed}, {record.attempts} attempts: {record.error}", file=sys.stderr)
     print(f"written to {arguments.output}")
-    return 0
+    return 3 if result.errors else 0
 
 
 if __name__ == "__main__":

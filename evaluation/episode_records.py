@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 
 @dataclass
@@ -21,24 +23,59 @@ class EpisodeRecord:
         steps: Control steps taken.
         instruction: What the policy was asked to do.
         failure_reason: None on success, else "time limit", "terminated by the environment", or the policy's fault.
+        error: How the environment crashed in every attempt, or None. Such an episode says nothing about the policy.
+        attempts: Times that the episode was started; 2 after a crash of the environment.
         thoughts: [control step, text] for each chunk with a thought, repeats left out.
-        policy_calls: Number of action chunks asked for.
-        policy_seconds: Mean wall-clock seconds until a chunk arrived; episodes of one batch wait for the same call.
+        call_seconds: Wall-clock seconds of each policy call; episodes of one batch wait for the same call.
         video: File name of the recording beside the records, or None.
         fingerprint: Settings under which it was run; see `fingerprint`.
     """
 
     task: str
     seed: int
-    success: bool
-    steps: int
-    instruction: str
+    success: bool = False
+    steps: int = 0
+    instruction: str = ""
     failure_reason: str | None = None
+    error: str | None = None
+    attempts: int = 1
     thoughts: list[tuple[int, str]] = field(default_factory=list)
-    policy_calls: int = 0
-    policy_seconds: float = 0.0
+    call_seconds: list[float] = field(default_factory=list)
     video: str | None = None
     fingerprint: str = ""
+
+    @property
+    def outcome(self) -> str:
+        """ "success", "failure" or "error"."""
+        if self.error is not None:
+            return "error"
+        return "success" if self.success else "failure"
+
+    @property
+    def policy_calls(self) -> int:
+        """Number of action chunks asked for."""
+        return len(self.call_seconds)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form, with what follows from the fields: `outcome`, `policy_calls` and `latency`."""
+        derived = {"outcome": self.outcome, "policy_calls": self.policy_calls, "latency": latency(self.call_seconds)}
+        return {**asdict(self), **derived}
+
+    @classmethod
+    def from_dict(cls, entry: Mapping[str, Any]) -> EpisodeRecord:
+        """The record of a JSON form; keys that are not fields are passed over."""
+        known = {item.name for item in fields(cls)}
+        values = {key: value for key, value in entry.items() if key in known}
+        values["thoughts"] = [(int(step), str(text)) for step, text in entry.get("thoughts", [])]
+        return cls(**values)
+
+
+def latency(seconds: Sequence[float]) -> dict[str, float] | None:
+    """Mean, median and 95th percentile of policy calls, in seconds; None without any."""
+    if not seconds:
+        return None
+    p50, p95 = np.percentile(seconds, [50, 95])
+    return {"mean": round(float(np.mean(seconds)), 5), "p50": round(float(p50), 5), "p95": round(float(p95), 5)}
 
 
 def fingerprint(settings: Mapping[str, Any]) -> str:
@@ -48,7 +85,7 @@ def fingerprint(settings: Mapping[str, Any]) -> str:
 
 def append_record(path: Path, record: EpisodeRecord) -> None:
     """Appends one line; a line torn by an earlier crash is closed first."""
-    line = json.dumps(asdict(record)) + "\n"
+    line = json.dumps(record.to_dict()) + "\n"
     with path.open("ab+") as file:
         if file.tell() > 0:
             file.seek(-1, 2)
@@ -58,17 +95,18 @@ def append_record(path: Path, record: EpisodeRecord) -> None:
 
 
 def read_records(path: Path, wanted_fingerprint: str) -> dict[tuple[str, int], EpisodeRecord]:
-    """Finished episodes under the given settings by (task, seed); torn lines and other settings are passed over."""
+    """Finished episodes under the given settings by (task, seed), the last of each.
+
+    Torn lines, episodes that ended in an error, and other settings are passed over.
+    """
     records: dict[tuple[str, int], EpisodeRecord] = {}
-    known = {item.name for item in fields(EpisodeRecord)}
     for line in _lines(path):
         try:
             entry = json.loads(line)
         except json.JSONDecodeError:
             continue
-        if isinstance(entry, dict) and entry.get("fingerprint") == wanted_fingerprint:
-            entry["thoughts"] = [(int(step), str(text)) for step, text in entry.get("thoughts", [])]
-            record = EpisodeRecord(**{key: value for key, value in entry.items() if key in known})
+        if isinstance(entry, dict) and entry.get("fingerprint") == wanted_fingerprint and not entry.get("error"):
+            record = EpisodeRecord.from_dict(entry)
             records[record.task, record.seed] = record
     return records
 

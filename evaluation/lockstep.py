@@ -3,180 +3,189 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from tqdm.auto import tqdm
 
-from .environments import make_environment
-from .environments.base import Observation, RobotEnvironment
+from .baselines import BASELINES, Baseline
+from .environment_workers import Command, LocalSlots, Slots, WorkerSlots
+from .environments.base import Observation
 from .episode_records import EpisodeRecord, append_record, read_records
-from .episode_video import EpisodeVideo
-from .policy import Policy
+from .episode_slot import SlotReply, SlotSettings, call_seed
+from .policy import Policy, check_action_chunks
 from .success_rate import SuccessRate
+
+ATTEMPTS = 2
+"""Times that an episode is started when its environment crashes."""
+
+
+@dataclass(frozen=True)
+class EpisodeJob:
+    """An episode to run.
+
+    Attributes:
+        task: Task name.
+        seed: Environment seed.
+        film: Whether to record it.
+        attempt: 1, or 2 after a crash of the environment.
+    """
+
+    task: str
+    seed: int
+    film: bool = False
+    attempt: int = 1
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """What names the episode in an evaluation."""
+        return self.task, self.seed
 
 
 @dataclass
 class Lane:
-    """One environment and the episode it is in."""
+    """A slot's episode as the policy sees it."""
 
-    environment: RobotEnvironment
-    record: EpisodeRecord
+    job: EpisodeJob
     observation: Observation
-    video: EpisodeVideo | None = None
-    chunk: np.ndarray = field(default_factory=lambda: np.empty((0, 0), np.float32))
-    waited: float = 0.0
-
-    @property
-    def call_seed(self) -> int:
-        """Seed of the episode's next policy call."""
-        return int(np.random.SeedSequence((self.record.seed, self.record.policy_calls)).generate_state(1)[0])
+    instruction: str
+    calls: int = 0
 
 
-@dataclass
 class LockstepRunner:
     """Runs the episodes of an evaluation.
 
-    Attributes:
+    Args:
         policy: The policy under evaluation.
+        settings: What all slots share.
         replan_steps: Actions executed of each chunk.
-        fingerprint: Digest of the settings, written into every record.
-        output: Folder of records and recordings, or None.
-        progress: Whether to show progress bars.
+        action_names: Names of the environment's action dimensions.
+        batch_size: Episodes per policy call; a baseline is asked about one at a time.
+        workers: Processes that simulate; 1 simulates in this one.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        ValueError: If a baseline of the caller's own is to run in worker processes.
     """
 
-    policy: Policy
-    replan_steps: int
-    fingerprint: str
-    output: Path | None
-    progress: bool
-
-    def run(
+    def __init__(
         self,
-        env: str,
-        task: str,
-        options: Mapping[str, Any],
-        seeds: Sequence[int],
-        recorded: set[int],
-        batch_size: int,
-    ) -> list[EpisodeRecord]:
-        """Runs the episodes of one task that are not yet on disk, or lack the video that they should have.
+        policy: Policy | Baseline,
+        settings: SlotSettings,
+        replan_steps: int,
+        action_names: Sequence[str],
+        *,
+        batch_size: int = 8,
+        workers: int = 1,
+        progress: bool = True,
+    ) -> None:
+        self.policy = policy
+        self.settings = settings
+        self.replan_steps = replan_steps
+        self.action_names = tuple(action_names)
+        self.slots = batch_size
+        self.workers = workers
+        self.progress = progress
+        self.output = Path(settings.output) if settings.output is not None else None
+        if isinstance(policy, Baseline):
+            self.slots = workers
+            if workers > 1 and type(policy) is not BASELINES.get(policy.name):
+                raise ValueError(
+                    f"workers: {policy.name!r} is none of {sorted(BASELINES)} and runs with workers=1 only"
+                )
 
-        Args:
-            env: Name of the environment back-end.
-            task: Task name.
-            options: Keyword arguments of `make_environment`.
-            seeds: Environment seeds, one per episode.
-            recorded: Those of `seeds` to make videos of.
-            batch_size: Number of environments.
+    def run(self, jobs: Sequence[EpisodeJob]) -> list[EpisodeRecord]:
+        """Runs those episodes that are not yet on disk, or lack the video that they should have.
 
         Returns:
-            One record per seed, in their order.
+            One record per job, in their order.
         """
-        done: dict[int, EpisodeRecord] = {}
-        if self.output is not None:
-            (self.output / "videos").mkdir(parents=True, exist_ok=True)
-            known = read_records(self.output / "episodes.jsonl", self.fingerprint)
-            done = {seed: known[task, seed] for seed in seeds if (task, seed) in known}
-            for seed in recorded & set(done):
-                video = done[seed].video
-                if video is None or not (self.output / video).is_file():
-                    del done[seed]
-        pending = iter([seed for seed in seeds if seed not in done])
-        bar = tqdm(total=len(seeds), initial=len(done), desc=f"{self.policy.name}: {task}", disable=not self.progress)
-        environments = [make_environment(env, task, **options) for _ in range(min(batch_size, len(seeds) - len(done)))]
-        try:
-            lanes = [lane for environment in environments for lane in self._start(environment, task, pending, recorded)]
-            while lanes:
-                self._ask(lanes)
-                following: list[Lane] = []
-                for lane in lanes:
-                    if not self._execute(lane):
-                        following.append(lane)
+        done = self._finished(jobs)
+        pending = deque(job for job in jobs if job.key not in done)
+        bar = tqdm(total=len(jobs), initial=len(done), desc=self.policy.name, disable=not self.progress)
+        with bar, closing(self._open(len(pending))) as slots:
+            lanes: dict[int, Lane] = {}
+            running: dict[int, EpisodeJob] = {}
+            while pending or running:
+                commands = self._start(pending, running) or self._ask(lanes)
+                for slot, reply in slots.exchange(commands).items():
+                    job = running[slot]
+                    if reply.observation is not None:
+                        lane = lanes.setdefault(slot, Lane(job, reply.observation, reply.instruction))
+                        lane.observation = reply.observation
                         continue
-                    done[lane.record.seed] = lane.record
-                    bar.update()
-                    bar.set_postfix_str(str(SuccessRate.of(record.success for record in done.values())))
-                    following += self._start(lane.environment, task, pending, recorded)
-                lanes = following
-        finally:
-            bar.close()
-            for environment in environments:
-                environment.close()
-        return [done[seed] for seed in seeds]
+                    del running[slot]
+                    lanes.pop(slot, None)
+                    record = self._end(job, reply, pending)
+                    if record is not None:
+                        done[job.key] = record
+                        bar.update()
+                        bar.set_postfix_str(str(SuccessRate.of(r.success for r in done.values() if r.error is None)))
+        return [done[job.key] for job in jobs]
 
-    def _start(
-        self, environment: RobotEnvironment, task: str, pending: Iterator[int], recorded: set[int]
-    ) -> list[Lane]:
-        """A lane with the next episode, or none when all have been started."""
-        seed = next(pending, None)
-        if seed is None:
-            return []
-        observation, info = environment.reset(seed=seed)
-        self.policy.start_episode(environment, seed)
-        record = EpisodeRecord(task, seed, False, 0, info["instruction"], fingerprint=self.fingerprint)
-        lane = Lane(environment, record, observation)
-        if seed in recorded and self.output is not None:
-            lane.video = EpisodeVideo(record.instruction, environment.control_hz)
-        return [lane]
+    def _finished(self, jobs: Sequence[EpisodeJob]) -> dict[tuple[str, int], EpisodeRecord]:
+        if self.output is None:
+            return {}
+        (self.output / "videos").mkdir(parents=True, exist_ok=True)
+        known = read_records(self.output / "episodes.jsonl", self.settings.fingerprint)
+        done = {}
+        for job in jobs:
+            record = known.get(job.key)
+            if record and (not job.film or (record.video and (self.output / record.video).is_file())):
+                done[job.key] = record
+        return done
 
-    def _ask(self, lanes: Sequence[Lane]) -> None:
-        """One policy call for all lanes, each of which has used up its chunk."""
-        before = time.monotonic()
+    def _open(self, episodes: int) -> Slots:
+        count = min(self.slots, episodes)
+        baseline = self.policy if isinstance(self.policy, Baseline) else None
+        if self.workers > 1:
+            return WorkerSlots(self.settings, count, self.workers, baseline.name if baseline else None)
+        return LocalSlots(self.settings, count, baseline)
+
+    def _start(self, pending: deque[EpisodeJob], running: dict[int, EpisodeJob]) -> dict[int, Command]:
+        """Commands that fill the free slots."""
+        command = "play" if isinstance(self.policy, Baseline) else "start"
+        commands: dict[int, Command] = {}
+        for slot in range(self.slots):
+            if slot not in running and pending:
+                running[slot] = job = pending.popleft()
+                commands[slot] = (command, job.task, job.seed, job.film, job.attempt)
+        return commands
+
+    def _ask(self, lanes: dict[int, Lane]) -> dict[int, Command]:
+        """One policy call for all episodes, each of which has used up its chunk, and the commands to act on it."""
+        assert not isinstance(self.policy, Baseline)
+        order = sorted(lanes)
+        asked = [lanes[slot] for slot in order]
+        began = time.monotonic()
         answer = self.policy.predict(
-            [lane.observation for lane in lanes],
-            [lane.record.instruction for lane in lanes],
-            seeds=[lane.call_seed for lane in lanes],
-            environments=[lane.environment for lane in lanes],
+            [lane.observation for lane in asked],
+            [lane.instruction for lane in asked],
+            seeds=[call_seed(lane.job.seed, lane.calls) for lane in asked],
         )
-        seconds = time.monotonic() - before
-        for row, lane in enumerate(lanes):
-            lane.chunk = answer.actions[row, : self.replan_steps]
-            lane.record.policy_calls += 1
-            lane.waited += seconds
+        waited = answer.seconds or [time.monotonic() - began] * len(asked)
+        check_action_chunks(answer, len(asked), self.replan_steps, self.action_names)
+        commands: dict[int, Command] = {}
+        for row, (slot, lane) in enumerate(zip(order, asked, strict=True)):
+            lane.calls += 1
             thought = answer.thoughts[row] if answer.thoughts else ""
-            if thought and (not lane.record.thoughts or lane.record.thoughts[-1][1] != thought):
-                lane.record.thoughts.append((lane.record.steps, thought))
+            commands[slot] = ("advance", answer.actions[row, : self.replan_steps], thought, waited[row])
+        return commands
 
-    def _execute(self, lane: Lane) -> bool:
-        """Executes the lane's chunk; returns whether the episode ended, with its record then complete."""
-        record = lane.record
-        for action in lane.chunk:
-            if not np.isfinite(action).all():
-                return self._end(lane, f"non-finite action at step {record.steps}")
-            self._film(lane)
-            lane.observation, _, terminated, truncated, info = lane.environment.step(action)
-            record.steps += 1
-            if info["success"]:
-                record.success = True
-                return self._end(lane, None)
-            if terminated:
-                return self._end(lane, "terminated by the environment")
-            if truncated:
-                return self._end(lane, "time limit")
-        return False
-
-    def _film(self, lane: Lane) -> None:
-        if lane.video is not None:
-            views = list(lane.environment.view_cameras.values())
-            thought = lane.record.thoughts[-1][1] if lane.record.thoughts else ""
-            size = lane.video.view_height
-            lane.video.add({view: lane.environment.render_camera(view, size, size) for view in views}, thought)
-
-    def _end(self, lane: Lane, failure_reason: str | None) -> bool:
-        record = lane.record
-        record.failure_reason = failure_reason
-        record.policy_seconds = lane.waited / record.policy_calls
-        if lane.video is not None and self.output is not None:
-            self._film(lane)
-            lane.video.finish(record.success)
-            path = self.output / "videos" / f"{record.task}_{record.seed}.mp4"
-            lane.video.write_mp4(path)
-            lane.video.write_contact_sheet(path.with_suffix(".png"))
-            record.video = str(path.relative_to(self.output))
-        if self.output is not None:
+    def _end(self, job: EpisodeJob, reply: SlotReply, pending: deque[EpisodeJob]) -> EpisodeRecord | None:
+        """The record of an ended episode, or None if it is to run again."""
+        record = reply.record
+        if reply.lost:
+            pending.appendleft(job)
+        elif reply.crash is not None and job.attempt < ATTEMPTS:
+            pending.appendleft(replace(job, attempt=job.attempt + 1))
+        elif reply.crash is not None:
+            record = EpisodeRecord(
+                job.task, job.seed, error=reply.crash, attempts=job.attempt, fingerprint=self.settings.fingerprint
+            )
+        if record is not None and self.output is not None:
             append_record(self.output / "episodes.jsonl", record)
-        return True
+        return record

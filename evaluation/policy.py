@@ -1,4 +1,4 @@
-"""Policies that closed-loop evaluation can drive: a SyVLA checkpoint, the scripted expert, and one that does nothing.
+"""What closed-loop evaluation needs of a policy, and how one is found: a checkpoint, or a policy server.
 
 A policy turns observations into action chunks in physical units. It is called with a batch of observations of several
 episodes, and its answer for one of them must not depend on the others: all randomness comes from the seed of each call.
@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from serving.action_chunks import ActionChunks
 
-from .environments.base import Observation, RobotEnvironment, ScriptedExpert
+from .baselines import BASELINES, Baseline
+from .environments.base import Observation, RobotEnvironment
 
 
 class Policy(Protocol):
@@ -33,17 +33,8 @@ class Policy(Protocol):
         """JSON-serialisable description that changes whenever the policy's behaviour may change."""
         ...
 
-    def start_episode(self, environment: RobotEnvironment, seed: int) -> None:
-        """Called after the environment was reset to the episode of `seed`."""
-        ...
-
     def predict(
-        self,
-        observations: Sequence[Observation],
-        instructions: Sequence[str],
-        *,
-        seeds: Sequence[int],
-        environments: Sequence[RobotEnvironment],
+        self, observations: Sequence[Observation], instructions: Sequence[str], *, seeds: Sequence[int]
     ) -> ActionChunks:
         """Action chunks for B observations.
 
@@ -51,86 +42,43 @@ class Policy(Protocol):
             observations: B observations.
             instructions: B task instructions.
             seeds: B seeds, unique to episode and call; the only source of randomness.
-            environments: The B environments, for policies that need privileged state; others ignore them.
         """
         ...
 
 
-class ExpertPolicy:
-    """The environment's scripted expert, which sees the simulator's state: what the task allows at best."""
+def check_action_chunks(answer: ActionChunks, batch: int, steps: int, action_names: Sequence[str]) -> None:
+    """Refuses an answer that cannot be executed. Values that are not finite pass: they are the episode's failure.
 
-    name = "expert"
-    chunk_size = 1
+    Args:
+        answer: Of a policy.
+        batch: B, the number of observations.
+        steps: Least length T of a chunk.
+        action_names: D names of the environment's action.
 
-    def __init__(self) -> None:
-        self._experts: WeakKeyDictionary[RobotEnvironment, ScriptedExpert] = WeakKeyDictionary()
-
-    def identity(self) -> dict[str, Any]:
-        return {"policy": "expert"}
-
-    def start_episode(self, environment: RobotEnvironment, seed: int) -> None:
-        from .environments import make_expert
-
-        if environment not in self._experts:
-            self._experts[environment] = make_expert(environment)
-        self._experts[environment].reset()
-
-    def predict(
-        self,
-        observations: Sequence[Observation],
-        instructions: Sequence[str],
-        *,
-        seeds: Sequence[int],
-        environments: Sequence[RobotEnvironment],
-    ) -> ActionChunks:
-        """See `Policy.predict`."""
-        answers = [self._experts[environment].act() for environment in environments]
-        actions = np.stack([np.asarray(action, dtype=np.float32) for action, _ in answers])[:, None]  # (B, 1, D)
-        return ActionChunks(actions, [thought for _, thought in answers])
+    Raises:
+        ValueError: If shape or dtype of the actions, or the number of thoughts, is another than asked for.
+    """
+    actions = answer.actions
+    expected = f"({batch}, at least {steps}, {len(action_names)})"
+    if actions.ndim != 3 or not np.issubdtype(actions.dtype, np.floating):
+        raise ValueError(f"policy's actions: expected floats {expected}, got {actions.shape} {actions.dtype}")
+    rows, length, width = actions.shape
+    if width != len(action_names):
+        raise ValueError(
+            f"policy's actions: expected {len(action_names)} dimensions, which are {', '.join(action_names)}; got "
+            f"{width}; was the policy trained on this robot?"
+        )
+    if rows != batch or length < steps:
+        raise ValueError(f"policy's actions: expected {expected}, got {actions.shape}; lower replan_steps if T is less")
+    if answer.thoughts is not None and len(answer.thoughts) != batch:
+        raise ValueError(f"policy's thoughts: expected {batch} texts, got {len(answer.thoughts)}")
 
 
-class StillPolicy:
-    """Commands the present joint positions, so that the robot holds still: its success would be a broken task."""
-
-    name = "still"
-    chunk_size = 1
-
-    def identity(self) -> dict[str, Any]:
-        return {"policy": "still"}
-
-    def start_episode(self, environment: RobotEnvironment, seed: int) -> None:
-        """Nothing to prepare."""
-
-    def predict(
-        self,
-        observations: Sequence[Observation],
-        instructions: Sequence[str],
-        *,
-        seeds: Sequence[int],
-        environments: Sequence[RobotEnvironment],
-    ) -> ActionChunks:
-        """See `Policy.predict`.
-
-        Raises:
-            ValueError: If action and state are different quantities, so that holding still has no meaning.
-        """
-        for environment in environments:
-            if len(environment.state_names) != len(environment.action_names):
-                raise ValueError(
-                    f"policy 'still': needs actions that are target states, but {environment.embodiment!r} has "
-                    f"{len(environment.state_names)} state and {len(environment.action_names)} action dimensions"
-                )
-        return ActionChunks(np.stack([observation["state"] for observation in observations])[:, None])  # (B, 1, D)
-
-
-BASELINES: dict[str, type[ExpertPolicy] | type[StillPolicy]] = {"expert": ExpertPolicy, "still": StillPolicy}
-
-
-def load_policy(model: str, environment: RobotEnvironment, **options: Any) -> Policy:
+def load_policy(model: str, environment: RobotEnvironment, **options: Any) -> Policy | Baseline:
     """A policy for `environment`.
 
     Args:
-        model: "expert", "still", or folder or Hub id of a checkpoint.
+        model: A name of `BASELINES`, or folder or Hub id of a checkpoint.
         environment: Gives embodiment and cameras.
         **options: For a checkpoint: see `SyVLAPolicy.from_pretrained`.
 

@@ -14,7 +14,9 @@ class ActionChunks:
     Attributes:
         actions: float32 (B, T, D_action), physical units of the environment's `action_names`, one row per control step.
         thoughts: B texts, or None for a policy that did not think.
+        seconds: Wall-clock seconds until each of the B answers, where they were asked for one by one.
     """
 
     actions: np.ndarray
     thoughts: list[str] | None = None
+    seconds: list[float] | None = None

@@ -112,17 +112,9 @@ class SyVLAPolicy:
             "num_steps": self.num_steps or self.model.config.num_inference_steps,
         }
 
-    def start_episode(self, environment: Any, seed: int) -> None:
-        """Nothing to prepare: each chunk depends on the present observation only."""
-
     @torch.inference_mode()
     def predict(
-        self,
-        observations: Sequence[Observation],
-        instructions: Sequence[str],
-        *,
-        seeds: Sequence[int],
-        environments: Sequence[Any] = (),
+        self, observations: Sequence[Observation], instructions: Sequence[str], *, seeds: Sequence[int]
     ) -> ActionChunks:
         """See `evaluation.policy.Policy.predict`. The flow's initial noise of each sample is drawn from its own seed."""
         states = [np.asarray(observation["state"], dtype=np.float32) for observation in observations]

@@ -13,7 +13,8 @@ EVALUATION_SEED_OFFSET = 1_000_000
 """First seed of closed-loop evaluation. Demonstrations use seeds below it, so that the two never meet."""
 
 Observation = dict[str, Any]
-"""`{"images": {camera: uint8 (H, W, 3)}, "state": float32 (D,)}`, state in the physical units of `state_names`."""
+"""`{"images": {camera: uint8 (H, W, 3)}, "state": float32 (D,)}`, state in the physical units of `state_names`. The images
+may be any mapping that renders a picture when it is looked up, until the next step."""
 
 
 @runtime_checkable
@@ -28,6 +29,7 @@ class RobotEnvironment(Protocol):
         view_cameras: Model view ("center", "left_wrist", "right_wrist") to camera name; a view may be absent.
         state_names: One name per dimension of `observation["state"]`.
         action_names: One name per dimension of the action.
+        action_space: gymnasium's `Box` of the action; infinite where a dimension has no limit.
         control_hz: Control steps per second of simulated time.
         max_steps: Control steps after which an episode is truncated.
     """
@@ -39,6 +41,7 @@ class RobotEnvironment(Protocol):
     view_cameras: dict[str, str]
     state_names: tuple[str, ...]
     action_names: tuple[str, ...]
+    action_space: Any
     control_hz: float
     max_steps: int
 

@@ -1,74 +1,38 @@
 """Closed-loop evaluation: what counts as success, independence of batching, resuming, and the command line."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
+import reach_environment
+from reach_environment import ReachEnvironment, Walker
 
 from evaluation import closed_loop
 from evaluation.closed_loop import SEEDS_PER_RUN, evaluate_closed_loop, evaluation_seeds
-from evaluation.environments import EVALUATION_SEED_OFFSET, make_environment, make_expert
+from evaluation.environments import EVALUATION_SEED_OFFSET
 from evaluation.episode_records import EpisodeRecord, append_record, read_records
-from evaluation.policy import ActionChunks, ExpertPolicy
+from serving.action_chunks import ActionChunks
 
+ROOT = Path(__file__).resolve().parents[2]
 SMALL = {"image_size": 8}
 
-
-class ClumsyExpert(ExpertPolicy):
-    """The expert with noise on its actions, drawn from each call's seed as a sampling policy draws it."""
-
-    name = "clumsy"
-
-    def __init__(self, noise: float) -> None:
-        super().__init__()
-        self.noise = noise
-        self.batches: list[int] = []
-
-    def identity(self):
-        return {"policy": "clumsy", "noise": self.noise}
-
-    def predict(self, observations, instructions, *, seeds, environments):
-        self.batches.append(len(observations))
-        chunks = super().predict(observations, instructions, seeds=seeds, environments=environments)
-        draws = [np.random.default_rng(seed).normal(size=chunks.actions.shape[1:]) for seed in seeds]
-        return ActionChunks(chunks.actions + np.float32(self.noise * np.stack(draws)), chunks.thoughts)
+reach_environment.register()
 
 
-class Replay:
-    """Plays the expert's actions, recorded in advance, in chunks of 8; asks nothing of the environment."""
-
-    name, chunk_size = "replay", 8
-
-    def __init__(self, seeds):
-        environment = make_environment("tabletop", "lift", **SMALL)
-        self.tapes, self.cursor, self.asked_at = {}, {}, []
-        for seed in seeds:
-            environment.reset(seed=seed)
-            expert = make_expert(environment)
-            expert.reset()
-            self.tapes[seed] = []
-            for _ in range(40):
-                self.tapes[seed].append(expert.act()[0])
-                environment.step(self.tapes[seed][-1])
-
-    def identity(self):
-        return {"policy": "replay"}
-
-    def start_episode(self, environment, seed):
-        self.cursor[environment] = [seed, 0]
-
-    def predict(self, observations, instructions, *, seeds, environments):
-        chunks = []
-        for environment in environments:
-            seed, step = self.cursor[environment]
-            self.asked_at.append(step)
-            chunks.append((self.tapes[seed] + [self.tapes[seed][-1]] * 80)[step : step + 8])
-            self.cursor[environment][1] += self.executed
-        return ActionChunks(np.asarray(chunks, np.float32))
+def evaluate(policy, **arguments):
+    return evaluate_closed_loop(policy, "reach", arguments.pop("tasks", "near"), progress=False, **arguments)
 
 
-def outcome(record: EpisodeRecord) -> tuple:
-    return record.task, record.seed, record.success, record.steps, tuple(record.thoughts), record.failure_reason
+def outcomes(result) -> list[dict]:
+    """Records without what the clock decides."""
+    timed = {"call_seconds", "latency"}
+    return [{key: value for key, value in r.to_dict().items() if key not in timed} for r in result.records]
 
 
 def test_seeds_are_fixed_apart_from_demonstrations_and_from_other_runs():
@@ -85,68 +49,140 @@ def test_the_expert_succeeds_and_standing_still_fails():
     assert expert.total.rate == 1.0
     assert set(expert.by_task) == {"lift", "place"}
     assert all(record.thoughts for record in expert.records)
-    still = evaluate_closed_loop("still", **options)
-    assert still.total.successes == 0
-    assert {record.failure_reason for record in still.records} == {"time limit"}
-    assert {record.steps for record in still.records} == {40}
+    for baseline in ("still", "random"):
+        failed = evaluate_closed_loop(baseline, **options)
+        assert failed.total.successes == 0
+        assert {record.failure_reason for record in failed.records} == {"time limit"}
+        assert {record.steps for record in failed.records} == {40}
 
 
 def test_outcomes_do_not_depend_on_the_batch():
     """Noise strong enough that some episodes fail: the same ones, at the same step, whatever ran beside them."""
     runs = {}
     for batch_size in (1, 3, 8):
-        policy = ClumsyExpert(noise=0.05)
-        options = {"episodes": 8, "batch_size": batch_size, "environment_options": SMALL, "progress": False}
-        runs[batch_size] = [outcome(record) for record in evaluate_closed_loop(policy, **options).records]
+        policy = Walker()
+        runs[batch_size] = outcomes(evaluate(policy, episodes=8, tasks=["near", "far"], batch_size=batch_size))
         assert max(policy.batches) == batch_size
     assert runs[1] == runs[3] == runs[8]
-    assert len({steps for _, _, _, steps, _, _ in runs[1]}) > 1, "the noise should make episodes differ"
+    assert len({record["steps"] for record in runs[1]}) > 2, "the noise should make episodes differ"
+    assert {record["success"] for record in runs[1]} == {True, False}
 
 
-@pytest.mark.parametrize("replan_steps", [8, 3])
+def test_outcomes_do_not_depend_on_the_number_of_worker_processes(tmp_path):
+    runs = {}
+    for workers in (1, 2):
+        options = {"episodes": 5, "tasks": ["near", "far"], "batch_size": 4, "workers": workers}
+        runs[workers] = outcomes(evaluate(Walker(), output=tmp_path / str(workers), video_episodes=1, **options))
+        for record in runs[workers]:
+            assert bool(record["video"]) == (record["seed"] == EVALUATION_SEED_OFFSET)
+            assert record["video"] is None or (tmp_path / str(workers) / record["video"]).is_file()
+    assert runs[1] == runs[2]
+    assert len({record["steps"] for record in runs[1]}) > 2
+
+
+@pytest.mark.parametrize("baseline", ["expert", "random"])
+def test_baselines_act_in_worker_processes_too(baseline):
+    alone = evaluate(baseline, episodes=4, tasks="far")
+    assert outcomes(alone) == outcomes(evaluate(baseline, episodes=4, tasks="far", workers=2))
+    assert alone.total.rate == (1.0 if baseline == "expert" else 0.0)
+
+
+def test_pictures_are_rendered_only_when_a_policy_looks():
+    """In a back-end that renders on access: never for baselines, else once for each call and camera."""
+    ReachEnvironment.renderings = 0
+    for baseline in ("expert", "random"):
+        evaluate(baseline, episodes=2)
+    assert ReachEnvironment.renderings == 0
+    result = evaluate(Walker(), episodes=2)
+    assert ReachEnvironment.renderings == sum(record.policy_calls for record in result.records) > 0
+
+
+@pytest.mark.parametrize("replan_steps", [4, 3])
 def test_chunks_are_executed_as_far_as_asked(replan_steps):
-    policy = Replay(evaluation_seeds(0, 3))
-    policy.executed = replan_steps
-    result = evaluate_closed_loop(
-        policy, episodes=3, replan_steps=replan_steps, environment_options=SMALL, progress=False
+    class Ruler:
+        """Answers steps of 1, 2, 3 and 4 hundredths, and notes where it finds itself."""
+
+        name, chunk_size, seen = "ruler", 4, []
+
+        def identity(self):
+            return {}
+
+        def predict(self, observations, instructions, *, seeds):
+            self.seen += [float(observation["state"][0]) for observation in observations]
+            return ActionChunks(np.array([[[0.01, 0], [0.02, 0], [0.03, 0], [0.04, 0]]] * len(observations), "f"))
+
+    policy = Ruler()
+    result = evaluate(
+        policy, episodes=1, replan_steps=replan_steps, environment_options={"max_steps": 10}, batch_size=1
     )
-    assert result.total.rate == 1.0
-    assert set(policy.asked_at) <= set(range(0, 80, replan_steps))
-    for record in result.records:
-        assert record.policy_calls == -(-record.steps // replan_steps)
+    moved = sum((0.01, 0.02, 0.03, 0.04)[:replan_steps])
+    np.testing.assert_allclose(policy.seen, moved * np.arange(-(-10 // replan_steps)), atol=1e-6)
+    assert result.records[0].policy_calls == len(policy.seen)
+    assert result.records[0].steps == 10
 
 
-def test_an_interrupted_evaluation_goes_on_where_it_stopped(tmp_path):
-    """A crash after some episodes, with a torn last line: the second run adds the rest and equals an unbroken one."""
+def command(output: Path, *arguments: str) -> list[str]:
+    """syvla-eval in a process of its own, with the tests' back-end."""
+    script = "import sys, reach_environment\nfrom evaluation import closed_loop\n"
+    script += (
+        "if __name__ == '__main__':\n    reach_environment.register()\n    sys.exit(closed_loop.main(sys.argv[1:]))"
+    )
+    fixed = ["--model", "random", "--env", "reach", "--task", "near", "--episodes", "8", "--quiet"]
+    slow = ["--env-option", "step_seconds=0.01"]
+    return [sys.executable, "-c", script, *fixed, *slow, "--output", str(output), *arguments]
 
-    class Crashing(ClumsyExpert):
-        started = 0
 
-        def start_episode(self, environment, seed):
-            Crashing.started += 1
-            if Crashing.started > 4:
-                raise RuntimeError("power cut")
-            super().start_episode(environment, seed)
+def environment_of_processes() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support")])}
 
-    options = {"episodes": 6, "batch_size": 2, "environment_options": SMALL, "progress": False}
-    with pytest.raises(RuntimeError, match="power cut"):
-        evaluate_closed_loop(Crashing(0.1), output=tmp_path, **options)
+
+def children(pid: int) -> set[int]:
+    return {int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads the processes of Linux")
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_killed_evaluation_goes_on_where_it_stopped(tmp_path, workers):
+    """kill -9 after some episodes, with a torn last line: the second run adds the rest and equals an unbroken one."""
+    options = {"cwd": tmp_path, "env": environment_of_processes()}
+    first = subprocess.Popen(command(tmp_path, "--workers", workers), **options)
     path = tmp_path / "episodes.jsonl"
-    finished = len(path.read_text().splitlines())
-    assert 0 < finished < 6
-    path.write_text(path.read_text() + '{"task": "lift", "se')
-    second = ClumsyExpert(0.1)
-    resumed = evaluate_closed_loop(second, output=tmp_path, **options)
-    unbroken = evaluate_closed_loop(ClumsyExpert(0.1), **options)
-    assert [outcome(record) for record in resumed.records] == [outcome(record) for record in unbroken.records]
-    assert len(read_records(path, resumed.records[0].fingerprint)) == 6
+    deadline = time.monotonic() + 60
+    while not (path.is_file() and path.read_text().count("\n") >= 2):
+        assert first.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    started = children(first.pid)
+    assert len(started) >= int(workers) - 1
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    before = path.read_text().splitlines()
+    assert 2 <= len(before) < 8
+    path.write_text("\n".join(before) + '\n{"task": "near", "se')
 
-    third = ClumsyExpert(0.1)
-    evaluate_closed_loop(third, output=tmp_path, **options)
-    assert third.batches == [], "all episodes are on disk"
-    other = ClumsyExpert(0.2)
-    evaluate_closed_loop(other, output=tmp_path, **options)
-    assert other.batches, "another policy's episodes are not taken for its own"
+    assert subprocess.run(command(tmp_path, "--workers", workers), **options, check=False).returncode == 0
+    lines = path.read_text().splitlines()
+    assert lines[: len(before)] == before, "finished episodes stay as they are"
+    assert len(lines) == 8 + 1, "each of the others was run once; one line is torn"
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["total"]["episodes"] == 8
+    resumed = read_records(path, json.loads(before[0])["fingerprint"])
+    unbroken = evaluate("random", episodes=8)
+    assert {seed: record.steps for (_, seed), record in resumed.items()} == {r.seed: r.steps for r in unbroken.records}
+    while any(Path(f"/proc/{pid}").exists() for pid in started):
+        assert time.monotonic() < deadline, "workers outlive the evaluation"
+        time.sleep(0.05)
+
+
+def test_episodes_on_disk_are_taken_only_under_the_same_settings(tmp_path):
+    options = {"episodes": 3, "output": tmp_path}
+    first = evaluate(Walker(), **options)
+    again = Walker()
+    assert outcomes(evaluate(again, **options)) == outcomes(first)
+    assert again.batches == [], "all episodes are on disk"
+    for changed, further in ((Walker(0.2), {}), (Walker(), {"replan_steps": 3}), (Walker(), {"tasks": "far"})):
+        evaluate(changed, **options, **further)
+        assert changed.batches, "another setting's episodes are not taken for its own"
 
 
 def test_an_episode_that_lacks_its_video_is_run_again(tmp_path):
@@ -168,14 +204,49 @@ def test_records_survive_text_that_would_break_lines(tmp_path):
     assert read_records(path, "f") == {("lift", 7): record}
 
 
-def test_non_finite_actions_are_a_failure_with_its_reason():
-    class Broken(ExpertPolicy):
-        def predict(self, observations, instructions, *, seeds, environments):
-            chunks = super().predict(observations, instructions, seeds=seeds, environments=environments)
-            return ActionChunks(chunks.actions * np.nan)
+def test_records_say_how_long_the_policy_took(tmp_path):
+    class Slow(Walker):
+        def predict(self, *arguments, **options):
+            time.sleep(0.03 if len(self.batches) % 10 else 0.1)
+            return super().predict(*arguments, **options)
 
-    result = evaluate_closed_loop(Broken(), episodes=2, environment_options=SMALL, progress=False)
-    assert [record.failure_reason for record in result.records] == ["non-finite action at step 0"] * 2
+    result = evaluate(Slow(), episodes=1, output=tmp_path, environment_options={"max_steps": 80}, tasks="far")
+    entry = json.loads((tmp_path / "episodes.jsonl").read_text())
+    assert entry["policy_calls"] == len(entry["call_seconds"]) == len(entry["thoughts"])
+    assert entry["latency"]["p50"] == pytest.approx(np.median(entry["call_seconds"]), abs=1e-4)
+    assert 0.03 <= entry["latency"]["p50"] < entry["latency"]["p95"]
+    assert entry["latency"]["p95"] >= 0.05
+    assert entry["outcome"] == ("success" if result.records[0].success else "failure")
+    assert result.to_dict()["latency"] == entry["latency"]
+
+
+def test_non_finite_actions_are_a_failure_with_its_reason():
+    class Broken(Walker):
+        def predict(self, *arguments, **options):
+            chunks = super().predict(*arguments, **options)
+            chunks.actions[:, 2, 1] = np.nan
+            return chunks
+
+    result = evaluate(Broken(), episodes=2)
+    assert [record.failure_reason for record in result.records] == ["non-finite action at step 2"] * 2
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((2, 4, 7), r"expected 2 dimensions, which are dx, dy; got 7"),
+        ((2, 3, 2), r"expected \(2, at least 4, 2\), got \(2, 3, 2\)"),
+        ((1, 4, 2), r"got \(1, 4, 2\)"),
+        ((2, 2), r"got \(2, 2\)"),
+    ],
+)
+def test_actions_of_a_wrong_shape_end_the_evaluation(shape, message):
+    class Broken(Walker):
+        def predict(self, *arguments, **options):
+            return ActionChunks(np.zeros(shape, np.float32))
+
+    with pytest.raises(ValueError, match=message):
+        evaluate(Broken(), episodes=2)
 
 
 @pytest.mark.parametrize(
@@ -183,8 +254,9 @@ def test_non_finite_actions_are_a_failure_with_its_reason():
     [
         ({"replan_steps": 9}, "replan_steps: expected 1 to 1"),
         ({"batch_size": 0}, "batch_size"),
+        ({"workers": 0}, "workers"),
         ({"video_episodes": 1}, "set output"),
-        ({"tasks": "juggle"}, "juggle"),
+        ({"tasks": ["lift", "juggle"]}, r"'lift'.*juggle"),
         ({"env": "moon"}, "moon"),
     ],
 )
@@ -202,6 +274,8 @@ def test_command_line_writes_results_and_recordings(tmp_path, capsys):
     assert summary["total"]["success_rate"] == 1.0
     assert summary["settings"]["environment_options"] == {"image_size": 16}
     assert summary["tasks"]["lift"]["interval"][1] == 1.0
+    assert (summary["run"]["policy"], summary["run"]["episodes"], summary["run"]["seed"]) == ("expert", 2, 0)
+    assert summary["run"]["versions"]["numpy"] == np.__version__
     first = json.loads((tmp_path / "episodes.jsonl").read_text().splitlines()[0])
     assert (tmp_path / first["video"]).is_file()
     assert (tmp_path / first["video"]).with_suffix(".png").is_file()

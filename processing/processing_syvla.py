@@ -266,6 +266,11 @@ class SyVLAProcessor(ProcessorMixin):
             data.update(self._expert_inputs(items, [views for _, views in rendered]))
         return BatchFeature(data=data)
 
+    def expert_inputs(self, items: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """What the action expert and the value model read of robot items: low-resolution views, states, embodiment ids."""
+        observations = [{**item, "actions": None} for item in items]
+        return self._expert_inputs(observations, [self._views(item.get("images")) for item in items])
+
     # ------------------------------------------------------------------ parts
 
     def _plain(self, images, text, padding_side: str, return_tensors, **kwargs) -> BatchFeature:

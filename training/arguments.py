@@ -126,9 +126,9 @@ class DataArguments:
     )
 
     def __post_init__(self) -> None:
-        self.robot_specs = [_spec(entry, "robot_datasets", ROBOT_KEYS) for entry in self.robot_datasets]
+        self.robot_specs = [dataset_spec(entry, "robot_datasets", ROBOT_KEYS) for entry in self.robot_datasets]
         self.multimodal_specs = [
-            _spec(entry, "multimodal_datasets", MULTIMODAL_KEYS) for entry in self.multimodal_datasets
+            dataset_spec(entry, "multimodal_datasets", MULTIMODAL_KEYS) for entry in self.multimodal_datasets
         ]
 
 
@@ -172,7 +172,7 @@ class SyVLATrainingArguments(TrainingArguments):
         super().__post_init__()
 
 
-def _spec(entry: str | dict[str, Any], name: str, keys: Sequence[str]) -> dict[str, Any]:
+def dataset_spec(entry: str | dict[str, Any], name: str, keys: Sequence[str]) -> dict[str, Any]:
     """One dataset as a mapping with "path" and any of `keys`."""
     if isinstance(entry, str):
         try:

@@ -528,3 +528,9 @@ def test_decoding_needs_enough_dimensions(tiny_processor):
         tiny_processor.decode_actions(np.zeros((8, 2)), "tabletop")
     with pytest.raises(ValueError, match="embodiment: expected one of"):
         tiny_processor.decode_actions(np.zeros((8, 14)))
+
+
+def test_expert_inputs_are_the_experts_part_of_a_batch(tiny_processor, unequal_items):
+    whole, part = tiny_processor.collate(unequal_items), tiny_processor.expert_inputs(unequal_items)
+    assert set(part) == {"expert_pixel_values", "expert_view_mask", "state", "embodiment_ids"}
+    assert all(torch.equal(value, whole[name]) for name, value in part.items())

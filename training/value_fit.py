@@ -1,0 +1,94 @@
+"""Whether a value model belongs to a policy: same robots, views and normalisation. Written beside it, checked before use."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+FIT_FILE = "value_fit.json"
+"""What the policy's processor looked like when the value model was trained, and how it was trained."""
+
+
+def describe_processor(processor: Any, embodiments: list[str] | None = None) -> dict[str, Any]:
+    """What of a processor a value model depends on, as JSON.
+
+    Args:
+        processor: [`SyVLAProcessor`].
+        embodiments: Robots to describe; None: all.
+    """
+    names = sorted(processor.embodiments) if embodiments is None else embodiments
+    return {
+        "views": list(processor.views),
+        "images": _image_settings(processor.expert_image_processor),
+        "embodiments": {name: _describe(processor.embodiments[name]) for name in names},
+    }
+
+
+def write_fit(folder: str | Path, processor: Any, training: dict[str, Any], embodiments: list[str]) -> None:
+    """Write `value_fit.json` into a value model's folder; `training` holds discount, decision length and results."""
+    text = json.dumps({**describe_processor(processor, embodiments), "training": training}, indent=1)
+    (Path(folder) / FIT_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def read_fit(folder: str | Path) -> dict[str, Any]:
+    """Contents of `value_fit.json`.
+
+    Raises:
+        ValueError: If there is none, or it cannot be read.
+    """
+    path = Path(folder) / FIT_FILE
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{path}: cannot be read ({error}); a value model for reinforcement learning comes from syvla-value-warmup"
+        ) from error
+
+
+def value_model_problems(folder: str | Path, value_config: Any, processor: Any, embodiments: list[str]) -> list[str]:
+    """Why a value model cannot serve a policy's robots; empty if it can.
+
+    Args:
+        folder: Folder of the value model.
+        value_config: Its [`SyVLAValueConfig`].
+        processor: The policy's [`SyVLAProcessor`].
+        embodiments: Robots that the run uses.
+    """
+    fix = "warm up a value model for this policy (syvla-value-warmup --policy_path ...)"
+    fit = read_fit(folder)
+    problems = []
+    if list(value_config.views) != list(processor.views):
+        problems.append(f"views: the value model has {value_config.views}, the policy {processor.views}; {fix}")
+    if fit.get("images") != _image_settings(processor.expert_image_processor):
+        problems.append(f"images: the value model was trained on images prepared in another way; {fix}")
+    for name in embodiments:
+        known, entry = fit.get("embodiments", {}).get(name), processor.embodiments[name]
+        if known is None or name not in value_config.embodiments:
+            problems.append(f"embodiment {name!r}: the value model was never trained on it; {fix}")
+            continue
+        mine = _describe(entry)
+        if value_config.embodiments[name]["id"] != entry["id"] or known["state_dim"] != mine["state_dim"]:
+            problems.append(f"embodiment {name!r}: id or state_dim differ from the policy's; {fix}")
+        elif known["state_statistics"] != mine["state_statistics"]:
+            problems.append(f"embodiment {name!r}: states were normalised with other statistics; {fix}")
+    return problems
+
+
+def _describe(entry: dict[str, Any]) -> dict[str, Any]:
+    statistics = {
+        "normalization": entry["normalization"]["state"],
+        **{key: [round(float(v), 6) for v in np.ravel(value)] for key, value in entry["statistics"]["state"].items()},
+    }
+    digest = hashlib.sha256(json.dumps(statistics, sort_keys=True).encode()).hexdigest()[:16]
+    return {"id": entry["id"], "state_dim": entry["state_dim"], "state_statistics": digest}
+
+
+def _image_settings(image_processor: Any) -> dict[str, Any]:
+    """Settings that change pixels, without those that name classes or versions."""
+    kept = ("size", "crop_size", "image_mean", "image_std", "rescale_factor", "do_resize", "do_normalize", "resample")
+    settings = image_processor.to_dict()
+    return json.loads(json.dumps({key: settings.get(key) for key in kept}, default=str))

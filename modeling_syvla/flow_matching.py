@@ -6,6 +6,7 @@ and t = 1 the action. All functions are pure; shapes are (B, T, D) = batch, chun
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -67,19 +68,52 @@ def flow_matching_loss(
 
 
 def euler_sample(
-    velocity_fn: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], noise: torch.Tensor, num_steps: int
+    velocity_fn: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    noise: torch.Tensor,
+    num_steps: int,
+    continuation: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """Integrate the flow from noise (t = 0) to actions (t = 1) in `num_steps` equal Euler steps.
+
+    With a continuation (y, w) each velocity v becomes `(1 - w) v + w (y - x) / (1 - t)`: the flow's own velocity blended
+    with the one that leads straight to y. Where w = 1 the result is y, whatever the flow says; where 0 < w < 1 every step
+    pulls the predicted end point `x + (1 - t) v` towards y by the share w, and the rest of the chunk, which attends to
+    these steps, follows. This is the guidance of real-time chunking (Black et al. 2025, arXiv 2506.07339) with the
+    identity for the Jacobian of the predicted end point, so that it needs no gradient.
 
     Args:
         velocity_fn: Maps (x (B, T, D), t (B,)) to the velocity (B, T, D).
         noise: (B, T, D).
         num_steps: Number of velocity evaluations, at least 1.
+        continuation: Actions to continue (B, T, D) and weights in [0, 1], (B, T, 1); see `continuation_weights`.
     """
     if num_steps < 1:
         raise ValueError(f"num_steps: expected at least 1 flow step, got {num_steps}")
     x = noise
     for step in range(num_steps):
         t = torch.full((noise.shape[0],), step / num_steps, device=noise.device, dtype=torch.float32)
-        x = x + velocity_fn(x, t).to(x.dtype) / num_steps
+        velocity = velocity_fn(x, t).to(x.dtype)
+        if continuation is not None:
+            target, weights = continuation
+            velocity = (1 - weights) * velocity + weights * (target - x) * (num_steps / (num_steps - step))
+        x = x + velocity / num_steps
     return x
+
+
+def continuation_weights(delay: int, overlap: int, num_steps: int) -> torch.Tensor:
+    """How strongly each step of a chunk is bound to the previous chunk: the soft mask of real-time chunking (eq. 5).
+
+    Args:
+        delay: First steps, which will have run by the time the chunk is there: weight 1.
+        overlap: Steps for which the previous chunk has actions; from `delay` on the weight decays to 0 at `overlap`.
+        num_steps: T.
+
+    Returns:
+        float32 (T,).
+    """
+    if not 0 <= delay <= overlap <= num_steps:
+        raise ValueError(f"expected 0 <= delay <= overlap <= {num_steps} steps, got {delay=} {overlap=}")
+    step = torch.arange(num_steps, dtype=torch.float32)
+    decay = ((overlap - step) / (overlap - delay + 1)).clamp(0, 1)
+    weights = decay * torch.expm1(decay) / math.expm1(1.0)
+    return torch.where(step < delay, torch.ones_like(weights), weights)

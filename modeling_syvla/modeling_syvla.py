@@ -23,7 +23,7 @@ from .model_outputs import SyVLAActionOutput, SyVLAOutput
 from .pretrained import SyVLAPreTrainedModel
 from .regression_head import RegressionHead, l1_loss
 from .resizing import resize_chunk, resize_queries
-from .thinking import ThinkingMixin, left_padded
+from .thinking import ThinkingMixin
 from .unused_weights import zero_of_unused_weights
 from .vlm_positions import use_right_image_positions
 
@@ -290,6 +290,7 @@ class SyVLAModel(ThinkingMixin, SyVLAPreTrainedModel, GenerationMixin):
         generator: torch.Generator | None = None,
         query_states: torch.Tensor | None = None,
         condition_mask: torch.Tensor | None = None,
+        continuation: tuple[torch.Tensor, torch.Tensor] | None = None,
         tokenizer: Any = None,
         **generate_kwargs: Any,
     ) -> SyVLAActionOutput:
@@ -305,6 +306,8 @@ class SyVLAModel(ThinkingMixin, SyVLAPreTrainedModel, GenerationMixin):
             noise: Initial noise (B, chunk_size, D_action_max), else drawn from `generator`; regression needs none.
             query_states: Skip the VLM and act on these states, (B, N, D_vlm) (asynchronous use, section 3.1).
             condition_mask: That of the output which gave these states; None where all are real.
+            continuation: Normalised actions (B, chunk_size, D_action_max) that the chunk shall continue, and how strongly
+                at each step (B, chunk_size); see `flow_matching.euler_sample`.
             tokenizer: Turns thoughts into text; None: `self.tokenizer`, else the one saved with the checkpoint.
             generate_kwargs: Further arguments of `generate` for the thought, such as `do_sample`, `stopping_criteria` or a
                 `streamer` (one sample at a time).
@@ -316,25 +319,25 @@ class SyVLAModel(ThinkingMixin, SyVLAPreTrainedModel, GenerationMixin):
         if query_states is None:
             if input_ids is None:
                 raise ValueError("predict_actions: expected input_ids (and images) or query_states, got neither")
-            input_ids, attention_mask = left_padded(input_ids, attention_mask)
-            images = {"pixel_values": pixel_values, "image_grid_thw": image_grid_thw}
-            if think:
-                tokenizer = tokenizer or self._own_tokenizer()
-                generate_kwargs["tokenizer"] = tokenizer  # for `stop_strings`
-                if think_budget is not None:
-                    generate_kwargs["max_time"] = think_budget
-                query_states, condition_mask, thought_ids = self._think(
-                    input_ids, attention_mask, max_new_tokens=max_new_tokens, **images, **generate_kwargs
-                )
-                thoughts = [text.strip() for text in tokenizer.batch_decode(thought_ids, skip_special_tokens=True)]
-            else:
-                query_states, condition_mask = self._states_without_thought(input_ids, attention_mask, **images)
+            query_states, condition_mask, thoughts, thought_ids = self.predict_query_states(
+                input_ids,
+                attention_mask,
+                pixel_values,
+                image_grid_thw,
+                think=think,
+                max_new_tokens=max_new_tokens,
+                think_budget=think_budget,
+                tokenizer=tokenizer,
+                **generate_kwargs,
+            )
         batch = robot_rows(
             self.config, query_states, None, embodiment_ids, state, expert_pixel_values, expert_view_mask
         )
         batch.pop("rows")
         batch["condition_mask"] = condition_mask
-        actions = self.sample_actions(query_states, num_steps=num_steps, noise=noise, generator=generator, **batch)
+        actions = self.sample_actions(
+            query_states, num_steps=num_steps, noise=noise, generator=generator, continuation=continuation, **batch
+        )
         return SyVLAActionOutput(actions, thoughts, thought_ids, query_states, condition_mask)
 
     @torch.no_grad()
@@ -350,10 +353,14 @@ class SyVLAModel(ThinkingMixin, SyVLAPreTrainedModel, GenerationMixin):
         noise: torch.Tensor | None = None,
         generator: torch.Generator | None = None,
         condition_mask: torch.Tensor | None = None,
+        continuation: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """Denoise chunks on given query states; the expert's context is computed once. float32 (B, T, D_action_max)."""
+        if continuation is not None:
+            continuation = (continuation[0].float(), continuation[1].float()[..., None])
         if self.config.action_head == "l1_regression":
-            return self.expert(self._condition(query_states), state, embodiment_ids).float()
+            actions = self.expert(self._condition(query_states), state, embodiment_ids).float()
+            return actions if continuation is None else torch.lerp(actions, *continuation)
         shape = (len(query_states), self.config.chunk_size, self.config.max_action_dim)
         if noise is None:
             noise = torch.randn(shape, device=query_states.device, dtype=torch.float32, generator=generator)
@@ -368,6 +375,7 @@ class SyVLAModel(ThinkingMixin, SyVLAPreTrainedModel, GenerationMixin):
             lambda x, t: self.expert.predict_velocity(x, t, context),
             noise.float(),
             self.config.num_inference_steps if num_steps is None else num_steps,
+            continuation,
         )
         own_dims = own_action_dims(self.config, actions, embodiment_ids)
         return torch.where(own_dims, actions, torch.zeros_like(actions))

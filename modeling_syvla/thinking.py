@@ -26,6 +26,40 @@ class ThinkingMixin:
     get_input_embeddings: Any
     _positions: Any
 
+    @torch.no_grad()
+    def predict_query_states(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        image_grid_thw: torch.Tensor | None = None,
+        *,
+        think: bool = False,
+        max_new_tokens: int = 128,
+        think_budget: float | None = None,
+        tokenizer: Any = None,
+        **generate_kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, list[str] | None, torch.Tensor | None]:
+        """The slow half of `predict_actions`, which has the same arguments: what the expert then acts on.
+
+        Returns:
+            (query states (B, N, D_vlm), their mask as from `condition_states`, thoughts, thought ids (B, G)); the last two
+            are None without thinking.
+        """
+        input_ids, attention_mask = left_padded(input_ids, attention_mask)
+        images = {"pixel_values": pixel_values, "image_grid_thw": image_grid_thw}
+        if not think:
+            return *self._states_without_thought(input_ids, attention_mask, **images), None, None
+        tokenizer = tokenizer or self._own_tokenizer()
+        generate_kwargs["tokenizer"] = tokenizer  # for `stop_strings`
+        if think_budget is not None:
+            generate_kwargs["max_time"] = think_budget
+        states, mask, thought_ids = self._think(
+            input_ids, attention_mask, max_new_tokens=max_new_tokens, **images, **generate_kwargs
+        )
+        thoughts = [text.strip() for text in tokenizer.batch_decode(thought_ids, skip_special_tokens=True)]
+        return states, mask, thoughts, thought_ids
+
     def _states_without_thought(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **images: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -271,6 +271,11 @@ class SyVLAProcessor(ProcessorMixin):
         observations = [{**item, "actions": None} for item in items]
         return self._expert_inputs(observations, [self._views(item.get("images")) for item in items])
 
+    def normalize_actions(self, actions: Any, embodiment: str | None = None, state: Any = None) -> np.ndarray:
+        """Physical actions (T, D) as the model sees them, float32 (T, D): the inverse of `decode_actions`."""
+        name, entry = self._embodiment(embodiment)
+        return self._normalized(actions, "action", name, self._delta_base(entry, state))
+
     # ------------------------------------------------------------------ parts
 
     def _plain(self, images, text, padding_side: str, return_tensors, **kwargs) -> BatchFeature:

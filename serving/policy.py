@@ -10,15 +10,32 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
 from .action_chunks import ActionChunks
+from .chunk_stitching import PreviousChunk, continue_chunk
 
 Observation = dict[str, Any]
 """`{"images": {camera: uint8 (H, W, 3)}, "state": float32 (D,)}`, state in physical units."""
+
+
+@dataclass(frozen=True)
+class Intention:
+    """What the VLM hands to the expert for B observations.
+
+    Attributes:
+        query_states: (B, N, D_vlm).
+        mask: bool (B, N), True where real; None where all are.
+        thoughts: B texts, or None without thinking.
+    """
+
+    query_states: torch.Tensor
+    mask: torch.Tensor | None = None
+    thoughts: list[str] | None = None
 
 
 class SyVLAPolicy:
@@ -114,28 +131,76 @@ class SyVLAPolicy:
 
     @torch.inference_mode()
     def predict(
-        self, observations: Sequence[Observation], instructions: Sequence[str], *, seeds: Sequence[int]
+        self,
+        observations: Sequence[Observation],
+        instructions: Sequence[str],
+        *,
+        seeds: Sequence[int],
+        previous: Sequence[PreviousChunk | None] | None = None,
     ) -> ActionChunks:
-        """See `evaluation.policy.Policy.predict`. The flow's initial noise of each sample is drawn from its own seed."""
-        states = [np.asarray(observation["state"], dtype=np.float32) for observation in observations]
-        inputs = self.processor(
-            images=[self._views(observation) for observation in observations],
-            text=list(instructions),
-            state=states,
-            embodiment=[self.embodiment] * len(observations),
-        ).to(self.model.device)
+        """See `evaluation.policy.Policy.predict`. The flow's initial noise of each sample is drawn from its own seed.
+
+        Args:
+            previous: What each chunk shall continue, if anything.
+        """
+        intention = self.intention(observations, instructions)
+        return ActionChunks(self.denoise(observations, intention, seeds=seeds, previous=previous), intention.thoughts)
+
+    @torch.inference_mode()
+    def intention(self, observations: Sequence[Observation], instructions: Sequence[str]) -> Intention:
+        """The slow half, by the VLM: what the expert then acts on, with thoughts where the policy thinks."""
+        items = [{**item, "text": text} for item, text in zip(self._items(observations), instructions, strict=True)]
+        inputs = self.processor.collate(items, padding_side="left").to(self.model.device)
         generation: dict[str, Any] = {"tokenizer": self.processor.tokenizer} if self.think else {}
         if self.max_new_tokens is not None:
             generation["max_new_tokens"] = self.max_new_tokens
-        output = self.model.predict_actions(
-            **inputs,
-            think=self.think,
+        given = {name: inputs.get(name) for name in ("input_ids", "attention_mask", "pixel_values", "image_grid_thw")}
+        states, mask, thoughts, _ = self.model.predict_query_states(**given, think=self.think, **generation)
+        return Intention(states, mask, thoughts)
+
+    @torch.inference_mode()
+    def denoise(
+        self,
+        observations: Sequence[Observation],
+        intention: Intention,
+        *,
+        seeds: Sequence[int],
+        previous: Sequence[PreviousChunk | None] | None = None,
+    ) -> np.ndarray:
+        """The fast half, by the action expert: chunks (B, T, D_action) in physical units, on given query states."""
+        device, items = self.model.device, self._items(observations)
+        chunks = [None] * len(items) if previous is None else previous
+        continuation = None
+        if any(chunk is not None for chunk in chunks):
+            shape = (self.chunk_size, self.model.config.max_action_dim)
+            pairs = [
+                continue_chunk(self.processor, self.embodiment, chunk, item["state"], *shape)
+                for chunk, item in zip(chunks, items, strict=True)
+            ]
+            target, weights = (torch.stack(part).to(device) for part in zip(*pairs, strict=True))
+            continuation = (target, weights)
+        actions = self.model.sample_actions(
+            intention.query_states,
+            condition_mask=intention.mask,
             num_steps=self.num_steps,
-            noise=self._noise(seeds).to(self.model.device),
-            **generation,
+            noise=self._noise(seeds).to(device),
+            continuation=continuation,
+            **{name: tensor.to(device) for name, tensor in self.processor.expert_inputs(items).items()},
         )
-        actions = self.processor.decode_actions(output.actions.float().cpu(), self.embodiment, np.stack(states))
-        return ActionChunks(np.asarray(actions, dtype=np.float32), output.thoughts)
+        states = np.stack([item["state"] for item in items])
+        return np.asarray(
+            self.processor.decode_actions(actions.float().cpu(), self.embodiment, states), dtype=np.float32
+        )
+
+    def _items(self, observations: Sequence[Observation]) -> list[dict[str, Any]]:
+        return [
+            {
+                "images": self._views(observation),
+                "state": np.asarray(observation["state"], dtype=np.float32),
+                "embodiment": self.embodiment,
+            }
+            for observation in observations
+        ]
 
     def _views(self, observation: Observation) -> dict[str, np.ndarray]:
         images = observation["images"]

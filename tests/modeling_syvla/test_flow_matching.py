@@ -1,10 +1,13 @@
 """Flow matching: path, time distribution, masked loss, Euler sampler."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
 from modeling_syvla.flow_matching import (
+    continuation_weights,
     euler_sample,
     flow_matching_loss,
     interpolate,
@@ -123,3 +126,35 @@ def test_masked_entries_reach_neither_loss_nor_gradient_even_as_nan(chunk):
 def test_loss_is_computed_in_float32(chunk):
     noise, actions = (x.bfloat16() for x in chunk)
     assert flow_matching_loss(noise, noise, actions, torch.ones(3, 5, 4, dtype=torch.bool)).dtype == torch.float32
+
+
+def test_a_continued_chunk_ends_where_it_is_bound_and_flows_where_it_is_free():
+    noise, target = torch.randn(2, 6, 3), torch.randn(2, 6, 3)
+    weights = torch.tensor([1.0, 1.0, 0.4, 0.0, 0.0, 0.0])[None, :, None].expand(2, -1, 1)
+
+    def velocity(x, t):
+        return (2 * x.roll(1, dims=-1) - x) * (1 + t[:, None, None])  # each step by itself
+
+    free = euler_sample(velocity, noise, 7)
+    bound = euler_sample(velocity, noise, 7, (target, weights))
+    torch.testing.assert_close(bound[:, :2], target[:, :2])
+    torch.testing.assert_close(bound[:, 3:], free[:, 3:])
+    assert (bound - target)[:, 2].abs().max() < (free - target)[:, 2].abs().max()
+
+
+def test_one_step_blends_the_predicted_end_with_the_continued_actions():
+    noise, target, end = torch.randn(1, 4, 2), torch.randn(1, 4, 2), torch.randn(1, 4, 2)
+    weights = torch.rand(1, 4, 1)
+    result = euler_sample(lambda x, t: end - x, noise, 1, (target, weights))
+    torch.testing.assert_close(result, (1 - weights) * end + weights * target)
+
+
+def test_continuation_weights_are_those_of_real_time_chunking():
+    weights = continuation_weights(2, 5, 8)
+    decay = [(5 - step) / (5 - 2 + 1) for step in (2, 3, 4)]
+    expected = [c * (math.e**c - 1) / (math.e - 1) for c in decay]
+    torch.testing.assert_close(weights, torch.tensor([1.0, 1.0, *expected, 0.0, 0.0, 0.0]))
+    assert continuation_weights(8, 8, 8).tolist() == [1.0] * 8
+    assert continuation_weights(0, 0, 8).tolist() == [0.0] * 8
+    with pytest.raises(ValueError, match="delay=6 overlap=5"):
+        continuation_weights(6, 5, 8)

@@ -6,11 +6,31 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .action_chunks import ActionChunks
+    from .chunk_executor import ChunkExecutor
+    from .client import AsyncPolicyClient, PolicyClient, PolicyError
     from .policy import SyVLAPolicy
+    from .rollout_recorder import RolloutRecorder
 
-_MODULES = {"SyVLAPolicy": "policy"}
+_MODULES = {
+    "ActionChunks": "action_chunks",
+    "AsyncPolicyClient": "client",
+    "ChunkExecutor": "chunk_executor",
+    "PolicyClient": "client",
+    "PolicyError": "client",
+    "RolloutRecorder": "rollout_recorder",
+    "SyVLAPolicy": "policy",
+}
 
-__all__ = ["SyVLAPolicy"]
+__all__ = [
+    "ActionChunks",
+    "AsyncPolicyClient",
+    "ChunkExecutor",
+    "PolicyClient",
+    "PolicyError",
+    "RolloutRecorder",
+    "SyVLAPolicy",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -22,7 +22,8 @@ class EpisodeRecord:
         success: Whether the environment reported success.
         steps: Control steps taken.
         instruction: What the policy was asked to do.
-        failure_reason: None on success, else "time limit", "terminated by the environment", or the policy's fault.
+        failure_reason: None on success, else "time limit", what the environment gave as the reason ("terminated by the
+            environment" where it gave none), or the policy's fault.
         error: How the environment crashed in every attempt, or None. Such an episode says nothing about the policy.
         attempts: Times that the episode was started; 2 after a crash of the environment.
         thoughts: [control step, text] for each chunk with a thought, repeats left out.

@@ -208,7 +208,7 @@ class EpisodeSlot:
         if record.success:
             return True, None
         if terminated:
-            return True, "terminated by the environment"
+            return True, str(info.get("failure_reason") or "terminated by the environment")
         return bool(truncated), "time limit"
 
     def _film(self) -> None:

@@ -52,7 +52,10 @@ class RobotEnvironment(Protocol):
         ...
 
     def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Applies one action `(D_action,)`. The info holds `instruction` (str) and `success` (bool)."""
+        """Applies one action `(D_action,)`. The info holds `instruction` (str) and `success` (bool).
+
+        It may hold `failure_reason` (str): why an episode that is terminated without success has failed.
+        """
         ...
 
     def render_camera(self, camera: str, height: int, width: int) -> np.ndarray:

@@ -15,6 +15,7 @@ Targets beyond the limits are clipped to them. Within a control step the servo t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium
@@ -23,7 +24,9 @@ import numpy as np
 from gymnasium import spaces
 
 from .arm_kinematics import ArmKinematics, rotation_matrix, rotation_vector
+from .choice_shapes import show_digit
 from .ray_camera import RayCamera
+from .tabletop_choice_tasks import CHOICE_TASKS, unseen_aspects
 from .tabletop_scene import (
     ACTION_DIMENSION,
     ARM_DIMENSION,
@@ -42,6 +45,8 @@ from .tabletop_scene import (
 from .tabletop_tasks import HOLD_STEPS, SHAPES, TASKS, Draw, Layout, half_height, sample_layout
 
 CONTROLS = ("joints", "ee_delta")
+STATIC_SHAPES = ("pad", "container")
+MAX_SCENES = 16  # compiled scenes kept; another takes a few milliseconds
 MAX_JOINT_SPEED = 3.0  # rad/s
 MAX_GRIPPER_SPEED = 0.5  # m/s
 MAX_EE_STEP = 0.06  # metres per control step and axis
@@ -62,6 +67,9 @@ class TabletopEnv(gymnasium.Env):
         distractors: Number of further objects of other colours on the table (`lift` and `place`), 0 to 2.
         control_hz: Control steps per second; the physics runs at 200 Hz.
         max_steps: Control steps after which the episode is truncated.
+        split: "in_domain" (None means this) or "ood": draw episodes as in demonstrations, or out of their distribution
+            (`calculating` and `bagging`; see `tabletop_choice_tasks`).
+        ood: Only these aspects out of distribution: some of "expression", "phrasing", "position".
         render_mode: None or "rgb_array" (pictures of the head camera).
 
     Raises:
@@ -70,7 +78,7 @@ class TabletopEnv(gymnasium.Env):
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}
     embodiment = "tabletop"
-    tasks = tuple(TASKS)
+    tasks = (*TASKS, *CHOICE_TASKS)
     cameras = CAMERAS
     view_cameras = {"center": "head", "left_wrist": "left_wrist", "right_wrist": "right_wrist"}
 
@@ -86,6 +94,8 @@ class TabletopEnv(gymnasium.Env):
         distractors: int = 0,
         control_hz: float = 10.0,
         max_steps: int = 80,
+        split: str | None = None,
+        ood: Sequence[str] | None = None,
         render_mode: str | None = "rgb_array",
     ) -> None:
         _expect_one_of("task", task, self.tasks)
@@ -110,7 +120,8 @@ class TabletopEnv(gymnasium.Env):
         self._substeps = max(1, round(1 / control_hz / PHYSICS_TIMESTEP))
         self.control_hz = 1 / (self._substeps * PHYSICS_TIMESTEP)
         self.metadata = {**self.metadata, "render_fps": self.control_hz}
-        self._task = TASKS[task]
+        self._task = (TASKS | CHOICE_TASKS)[task]
+        self.unseen = unseen_aspects(task, split, ood)
         self._shapes = tuple(shapes)
         self._distractors = distractors
         self._supersampling = supersampling
@@ -154,17 +165,21 @@ class TabletopEnv(gymnasium.Env):
         Args:
             seed: Seed of the draw. None continues the present generator.
             options: Fixes parts of the draw: `arm` ("left", "right"), `colour`, `shape`, `position` (x, y) [m],
-                `pad_colour`, `pad_position` (x, y) [m].
+                `pad_colour`, `pad_position` (x, y) [m]. `calculating` and `bagging` take none.
 
         Returns:
-            The observation and the info (`instruction`, `success`, `task`, `seed`).
+            The observation and the info (`instruction`, `success`, `task`, `seed`, `failure_reason`: None, or the
+            mistake that ended the episode).
         """
         super().reset(seed=seed)
-        self.layout = sample_layout(self._task, Draw(self.np_random, self._shapes, options or {}), self._distractors)
+        draw = Draw(self.np_random, self._shapes, options or {}, self.unseen)
+        self.layout = sample_layout(self._task, draw, self._distractors)
         self._load_scene(self.layout)
         self._command = self._home.copy()
         self._steps = 0
         self._held = 0
+        self._mistaken = 0
+        self._mistake: str | None = None
         self._seed = seed
         return self._observation(), self._info()
 
@@ -172,7 +187,8 @@ class TabletopEnv(gymnasium.Env):
         """Applies one action (14,) for `1 / control_hz` seconds.
 
         Returns:
-            Observation, reward (1.0 at success, else 0.0), terminated (success), truncated (`max_steps`), info.
+            Observation, reward (1.0 at success, else 0.0), terminated (success, or a wrong choice carried out),
+            truncated (`max_steps`), info.
 
         Raises:
             ValueError: If the action has another shape or a value that is not finite.
@@ -192,8 +208,11 @@ class TabletopEnv(gymnasium.Env):
         openings = {side: float(self.state[i * ARM_DIMENSION + JOINTS_PER_ARM]) for i, side in enumerate(SIDES)}
         achieved = self._task.achieved(self.model, self.data, self.layout, openings)
         self._held = self._held + 1 if achieved else 0
+        self._mistake = self._task.mistake(self.model, self.data, self.layout, openings)
+        self._mistaken = self._mistaken + 1 if self._mistake else 0
         info = self._info()
-        return self._observation(), float(info["success"]), info["success"], self._steps >= self.max_steps, info
+        terminated = info["success"] or info["failure_reason"] is not None
+        return self._observation(), float(info["success"]), terminated, self._steps >= self.max_steps, info
 
     def decode_action(self, action: np.ndarray) -> np.ndarray:
         """Absolute joint targets (14,) within the limits for an action in the environment's own control mode."""
@@ -256,6 +275,8 @@ class TabletopEnv(gymnasium.Env):
 
     def _load_scene(self, layout: Layout) -> None:
         if layout.objects not in self._scenes:
+            if len(self._scenes) >= MAX_SCENES:
+                self.close()
             model = build_scene(layout.objects)
             kinematics = {side: ArmKinematics(model, side) for side in SIDES}
             self._scenes[layout.objects] = (model, mujoco.MjData(model), kinematics)
@@ -271,14 +292,17 @@ class TabletopEnv(gymnasium.Env):
         self.data.ctrl[:] = self._home
         for item in layout.objects:
             self._put(item, layout.poses[item.name])
-            self.model.geom(item.name).rgba[:3] = COLOURS[layout.colours[item.name]]
+            if item.name in layout.colours:
+                self.model.geom(item.name).rgba[:3] = COLOURS[layout.colours[item.name]]
+            if item.name in layout.digits:
+                show_digit(self.model, item.name, layout.digits[item.name])
         mujoco.mj_forward(self.model, self.data)
 
     def _put(self, item: SceneObject, pose: tuple[float, float, float]) -> None:
         x, y, yaw = pose
         position = (x, y, half_height(item.shape))
         quaternion = (np.cos(yaw / 2), 0.0, 0.0, np.sin(yaw / 2))
-        if item.shape == "pad":
+        if item.shape in STATIC_SHAPES:
             self.model.body(item.name).pos[:] = position
             self.model.body(item.name).quat[:] = quaternion
         else:
@@ -320,6 +344,7 @@ class TabletopEnv(gymnasium.Env):
             "success": self._held >= HOLD_STEPS,
             "task": self.task,
             "seed": self._seed,
+            "failure_reason": self._mistake if self._mistaken >= HOLD_STEPS else None,
         }
 
 

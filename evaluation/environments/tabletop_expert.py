@@ -12,8 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from .arm_kinematics import rotation_about_z
+from .choice_shapes import CONTAINER_INNER_HALF_SIZE, ITEM_SHAPES
 from .tabletop import TabletopEnv
+from .tabletop_choice_tasks import grip_width
 from .tabletop_scene import ARM_DIMENSION, BAR_HALF_SIZE, GRIPPER_LIMITS, JOINTS_PER_ARM, OBJECT_HALF_SIZE, SIDES
+from .tabletop_tasks import half_height
 
 MAX_STEP = 0.04  # metres per control step that the commanded tool point leads the measured one
 LIFT_STEP = 0.03
@@ -23,6 +26,8 @@ BAR_CARRY_HEIGHT = 0.11
 BAR_REACH = 0.10  # metres from the bar's middle to the grasp
 FUNNEL_HEIGHT = 0.09  # metres above the grasp while still away from it sideways
 ARRIVED = 0.012  # metres
+DROP_HEIGHT = 0.062  # metres; height of the tool point above the box, so that the finger tips clear its walls
+REASONING_DISTANCE = 0.06  # metres from where the arm started within which its thought is the reasoning
 CLOSED, OPEN = float(GRIPPER_LIMITS[0]), float(GRIPPER_LIMITS[1])
 
 
@@ -129,12 +134,14 @@ class TabletopExpert:
 class LiftExpert(TabletopExpert):
     """Grasps the object with the layout's arm and lifts it; `PlaceExpert` goes on from there."""
 
+    _width = 2 * OBJECT_HALF_SIZE
+    _symmetry = np.pi / 2  # turn [rad] after which the object can be gripped likewise, here a cube's; 0: any turn
+
     def _decide(self, targets: np.ndarray) -> str:
         (arm,) = self._arms.values()
         centre, yaw = self._object_pose()
-        quarter = np.pi / 2
-        facing = yaw - quarter * np.round(yaw / quarter)  # a cube looks the same after every quarter turn
-        grasp = Grasp(np.array([centre[0], centre[1], max(centre[2], GRASP_HEIGHT)]), facing, 2 * OBJECT_HALF_SIZE)
+        facing = yaw - self._symmetry * np.round(yaw / self._symmetry) if self._symmetry else 0.0
+        grasp = Grasp(np.array([centre[0], centre[1], max(centre[2], GRASP_HEIGHT)]), facing, self._width)
         held = np.linalg.norm(arm.tool - centre) < 0.035
         if self._phase in ("grasp", "lift", "carry") and not held:
             self._enter("reach")
@@ -164,6 +171,11 @@ class LiftExpert(TabletopExpert):
 class PlaceExpert(LiftExpert):
     """Lifts the object, carries it above the pad, lowers it and lets go."""
 
+    _half_height = OBJECT_HALF_SIZE
+    _preposition = "onto"
+    _lifted = 0.07  # metres; height of the tool point from which the object is carried
+    _missed = 0.03  # metres; an object that was let go further from the goal is grasped again
+
     def _decide(self, targets: np.ndarray) -> str:
         if self._phase in ("release", "retreat"):
             (arm,) = self._arms.values()
@@ -172,31 +184,79 @@ class PlaceExpert(LiftExpert):
 
     def _after_grasp(self, arm: ArmDriver, grasp: Grasp, targets: np.ndarray) -> str:
         words = self._env.layout
-        pad, tool = self._env.data.body("pad").xpos, arm.tool
+        pad, tool = self._goal, arm.tool
         centre, _ = self._object_pose()
         offset = pad[:2] - centre[:2]
         distance = float(np.linalg.norm(offset))
-        if self._phase == "lift" and tool[2] > 0.07:
+        if self._phase == "lift" and tool[2] > self._lifted:
             self._enter("carry")
         if self._phase == "lift":
             return super()._after_grasp(arm, grasp, targets)
-        height = GRASP_HEIGHT + min(0.06, 2.0 * max(0.0, distance - 0.01))
-        if distance < 0.02 and centre[2] < OBJECT_HALF_SIZE + 0.008:
+        height = self._height_above_goal(distance)
+        if distance < 0.02 and self._may_let_go(tool, centre):
             self._enter("release")
             self._hold_at = tool
             return self._let_go(arm, targets)
         arm.go(targets, np.array([*(tool[:2] + offset), height]), grasp.yaw, CLOSED)
-        return f"move the {words.target} onto the {words.goal} with the {arm.side} arm"
+        return f"move the {words.target} {self._preposition} the {words.goal} with the {arm.side} arm"
 
     def _let_go(self, arm: ArmDriver, targets: np.ndarray) -> str:
-        if arm.opening > 2 * OBJECT_HALF_SIZE + 0.02:
+        if arm.opening > self._width + 0.02:
             self._enter("retreat")
         rise = 0.10 if self._phase == "retreat" else 0.0
         arm.go(targets, self._hold_at + np.array([0.0, 0.0, rise]), arm.yaw, OPEN)
-        pad, (centre, _) = self._env.data.body("pad").xpos, self._object_pose()
-        if self._phase == "retreat" and arm.tool[2] > 0.09 and np.linalg.norm(pad[:2] - centre[:2]) > 0.03:
+        pad, (centre, _) = self._goal, self._object_pose()
+        if self._phase == "retreat" and arm.tool[2] > 0.09 and np.linalg.norm(pad[:2] - centre[:2]) > self._missed:
             self._enter("reach")
         return f"release the {self._env.layout.target} with the {arm.side} arm"
+
+    @property
+    def _goal(self) -> np.ndarray:
+        return self._env.data.body("pad").xpos
+
+    def _height_above_goal(self, distance: float) -> float:
+        """Height [m] of the tool point while the object is `distance` [m] away from the goal sideways."""
+        return GRASP_HEIGHT + min(0.06, 2.0 * max(0.0, distance - 0.01))
+
+    def _may_let_go(self, tool: np.ndarray, centre: np.ndarray) -> bool:
+        """Whether tool point and object (3,) [m] are low enough above the goal."""
+        return bool(centre[2] < self._half_height + 0.008)
+
+
+class CalculatingExpert(PlaceExpert):
+    """Says the answer while its arm sets out, then puts the block that shows it on the pad."""
+
+    def reset(self) -> None:
+        super().reset()
+        shape = self._env.layout.objects[0].shape
+        self._width, self._half_height = grip_width(shape), half_height(shape)
+        self._symmetry = 0.0 if shape in ITEM_SHAPES and ITEM_SHAPES[shape].round else np.pi
+        (arm,) = self._arms.values()
+        self._start = arm.tool
+
+    def _decide(self, targets: np.ndarray) -> str:
+        thought = super()._decide(targets)
+        (arm,) = self._arms.values()
+        setting_out = self._phase == "reach" and np.linalg.norm(arm.tool - self._start) < REASONING_DISTANCE
+        return self._env.layout.reasoning if setting_out else thought
+
+    @property
+    def _goal(self) -> np.ndarray:
+        return self._env.data.body("goal").xpos
+
+
+class BaggingExpert(CalculatingExpert):
+    """Works out the item that answers the wish and drops it into the box from above the walls."""
+
+    _preposition = "into"
+    _lifted = 0.095
+    _missed = CONTAINER_INNER_HALF_SIZE
+
+    def _height_above_goal(self, distance: float) -> float:
+        return DROP_HEIGHT + min(0.04, 2.0 * max(0.0, distance - 0.01))
+
+    def _may_let_go(self, tool: np.ndarray, centre: np.ndarray) -> bool:
+        return bool(tool[2] < DROP_HEIGHT + 0.008)
 
 
 class BarLiftExpert(TabletopExpert):
@@ -233,7 +293,13 @@ class BarLiftExpert(TabletopExpert):
         return f"lift the {target} with both arms"
 
 
-EXPERTS: dict[str, type[TabletopExpert]] = {"lift": LiftExpert, "place": PlaceExpert, "bar_lift": BarLiftExpert}
+EXPERTS: dict[str, type[TabletopExpert]] = {
+    "lift": LiftExpert,
+    "place": PlaceExpert,
+    "bar_lift": BarLiftExpert,
+    "calculating": CalculatingExpert,
+    "bagging": BaggingExpert,
+}
 
 
 def make_tabletop_expert(env: TabletopEnv) -> TabletopExpert:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import mujoco
 import numpy as np
 
+from . import choice_shapes
+
 SIDES = ("left", "right")
 CAMERAS = ("head", "left_wrist", "right_wrist")
 JOINTS_PER_ARM = 6
@@ -65,7 +67,11 @@ WRIST_CAMERA = CameraMount((0.085, 0.0, -0.01), (0.045, 0.0, -0.125), (1.0, 0.0,
 
 @dataclass(frozen=True)
 class SceneObject:
-    """Something on the table: `shape` is "cube", "cylinder", "bar" (free bodies) or "pad" (a flat mark, no contact)."""
+    """Something on the table.
+
+    `shape` is "cube", "cylinder", "bar", "number" or an item of `choice_shapes.ITEM_SHAPES` (free bodies), "pad" (a flat
+    mark, no contact) or "container" (an open box that stands fast).
+    """
 
     name: str
     shape: str
@@ -203,6 +209,12 @@ def _object(item: SceneObject) -> str:
     if item.shape == "pad":
         return f"""<body name="{item.name}"><geom name="{item.name}" type="box" mass="0" contype="0" conaffinity="0"
           size="{PAD_HALF_SIZE} {PAD_HALF_SIZE} 0.001"/></body>"""
+    if item.shape == "container":
+        return choice_shapes.container(item.name)
+    if item.shape == "number":
+        return choice_shapes.number_block(item.name, OBJECT_MASS)
+    if item.shape in choice_shapes.ITEM_SHAPES:
+        return choice_shapes.item(item.name, item.shape, OBJECT_MASS)
     geometry = {
         "cube": f'type="box" size="{OBJECT_HALF_SIZE} {OBJECT_HALF_SIZE} {OBJECT_HALF_SIZE}"',
         "cylinder": f'type="cylinder" size="{OBJECT_HALF_SIZE} {OBJECT_HALF_SIZE}"',

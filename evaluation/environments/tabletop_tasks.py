@@ -17,6 +17,7 @@ from typing import Any
 import mujoco
 import numpy as np
 
+from .choice_shapes import ITEM_SHAPES, NUMBER_HALF_SIZE
 from .tabletop_scene import BAR_HALF_SIZE, COLOURS, OBJECT_HALF_SIZE, SIDES, SceneObject
 
 HOLD_STEPS = 3
@@ -46,7 +47,9 @@ class Layout:
         objects: Bodies of the scene.
         poses: Body name to (x, y, yaw) on the table [m, m, rad].
         colours: Body name to colour name.
-        goal: Words for the pad, empty without one.
+        goal: Words for the place to put it, empty without one.
+        digits: Body name to the digit that it shows.
+        reasoning: What follows from the instruction, for the first thought; empty where there is nothing to work out.
     """
 
     instruction: str
@@ -56,6 +59,8 @@ class Layout:
     poses: dict[str, tuple[float, float, float]]
     colours: dict[str, str]
     goal: str = ""
+    digits: dict[str, int] = field(default_factory=dict)
+    reasoning: str = ""
 
 
 class CrowdedTableError(RuntimeError):
@@ -69,6 +74,7 @@ class Draw:
     rng: np.random.Generator
     shapes: Sequence[str]
     options: Mapping[str, Any] = field(default_factory=dict)
+    unseen: tuple[str, ...] = ()  # aspects to draw from what demonstrations do not show, see tabletop_choice_tasks
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.options) - set(OPTIONS))
@@ -89,6 +95,7 @@ class Draw:
         arm: str,
         *,
         away_from: Sequence[tuple[float, float, float]] = (),
+        x_range: tuple[float, float] = X_RANGE,
         y_range: tuple[float, float] = Y_RANGE,
     ) -> tuple[float, float]:
         """The option `key` as (x, y), or a free place at random; `y_range` counts from the middle towards `arm`."""
@@ -98,7 +105,7 @@ class Draw:
                 raise ValueError(f"options[{key!r}]: expected (x, y) in metres, got {self.options[key]!r}")
             return float(point[0]), float(point[1])
         for _ in range(50):
-            x = float(self.rng.uniform(*X_RANGE))
+            x = float(self.rng.uniform(*x_range))
             y = float(self.rng.uniform(*y_range)) * (1 if arm == "left" else -1)
             if all(np.hypot(x - other[0], y - other[1]) >= CLEARANCE for other in away_from):
                 return x, y
@@ -123,6 +130,12 @@ class Task:
     ) -> bool:
         """Whether the goal state holds now. `openings` are the gripper openings [m] per arm."""
         raise NotImplementedError
+
+    def mistake(
+        self, model: mujoco.MjModel, data: mujoco.MjData, layout: Layout, openings: Mapping[str, float]
+    ) -> str | None:
+        """What has been done that counts as a failure and ends the episode, such as a wrong choice; None if nothing."""
+        return None
 
 
 def _object_on_table(draw: Draw, arm: str) -> tuple[str, str, tuple[float, float, float]]:
@@ -250,7 +263,16 @@ TASKS: dict[str, Task] = {task.name: task for task in (Lift(), Place(), BarLift(
 
 def half_height(shape: str) -> float:
     """Height [m] of an object's centre above the table at rest."""
-    return {"cube": OBJECT_HALF_SIZE, "cylinder": OBJECT_HALF_SIZE, "bar": BAR_HALF_SIZE[2], "pad": 0.001}[shape]
+    if shape in ITEM_SHAPES:
+        return ITEM_SHAPES[shape].half_height
+    return {
+        "cube": OBJECT_HALF_SIZE,
+        "cylinder": OBJECT_HALF_SIZE,
+        "bar": BAR_HALF_SIZE[2],
+        "number": NUMBER_HALF_SIZE[2],
+        "pad": 0.001,
+        "container": 0.001,
+    }[shape]
 
 
 def lowest_extent(model: mujoco.MjModel, data: mujoco.MjData, name: str) -> float:

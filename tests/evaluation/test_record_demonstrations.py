@@ -198,7 +198,10 @@ def test_command_line_records_and_reports(tmp_path, capsys):
 
 def test_command_line_fails_with_a_reason(tmp_path, capsys):
     assert main(["--output", str(tmp_path / "data"), "--task", "fly"]) == 1
-    assert "task: expected one of ['lift', 'place', 'bar_lift'], got 'fly'" in capsys.readouterr().err
+    assert (
+        "task: expected one of ['lift', 'place', 'bar_lift', 'calculating', 'bagging'], got 'fly'"
+        in capsys.readouterr().err
+    )
     with pytest.raises(SystemExit) as usage:
         main(["--output", str(tmp_path), "--env-option", "distractors"])
     assert usage.value.code != 0

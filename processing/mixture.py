@@ -146,10 +146,13 @@ class MixtureBatchSampler(Sampler):
             counts = [self._count(kind, rank, first) for rank in range(self.world_size)]
             mine = slice(sum(counts[: self.rank]), sum(counts[: self.rank + 1]))
             sources = self._sources(kind, begin, end)
-            for position, source in enumerate(sources):
-                if mine.start <= position < mine.stop:
-                    batch.append((int(source), self._index(int(source), int(self._drawn[source]))))
-                self._drawn[source] += 1
+            draws = np.empty(len(sources), dtype=np.int64)
+            for source in np.unique(sources).tolist():
+                chosen = sources == source
+                draws[chosen] = self._drawn[source] + np.arange(chosen.sum())
+                self._drawn[source] += chosen.sum()
+            own = sources[mine]
+            batch += zip(own.tolist(), self._indices(own, draws[mine]).tolist(), strict=True)
         self._samples = last
         return batch
 
@@ -174,30 +177,42 @@ class MixtureBatchSampler(Sampler):
         points = (start + np.arange(begin, end) * golden) % 1.0
         return np.searchsorted(self.cumulative[kind], points, side="right") + (self.num_robot if kind else 0)
 
-    def _index(self, source: int, draw: int) -> int:
-        size = self.sizes[source]
-        epoch, position = divmod(draw, size)
-        return shuffled_index(position, size, seed=(self.seed, source, epoch))
+    def _indices(self, sources: np.ndarray, draws: np.ndarray) -> np.ndarray:
+        """Samples that the draws (n,) of datasets (n,) stand for; every pass over a dataset is shuffled anew."""
+        sizes = np.asarray(self.sizes, dtype=np.int64)[sources]
+        passes, positions = np.divmod(draws, sizes)
+        keys = np.empty((4, len(draws)), dtype=np.uint64)
+        for source, number in set(zip(sources.tolist(), passes.tolist(), strict=True)):
+            chosen = (sources == source) & (passes == number)
+            keys[:, chosen] = np.array(_round_keys((self.seed, source, number)), dtype=np.uint64)[:, None]
+        return _permute(positions, sizes, keys)
 
 
-def shuffled_index(position: int, size: int, seed: tuple[int, ...]) -> int:
-    """Entry `position` of a pseudo-random permutation of range(size), in constant time and memory.
+def shuffled_indices(positions: np.ndarray, size: int, seed: tuple[int, ...]) -> np.ndarray:
+    """Entries `positions` (n,) of a pseudo-random permutation of range(size), in constant time and memory each."""
+    keys = np.repeat(np.array(_round_keys(seed), dtype=np.uint64)[:, None], len(positions), axis=1)
+    return _permute(np.asarray(positions), np.full(len(positions), size), keys)
 
-    A four-round Feistel network on the next even power of two, walked until it lands inside the range.
-    """
-    half = max(1, (max(size - 1, 1).bit_length() + 1) // 2)
-    mask = (1 << half) - 1
-    value = position
-    while True:
-        left, right = value >> half, value & mask
-        for key in _round_keys(seed):
-            mixed = ((right ^ key) * 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
-            mixed ^= mixed >> 29
-            mixed = (mixed * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
-            left, right = right, left ^ ((mixed >> 32) & mask)
-        value = (left << half) | right
-        if value < size:
-            return value
+
+def _permute(positions: np.ndarray, sizes: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """A four-round Feistel network on the next even power of two, walked until every entry lands inside its range."""
+    values, limits = positions.astype(np.uint64), sizes.astype(np.uint64)
+    bits = np.ceil(np.log2(np.maximum(sizes, 2))).astype(np.int64)
+    bits += (np.left_shift(1, bits) < sizes).astype(np.int64)  # should the logarithm have been rounded down
+    half = np.maximum(1, (bits + 1) // 2).astype(np.uint64)
+    mask = (np.uint64(1) << half) - np.uint64(1)
+    pending = np.arange(len(values))
+    while len(pending):
+        shift, low = half[pending], mask[pending]
+        left, right = values[pending] >> shift, values[pending] & low
+        for key in keys[:, pending]:
+            mixed = (right ^ key) * np.uint64(0x9E3779B97F4A7C15)  # modulo 2**64
+            mixed ^= mixed >> np.uint64(29)
+            mixed *= np.uint64(0xBF58476D1CE4E5B9)
+            left, right = right, left ^ ((mixed >> np.uint64(32)) & low)
+        values[pending] = (left << shift) | right
+        pending = pending[values[pending] >= limits[pending]]
+    return values.astype(np.int64)
 
 
 @lru_cache(maxsize=4096)

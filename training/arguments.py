@@ -126,10 +126,27 @@ class DataArguments:
     )
 
     def __post_init__(self) -> None:
+        if not 0.0 <= self.multimodal_share < 1.0:
+            raise ValueError(f"multimodal_share: expected a number in [0, 1), got {self.multimodal_share}")
         self.robot_specs = [dataset_spec(entry, "robot_datasets", ROBOT_KEYS) for entry in self.robot_datasets]
         self.multimodal_specs = [
             dataset_spec(entry, "multimodal_datasets", MULTIMODAL_KEYS) for entry in self.multimodal_datasets
         ]
+
+    def require_both_sides(self) -> None:
+        """Makes sure that the mixture can be made, before anything heavy is loaded.
+
+        Raises:
+            ValueError: If a side that the share calls for has no datasets.
+        """
+        if not self.robot_specs:
+            raise ValueError("robot_datasets: none given; list at least one LeRobot dataset")
+        if self.multimodal_share and not self.multimodal_specs:
+            raise ValueError(
+                f"multimodal_share: {self.multimodal_share} of every batch is to be multi-modal, but no multimodal_datasets "
+                "are given; list some, or set multimodal_share to 0 to train on robot data alone (the VLM then forgets "
+                "what it knew: paper, Table 9)"
+            )
 
 
 @dataclass

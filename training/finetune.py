@@ -47,26 +47,20 @@ def finetune(model_args: ModelArguments, data_args: DataArguments, args: SyVLATr
 
     if not model_args.model_path or not data_args.robot_specs:
         raise ValueError("model_path and robot_datasets: both are needed; pass a checkpoint and at least one dataset")
+    data_args.require_both_sides()
     set_seed(args.seed)
     model, processor = load_checkpoint(model_args)
     robot = load_robot_data(data_args, model, processor)
     multimodal = load_multimodal_data(data_args)
     if data_args.validate_data:
         validate(robot, multimodal, model, processor, data_args.validate_images)
-    share = data_args.multimodal_share if multimodal else 0.0
-    if not multimodal and data_args.multimodal_share:
-        logger.warning(
-            "no multimodal_datasets given: training on robot data alone; the VLM will forget (paper, Table 9). "
-            "The paper mixes in %d%%.",
-            round(100 * data_args.multimodal_share),
-        )
     embodiments = {dataset.embodiment for dataset in robot}
     trainer = SyVLATrainer(
         model=choose_trained_weights(model_args, model, embodiments),
         args=args,
         processing_class=processor,
         train_dataset=MixtureDataset(robot, multimodal),
-        multimodal_share=share,
+        multimodal_share=data_args.multimodal_share if multimodal else 0.0,
         robot_weights=_weights(data_args.robot_specs),
         multimodal_weights=_weights(data_args.multimodal_specs),
         card={

@@ -6,7 +6,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from processing.mixture import MixtureBatchSampler, MixtureDataset, shuffled_index
+from processing.mixture import MixtureBatchSampler, MixtureDataset, shuffled_indices
 
 ROBOTS, CHATS = [37, 11], [23, 5]
 
@@ -57,12 +57,12 @@ def test_every_batch_is_full_and_its_share_differs_by_less_than_one():
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 16, 17, 100, 255, 256, 257, 1000])
 def test_shuffled_index_is_a_permutation(size):
     for seed in ((0,), (1, 2, 3)):
-        assert sorted(shuffled_index(i, size, seed) for i in range(size)) == list(range(size))
+        assert sorted(shuffled_indices(np.arange(size), size, seed).tolist()) == list(range(size))
 
 
 def test_shuffles_of_other_seeds_differ_and_leave_no_order():
     size = 5000
-    first, second = ([shuffled_index(i, size, (seed, 0, 0)) for i in range(size)] for seed in (0, 1))
+    first, second = (shuffled_indices(np.arange(size), size, (seed, 0, 0)).tolist() for seed in (0, 1))
     assert np.mean(np.array(first) == np.array(second)) < 0.01
     for order in (first, second):
         assert abs(np.corrcoef(order, np.arange(size))[0, 1]) < 0.05
@@ -72,7 +72,7 @@ def test_shuffles_of_other_seeds_differ_and_leave_no_order():
 
 def test_shuffling_a_huge_dataset_costs_nothing():
     huge = 10**12
-    got = {shuffled_index(i, huge, (0,)) for i in range(1000)}
+    got = set(shuffled_indices(np.arange(1000), huge, (0,)).tolist())
     assert len(got) == 1000
     assert all(0 <= index < huge for index in got)
     assert np.mean(list(got)) == pytest.approx(huge / 2, rel=0.1)

@@ -121,7 +121,9 @@ def test_delta_actions_another_rate_and_a_filter_come_from_the_recipe(base_check
         ({"multimodal_datasets": '{"path": "a", "shuffle": 1}'}, "unknown key 'shuffle'; known are path, weight"),
         ({"model_overrides": "{chunk"}, "model_overrides: expected JSON"),
         ({"model_path": "no/such/folder"}, "model_path: no/such/folder is no folder"),
-        ({"multimodal_share": 1.5, "multimodal_datasets": "CHATS"}, "multimodal_share: expected a number in [0, 1]"),
+        ({"multimodal_share": 1.5, "multimodal_datasets": "CHATS"}, "multimodal_share: expected a number in [0, 1)"),
+        ({"multimodal_share": 1.0, "multimodal_datasets": "CHATS"}, "multimodal_share: expected a number in [0, 1)"),
+        ({"multimodal_share": 0.3, "model_path": "a/b"}, "no multimodal_datasets are given; list some"),
     ],
 )
 def test_bad_input_is_one_clear_error(

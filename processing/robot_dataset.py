@@ -243,6 +243,11 @@ class RobotDataset(torch.utils.data.Dataset):
         return self._frames.timestamp
 
     @property
+    def task_indices(self) -> np.ndarray:
+        """int64 (N,), number of each frame's instruction in `tasks`; do not write to it."""
+        return self._frames.task_index
+
+    @property
     def thoughts(self) -> list[str]:
         """The distinct thoughts of the selected episodes; empty without thoughts."""
         return self._frames.thoughts

@@ -101,3 +101,21 @@ def base_checkpoint(tmp_path_factory):
     SyVLAModel(config).save_pretrained(folder)
     build_tiny_processor(config).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(tmp_path_factory):
+    """A CLIP of random weights, 32-pixel images, 16 features."""
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+
+    folder = tmp_path_factory.mktemp("clip")
+    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = {**vision, "vocab_size": 99, "max_position_embeddings": 16}
+    torch.manual_seed(0)
+    config = CLIPConfig(
+        text_config=text, vision_config={**vision, "image_size": 32, "patch_size": 8}, projection_dim=16
+    )
+    CLIPModel(config).save_pretrained(folder)
+    side = {"height": 32, "width": 32}
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=side).save_pretrained(folder)
+    return folder

@@ -7,6 +7,19 @@ from dataclasses import dataclass
 import numpy as np
 
 
+@dataclass(frozen=True)
+class QueryAge:
+    """Age of the query states that a chunk was made from, in dual-system use.
+
+    Attributes:
+        seconds: Since the observation that the VLM saw.
+        calls: Calls of the session since then; 0: the VLM saw this very observation.
+    """
+
+    seconds: float
+    calls: int
+
+
 @dataclass
 class ActionChunks:
     """Answer of a policy to B observations.
@@ -15,8 +28,10 @@ class ActionChunks:
         actions: float32 (B, T, D_action), physical units of the environment's `action_names`, one row per control step.
         thoughts: B texts, or None for a policy that did not think.
         seconds: Wall-clock seconds until each of the B answers, where they were asked for one by one.
+        query_ages: B ages, or None where the VLM saw these very observations.
     """
 
     actions: np.ndarray
     thoughts: list[str] | None = None
     seconds: list[float] | None = None
+    query_ages: list[QueryAge] | None = None

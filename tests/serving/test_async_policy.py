@@ -1,0 +1,75 @@
+"""Dual-system policy: the same answers as the plain policy when the VLM has seen the observation, and fresh state always."""
+
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from serving.async_policy import AsyncSyVLAPolicy, join_intentions, split_intention
+from serving.policy import Intention, SyVLAPolicy
+
+VIEWS = {"center": "head", "left_wrist": "left", "right_wrist": "right"}
+
+
+@pytest.fixture
+def policy(tiny_model, tiny_processor):
+    return SyVLAPolicy(tiny_model, tiny_processor, "arm", VIEWS)
+
+
+def make_observation(seed: int) -> dict:
+    rng = np.random.default_rng(seed)
+    images = {name: rng.integers(0, 256, (32, 32, 3), dtype=np.uint8) for name in ("head", "left", "right")}
+    return {"images": images, "state": rng.normal(size=3).astype(np.float32)}
+
+
+def test_first_answers_are_those_of_the_plain_policy(policy):
+    observations, texts = [make_observation(seed) for seed in range(2)], ["lift the cube", "push"]
+    plain = policy.predict(observations, texts, seeds=[3, 4])
+    dual = AsyncSyVLAPolicy(policy)
+    answer = dual.predict(observations, texts, seeds=[3, 4], sessions=["a", "b"])
+    dual.close()
+    np.testing.assert_allclose(answer.actions, plain.actions, atol=1e-4)
+    assert [age.calls for age in answer.query_ages] == [0, 0]
+
+
+def test_the_expert_answers_from_the_fresh_state_while_the_vlm_is_behind(policy, monkeypatch):
+    intention, slow = policy.intention, False
+
+    def delayed(observations, texts):
+        if slow:
+            time.sleep(1.5)  # a VLM that thinks
+        return intention(observations, texts)
+
+    monkeypatch.setattr(policy, "intention", delayed)
+    dual = AsyncSyVLAPolicy(policy)
+    first, second, third = (make_observation(seed) for seed in range(3))
+    dual.predict([first], ["lift"], seeds=[0], sessions=["a"])
+    slow = True
+    dual.predict([second], ["lift"], seeds=[0], sessions=["a"])
+    answer = dual.predict([third], ["lift"], seeds=[7], sessions=["a"])
+    expected = policy.denoise([third], intention([first], ["lift"]), seeds=[7])
+    np.testing.assert_allclose(answer.actions, expected, atol=1e-4)
+    assert answer.query_ages[0].calls == 2
+    dual.close()
+
+
+def test_thoughts_come_from_the_background(policy, make_model, tiny_processor):
+    thinking = SyVLAPolicy(policy.model, tiny_processor, "arm", VIEWS, think=True, max_new_tokens=4)
+    dual = AsyncSyVLAPolicy(thinking, max_query_age=0.0)
+    observation = make_observation(1)
+    answer = dual.predict([observation], ["lift"], seeds=[0], sessions=["a"])
+    assert answer.thoughts == thinking.predict([observation], ["lift"], seeds=[0]).thoughts
+    dual.close()
+
+
+def test_intentions_of_unequal_length_are_padded_and_masked():
+    whole = Intention(torch.randn(2, 3, 4), torch.tensor([[True, True, False], [True] * 3]), ["a", "b"])
+    short = Intention(torch.randn(1, 2, 4))
+    joined = join_intentions([*split_intention(whole), short])
+    assert joined.mask.tolist() == [[True, True, False], [True, True, True], [True, True, False]]
+    torch.testing.assert_close(joined.query_states[:2], whole.query_states)
+    torch.testing.assert_close(joined.query_states[2, :2], short.query_states[0])
+    assert joined.thoughts == ["a", "b", ""]
+    plain = join_intentions([short, short])
+    assert (plain.mask, plain.thoughts) == (None, None)

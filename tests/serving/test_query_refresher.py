@@ -1,0 +1,131 @@
+"""Query states in the background: the newest observation wins, ages are true, bounds are kept, sessions stay apart."""
+
+import threading
+import time
+
+import pytest
+
+from serving.query_refresher import QueryRefresher, Sight
+
+
+class SlowHalf:
+    """States are (observation, basis); each computation waits for a permit."""
+
+    def __init__(self, permits: int = 0) -> None:
+        self.permits, self.batches = threading.Semaphore(permits), []
+
+    def __call__(self, sights):
+        self.batches.append([sight.observation for sight in sights])
+        assert self.permits.acquire(timeout=10)
+        if any(sight.observation == "bad" for sight in sights):
+            raise ValueError("images: expected a picture, got a bad one")
+        return [(sight.observation, sight.basis) for sight in sights]
+
+    def allow(self, count: int = 1) -> None:
+        self.permits.release(count)
+
+    def wait_for(self, count: int) -> None:
+        until = time.monotonic() + 10
+        while len(self.batches) < count:
+            assert time.monotonic() < until
+            time.sleep(0.002)
+
+
+def ask(refresher, observation, session="robot", basis="lift", timeout=10.0):
+    ((states, age),) = refresher.newest([Sight(session, observation, basis)], timeout)
+    return states, age
+
+
+def test_a_call_takes_the_newest_states_and_the_thread_the_newest_observation():
+    slow = SlowHalf(permits=1)
+    refresher = QueryRefresher(slow)
+    states, age = ask(refresher, 1)  # the first one waits
+    assert (states, age.calls) == ((1, "lift"), 0)
+    assert ask(refresher, 2)[0] == (1, "lift")
+    slow.wait_for(2)  # the thread works on observation 2
+    assert [ask(refresher, observation)[0] for observation in (3, 4)] == [(1, "lift")] * 2
+    states, age = ask(refresher, 5)
+    assert (states, age.calls) == ((1, "lift"), 4)
+    slow.allow()
+    slow.wait_for(3)
+    assert slow.batches == [[1], [2], [5]]  # 3 and 4 were dropped
+    states, age = ask(refresher, 6)
+    assert (states, age.calls) == ((2, "lift"), 4)
+    slow.allow(100)
+    refresher.close()
+
+
+def test_ages_are_seconds_since_the_observation():
+    slow = SlowHalf(permits=1)
+    refresher = QueryRefresher(slow)
+    ask(refresher, 1)
+    time.sleep(0.1)
+    age = ask(refresher, 2)[1]
+    assert 0.1 <= age.seconds < 5
+    slow.allow(100)
+    refresher.close()
+
+
+@pytest.mark.parametrize("bound", [{"max_age": 0.05}, {"max_age_calls": 1}])
+def test_a_bound_on_the_age_turns_into_a_wait(bound):
+    slow = SlowHalf(permits=1)
+    refresher = QueryRefresher(slow, **bound)
+    ask(refresher, 1)
+    assert ask(refresher, 2)[0] == (1, "lift")
+    slow.wait_for(2)
+    time.sleep(0.1)
+    with pytest.raises(TimeoutError, match="VLM did not answer in time"):
+        ask(refresher, 3, timeout=0.1)
+    threading.Timer(0.1, slow.allow, [100]).start()
+    states, age = ask(refresher, 4)
+    assert age.calls <= bound.get("max_age_calls", 0)
+    assert states[0] == 4 - age.calls
+    refresher.close()
+
+
+def test_another_instruction_is_never_answered_with_the_states_of_the_last():
+    slow = SlowHalf(permits=1)
+    refresher = QueryRefresher(slow)
+    ask(refresher, 1)
+    ask(refresher, 2)
+    slow.wait_for(2)  # works on observation 2 with the old instruction
+    threading.Timer(0.1, slow.allow, [100]).start()
+    assert ask(refresher, 3, basis="place")[0] == (3, "place")
+    assert ask(refresher, 4, basis="push")[0] == (4, "push")
+    refresher.close()
+
+
+def test_sessions_share_batches_but_no_states():
+    slow = SlowHalf(permits=100)
+    refresher = QueryRefresher(slow, max_sessions=3)
+    sights = [Sight(f"robot {robot}", robot, "lift", group=robot % 2) for robot in range(3)]
+    assert [states for states, _ in refresher.newest(sights, 10)] == [(robot, "lift") for robot in range(3)]
+    assert sorted(map(sorted, slow.batches)) == [[0, 2], [1]]
+    ask(refresher, 9, session="robot 3")
+    assert len(refresher) == 3  # robot 0 was silent longest
+    assert ask(refresher, 7, session="robot 0")[0] == (7, "lift")
+    refresher.drop("robot 0")
+    assert ask(refresher, 8, session="robot 0")[0] == (8, "lift")
+    refresher.close()
+
+
+def test_silent_sessions_are_dropped():
+    refresher = QueryRefresher(SlowHalf(permits=100), idle_seconds=0.05)
+    ask(refresher, 1, session="a")
+    time.sleep(0.1)
+    ask(refresher, 1, session="b")
+    assert len(refresher) == 1
+    refresher.close()
+
+
+def test_a_failure_reaches_whoever_waits_for_it_and_nobody_else():
+    slow = SlowHalf(permits=100)
+    refresher = QueryRefresher(slow)
+    with pytest.raises(ValueError, match="expected a picture"):
+        ask(refresher, "bad")
+    assert ask(refresher, 2)[0] == (2, "lift")
+    results = refresher.newest([Sight("robot", "bad", "lift"), Sight("other", 5, "lift")], 10)
+    assert [states for states, _ in results] == [(2, "lift"), (5, "lift")]
+    refresher.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        ask(refresher, 6, session="new")

@@ -1,0 +1,93 @@
+"""Answers as JSON lines: appended as they are generated, read back by `--resume`."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+Key = tuple[str, int, str]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a checkpoint said.
+
+    Attributes:
+        task: Task of lmms-eval.
+        doc_id: Row of the task's split.
+        prompt: Digest of everything the model saw: text, images, pixel limits, generation settings.
+        checkpoint: Digest of the model's weights.
+        text: The answer.
+        tokens: Generated tokens, the end token counted.
+        prompt_text: The rendered chat, for readers.
+    """
+
+    task: str
+    doc_id: int
+    prompt: str
+    checkpoint: str
+    text: str
+    tokens: int
+    prompt_text: str = ""
+
+    @property
+    def key(self) -> Key:
+        return self.task, self.doc_id, self.prompt
+
+
+class AnswerLog:
+    """The answers in one folder, of any number of processes: each appends to a file of its own and reads all.
+
+    Args:
+        folder: Folder of `answers-rank*.jsonl`; made when missing.
+        checkpoint: Digest of the weights; answers of others are passed over.
+        rank: This process.
+    """
+
+    def __init__(self, folder: str | Path, checkpoint: str, rank: int = 0) -> None:
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.checkpoint = checkpoint
+        self.path = self.folder / f"answers-rank{rank}.jsonl"
+        self.known: dict[Key, Answer] = {}
+        for path in self.files(folder):
+            self._read(path)
+        _end_torn_line(self.path)
+
+    @staticmethod
+    def files(folder: str | Path) -> list[Path]:
+        """The answer files in a folder."""
+        return sorted(Path(folder).glob("answers-rank*.jsonl"))
+
+    def append(self, answers: Iterable[Answer]) -> None:
+        """Writes answers and hands them to the operating system, so that they survive the death of this process."""
+        answers = list(answers)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(asdict(answer)) + "\n" for answer in answers)
+        self.known.update((answer.key, answer) for answer in answers)
+
+    def _read(self, path: Path) -> None:
+        torn = 0
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                answer = Answer(**json.loads(line))
+            except (json.JSONDecodeError, TypeError):  # cut off by a crash
+                torn += 1
+                continue
+            if answer.checkpoint == self.checkpoint:
+                self.known[answer.key] = answer
+        if torn:
+            logger.warning("%s: %d torn lines are passed over; their questions are asked again", path, torn)
+
+
+def _end_torn_line(path: Path) -> None:
+    if not path.is_file():
+        return
+    with path.open("rb+") as file:
+        if file.seek(0, 2) and file.seek(-1, 2) is not None and file.read(1) != b"\n":
+            file.write(b"\n")

@@ -1,0 +1,306 @@
+"""`syvla-eval-vlm`: what a checkpoint scores on DocVQA, AI2D, MMMU, MME and HallusionBench (paper, Table 2)."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from .answer_log import AnswerLog
+from .benchmark_report import BenchmarkResult, VLMResult, read_scores
+from .benchmarks import BENCHMARKS, Benchmark, chosen_benchmarks
+from .hallusion_accuracy import HEADLINES
+from .judge_server import JudgeServer
+from .lmms_eval_import import quiet_output, require_lmms_eval
+from .local_datasets import parquet_files
+from .random_state import preserved_random_state
+
+if TYPE_CHECKING:
+    from .answer_generation import AnswerGenerator
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate_vlm(
+    model: Any,
+    tasks: Sequence[str] | None = None,
+    *,
+    processor: Any = None,
+    data_root: str | Path | None = None,
+    limit: int | None = None,
+    output: str | Path | None = None,
+    resume: bool = False,
+    max_batch_size: int | None = None,
+    batch_tokens: int | None = None,
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
+    max_new_tokens: int | None = None,
+    headline: str = "mean",
+    judge_url: str | None = None,
+    judge_model: str = "gpt-4",
+    judge_key: str | None = None,
+    device: str | None = None,
+    dtype: str = "auto",
+    progress: bool = True,
+) -> VLMResult | None:
+    """Runs VLM benchmarks through lmms-eval. Under torchrun or `accelerate launch` the processes share the rows.
+
+    The random generators of the process are left as they were.
+
+    Args:
+        model: Checkpoint folder or Hub id, of SyVLA or plain Qwen2.5-VL; or such a model in memory, with its `processor`;
+            or a whole `AnswerGenerator`.
+        tasks: Names out of `BENCHMARKS`; all when None.
+        processor: Of a model in memory.
+        data_root: Folder with `DocVQA/`, `ai2d/`, `MMMU/`, `MME/`, `HallusionBench/`; None: the Hub or its cache.
+        limit: First rows of each benchmark to ask; the result is then labelled a subset.
+        output: Folder for `summary.json`, the answers (`answers-rank*.jsonl`) and the judge's verdicts; None: none.
+        resume: Whether to take over the answers of an interrupted run in `output`.
+        max_batch_size, batch_tokens, max_new_tokens: See `AnswerGenerator`.
+        min_pixels, max_pixels: See `PromptRenderer`.
+        headline: HallusionBench's number among aAcc, qAcc, fAcc and their mean, which leaderboards print; the paper does
+            not say which its is.
+        judge_url: OpenAI-compatible server that judges HallusionBench; None: a word-level rule.
+        judge_model, judge_key: Name of the judging model, and a bearer token.
+        device, dtype: Of a checkpoint that is loaded.
+        progress: Whether to show progress bars.
+
+    Returns:
+        The result, on the first process; None on the others.
+
+    Raises:
+        ImportError: If lmms-eval is not installed.
+        ValueError, OSError: On bad arguments, missing data, answers that `resume` is needed for, or a failing judge.
+    """
+    chosen = chosen_benchmarks(tasks)
+    _check(chosen, data_root, limit, headline, output, resume)
+    with preserved_random_state():
+        with quiet_output():
+            version = require_lmms_eval()
+        rank = _join_processes(device)
+        options = {
+            "max_batch_size": max_batch_size,
+            "batch_tokens": batch_tokens,
+            "min_pixels": min_pixels,
+            "max_pixels": max_pixels,
+            "max_new_tokens": max_new_tokens,
+            "progress": progress and rank == 0,
+        }
+        given = {name: value for name, value in options.items() if value is not None}
+        generator = _generator(model, processor, device, dtype, output is not None or judge_url is not None, given)
+        folder = Path(output) if output is not None else None
+        if folder is not None:
+            generator.log = AnswerLog(folder, generator.checkpoint, rank)
+        judge = None
+        if judge_url is not None:
+            cache = folder / "judge.jsonl" if folder is not None else None
+            judge = JudgeServer(judge_url, judge_model, generator.checkpoint, cache, judge_key)
+        results = {}
+        for benchmark in chosen:
+            column = _run(benchmark, generator, data_root, limit, headline, judge)
+            if column is not None:
+                results[benchmark.name] = column
+    if rank != 0:
+        return None
+    settings = {
+        "model": model if isinstance(model, str) else type(model).__name__,
+        "checkpoint": generator.checkpoint,
+        "limit": limit,
+        "lmms_eval": version,
+        "judge": "a word-level rule" if judge is None else f"{judge_model} at {judge_url}",
+        "headline": headline,
+        "pixel_limits": list(generator.renderer.pixel_limits),
+        "dtype": str(generator.model.dtype).removeprefix("torch."),
+        "data_root": None if data_root is None else str(data_root),
+        "max_batch_size": generator.max_batch_size,
+        "max_new_tokens": generator.max_new_tokens,
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+    }
+    result = VLMResult(results, settings)
+    if folder is not None:
+        result.write(folder / "summary.json")
+    return result
+
+
+def _check(
+    chosen: Sequence[Benchmark], data_root: Any, limit: int | None, headline: str, output: Any, resume: bool
+) -> None:
+    """Everything that can be wrong before lmms-eval and the model are loaded."""
+    if headline not in HEADLINES:
+        raise ValueError(f"headline: expected one of {', '.join(HEADLINES)}, got {headline!r}")
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit: expected at least 1, got {limit}; leave it out for all rows")
+    if limit is not None and limit % 2 and any(benchmark.name == "mme" for benchmark in chosen):
+        raise ValueError(
+            f"limit: MME scores pairs of questions, so it needs an even number, got {limit}; pass {limit + 1}, or leave "
+            "mme out of tasks"
+        )
+    if data_root is not None:
+        for benchmark in chosen:
+            parquet_files(benchmark, data_root)
+    if resume and output is None:
+        raise ValueError("resume: needs the output folder of the interrupted run")
+    if output is not None and not resume and AnswerLog.files(output):
+        raise ValueError(
+            f"output: {output} holds the answers of an earlier run; pass --resume to go on with it, or another --output"
+        )
+
+
+def _join_processes(device: str | None) -> int:
+    """Rank of this process; makes the process group where a launcher started several."""
+    import torch
+
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return 0
+    gpu = torch.cuda.is_available() and not str(device or "").startswith("cpu")
+    if gpu:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo")
+    torch.distributed.barrier()  # nobody writes answers before everybody has looked for old ones
+    return torch.distributed.get_rank()
+
+
+def _generator(
+    model: Any, processor: Any, device: str | None, dtype: str, fingerprint: bool, options: dict[str, Any]
+) -> AnswerGenerator:
+    from .answer_generation import AnswerGenerator
+    from .model_loading import load_generator, make_generator
+
+    if isinstance(model, AnswerGenerator):
+        return model
+    if isinstance(model, (str, Path)):
+        return load_generator(str(model), device=device, dtype=dtype, fingerprint=fingerprint, **options)
+    if processor is None:
+        raise ValueError("processor: missing; a model in memory needs its processor beside it")
+    return make_generator(model, processor, fingerprint=fingerprint, **options)
+
+
+def _run(
+    benchmark: Benchmark,
+    generator: AnswerGenerator,
+    data_root: str | Path | None,
+    limit: int | None,
+    headline: str,
+    judge: JudgeServer | None,
+) -> BenchmarkResult | None:
+    """One benchmark, in one call of lmms-eval, so that a finished one is not lost with the next."""
+    from lmms_eval.evaluator import simple_evaluate
+
+    from .lmms_model import SyVLAForLmms
+    from .task_loading import load_task
+    from .unparsable import is_unparsable
+
+    started = time.monotonic()
+    with quiet_output():
+        task = load_task(benchmark, data_root, judge)
+        try:
+            results = simple_evaluate(
+                model=SyVLAForLmms(generator=generator),
+                tasks=[task],
+                task_manager=SimpleNamespace(),  # the task is loaded; the default one would index 2,000 others
+                limit=limit,
+                bootstrap_iters=0,
+                process_docs_parallel=1,
+                distributed_executor_backend="torchrun",
+                cli_args=SimpleNamespace(output_path=None, process_with_media=False, reasoning_tags=None),
+                verbosity="WARNING",
+            )
+        except AssertionError as error:
+            if "pairwise" in str(error):
+                raise ValueError(
+                    "MME: a question lacks the second one of its pair; is the dataset complete?"
+                ) from error
+            raise
+    if results is None:
+        return None
+    samples = results["samples"][benchmark.task]
+    unreadable = sum(is_unparsable(benchmark.name, sample["doc"], _text(sample)) for sample in samples)
+    return read_scores(
+        benchmark,
+        results["results"][benchmark.task],
+        len(samples),
+        unreadable / max(len(samples), 1),
+        time.monotonic() - started,
+        headline,
+    )
+
+
+def _text(sample: dict[str, Any]) -> str:
+    """The raw answer of one of lmms-eval's samples."""
+    answer = sample["resps"]
+    while isinstance(answer, (list, tuple)):
+        answer = answer[0]
+    return answer
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Command line of `syvla-eval-vlm`."""
+    from .answer_generation import BATCH_TOKENS, MAX_BATCH_SIZE
+
+    parser = argparse.ArgumentParser(
+        prog="syvla-eval-vlm",
+        description="Scores of a checkpoint on five VLM benchmarks, through lmms-eval (paper, Table 2).",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--model", required=True, help="checkpoint folder or Hub id: SyVLA, or a plain Qwen2.5-VL")
+    parser.add_argument("--tasks", nargs="+", default=list(BENCHMARKS), metavar="TASK", help="benchmarks to run")
+    parser.add_argument("--data-root", type=Path, help="folder with DocVQA/, ai2d/, MMMU/, MME/, HallusionBench/")
+    parser.add_argument("--limit", type=int, help="first rows of each benchmark; the result is labelled a subset")
+    parser.add_argument("--output", type=Path, default=Path("outputs/vlm_benchmarks"), help="folder of the results")
+    parser.add_argument("--resume", action="store_true", help="take over the answers of an interrupted run")
+    parser.add_argument("--max-batch-size", type=int, default=MAX_BATCH_SIZE, help="most questions in a batch")
+    parser.add_argument(
+        "--batch-tokens", type=int, default=BATCH_TOKENS, help="most tokens in a batch, padding counted"
+    )
+    parser.add_argument(
+        "--min-pixels", type=int, help="smaller images are scaled up to it; by default the checkpoint's"
+    )
+    parser.add_argument(
+        "--max-pixels", type=int, help="bigger images are scaled down to it; by default the checkpoint's"
+    )
+    parser.add_argument(
+        "--max-new-tokens", type=int, help="cap on an answer's tokens; by default the tasks' own limits"
+    )
+    parser.add_argument("--headline", default="mean", choices=HEADLINES, help="HallusionBench's number in the table")
+    parser.add_argument(
+        "--judge-url", help="OpenAI-compatible server that judges HallusionBench; by default a rule does"
+    )
+    parser.add_argument("--judge-model", default="gpt-4", help="name of the judging model")
+    parser.add_argument(
+        "--judge-key-variable", default="OPENAI_API_KEY", help="environment variable with the judge's key"
+    )
+    parser.add_argument("--device", help="torch device; by default a GPU where there is one")
+    parser.add_argument("--dtype", default="auto", help="parameter dtype, such as bfloat16; auto: the checkpoint's")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `syvla-eval-vlm`; returns the exit status."""
+    import torch
+
+    arguments = vars(build_parser().parse_args(argv))
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    arguments["progress"] = not arguments.pop("quiet")
+    arguments["judge_key"] = os.environ.get(arguments.pop("judge_key_variable"))
+    try:
+        result = evaluate_vlm(arguments.pop("model"), **arguments)
+    except (ValueError, OSError, ImportError, torch.OutOfMemoryError) as error:
+        print(f"syvla-eval-vlm: {error}", file=sys.stderr)
+        return 1
+    if result is not None:
+        print(result.to_text())
+        print(json.dumps({"summary": str(arguments["output"] / "summary.json")}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,148 @@
+"""A language model behind an OpenAI-compatible server judges answers; its verdicts are kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from .yes_no_rule import Verdict
+
+logger = logging.getLogger(__name__)
+
+_INSTRUCTION = (
+    "You grade an answer to a question about an image. The reference is right. Reply with one word: correct if the answer "
+    "agrees with the reference, incorrect if it contradicts it, unclear if it does not say."
+)
+_LONGEST_REPLY = 1_000_000  # bytes
+
+
+class JudgeServer:
+    """Asks `URL/chat/completions` for verdicts.
+
+    Args:
+        url: Base URL such as `http://127.0.0.1:8000/v1`, or the whole address of `chat/completions`.
+        model: Name of the judging model.
+        checkpoint: Digest of the judged weights: a verdict is never taken over from another checkpoint.
+        cache: JSON-lines file of verdicts, None: none is kept.
+        key: Bearer token.
+        timeout: Seconds for one request.
+        tries: Requests per answer before it is an error; between them 1, 2, 4, ... times `pause` seconds.
+        workers: Requests at a time.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        checkpoint: str,
+        cache: str | Path | None = None,
+        key: str | None = None,
+        timeout: float = 60.0,
+        tries: int = 4,
+        pause: float = 1.0,
+        workers: int = 8,
+    ) -> None:
+        if not url.startswith(("http://", "https://")):
+            raise ValueError(f"judge_url: expected http:// or https://, got {url!r}")
+        self.url = url if url.endswith("/chat/completions") else url.rstrip("/") + "/chat/completions"
+        self.model, self.checkpoint, self.key = model, checkpoint, key
+        self.timeout, self.tries, self.pause, self.workers = timeout, tries, pause, workers
+        self.cache = Path(cache) if cache is not None else None
+        self._known: dict[str, Verdict] = self._read()
+        self._lock = Lock()
+
+    def verdicts(self, rows: Sequence[dict[str, Any]], answers: Sequence[str]) -> list[Verdict]:
+        """Verdicts on answers, in their order.
+
+        Args:
+            rows: `question` and `gt_answer_details` of each.
+            answers: What the model said.
+
+        Raises:
+            OSError: If the server refuses, or does not give a verdict within `tries`; verdicts so far are kept.
+        """
+        from tqdm import tqdm
+
+        with ThreadPoolExecutor(self.workers) as pool:
+            jobs = [pool.submit(self._verdict, row, answer) for row, answer in zip(rows, answers, strict=True)]
+            try:
+                return [job.result() for job in tqdm(jobs, desc="judge", disable=None)]
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def _verdict(self, row: dict[str, Any], answer: str) -> Verdict:
+        parts = [self.checkpoint, row["question"], row["gt_answer_details"], answer, self.model]
+        key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+        if key in self._known:
+            return self._known[key]
+        prompt = f"Question: {row['question']}\nReference: {row['gt_answer_details']}\nAnswer: {answer}"
+        reply = self._ask(prompt)
+        verdict = _read_verdict(reply)
+        with self._lock:
+            self._known[key] = verdict
+            if self.cache is not None:
+                self.cache.parent.mkdir(parents=True, exist_ok=True)
+                with self.cache.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({"key": key, "verdict": verdict, "reply": reply, "prompt": prompt}) + "\n")
+        return verdict
+
+    def _ask(self, prompt: str) -> str:
+        messages = [{"role": "system", "content": _INSTRUCTION}, {"role": "user", "content": prompt}]
+        body = json.dumps({"model": self.model, "messages": messages, "max_tokens": 16, "temperature": 0}).encode()
+        headers = {"Content-Type": "application/json"}
+        if self.key:
+            headers["Authorization"] = f"Bearer {self.key}"
+        reason = ""
+        for attempt in range(self.tries):
+            if attempt:
+                time.sleep(self.pause * 2 ** (attempt - 1))
+            try:
+                request = urllib.request.Request(self.url, body, headers)
+                with urllib.request.urlopen(request, timeout=self.timeout) as response:
+                    return json.loads(response.read(_LONGEST_REPLY))["choices"][0]["message"]["content"] or ""
+            except urllib.error.HTTPError as error:
+                reason = f"HTTP {error.code}"
+                if error.code != 429 and error.code < 500:
+                    raise OSError(
+                        f"judge: {self.url} refuses with {reason}; check judge_url, judge_model and the key"
+                    ) from error
+            except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+                reason = f"{type(error).__name__}: {error}"
+        raise OSError(
+            f"judge: {self.url} gave no verdict in {self.tries} tries (last: {reason}); verdicts so far are kept, run again "
+            "with --resume, or without --judge-url for the rule"
+        )
+
+    def _read(self) -> dict[str, Verdict]:
+        known: dict[str, Verdict] = {}
+        if self.cache is None or not self.cache.is_file():
+            return known
+        text = self.cache.read_text(encoding="utf-8", errors="replace")
+        for line in text.splitlines():
+            try:
+                entry = json.loads(line)
+                known[entry["key"]] = entry["verdict"]
+            except (json.JSONDecodeError, KeyError, TypeError):
+                continue  # torn by a crash: asked again
+        if text and not text.endswith("\n"):
+            with self.cache.open("a", encoding="utf-8") as file:
+                file.write("\n")
+        return known
+
+
+def _read_verdict(reply: str) -> Verdict:
+    words = re.findall(r"[a-z]+", reply.lower())
+    if "incorrect" in words:
+        return "incorrect"
+    return "correct" if "correct" in words else "unclear"

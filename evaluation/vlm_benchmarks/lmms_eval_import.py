@@ -1,0 +1,46 @@
+"""Imports lmms-eval, which is optional, slow to import (about ten seconds), and loud."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+
+SUPPORTED = "0.7.3"
+INSTALL_HINT = (
+    f"pip install 'syvla[eval]'; or, for these five benchmarks alone, pip install --no-deps lmms-eval=={SUPPORTED} and "
+    "pip install evaluate loguru pytz sacrebleu tenacity"
+)
+
+
+def require_lmms_eval() -> str:
+    """Imports lmms-eval and returns its version; what it logs goes to the logger "lmms_eval" from then on.
+
+    Raises:
+        ImportError: If it, or a part that it needs, is not installed; the message says what to install.
+    """
+    first = "lmms_eval.evaluator" not in sys.modules
+    try:
+        import lmms_eval.evaluator
+        import lmms_eval.models  # noqa: F401
+        from loguru import logger
+    except ImportError as error:
+        raise ImportError(f"the VLM benchmarks need lmms-eval ({error}): {INSTALL_HINT}") from error
+    if first:
+        logger.remove()  # its own sink writes to the standard output of whoever imports it
+        logger.add(_to_logging, level="INFO", format="{message}")
+    return metadata.version("lmms-eval")
+
+
+def _to_logging(message) -> None:
+    record = message.record
+    logging.getLogger("lmms_eval").log(record["level"].no, record["message"])
+
+
+@contextlib.contextmanager
+def quiet_output() -> Iterator[None]:
+    """Sends what lmms-eval prints to the standard error, so that the standard output holds the results alone."""
+    with contextlib.redirect_stdout(sys.stderr):
+        yield

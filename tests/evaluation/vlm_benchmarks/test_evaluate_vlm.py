@@ -1,0 +1,221 @@
+"""The harness: full marks for right answers, known ones for constant answers, the paper's units, clear errors."""
+
+import json
+import random
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from evaluation import evaluate_vlm
+from evaluation.vlm_benchmarks.benchmark_report import VLMResult, read_scores
+from evaluation.vlm_benchmarks.benchmarks import BENCHMARKS
+from evaluation.vlm_benchmarks.evaluate_vlm import main
+from evaluation.vlm_benchmarks.synthetic_data import oracle_answer, write_benchmarks
+from evaluation.vlm_benchmarks.synthetic_rows import ROWS
+
+BY_TASK = {benchmark.task: name for name, benchmark in BENCHMARKS.items()}
+
+
+@pytest.fixture(scope="module")
+def rows():
+    """The rows of `data_root`, drawn again from their seed."""
+    return {name: make(random.Random(f"benchmark/{name}/11"), 28) for name, make in ROWS.items()}
+
+
+@pytest.fixture(scope="module")
+def run(fixed_answers, data_root):
+    def run(say, **options):
+        return evaluate_vlm(fixed_answers(say), data_root=data_root, progress=False, **options)
+
+    return run
+
+
+def test_right_answers_get_full_marks_on_all_five(run, rows):
+    result = run(lambda task, doc: oracle_answer(BY_TASK[task], rows[BY_TASK[task]][doc]))
+    assert result.to_dict()["columns"] == {"DocVQA": 100, "AI2D": 100, "MMMU": 100, "MME": 2800, "HallBench": 100}
+    assert result.benchmarks["mme"].parts == {"perception": 2000, "cognition": 800}
+    assert {r.unparsable for r in result.benchmarks.values()} == {0.0}
+    assert {r.rows for r in result.benchmarks.values()} == {28}
+
+
+def test_constant_answers_get_what_chance_gives(run, rows):
+    yes = run(lambda task, doc: "Yes")
+    assert yes.benchmarks["docvqa"].score == yes.benchmarks["ai2d"].score == 0
+    assert yes.benchmarks["mme"].parts == {"perception": 500, "cognition": 200}  # 50 + 0 in each of 14 categories
+    assert yes.benchmarks["hallusionbench"].parts == {
+        "aAcc": 50,
+        "qAcc": 0,
+        "fAcc": 0,
+        "mean": pytest.approx(50 / 3, abs=1e-4),
+    }
+    assert [yes.benchmarks[name].unparsable for name in ("docvqa", "ai2d", "mme", "hallusionbench")] == [0, 1, 0, 0]
+    a = run(lambda task, doc: "A")
+    share = {name: sum(oracle_answer(name, row) == "A" for row in rows[name]) / 28 for name in ("ai2d", "mmmu")}
+    assert a.benchmarks["ai2d"].score == pytest.approx(100 * share["ai2d"], abs=1e-3)
+    assert a.benchmarks["mmmu"].score == pytest.approx(100 * share["mmmu"], abs=1e-3)
+    assert a.benchmarks["mme"].score == a.benchmarks["docvqa"].score == 0
+    assert 0 < share["ai2d"] < 0.5
+    assert a.benchmarks["mme"].unparsable == a.benchmarks["hallusionbench"].unparsable == 1
+
+
+def test_no_answer_is_unreadable_everywhere_and_mmmu_draws_the_same_letters_again(run, rows):
+    first, again = (run(lambda task, doc: "") for _ in range(2))
+    assert {r.unparsable for r in first.benchmarks.values()} == {1.0}
+    assert first.benchmarks["mmmu"].score == again.benchmarks["mmmu"].score > 0
+    assert first.benchmarks["hallusionbench"].score == 0
+
+
+@pytest.mark.parametrize(
+    ("answer", "right"),
+    [("{}.", True), ("({})", True), (" {} ", True), ("{}. text", True), ("The answer is {}.", False)],
+)
+def test_ai2d_reads_letters_as_strictly_as_upstream(run, rows, answer, right):
+    result = run(lambda task, doc: answer.format(oracle_answer("ai2d", rows["ai2d"][doc])), tasks=["ai2d"], limit=6)
+    assert result.benchmarks["ai2d"].score == (100 if right else 0)
+    assert result.benchmarks["ai2d"].unparsable == (0 if right else 1)
+
+
+def test_training_chats_are_the_prompts_of_the_harness(run, rows, lmms_eval, data_root, checkpoint):
+    """So that a model trained on synthetic chats is asked in the words it was trained on."""
+    from evaluation.vlm_benchmarks.lmms_model import _load_chat
+    from evaluation.vlm_benchmarks.synthetic_data import CHATS
+    from evaluation.vlm_benchmarks.task_loading import load_task
+
+    for name, benchmark in BENCHMARKS.items():
+        task = load_task(benchmark, data_root)
+        for i, row in enumerate(rows[name]):
+            (message,) = _load_chat(task.doc_to_messages, task.test_docs(), i)
+            content, images, _ = CHATS[name](row)
+            asked = [part for part in message["content"] if part["type"] == "text"]
+            assert asked == [part for part in content if part["type"] == "text"], name
+            seen = [part["image"] for part in message["content"] if part["type"] == "image"]
+            assert [i.tobytes() for i in seen] == [i.convert("RGB").tobytes() for i in images]
+            assert [p["type"] for p in message["content"]] == [p["type"] for p in content]
+
+
+def test_generators_of_the_caller_are_left_as_they_were(run):
+    random.seed(5), np.random.seed(5), torch.manual_seed(5)
+    expected = random.random(), np.random.rand(), torch.rand(()).item()
+    random.seed(5), np.random.seed(5), torch.manual_seed(5)
+    run(lambda task, doc: "", tasks=["mmmu"], limit=4)
+    assert (random.random(), np.random.rand(), torch.rand(()).item()) == expected
+
+
+def test_a_limited_run_is_never_called_the_papers_table(run):
+    result = run(lambda task, doc: "Yes", tasks=["mme", "ai2d"], limit=4)
+    assert not result.complete
+    for text in (result.to_text(), json.dumps(result.to_dict())):
+        assert "SUBSET, not comparable with the paper's table: 4 of 3088 rows of AI2D, 4 of 2374 rows of MME" in text
+        assert "comparable with Table 2" not in text
+    assert list(result.benchmarks) == ["ai2d", "mme"], "in the order of the paper's table"
+    assert list(result.benchmarks["mme"].parts) == ["perception"], "no row of cognition was asked"
+
+
+def test_only_whole_official_splits_are_comparable():
+    benchmark = BENCHMARKS["ai2d"]
+    metrics = {"exact_match,flexible-extract": 0.6766}
+    whole = read_scores(benchmark, metrics, benchmark.rows, 0.0, 1.0)
+    assert whole.score == 67.66
+    assert VLMResult({"ai2d": whole}, {"limit": None}).complete
+    assert "comparable with Table 2 of the paper" in VLMResult({"ai2d": whole}, {"limit": None}).label
+    assert not VLMResult({"ai2d": whole}, {"limit": benchmark.rows}).complete
+    assert not VLMResult({"ai2d": whole}, {"limit": None, "max_new_tokens": 4}).complete
+    assert not VLMResult({"ai2d": read_scores(benchmark, metrics, 3087, 0.0, 1.0)}, {"limit": None}).complete
+
+
+def test_headline_of_hallusionbench_is_a_setting(run):
+    for headline, expected in (("aAcc", 50), ("qAcc", 0), ("fAcc", 0), ("mean", 50 / 3)):
+        result = run(lambda task, doc: "No", tasks=["hallusionbench"], headline=headline)
+        assert result.benchmarks["hallusionbench"].score == pytest.approx(expected, abs=1e-4)
+        assert result.benchmarks["hallusionbench"].unit == f"{headline} %"
+
+
+def test_rows_that_changed_on_disk_are_read_anew(fixed_answers, data_root, rows, tmp_path):
+    """`datasets` keeps copies; a rewritten file of the same name must not be answered from them."""
+    shutil.copytree(data_root, tmp_path / "data")
+    oracle = fixed_answers(lambda task, doc: oracle_answer("docvqa", rows["docvqa"][doc]))
+    scores = []
+    for seed in (11, 12):
+        write_benchmarks(tmp_path / "data", 28, seed=seed, tasks=["docvqa"])
+        result = evaluate_vlm(oracle, ["docvqa"], data_root=tmp_path / "data", progress=False)
+        scores.append(result.benchmarks["docvqa"].score)
+    assert scores[0] == 100
+    assert scores[1] < 60
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"tasks": ["docvq"]},
+            "'docvq' is unknown, expected any of docvqa, ai2d, mmmu, mme, hallusionbench; did you mean",
+        ),
+        ({"limit": 5}, "limit: MME scores pairs of questions, so it needs an even number, got 5; pass 6"),
+        ({"limit": 0}, "limit: expected at least 1, got 0"),
+        (
+            {"data_root": "no/such/place"},
+            "no validation-*.parquet for DocVQA below no/such/place/DocVQA; put the dataset ",
+        ),
+        ({"headline": "best"}, "headline: expected one of aAcc, qAcc, fAcc, mean, got 'best'"),
+        ({"resume": True}, "resume: needs the output folder"),
+        ({"judge_url": "ftp://judge", "tasks": ["ai2d"]}, "judge_url: expected http:// or https://"),
+    ],
+)
+def test_bad_input_is_one_clear_error(run, fixed_answers, data_root, change, message):
+    with pytest.raises((ValueError, OSError)) as error:
+        evaluate_vlm(fixed_answers(lambda task, doc: ""), **{"data_root": data_root, **change})
+    assert message in str(error.value)
+
+
+def test_an_odd_limit_is_fine_without_mme(run):
+    assert run(lambda task, doc: "A", tasks=["ai2d"], limit=3).benchmarks["ai2d"].rows == 3
+
+
+def test_damaged_and_foreign_files_are_named(tmp_path, data_root, capsys):
+    import datasets
+
+    shutil.copytree(data_root, tmp_path / "data")
+    path = next((tmp_path / "data" / "MME").rglob("*.parquet"))
+    datasets.Dataset.from_list([{"question": "?"}]).to_parquet(path)
+    arguments = ["--model", "none", "--data-root", str(tmp_path / "data"), "--output", str(tmp_path / "out")]
+    assert main(arguments) == 1
+    assert (
+        "lacks the columns ['question_id', 'image', 'answer', 'category'] of lmms-lab-encoder/MME"
+        in capsys.readouterr().err
+    )
+    path.write_bytes(b"PAR1 not really")
+    assert main(arguments) == 1
+    assert f"{path}: no readable parquet file" in capsys.readouterr().err
+
+
+def test_half_a_pair_of_mme_is_named(run, fixed_answers, data_root, tmp_path):
+    import datasets
+
+    rows = datasets.load_dataset("parquet", data_files=str(next((data_root / "MME").rglob("*.parquet"))), split="train")
+    (tmp_path / "MME").mkdir()
+    rows.select([0, 1, 2]).to_parquet(tmp_path / "MME" / "test-00000-of-00001.parquet")
+    with pytest.raises(ValueError, match="MME: a question lacks the second one of its pair"):
+        evaluate_vlm(fixed_answers(lambda task, doc: "Yes"), ["mme"], data_root=tmp_path, progress=False)
+
+
+def test_missing_lmms_eval_says_what_to_install(monkeypatch, capsys, data_root, tmp_path):
+    for name in [name for name in sys.modules if name.split(".")[0] == "lmms_eval"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "lmms_eval", None)
+    assert main(["--model", "none", "--data-root", str(data_root), "--output", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert "pip install 'syvla[eval]'" in error
+    assert "pip install --no-deps lmms-eval==0.7.3" in error
+
+
+def test_hub_data_that_cannot_be_had_says_what_to_put_where(fixed_answers, monkeypatch, tmp_path):
+    monkeypatch.setenv("LMMS_EVAL_DATASETS_CACHE", str(tmp_path))
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        FileNotFoundError, match=r"lmms-lab-encoder/ai2d .* put the dataset .* into DIR/ai2d and pass --data-root"
+    ):
+        evaluate_vlm(fixed_answers(lambda task, doc: ""), ["ai2d"], progress=False)

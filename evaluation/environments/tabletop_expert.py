@@ -226,6 +226,8 @@ class PlaceExpert(LiftExpert):
 class CalculatingExpert(PlaceExpert):
     """Says the answer while its arm sets out, then puts the block that shows it on the pad."""
 
+    _lifted = 0.09  # higher than for `place`, as other blocks may stand in the way
+
     def reset(self) -> None:
         super().reset()
         shape = self._env.layout.objects[0].shape
@@ -244,16 +246,19 @@ class CalculatingExpert(PlaceExpert):
     def _goal(self) -> np.ndarray:
         return self._env.data.body("goal").xpos
 
+    def _height_above_goal(self, distance: float) -> float:
+        return GRASP_HEIGHT + min(0.08, 3.0 * max(0.0, distance - 0.01))
+
 
 class BaggingExpert(CalculatingExpert):
     """Works out the item that answers the wish and drops it into the box from above the walls."""
 
     _preposition = "into"
-    _lifted = 0.095
+    _lifted = 0.1
     _missed = CONTAINER_INNER_HALF_SIZE
 
     def _height_above_goal(self, distance: float) -> float:
-        return DROP_HEIGHT + min(0.04, 2.0 * max(0.0, distance - 0.01))
+        return DROP_HEIGHT + min(0.055, 3.0 * max(0.0, distance - 0.01))
 
     def _may_let_go(self, tool: np.ndarray, centre: np.ndarray) -> bool:
         return bool(tool[2] < DROP_HEIGHT + 0.008)

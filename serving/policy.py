@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +49,7 @@ class SyVLAPolicy:
         think: Whether to generate a thought before each action chunk.
         max_new_tokens: Longest thought, in tokens; None leaves it to the model.
         num_steps: Euler steps of the flow; None takes the model's `num_inference_steps`.
+        optional_cameras: Cameras that an observation may lack; their views are then masked.
         name: For reports.
 
     Raises:
@@ -65,6 +66,7 @@ class SyVLAPolicy:
         think: bool = False,
         max_new_tokens: int | None = None,
         num_steps: int | None = None,
+        optional_cameras: Collection[str] = (),
         name: str = "SyVLA",
     ) -> None:
         if embodiment not in processor.embodiments:
@@ -82,6 +84,7 @@ class SyVLAPolicy:
         self.think = think
         self.max_new_tokens = max_new_tokens
         self.num_steps = num_steps
+        self.optional_cameras = frozenset(optional_cameras)
         self.name = name
         self.chunk_size = int(model.config.chunk_size)
 
@@ -147,16 +150,36 @@ class SyVLAPolicy:
         return ActionChunks(self.denoise(observations, intention, seeds=seeds, previous=previous), intention.thoughts)
 
     @torch.inference_mode()
-    def intention(self, observations: Sequence[Observation], instructions: Sequence[str]) -> Intention:
-        """The slow half, by the VLM: what the expert then acts on, with thoughts where the policy thinks."""
+    def intention(
+        self,
+        observations: Sequence[Observation],
+        instructions: Sequence[str],
+        *,
+        think: bool | None = None,
+        thoughts: Sequence[str | None] | None = None,
+        max_new_tokens: int | None = None,
+        streamer: Any = None,
+    ) -> Intention:
+        """The slow half, by the VLM: what the expert then acts on, with thoughts where the policy thinks.
+
+        Args:
+            think: Whether to generate thoughts; None: as the policy does by itself.
+            thoughts: Earlier thoughts to act on instead, None for samples without one; only where none are generated.
+            max_new_tokens: Longest thought; None: the policy's own.
+            streamer: For `generate`; its `end` is called when the thoughts are complete.
+        """
+        think = self.think if think is None else think
         items = [{**item, "text": text} for item, text in zip(self._items(observations), instructions, strict=True)]
+        if thoughts is not None:
+            items = [{**item, "thought": thought} for item, thought in zip(items, thoughts, strict=True)]
         inputs = self.processor.collate(items, padding_side="left").to(self.model.device)
-        generation: dict[str, Any] = {"tokenizer": self.processor.tokenizer} if self.think else {}
-        if self.max_new_tokens is not None:
-            generation["max_new_tokens"] = self.max_new_tokens
+        generation: dict[str, Any] = {"tokenizer": self.processor.tokenizer, "streamer": streamer} if think else {}
+        limit = self.max_new_tokens if max_new_tokens is None else max_new_tokens
+        if limit is not None:
+            generation["max_new_tokens"] = limit
         given = {name: inputs.get(name) for name in ("input_ids", "attention_mask", "pixel_values", "image_grid_thw")}
-        states, mask, thoughts, _ = self.model.predict_query_states(**given, think=self.think, **generation)
-        return Intention(states, mask, thoughts)
+        states, mask, generated, _ = self.model.predict_query_states(**given, think=think, **generation)
+        return Intention(states, mask, generated)
 
     @torch.inference_mode()
     def denoise(
@@ -166,8 +189,13 @@ class SyVLAPolicy:
         *,
         seeds: Sequence[int],
         previous: Sequence[PreviousChunk | None] | None = None,
+        num_steps: int | None = None,
     ) -> np.ndarray:
-        """The fast half, by the action expert: chunks (B, T, D_action) in physical units, on given query states."""
+        """The fast half, by the action expert: chunks (B, T, D_action) in physical units, on given query states.
+
+        Args:
+            num_steps: Euler steps of the flow; None: the policy's own.
+        """
         device, items = self.model.device, self._items(observations)
         chunks = [None] * len(items) if previous is None else previous
         continuation = None
@@ -182,7 +210,7 @@ class SyVLAPolicy:
         actions = self.model.sample_actions(
             intention.query_states,
             condition_mask=intention.mask,
-            num_steps=self.num_steps,
+            num_steps=self.num_steps if num_steps is None else num_steps,
             noise=self._noise(seeds).to(device),
             continuation=continuation,
             **{name: tensor.to(device) for name, tensor in self.processor.expert_inputs(items).items()},
@@ -204,12 +232,12 @@ class SyVLAPolicy:
 
     def _views(self, observation: Observation) -> dict[str, np.ndarray]:
         images = observation["images"]
-        missing = sorted(set(self.view_cameras.values()) - set(images))
+        missing = sorted(set(self.view_cameras.values()) - set(images) - self.optional_cameras)
         if missing:
             raise ValueError(
                 f"observation images: cameras {missing} are missing, got {sorted(images)}; fix view_cameras"
             )
-        return {view: images[camera] for view, camera in self.view_cameras.items()}
+        return {view: images[camera] for view, camera in self.view_cameras.items() if camera in images}
 
     def _noise(self, seeds: Sequence[int]) -> torch.Tensor:
         """(B, T, D_max) float32; drawn on the CPU so that every device sees the same values."""

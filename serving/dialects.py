@@ -99,6 +99,37 @@ class Dialect:
             images[view] = tuple(dict.fromkeys(keys))
         return replace(self, images=images, optional=frozenset(views) - frozenset(cameras or ()))
 
+    def for_state(self, dim: int) -> Dialect:
+        """The dialect for a robot whose state has `dim` dimensions.
+
+        Raises:
+            ValueError: If the dialect's parts have another number.
+        """
+        fixed, open_parts = sum(part.dim or 0 for part in self.state), [p for p in self.state if p.dim is None]
+        if len(open_parts) > 1 or (dim - fixed < 1 if open_parts else dim != fixed):
+            raise ValueError(f"dialect {self.name!r}: has a state of {fixed} dimensions, the robot one of {dim}")
+        return replace(self, state=tuple(replace(part, dim=part.dim or dim - fixed) for part in self.state))
+
+    def recognised(self, request: Mapping[str, Any]) -> int:
+        """How many of the request's keys the dialect knows, less those that it does not."""
+        known = self._known_keys()
+        try:
+            present = [key for key, _ in _entries(request, self._containers())]
+        except ValueError:
+            return -len(request)
+        return sum(1 if key in known else -1 for key in present)
+
+    def describe(self) -> dict[str, Any]:
+        """Plain data for the metadata: keys, order of axes, size of images, dimensions of the state's parts."""
+        return {
+            "images": {view: [_text(key) for key in keys] for view, keys in self.images.items()},
+            "optional": sorted(self.optional),
+            "image_layout": list(self.image_layout),
+            "image_size": self.image_size,
+            "state": {_text(part.key): part.dim for part in self.state},
+            "prompt": [_text(key) for key in self.prompt],
+        }
+
     def to_observation(self, request: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
         """Observation and instruction of a request.
 
@@ -112,8 +143,7 @@ class Dialect:
             ValueError: Missing, unknown or ill-formed entries; names the key, what was expected and what came.
         """
         present = dict(_entries(request, self._containers()))
-        known = {key for keys in self.images.values() for key in keys} | set(self.prompt) | self.ignored
-        unknown = sorted(_text(key) for key in set(present) - known - {part.key for part in self.state})
+        unknown = sorted(_text(key) for key in set(present) - self._known_keys())
         if unknown:
             expected = ", ".join(self._expected_keys())
             raise ValueError(f"{unknown[0]:.100}: unknown key; dialect {self.name!r} expects {expected}")
@@ -214,11 +244,13 @@ class Dialect:
             raise ValueError(f"{name}: expected at most {MAX_PROMPT_LENGTH} characters, got {len(value)}")
         return value
 
+    def _known_keys(self) -> set[Key]:
+        keys = {key for keys in self.images.values() for key in keys}
+        return keys | set(self.prompt) | self.ignored | {part.key for part in self.state}
+
     def _containers(self) -> set[Key]:
         """Keys of the nested maps that lie on the way to an entry."""
-        keys = [key for keys in self.images.values() for key in keys]
-        keys += [*self.prompt, *self.ignored, *(part.key for part in self.state)]
-        return {key[:depth] for key in keys for depth in range(1, len(key))}
+        return {key[:depth] for key in self._known_keys() for depth in range(1, len(key))}
 
     def _expected_keys(self) -> list[str]:
         keys = [_text(keys[0]) for keys in self.images.values()]

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .chunk_executor import ChunkExecutor
     from .client import AsyncPolicyClient, PolicyClient, PolicyError
     from .policy import SyVLAPolicy
+    from .policy_server import PolicyServer
     from .rollout_recorder import RolloutRecorder
 
 _MODULES = {
@@ -18,6 +19,7 @@ _MODULES = {
     "ChunkExecutor": "chunk_executor",
     "PolicyClient": "client",
     "PolicyError": "client",
+    "PolicyServer": "policy_server",
     "RolloutRecorder": "rollout_recorder",
     "SyVLAPolicy": "policy",
 }
@@ -28,6 +30,7 @@ __all__ = [
     "ChunkExecutor",
     "PolicyClient",
     "PolicyError",
+    "PolicyServer",
     "RolloutRecorder",
     "SyVLAPolicy",
 ]

@@ -1,0 +1,318 @@
+"""From a message to a reply: what the websocket and the HTTP route have in common. No torch."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from .act_request import ActAnswer, ActRequest, PolicyHolder, RequestError, ServedPolicy
+from .action_limits import UnsafeActions
+from .batching import BatchingWorker, Job
+from .dialect_choice import ServedRobot, served_robots
+from .metrics import Metrics
+from .request_options import RequestOptions, split_options
+from .served_recording import ServedRecording
+from .server_settings import ServerSettings
+from .sessions import Session, SessionTable
+
+logger = logging.getLogger(__name__)
+
+PROTOCOL_VERSION = 1
+
+Decode = Callable[[], tuple[Any, str]]
+"""Decodes a message: (request, codec to answer in)."""
+
+
+class ActService:
+    """Answers requests with the policy in use.
+
+    Args:
+        settings: Of the server.
+        holder: The policy; may be empty at first, requests are then refused as not ready.
+
+    Attributes:
+        recording: Records answers where it is set.
+        connections: Open websockets.
+        open_requests: Requests that are being worked on.
+        draining: Whether the server is stopping.
+    """
+
+    def __init__(self, settings: ServerSettings, holder: PolicyHolder) -> None:
+        self.settings, self.holder = settings, holder
+        self.recording: ServedRecording | None = None
+        self.metrics = Metrics()
+        self.sessions = SessionTable(settings.session_timeout_s)
+        self.connections = self.open_requests = 0
+        self.draining = False
+        self.worker = BatchingWorker(
+            holder,
+            self.metrics,
+            max_batch_size=settings.max_batch_size,
+            max_wait_ms=settings.max_wait_ms,
+            queue_size=settings.queue_size,
+            clients=lambda: max(self.open_requests, self.connections),
+        )
+        self._decoders = ThreadPoolExecutor(2, thread_name_prefix="decode")
+        self._robots: tuple[ServedPolicy | None, dict[str, ServedRobot]] = (None, {})
+        self.metrics.gauge("sessions", "Sessions remembered.", lambda: len(self.sessions))
+        self.metrics.gauge("websockets", "Open websockets.", lambda: self.connections)
+        self.metrics.gauge("ready", "1 once the policy is loaded and warm.", lambda: float(self.ready))
+
+    # ------------------------------------------------------------------ life
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests are answered now."""
+        return self.holder.current is not None and not self.draining
+
+    def start(self) -> None:
+        self.worker.start()
+
+    async def watch_sessions(self) -> None:
+        """Forgets silent sessions and ends their episodes, until cancelled."""
+        while True:
+            await asyncio.sleep(min(5.0, self.settings.session_timeout_s / 2))
+            for session in self.sessions.expire():
+                if self.holder.current is not None:
+                    self.holder.current.forget(session.name)
+                if self.recording is not None:
+                    self.recording.ended(session.name, "disconnected")
+
+    async def drain(self) -> None:
+        """Takes no new requests, and returns when all that were accepted are answered, or the time is up."""
+        self.draining = True
+        until = time.monotonic() + self.settings.drain_timeout_s
+        while (self.open_requests or not self.worker.idle) and time.monotonic() < until:
+            await asyncio.sleep(0.01)
+
+    def close(self) -> None:
+        """Ends the threads once the running batch is done; what waits is refused. Seals what was recorded."""
+        self.draining = True
+        self.worker.stop()
+        self._decoders.shutdown(cancel_futures=True)
+        if self.holder.current is not None:
+            self.holder.current.close()
+        if self.recording is not None:
+            self.recording.close()
+
+    # ------------------------------------------------------------------ what is known
+
+    def require_policy(self) -> ServedPolicy:
+        """The policy in use.
+
+        Raises:
+            RequestError: There is none yet, or the server is stopping (503).
+        """
+        policy = self.holder.current
+        if self.draining:
+            raise RequestError("server: stopping", status=503, cause="stopping", retry_after=5)
+        if policy is None:
+            raise RequestError("server: the policy is still loading", status=503, cause="not_ready", retry_after=2)
+        return policy
+
+    def robots(self, policy: ServedPolicy) -> dict[str, ServedRobot]:
+        """The embodiments of a policy; worked out once per policy.
+
+        Raises:
+            ValueError: If settings and policy do not belong together.
+        """
+        known, robots = self._robots
+        if known is not policy:
+            robots = served_robots(policy.metadata(), self.settings)
+            self._robots = (policy, robots)
+        return robots
+
+    def swap_policy(self, policy: ServedPolicy) -> ServedPolicy | None:
+        """Puts another policy in place, between two batches; returns the one before. From any thread; warm it up before.
+
+        Raises:
+            ValueError: It does not fit the settings, or, where episodes are recorded, has other robots.
+        """
+        robots = served_robots(policy.metadata(), self.settings)
+        if self.recording is not None and not set(robots) <= set(self.recording.recorders):
+            raise ValueError(f"policy: expected robots {sorted(self.recording.recorders)}, got {sorted(robots)}")
+        return self.holder.swap(policy)
+
+    def metadata(self) -> dict[str, Any]:
+        """What clients may know: the policy's own metadata, dialects, limits and the protocol's version."""
+        policy, settings = self.require_policy(), self.settings
+        robots, described = self.robots(policy), policy.metadata()
+        embodiments = {
+            name: {
+                **described["embodiments"][name],
+                "dialects": {dialect.name: dialect.describe() for dialect in robot.dialects},
+                "limits": robot.limits.describe(),
+            }
+            for name, robot in robots.items()
+        }
+        return {
+            **described,
+            "embodiments": embodiments,
+            "default_embodiment": settings.embodiment or (next(iter(robots)) if len(robots) == 1 else None),
+            "policy_version": policy.version,
+            "protocol_version": PROTOCOL_VERSION,
+            "think": settings.think,
+            "request_limits": {
+                "max_message_bytes": settings.limits.max_message_bytes,
+                "max_array_bytes": settings.limits.max_array_bytes,
+                "max_pixels": settings.max_pixels,
+                "max_new_tokens": settings.caps.max_new_tokens,
+                "num_steps": settings.caps.num_steps,
+                "deadline_s": settings.caps.deadline_s,
+                "queue_size": settings.queue_size,
+                "max_batch_size": settings.max_batch_size,
+            },
+        }
+
+    # ------------------------------------------------------------------ one request
+
+    async def act(self, decode: Decode, session: str | None, gone: asyncio.Event) -> tuple[dict[str, Any], str]:
+        """Answers one request.
+
+        Args:
+            decode: Called in a thread, since images may take a while.
+            session: Session of requests that name none; None: those have no session.
+            gone: Set when nobody waits for the answer any more.
+
+        Returns:
+            (reply, codec): `actions` float32 (T, D), everything else numbers, texts, lists and maps.
+
+        Raises:
+            RequestError: No actions, and why.
+        """
+        started = time.monotonic()
+        self.open_requests += 1
+        self.metrics.count("requests")
+        try:
+            policy = self.require_policy()
+            work = asyncio.get_running_loop().run_in_executor(self._decoders, self._read, policy, decode)
+            options, robot, observation, codec = await work
+            self.metrics.observe("decode", time.monotonic() - started)
+            name = options.session or session
+            known = self.sessions.get(name) if name else Session("")
+            if options.reset:
+                known.forget_thought()
+                policy.forget(known.name)
+                if self.recording is not None and name:
+                    self.recording.reset(name, options.executed_steps)
+                    options = options.after_reset()
+            if options.observe_only:
+                return self._observed(name, robot, observation), codec
+            reply = await self._answer(policy, robot, options, observation, known, gone, started)
+            self.metrics.observe("total", time.monotonic() - started)
+            return reply, codec
+        except RequestError as error:
+            self.metrics.count("rejected", "cause", error.cause)
+            raise
+        finally:
+            self.open_requests -= 1
+
+    def left(self, session: str) -> None:
+        """The connection of a session has closed; its episode goes on if the client comes back in time."""
+        self.sessions.get(session).connections -= 1
+
+    def joined(self, session: str) -> None:
+        """A connection of a session has opened."""
+        self.sessions.get(session).connections += 1
+
+    def _read(self, policy: ServedPolicy, decode: Decode) -> tuple[RequestOptions, ServedRobot, dict[str, Any], str]:
+        try:
+            message, codec = decode()
+            options, rest = split_options(message, self.settings.caps)
+            robots = self.robots(policy)
+            name = options.embodiment or self.settings.embodiment or (next(iter(robots)) if len(robots) == 1 else None)
+            if name not in robots:
+                raise ValueError(f"embodiment: expected one of {sorted(robots)}, got {name!r}")
+            observation, instruction = robots[name].read(rest)
+        except ValueError as error:
+            raise RequestError(str(error)[:2000]) from None
+        return options, robots[name], {**observation, "instruction": instruction}, codec
+
+    async def _answer(
+        self,
+        policy: ServedPolicy,
+        robot: ServedRobot,
+        options: RequestOptions,
+        observation: dict[str, Any],
+        session: Session,
+        gone: asyncio.Event,
+        started: float,
+    ) -> dict[str, Any]:
+        think = self.settings.think if options.think is None else options.think
+        basis = (observation["instruction"], robot.name, policy.version)
+        fresh, thought = session.plan_thought(think, basis)
+        request = ActRequest(
+            **observation,
+            seed=options.seed,
+            embodiment=robot.name,
+            think=fresh,
+            thought=thought,
+            max_new_tokens=options.max_new_tokens,
+            num_steps=options.num_steps,
+            session=session.name or None,
+            options=options.policy,
+        )
+        decoded = time.monotonic()
+        job = Job(request, deadline=started + (options.deadline_s or self.settings.deadline_s))
+        self.worker.submit(job)
+        answer, version = await self._result(job, gone)
+        answered = time.monotonic()
+        try:
+            actions, notes = robot.limits.apply(answer.actions, request.state)
+        except UnsafeActions as error:
+            logger.error("%s (seed %d, policy %s)", error, request.seed, version)
+            raise RequestError(str(error), status=500, cause="unsafe_actions") from None
+        session.answered(answer.thought, fresh, basis)
+        for phase, seconds in answer.timings.items():
+            self.metrics.observe(phase, seconds)
+        timings = {"decode": decoded - started, "wait": answered - decoded, **answer.timings}
+        reply = {
+            "actions": actions,
+            "thought": answer.thought,
+            "thought_age": session.thought_age,
+            "policy_version": version,
+            "seed": request.seed,
+            "embodiment": robot.name,
+            "limits_applied": notes,
+            "timings_ms": {phase: round(seconds * 1000, 3) for phase, seconds in timings.items()},
+            **answer.extras,
+        }
+        if options.request_id is not None:
+            reply["request_id"] = options.request_id
+        if self.recording is not None and session.name:
+            reply |= self.recording.record(session.name, options, request, answer, actions, version)
+        return reply
+
+    async def _result(self, job: Job, gone: asyncio.Event) -> tuple[ActAnswer, str]:
+        """The worker's answer, unless the client leaves or the deadline passes before."""
+        future: asyncio.Future[Any] = asyncio.wrap_future(job.answer)
+        leaving: asyncio.Future[Any] = asyncio.ensure_future(gone.wait())
+        try:
+            left = max(0.0, job.deadline - time.monotonic())
+            await asyncio.wait({future, leaving}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            if future.done():
+                return future.result()
+        finally:
+            leaving.cancel()
+            if not future.done():
+                future.cancel()  # takes the job out of the queue; a batch that runs goes on without it
+                with contextlib.suppress(asyncio.CancelledError):
+                    await future
+        if gone.is_set():
+            raise RequestError("connection: closed before the answer", status=499, cause="disconnected")
+        raise RequestError(
+            f"deadline: expected an answer within {job.deadline - job.submitted:.3g} s, which have passed",
+            status=503,
+            cause="deadline",
+            retry_after=1,
+        )
+
+    def _observed(self, session: str | None, robot: ServedRobot, observation: dict[str, Any]) -> dict[str, Any]:
+        if self.recording is None or not session:
+            raise RequestError("observe_only: expected a server that records (--record) and a session_id")
+        return {"observed": True, **self.recording.observe(session, robot.name, observation)}

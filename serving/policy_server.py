@@ -1,0 +1,267 @@
+"""The policy server: openpi's websocket protocol and HTTP on one port (`syvla-serve`).
+
+A policy that is loading or warming up answers nobody: `/readyz` says 503, and websockets get their first frame once it is
+ready. Inference runs in a worker thread (`batching`), so that pings are answered during the longest call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from fastapi import APIRouter, FastAPI, Request, Response
+
+from .access_control import AccessControl
+from .act_request import PolicyHolder, RequestError, ServedPolicy
+from .act_service import ActService
+from .connection_guards import guarded_protocols
+from .http_routes import error_response, http_router
+from .served_recording import ServedRecording
+from .server_settings import ServerSettings
+from .websocket_routes import websocket_router
+
+logger = logging.getLogger(__name__)
+
+
+def build_app(service: ActService, routers: Sequence[APIRouter] = ()) -> FastAPI:
+    """The ASGI application of a service.
+
+    Args:
+        service: Holds settings and policy; `service.holder.swap(policy)` replaces the policy between two batches.
+        routers: Further routes, behind the same access control. Handlers may raise `RequestError` and read bodies with
+            `http_routes.read_body`.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        service.start()
+        watcher = asyncio.create_task(service.watch_sessions())
+        yield
+        watcher.cancel()
+        await asyncio.to_thread(service.close)
+
+    app = FastAPI(title="SyVLA policy server", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
+    app.state.service = service
+    app.include_router(http_router(service))
+    for router in routers:
+        app.include_router(router)
+    app.include_router(websocket_router(service))
+    app.add_middleware(AccessControl, service=service)
+
+    @app.exception_handler(RequestError)
+    async def refused(request: Request, error: RequestError) -> Response:
+        return error_response(error)
+
+    return app
+
+
+class PolicyServer:
+    """A server for one policy, in a thread of this process (`start`, `stop`) or as the process itself (`run`).
+
+    Args:
+        policy: The policy, or a function that loads it; it is called in a thread once the server listens.
+        settings: See `ServerSettings`.
+        routers: See `build_app`.
+        record: Folder in which served episodes are recorded, see `RolloutRecorder`.
+
+    Attributes:
+        service: What answers requests.
+        holder: The policy in use.
+    """
+
+    def __init__(
+        self,
+        policy: ServedPolicy | Callable[[], ServedPolicy],
+        settings: ServerSettings | None = None,
+        *,
+        routers: Sequence[APIRouter] = (),
+        record: str | Path | None = None,
+    ) -> None:
+        self.settings = settings or ServerSettings()
+        self.holder = PolicyHolder()
+        self.service = ActService(self.settings, self.holder)
+        self._load: Callable[[], ServedPolicy] = policy if callable(policy) else lambda: policy
+        self._record = Path(record) if record is not None else None
+        self._server = _DrainingServer(self._config(build_app(self.service, routers)), self.service)
+        self._socket: socket.socket | None = None
+        self._thread: threading.Thread | None = None
+        self._ready = threading.Event()
+        self._error: BaseException | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str,
+        settings: ServerSettings | None = None,
+        *,
+        routers: Sequence[APIRouter] = (),
+        record: str | Path | None = None,
+        **options: Any,
+    ) -> PolicyServer:
+        """A server for a checkpoint; options as for `SyVLAServedPolicy.from_pretrained`."""
+
+        def load() -> ServedPolicy:
+            from .served_policy import SyVLAServedPolicy
+
+            return SyVLAServedPolicy.from_pretrained(path, **options)
+
+        return cls(load, settings, routers=routers, record=record)
+
+    def _config(self, app: FastAPI) -> uvicorn.Config:
+        settings = self.settings
+        http, websocket = guarded_protocols(settings.limits.max_message_bytes, settings.read_timeout_s)
+        return uvicorn.Config(
+            app,
+            http=http,
+            ws=websocket,
+            ws_max_size=settings.limits.max_message_bytes,
+            ws_ping_interval=settings.ping_interval_s,
+            ws_ping_timeout=settings.ping_interval_s,
+            ws_per_message_deflate=False,
+            limit_concurrency=2 * settings.max_connections,
+            timeout_keep_alive=int(max(1, settings.read_timeout_s)),
+            timeout_graceful_shutdown=5,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            ssl_certfile=settings.tls_certificate,
+            ssl_keyfile=settings.tls_key,
+        )
+
+    # ------------------------------------------------------------------ in a thread
+
+    @property
+    def port(self) -> int:
+        """The port it listens on."""
+        if self._socket is None:
+            raise RuntimeError("the server does not listen yet; call start")
+        return self._socket.getsockname()[1]
+
+    @property
+    def url(self) -> str:
+        """`host:port`, without a scheme."""
+        host = f"[{self.settings.host}]" if ":" in self.settings.host else self.settings.host
+        return f"{host}:{self.port}"
+
+    def start(self, timeout: float | None = None, *, wait: bool = True) -> PolicyServer:
+        """Listens in a thread.
+
+        Args:
+            timeout: Seconds to wait for the policy.
+            wait: Whether to return only when the policy is loaded and warm.
+
+        Raises:
+            OSError: The port is taken.
+            Exception: What loading raised.
+        """
+        self._socket = self._bind()
+        self._thread = threading.Thread(target=self._serve, name="policy-server", daemon=True)
+        self._thread.start()
+        if wait and not self._ready.wait(timeout):
+            self.stop()
+            raise TimeoutError(f"the policy was not ready within {timeout} s")
+        if wait and self._error is not None:
+            self._thread.join()
+            raise self._error
+        return self
+
+    def stop(self) -> None:
+        """Finishes what was accepted, then stops. May be called twice."""
+        if self._thread is not None and self._thread.is_alive():
+            self._server.begin_drain()
+            self._thread.join()
+
+    def __enter__(self) -> PolicyServer:
+        return self if self._thread is not None else self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def run(self) -> None:
+        """Serves until SIGINT or SIGTERM.
+
+        Raises:
+            OSError: The port is taken.
+            Exception: What loading raised.
+        """
+        self._socket = self._bind()
+        self._serve()
+        if self._error is not None:
+            raise self._error
+
+    def _bind(self) -> socket.socket:
+        family = socket.AF_INET6 if ":" in self.settings.host else socket.AF_INET
+        listening = socket.socket(family, socket.SOCK_STREAM)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listening.bind((self.settings.host, self.settings.port))
+        except OSError as error:
+            listening.close()
+            raise OSError(f"{self.settings.host}:{self.settings.port}: cannot listen there ({error})") from error
+        return listening
+
+    def _serve(self) -> None:
+        loader = threading.Thread(target=self._prepare, name="policy-loader", daemon=True)
+        loader.start()
+        try:
+            self._server.run(sockets=[self._socket] if self._socket else None)
+        except BaseException as error:
+            self._error = self._error or error
+        finally:
+            self._ready.set()
+
+    def _prepare(self) -> None:
+        """Loads and warms up the policy, then lets requests in."""
+        try:
+            policy = self._load()
+            robots = self.service.robots(policy)  # settings and policy must belong together
+            policy.warm_up(bool(self.settings.think))
+            if self._record is not None:
+                described = policy.metadata()["embodiments"]
+                self.service.recording = ServedRecording(self._record, {name: described[name] for name in robots})
+            self.holder.swap(policy)
+            logger.info("ready: %s at %s", policy.version, self.url)
+        except BaseException as error:
+            self._error = error
+            self._server.begin_drain()
+        self._ready.set()
+
+
+class _DrainingServer(uvicorn.Server):
+    """uvicorn cuts websockets off when it stops; this one first lets the service finish."""
+
+    def __init__(self, config: uvicorn.Config, service: ActService) -> None:
+        super().__init__(config)
+        self.service = service
+        self._stopping = threading.Event()
+
+    def begin_drain(self) -> None:
+        """Stops once everything accepted is answered; from any thread."""
+        self._stopping.set()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._stopping.is_set() and sig == signal.SIGINT:  # a second Ctrl+C: at once
+            self.force_exit = self.should_exit = True
+        self._stopping.set()
+
+    async def main_loop(self) -> None:
+        watcher = asyncio.create_task(self._drain())
+        await super().main_loop()
+        watcher.cancel()
+
+    async def _drain(self) -> None:
+        while not self._stopping.is_set():
+            await asyncio.sleep(0.02)
+        await self.service.drain()
+        await asyncio.sleep(0.05)  # the last replies are on their way
+        self.should_exit = True

@@ -1,0 +1,161 @@
+"""`syvla-serve`: a checkpoint as a policy server."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .action_limits import load_limits
+from .codec import CodecLimits
+from .request_options import OptionCaps
+from .server_settings import ServerSettings, read_token
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Command line of `syvla-serve`."""
+    default = ServerSettings()
+    parser = argparse.ArgumentParser(
+        prog="syvla-serve",
+        description="Serve a SyVLA checkpoint: openpi's websocket protocol and HTTP on one port.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--model", required=True, help="checkpoint folder or Hub id")
+    parser.add_argument("--revision", help="commit, branch or tag on the Hub")
+    parser.add_argument("--device", help="torch device; by default a GPU where there is one")
+    parser.add_argument("--dtype", default="auto", help="parameter dtype, such as bfloat16; auto: the checkpoint's")
+
+    access = parser.add_argument_group("access")
+    access.add_argument("--host", default=default.host, help="address to listen on")
+    access.add_argument("--port", type=int, default=default.port, help="port to listen on; 0: a free one")
+    access.add_argument("--token-file", type=Path, help="file with the token that clients must send")
+    access.add_argument(
+        "--insecure", action="store_true", help="listen beyond loopback without a token: everyone may move the robot"
+    )
+    access.add_argument("--tls-certificate", help="PEM file, for wss:// and https://")
+    access.add_argument("--tls-key", help="PEM file")
+
+    robot = parser.add_argument_group("robot")
+    robot.add_argument("--embodiment", help="robot of requests that name none; by default the checkpoint's only one")
+    robot.add_argument(
+        "--dialect",
+        action="append",
+        metavar="NAME_OR_YAML",
+        help="how clients name observations, repeat for several; by default all that come with the package",
+    )
+    robot.add_argument(
+        "--camera",
+        action="append",
+        default=[],
+        metavar="VIEW=CAMERA",
+        help="name of a camera in LeRobot's keys, such as center=head; the view is then required",
+    )
+    robot.add_argument("--limits", type=Path, help="YAML file with joint and rate limits per embodiment")
+    robot.add_argument("--record", type=Path, metavar="DIR", help="record served episodes as a LeRobot data set")
+
+    thinking = parser.add_argument_group("inference")
+    thinking.add_argument("--think", default="off", metavar="on|off|K", help="think never, always, or every K calls")
+    thinking.add_argument("--max-new-tokens", type=int, help="longest thought in tokens; by default the model's")
+    thinking.add_argument("--num-steps", type=int, help="Euler steps of the flow; by default the model's")
+    thinking.add_argument("--async", dest="dual_system", action="store_true", help="let the VLM run in the background")
+    thinking.add_argument("--max-query-age", type=float, metavar="S", help="with --async: wait for newer query states")
+
+    load = parser.add_argument_group("load")
+    load.add_argument("--max-batch-size", type=int, default=default.max_batch_size, help="requests answered at once")
+    load.add_argument("--max-wait-ms", type=float, default=default.max_wait_ms, help="wait for further requests")
+    load.add_argument("--queue-size", type=int, default=default.queue_size, help="requests that may wait")
+    load.add_argument("--deadline-s", type=float, default=default.deadline_s, help="drop requests that waited longer")
+    load.add_argument(
+        "--read-timeout-s", type=float, default=default.read_timeout_s, help="a message that began must end within"
+    )
+    load.add_argument("--max-connections", type=int, default=default.max_connections, help="open connections")
+    load.add_argument(
+        "--max-message-mb", type=float, default=default.limits.max_message_bytes / 2**20, help="largest message, MiB"
+    )
+    load.add_argument("--verbose", action="store_true", help="log every connection")
+    return parser
+
+
+def settings_of(arguments: argparse.Namespace) -> ServerSettings:
+    """The settings that a command line asks for.
+
+    Raises:
+        ValueError: Values that cannot be, or an address that needs a token.
+    """
+    default = ServerSettings()
+    message = int(arguments.max_message_mb * 2**20)
+    limits = CodecLimits(max_message_bytes=message, max_array_bytes=min(message, default.limits.max_array_bytes))
+    cap = max(default.caps.max_new_tokens, arguments.max_new_tokens or 0)
+    return ServerSettings(
+        host=arguments.host,
+        port=arguments.port,
+        token=None if arguments.token_file is None else read_token(arguments.token_file),
+        insecure=arguments.insecure,
+        dialects=tuple(arguments.dialect or default.dialects),
+        cameras=dict(_camera(text) for text in arguments.camera),
+        embodiment=arguments.embodiment,
+        think=_think(arguments.think),
+        max_batch_size=arguments.max_batch_size,
+        max_wait_ms=arguments.max_wait_ms,
+        queue_size=arguments.queue_size,
+        deadline_s=arguments.deadline_s,
+        read_timeout_s=arguments.read_timeout_s,
+        max_connections=arguments.max_connections,
+        limits=limits,
+        caps=OptionCaps(max_new_tokens=cap, deadline_s=max(default.caps.deadline_s, arguments.deadline_s)),
+        action_limits={} if arguments.limits is None else load_limits(arguments.limits),
+        tls_certificate=arguments.tls_certificate,
+        tls_key=arguments.tls_key,
+    )
+
+
+def _think(text: str) -> bool | int:
+    if text in ("on", "off"):
+        return text == "on"
+    if text.isdecimal() and int(text) >= 1:
+        return int(text)
+    raise ValueError(f"think: expected on, off or a number of calls, got {text!r}")
+
+
+def _camera(text: str) -> tuple[str, str]:
+    view, separator, camera = text.partition("=")
+    if not (view and separator and camera):
+        raise ValueError(f"camera: expected VIEW=CAMERA, got {text!r}")
+    return view, camera
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `syvla-serve`; returns the exit status."""
+    arguments = build_parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("uvicorn.error").setLevel(logging.INFO if arguments.verbose else logging.WARNING)
+    try:
+        settings = settings_of(arguments)
+        from .policy_server import PolicyServer
+
+        options: dict[str, Any] = {"max_query_age": arguments.max_query_age} if arguments.dual_system else {}
+        server = PolicyServer.from_pretrained(
+            arguments.model,
+            settings,
+            record=arguments.record,
+            device=arguments.device,
+            dtype=arguments.dtype,
+            revision=arguments.revision,
+            max_new_tokens=arguments.max_new_tokens,
+            num_steps=arguments.num_steps,
+            dual_system=arguments.dual_system,
+            background_think=arguments.dual_system and bool(settings.think),
+            **options,
+        )
+        server.run()
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
+        print(f"syvla-serve: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,263 @@
+"""A SyVLA checkpoint behind the server: every robot it knows, thoughts that are kept, the time that each phase took."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from .act_request import ActAnswer, ActRequest
+from .async_policy import AsyncSyVLAPolicy
+from .chunk_stitching import PreviousChunk
+from .policy import SyVLAPolicy, weights_digest
+
+
+class SyVLAServedPolicy:
+    """What the server runs: one `SyVLAPolicy` per embodiment, on one model and one processor.
+
+    Args:
+        model: `SyVLAModel`.
+        processor: `SyVLAProcessor`.
+        embodiments: Robots to serve; None: all that the processor knows.
+        name: Checkpoint, for the metadata.
+        revision: Commit of a Hub checkpoint, where it is known.
+        max_new_tokens, num_steps: As in `SyVLAPolicy`, for requests that do not say.
+        dual_system: Let the VLM run in the background, see `AsyncSyVLAPolicy`; requests need a session.
+        background_think: In dual-system use, whether the VLM thinks.
+        max_query_age: In dual-system use, seconds after which query states are waited for.
+
+    Raises:
+        ValueError: The processor knows none of the robots, or does not fit the model.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        *,
+        embodiments: Sequence[str] | None = None,
+        name: str = "SyVLA",
+        revision: str | None = None,
+        max_new_tokens: int | None = None,
+        num_steps: int | None = None,
+        dual_system: bool = False,
+        background_think: bool = False,
+        max_query_age: float | None = None,
+    ) -> None:
+        self.name, self.revision = name, revision
+        self.model, self.processor = model, processor
+        views = list(processor.views)
+        self.policies = {
+            embodiment: SyVLAPolicy(
+                model,
+                processor,
+                embodiment,
+                {view: view for view in views},
+                think=background_think,
+                max_new_tokens=max_new_tokens,
+                num_steps=num_steps,
+                optional_cameras=views,
+                name=name,
+            )
+            for embodiment in (processor.embodiments if embodiments is None else embodiments)
+        }
+        if not self.policies:
+            raise ValueError(f"{name}: expected a processor that knows a robot; see processor.set_embodiment")
+        self.background: dict[str, AsyncSyVLAPolicy] = {}
+        if dual_system:
+            self.background = {
+                embodiment: AsyncSyVLAPolicy(policy, max_query_age=max_query_age)
+                for embodiment, policy in self.policies.items()
+            }
+        self.weights = weights_digest(model)
+        self.version = _digest([self.weights, processor.embodiments])
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str,
+        *,
+        device: str | None = None,
+        dtype: str = "auto",
+        revision: str | None = None,
+        **options: Any,
+    ) -> SyVLAServedPolicy:
+        """Loads model and processor through their Auto classes, from a folder or the Hub.
+
+        Args:
+            path: Folder or Hub id.
+            device: None takes a GPU where there is one.
+            dtype: Parameter dtype; "auto" keeps the checkpoint's.
+            revision: Commit, branch or tag on the Hub.
+            **options: See the class.
+        """
+        from transformers import AutoModel, AutoProcessor
+
+        import modeling_syvla  # noqa: F401  registers the Auto classes
+        import processing.processing_syvla  # noqa: F401
+
+        place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        hub = {"revision": revision} if revision else {}
+        model = AutoModel.from_pretrained(path, dtype=dtype, **hub).to(place)
+        processor = AutoProcessor.from_pretrained(path, **hub)
+        commit = getattr(model.config, "_commit_hash", None) or revision
+        return cls(model, processor, **{"name": str(path), "revision": commit, **options})
+
+    def metadata(self) -> dict[str, Any]:
+        """See `ServedPolicy.metadata`."""
+        config, processor = self.model.config, self.processor
+        size = int(config.expert_image_size)
+        return {
+            "model": self.name,
+            "revision": self.revision,
+            "weights": self.weights,
+            "action_horizon": int(config.chunk_size),
+            "views": list(processor.views),
+            "camera_sizes": {view: [size, size] for view in processor.views},  # what the action expert sees
+            "num_steps": int(config.num_inference_steps),
+            "dual_system": bool(self.background),
+            "embodiments": {name: self._describe(name) for name in self.policies},
+        }
+
+    def _describe(self, name: str) -> dict[str, Any]:
+        entry = self.processor.embodiments[name]
+        kept = ("state_names", "action_names", "state_units", "action_units", "control_hz", "cameras")
+        return {
+            "state_dim": entry["state_dim"],
+            "action_dim": entry["action_dim"],
+            **{key: entry.get(key) for key in kept},
+            "normalization": entry["normalization"],
+            "normalization_id": _digest([entry["statistics"], entry["normalization"]]),
+            "limits": entry.get("action_limits") or {},
+        }
+
+    def batch_key(self, request: ActRequest) -> Hashable:
+        """See `ServedPolicy.batch_key`."""
+        return request.embodiment, request.think, request.think and request.max_new_tokens, request.num_steps
+
+    def answer(self, requests: Sequence[ActRequest]) -> list[ActAnswer]:
+        """See `ServedPolicy.answer`."""
+        policy = self.policies[requests[0].embodiment]
+        observations = [{"images": request.images, "state": request.state} for request in requests]
+        previous = [_previous(request) for request in requests]
+        if self.background:
+            return self._answer_at_once(requests, observations, previous)
+        clock = _PhaseClock(policy.model.device)
+        first = requests[0]
+        think = first.think
+        intention = policy.intention(
+            observations,
+            [request.instruction for request in requests],
+            think=think,
+            thoughts=None if think else [request.thought for request in requests],
+            max_new_tokens=first.max_new_tokens,
+            streamer=clock if think else None,
+        )
+        clock.mark("queries")
+        actions = policy.denoise(
+            observations,
+            intention,
+            seeds=[request.seed for request in requests],
+            previous=previous,
+            num_steps=first.num_steps,
+        )
+        clock.mark("denoise")
+        texts = intention.thoughts or [request.thought for request in requests]
+        rows = zip(actions, texts, previous, strict=True)
+        return [ActAnswer(chunk, text, dict(clock.seconds), _extras(before)) for chunk, text, before in rows]
+
+    def _answer_at_once(
+        self, requests: Sequence[ActRequest], observations: list[dict[str, Any]], previous: list[PreviousChunk | None]
+    ) -> list[ActAnswer]:
+        """Dual-system use: on query states of the background."""
+        for request in requests:
+            if request.session is None:
+                raise ValueError("session_id: expected the name of a session, since query states are kept per session")
+        clock = _PhaseClock(self.model.device)
+        answers = self.background[requests[0].embodiment].predict(
+            observations,
+            [request.instruction for request in requests],
+            seeds=[request.seed for request in requests],
+            sessions=[str(request.session) for request in requests],
+            previous=previous,
+        )
+        clock.mark("denoise")
+        thoughts: list[str | None] = [None] * len(requests)
+        if answers.thoughts is not None:
+            thoughts = [*answers.thoughts]
+        ages = answers.query_ages or []
+        rows = zip(answers.actions, thoughts, ages, previous, strict=True)
+        return [
+            ActAnswer(
+                chunk,
+                thought,
+                dict(clock.seconds),
+                {**_extras(before), "query_age": age.seconds, "query_age_calls": age.calls},
+            )
+            for chunk, thought, age, before in rows
+        ]
+
+    def forget(self, session: str) -> None:
+        """See `ServedPolicy.forget`."""
+        for background in self.background.values():
+            background.forget(session)
+
+    def warm_up(self, think: bool = False) -> None:
+        """Answers one request per robot, so that the first real one finds everything compiled and allocated."""
+        size = int(self.model.config.expert_image_size)
+        image = np.zeros((size, size, 3), np.uint8)
+        for name in self.policies:
+            state = np.zeros(self.processor.embodiments[name]["state_dim"], np.float32)
+            images = dict.fromkeys(self.processor.views, image)
+            for thinking in (True, False) if think else (False,):
+                self.answer([ActRequest(images, state, "warm up", 0, name, think=thinking, session="warm up")])
+        self.forget("warm up")
+
+    def close(self) -> None:
+        """Ends the background threads of dual-system use."""
+        for background in self.background.values():
+            background.close()
+
+
+class _PhaseClock:
+    """Measures phases; as a streamer of `generate`, the end of the thought."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.seconds: dict[str, float] = {}
+        self._last = time.monotonic()
+
+    def put(self, value: Any) -> None:
+        """A token; nothing to do."""
+
+    def end(self) -> None:
+        """The thought is complete."""
+        self.mark("think")
+
+    def mark(self, phase: str) -> None:
+        """What ran since the last mark was `phase`."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        now = time.monotonic()
+        self.seconds[phase] = now - self._last
+        self._last = now
+
+
+def _previous(request: ActRequest) -> PreviousChunk | None:
+    if "prev_chunk" not in request.options:
+        return None
+    return PreviousChunk(request.options["prev_chunk"], request.options["delay_steps"])
+
+
+def _extras(previous: PreviousChunk | None) -> dict[str, Any]:
+    return {} if previous is None else {"frozen_steps": previous.delay}
+
+
+def _digest(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, default=lambda leaf: np.asarray(leaf).tolist())
+    return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -1,0 +1,109 @@
+"""Connects the server to `RolloutRecorder`: one data set per robot, episodes by session. No torch."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .act_request import ActAnswer, ActRequest, RequestError
+from .request_options import RequestOptions
+
+if TYPE_CHECKING:
+    from .rollout_recorder import RolloutRecorder
+
+logger = logging.getLogger(__name__)
+
+
+class ServedRecording:
+    """Records what the server answers below `root`: there, or in a folder per robot where it serves several.
+
+    Args:
+        root: Folder of the data set(s).
+        embodiments: Robot to its metadata, see `ServedPolicy.metadata`.
+
+    Raises:
+        ImportError, FileExistsError, RuntimeError: See `RolloutRecorder`.
+    """
+
+    def __init__(self, root: Path, embodiments: Mapping[str, Mapping[str, Any]]) -> None:
+        from .rollout_recorder import RolloutRecorder
+
+        self.recorders: dict[str, RolloutRecorder] = {}
+        for name, entry in embodiments.items():
+            self.recorders[name] = RolloutRecorder(
+                root if len(embodiments) == 1 else root / name,
+                fps=entry.get("control_hz") or 10.0,
+                embodiment=name,
+                state_names=entry.get("state_names"),
+                action_names=entry.get("action_names"),
+            )
+
+    def reset(self, session: str, executed: int | None) -> None:
+        """The session's episode is over."""
+        for recorder in self.recorders.values():
+            _refusing(lambda recorder=recorder: recorder.end(session, executed=executed))  # type: ignore[misc]
+
+    def observe(self, session: str, robot: str, observation: Mapping[str, Any]) -> dict[str, Any]:
+        """Records an observation at which no actions are asked for; returns what the reply says about it."""
+        recorder = self.recorders[robot]
+        recorded = _refusing(lambda: recorder.observe(session, observation["images"], observation["state"]))
+        return {"episode_id": recorded.episode_id, "chunk_id": recorded.chunk_id}
+
+    def record(
+        self,
+        session: str,
+        options: RequestOptions,
+        request: ActRequest,
+        answer: ActAnswer,
+        sent: np.ndarray,
+        version: str,
+    ) -> dict[str, Any]:
+        """Records an answer; returns what the reply says about it."""
+        from .rollout_format import ServedDecision
+
+        decision = ServedDecision(
+            images=request.images,
+            state=request.state,
+            instruction=request.instruction,
+            actions=sent,
+            seed=request.seed,
+            policy_version=version,
+            predicted=None if sent is answer.actions else answer.actions,
+            thought=answer.thought,
+            executed_before=options.executed_steps,
+            request_id=options.request_id,
+            frozen_steps=int(answer.extras.get("frozen_steps", 0)),
+            query_age=float(answer.extras.get("query_age", 0.0)),
+        )
+        recorder = self.recorders[request.embodiment]
+        recorded = _refusing(lambda: recorder.record(session, decision, options.episode_id))
+        return {"episode_id": recorded.episode_id, "chunk_id": recorded.chunk_id}
+
+    def ended(self, session: str, why: str) -> None:
+        """Ends what the session left open."""
+        for recorder in self.recorders.values():
+            recorder.end(session, ended=why)
+
+    def status(self) -> dict[str, Any]:
+        """Robot to the recorder's counts."""
+        return {name: recorder.status() for name, recorder in self.recorders.items()}
+
+    def close(self) -> None:
+        """Seals what is open; losses are logged."""
+        for recorder in self.recorders.values():
+            try:
+                recorder.close()
+            except RuntimeError as error:
+                logger.error("%s", error)
+
+
+def _refusing(work: Any) -> Any:
+    """What the recorder refuses is the client's error."""
+    try:
+        return work()
+    except ValueError as error:
+        raise RequestError(str(error)) from None

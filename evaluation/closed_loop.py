@@ -11,6 +11,7 @@ import argparse
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,7 @@ def evaluate_closed_loop(
 
     Raises:
         ValueError: If an argument is out of range, a task is unknown, or the policy's actions have the wrong shape.
+        ConnectionError: If the policy server does not answer.
         WorkerFault: If something other than the environment fails in a worker process.
     """
     started = time.monotonic()
@@ -92,30 +94,29 @@ def evaluate_closed_loop(
         raise ValueError("video_episodes: recordings need a folder; set output")
     options = dict(environment_options or {})
     names = [tasks] if isinstance(tasks, str) else list(dict.fromkeys(tasks))
-    asked_for = policy if isinstance(policy, str) else policy.name
-    sample = make_environment(env, names[0], **options)
-    try:
-        for task in set(names) - set(sample.tasks):
-            make_environment(env, task, **options).close()  # which says what is known, before anything has run
-        if isinstance(policy, str):
-            policy = load_policy(policy, sample, **(policy_options or {}))
-        action_names = tuple(sample.action_names)
-    finally:
-        sample.close()
-    replan = _replan_steps(policy, replan_steps)
-    settings = {"env": env, "environment_options": options, "replan_steps": replan, **policy.identity()}
-    shared = SlotSettings(env, options, fingerprint(settings), str(output) if output is not None else None)
-    runner = LockstepRunner(
-        policy, shared, replan, action_names, batch_size=batch_size, workers=workers, progress=progress
-    )
-    jobs = [EpisodeJob(task, number, number in seeds[:video_episodes]) for task in names for number in seeds]
-    records = runner.run(jobs)
     run = {
-        "policy": asked_for,
-        "policy_options": dict(policy_options or {}),
+        "policy": policy if isinstance(policy, str) else policy.name,
+        "policy_options": {key: value for key, value in (policy_options or {}).items() if key != "token"},
         **{"tasks": names, "episodes": episodes, "seed": seed, "batch_size": batch_size, "workers": workers},
         **describe_machine(),
     }
+    with ExitStack() as held:
+        with closing(make_environment(env, names[0], **options)) as sample:
+            for task in set(names) - set(sample.tasks):
+                make_environment(env, task, **options).close()  # which says what is known, before anything has run
+            if isinstance(policy, str):
+                policy = load_policy(policy, sample, **(policy_options or {}))
+                held.callback(getattr(policy, "close", lambda: None))
+            action_names = tuple(sample.action_names)
+        replan = _replan_steps(policy, replan_steps)
+        settings = {"env": env, "environment_options": options, "replan_steps": replan, **policy.identity()}
+        shared = SlotSettings(env, options, fingerprint(settings), str(output) if output is not None else None)
+        runner = LockstepRunner(
+            policy, shared, replan, action_names, batch_size=batch_size, workers=workers, progress=progress
+        )
+        records = runner.run(
+            [EpisodeJob(task, number, number in seeds[:video_episodes]) for task in names for number in seeds]
+        )
     return ClosedLoopResult(records, settings, time.monotonic() - started, run)
 
 
@@ -134,8 +135,13 @@ def build_parser() -> argparse.ArgumentParser:
         description="Closed-loop success rate of a policy, with its 95% Wilson interval.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    baselines = " or ".join(repr(name) for name in BASELINES)
-    parser.add_argument("--model", required=True, help=f"checkpoint folder or Hub id, or {baselines}")
+    baselines = ", ".join(repr(name) for name in BASELINES)
+    parser.add_argument(
+        "--model", help=f"checkpoint folder or Hub id, or one of {baselines}; with --server only a name"
+    )
+    parser.add_argument(
+        "--server", metavar="URL", help="policy server to ask instead: ws://host:port or http://host:port"
+    )
     parser.add_argument("--env", default="tabletop", choices=sorted(ENVIRONMENTS), help="environment back-end")
     parser.add_argument(
         "--task", action="append", default=argparse.SUPPRESS, help="task, repeat for several (default: lift)"
@@ -148,6 +154,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--think", action="store_true", help="generate a thought before each action chunk")
     parser.add_argument("--max-new-tokens", type=int, help="longest thought in tokens; by default the model's")
     parser.add_argument("--num-steps", type=int, help="Euler steps of the flow; by default the model's")
+    served = parser.add_argument_group("policy server")
+    served.add_argument(
+        "--dialect", default="lerobot", help="keys of observations: a name, or the path of a .yaml file"
+    )
+    served.add_argument("--timeout", type=float, default=60.0, help="seconds until the server has to answer")
+    served.add_argument("--connections", type=int, default=1, help="requests of one batch at the same time")
+    served.add_argument("--token-file", type=Path, help="file with the server's token")
     parser.add_argument("--device", help="torch device; by default a GPU where there is one")
     parser.add_argument("--dtype", default="auto", help="parameter dtype, such as bfloat16; auto: the checkpoint's")
     parser.add_argument(
@@ -164,6 +177,18 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _policy_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of `load_policy` for the kind of policy that was asked for."""
+    names = ["think", "max_new_tokens", "num_steps"]
+    if arguments.server:
+        names += ["dialect", "timeout", "connections"]
+        options = {"token": arguments.token_file.read_text().strip()} if arguments.token_file else {}
+        return {**options, "name": arguments.model, **{name: getattr(arguments, name) for name in names}}
+    if arguments.model in BASELINES:
+        return {}
+    return {name: getattr(arguments, name) for name in [*names, "device", "dtype"]}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `syvla-eval`.
 
@@ -171,11 +196,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0; 1 if the evaluation could not run; 3 if it ran, but environments crashed twice in some
         episodes, which are then missing from the success rate.
     """
-    arguments = build_parser().parse_args(argv)
-    names = ("think", "max_new_tokens", "num_steps", "device", "dtype")
+    parser = build_parser()
+    arguments = parser.parse_args(argv)
+    if arguments.model is None and arguments.server is None:
+        parser.error("expected --model or --server")
     try:
         result = evaluate_closed_loop(
-            arguments.model,
+            arguments.server or arguments.model,
             arguments.env,
             getattr(arguments, "task", "lift"),
             episodes=arguments.episodes,
@@ -184,7 +211,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             workers=arguments.workers,
             replan_steps=arguments.replan_steps,
             environment_options=dict(arguments.env_option),
-            policy_options={} if arguments.model in BASELINES else {name: getattr(arguments, name) for name in names},
+            policy_options=_policy_options(arguments),
             output=arguments.output,
             video_episodes=arguments.video_episodes,
             progress=not arguments.quiet,

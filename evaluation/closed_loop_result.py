@@ -81,7 +81,7 @@ class ClosedLoopResult:
 def write_summary(result: ClosedLoopResult, path: Path) -> None:
     """Writes `result.to_dict()` as JSON, whole or not at all."""
     partial = path.with_suffix(".json.partial")
-    partial.write_text(json.dumps(result.to_dict(), indent=2) + "\n")
+    partial.write_text(json.dumps(result.to_dict(), indent=2, default=str) + "\n")
     os.replace(partial, path)
 
 

@@ -78,15 +78,23 @@ def load_policy(model: str, environment: RobotEnvironment, **options: Any) -> Po
     """A policy for `environment`.
 
     Args:
-        model: A name of `BASELINES`, or folder or Hub id of a checkpoint.
+        model: A name of `BASELINES`, folder or Hub id of a checkpoint, or URL of a policy server.
         environment: Gives embodiment and cameras.
-        **options: For a checkpoint: see `SyVLAPolicy.from_pretrained`.
+        **options: For a checkpoint see `SyVLAPolicy.from_pretrained`, for a server `RemotePolicy`.
 
     Raises:
+        ImportError: If what a policy server needs is not installed.
         FileNotFoundError: If `model` is the path of a folder that does not exist.
+        ConnectionError: If no policy server answers at the URL.
     """
     if model in BASELINES:
         return BASELINES[model]()
+    if "://" in model:
+        try:
+            from .remote_policy import RemotePolicy
+        except ModuleNotFoundError as error:
+            raise ImportError(f"a policy server needs {error.name}; run: pip install 'syvla[serve]'") from error
+        return RemotePolicy(model, environment, **options)
     if model.startswith((".", "/", "~")) and not Path(model).is_dir():
         raise FileNotFoundError(f"model: {model} is not a folder; expected a checkpoint, or one of {sorted(BASELINES)}")
     from serving.policy import SyVLAPolicy  # torch, which an environment with a policy server behind it may lack

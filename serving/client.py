@@ -43,6 +43,10 @@ class ClientOptions:
         retries: Further attempts after a lost connection or a missing answer.
         backoff: Seconds before the first of them, doubled each time with up to a quarter more or less, at most
             `max_backoff`.
+        ping_interval: Seconds between keepalive pings, and for their answer. None sends none, for servers that answer
+            none while their policy computes (openpi's), which would then be taken for dead.
+        extras: Whether to add seed, request id, session id and reset where a request has none. Off for servers that may
+            refuse keys which they do not know.
     """
 
     token: str | None = None
@@ -51,6 +55,8 @@ class ClientOptions:
     retries: int = 4
     backoff: float = 0.25
     max_backoff: float = 4.0
+    ping_interval: float | None = 20.0
+    extras: bool = True
 
     def pauses(self) -> Iterator[float]:
         """Seconds to sleep before each further attempt."""
@@ -59,7 +65,13 @@ class ClientOptions:
 
     def connect_arguments(self) -> dict[str, Any]:
         headers = {"Authorization": f"Api-Key {self.token}"} if self.token else None
-        return {"compression": None, "max_size": _REPLY_LIMITS.max_message_bytes, "additional_headers": headers}
+        return {
+            "compression": None,
+            "max_size": _REPLY_LIMITS.max_message_bytes,
+            "additional_headers": headers,
+            "ping_interval": self.ping_interval,
+            "ping_timeout": self.ping_interval,
+        }
 
 
 def observation_request(
@@ -81,12 +93,15 @@ def observation_request(
 class _Conversation:
     """What both clients share: messages, the pending reset, and what a reply means."""
 
-    def __init__(self) -> None:
+    def __init__(self, extras: bool) -> None:
         self.session = uuid.uuid4().hex
+        self._extras = extras
         self._reset = False
 
     def request(self, request: Mapping[str, Any]) -> tuple[bytes, str]:
         """The message, and its request id."""
+        if not self._extras:
+            return pack(dict(request)), ""
         full = {"seed": secrets.randbits(31), "request_id": uuid.uuid4().hex, "session_id": self.session, **request}
         if self._reset:
             full.setdefault("reset", True)
@@ -111,7 +126,7 @@ class _Conversation:
         reply = unpack(message, _REPLY_LIMITS)[0]
         if not isinstance(reply, dict) or "actions" not in reply:
             raise PolicyError(f"reply: expected a map with actions, got {str(reply)[:200]}")
-        if reply.get("request_id", request_id) != request_id:
+        if request_id and reply.get("request_id", request_id) != request_id:
             raise ConnectionError(f"reply: expected the answer to {request_id}, got that to {reply['request_id']}")
         return reply
 
@@ -133,7 +148,7 @@ class PolicyClient:
 
     def __init__(self, url: str, options: ClientOptions | None = None, **changes: Any) -> None:
         self.url, self.options = websocket_url(url), ClientOptions(**{**vars(options or ClientOptions()), **changes})
-        self._conversation = _Conversation()
+        self._conversation = _Conversation(self.options.extras)
         self._socket: Any = None
         self._metadata: dict[str, Any] = {}
         self._attempts(lambda: self._connected())
@@ -144,7 +159,7 @@ class PolicyClient:
         return self._metadata
 
     def infer(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Sends a request as it is, in any dialect of the server; `seed` and `request_id` are added where missing.
+        """Sends a request as it is, in any dialect of the server, with `ClientOptions.extras` added where missing.
 
         Returns:
             The reply; `actions` is float32 (T, D), physical units.
@@ -229,7 +244,7 @@ class AsyncPolicyClient:
 
     def __init__(self, url: str, options: ClientOptions | None = None, **changes: Any) -> None:
         self.url, self.options = websocket_url(url), ClientOptions(**{**vars(options or ClientOptions()), **changes})
-        self._conversation = _Conversation()
+        self._conversation = _Conversation(self.options.extras)
         self._socket: Any = None
         self._metadata: dict[str, Any] = {}
         self._turn = asyncio.Lock()

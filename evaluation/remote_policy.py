@@ -1,0 +1,193 @@
+"""A policy behind a server: ours, or any that speaks openpi's websocket protocol (pi0, GR00T, LeRobot policies, ...).
+
+Both are asked in the same way: an observation goes out in the server's dialect (see `serving/dialects.py`), an action
+chunk in the units of the environment's actions comes back. A SyVLA server, known by its `protocol_version`, also gets
+what makes its answers repeatable: `seed`, `think`, `max_new_tokens`, `num_steps`. Other servers get the dialect's keys
+and draw their own noise.
+
+How to compare policies on equal terms stands in `evaluation/README.md`. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+
+from serving.action_chunks import ActionChunks
+from serving.client import ClientOptions, PolicyClient
+from serving.dialects import Dialect, load_dialect
+
+from .environments.base import Observation, RobotEnvironment
+
+DEFAULT_TIMEOUT = 60.0
+"""Seconds until an answer has to be there. Ours: far beyond any policy's call; a server that compiles at its first
+request needs more."""
+
+NATIVE_DIALECT = "lerobot"
+
+
+class RemotePolicy:
+    """Asks a policy server for action chunks.
+
+    Args:
+        url: ws://host:port, or http:// or https:// for the same.
+        environment: Gives embodiment and cameras. Where the server does not say how long its chunks are, the environment
+            is reset once and its observation sent, which also shows at once whether the server understands it.
+        dialect: Name or file of the dialect in which observations are written.
+        token: For the server, if it asks for one.
+        timeout: Seconds until the server has to answer.
+        connections: Requests of one batch under way at the same time. With 1 they follow each other, so that a SyVLA
+            server answers each alone and an evaluation repeats to the bit; with more it may batch them.
+        think: For a SyVLA server, as in `SyVLAPolicy`.
+        max_new_tokens: As `think`.
+        num_steps: As `think`.
+        name: For reports; None takes the URL.
+
+    Raises:
+        ConnectionError: If nobody answers at the URL; the message names it.
+        ValueError: If an option is given that only a SyVLA server knows and this is none, the SyVLA server does not know
+            the embodiment, or the observation does not fit the dialect.
+        RuntimeError: If the server refuses the token or the first observation; the text is the server's own.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        environment: RobotEnvironment,
+        *,
+        dialect: str = NATIVE_DIALECT,
+        token: str | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
+        connections: int = 1,
+        think: bool = False,
+        max_new_tokens: int | None = None,
+        num_steps: int | None = None,
+        name: str | None = None,
+    ) -> None:
+        if connections < 1 or not timeout > 0:
+            raise ValueError(f"expected connections >= 1 and timeout > 0, got {connections=} {timeout=}")
+        self.url, self.name = url, name or url
+        self.view_cameras = dict(environment.view_cameras)
+        self.embodiment = environment.embodiment
+        self._dialect_name = dialect
+        written = load_dialect(dialect)
+        # Two attempts to connect, and the pause between them, stay within the time.
+        patience = ClientOptions(token=token, connect_timeout=0.45 * timeout, read_timeout=timeout, retries=1)
+        with PolicyClient(url, patience) as first:
+            self.metadata = dict(first.metadata)
+        self.own_server = "protocol_version" in self.metadata
+        if not self.own_server:  # it may refuse keys it does not know, and answer no pings while its policy computes
+            patience = replace(patience, extras=False, ping_interval=None)
+        self._options = {"think": think, "max_new_tokens": max_new_tokens, "num_steps": num_steps}
+        self._check_options()
+        self.dialect = self._for_cameras(written)
+        self._clients: SimpleQueue[PolicyClient] = SimpleQueue()
+        for _ in range(connections):
+            self._clients.put(PolicyClient(url, patience))
+        self._threads = ThreadPoolExecutor(connections, thread_name_prefix="policy-server")
+        horizon = self.metadata.get("action_horizon")
+        self.chunk_size = horizon if isinstance(horizon, int) and horizon > 0 else self._first_chunk(environment)
+
+    def identity(self) -> dict[str, Any]:
+        """The version that the server gives for its policy; without one its address and metadata have to do."""
+        version = self.metadata.get("policy_version")
+        if isinstance(version, str) and version:
+            identity: dict[str, Any] = {"policy": "server", "policy_version": version}
+        else:
+            text = json.dumps(self.metadata, sort_keys=True, default=_plain)
+            digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+            identity = {"policy": "server", "url": self.url, "metadata": digest}
+        options = {"embodiment": self.embodiment, **self._options} if self.own_server else {}
+        return {**identity, "dialect": self._dialect_name, **options}
+
+    def predict(
+        self, observations: Sequence[Observation], instructions: Sequence[str], *, seeds: Sequence[int]
+    ) -> ActionChunks:
+        """See `evaluation.policy.Policy.predict`; `seconds` of the answer holds the latency of each request.
+
+        Raises:
+            ConnectionError: If the server is gone or too slow.
+            RuntimeError: If the server refuses a request, with the server's own text, or changes its policy.
+            ValueError: If a reply holds no actions of the length announced.
+        """
+        answers = list(self._threads.map(self._ask, observations, instructions, seeds))
+        short = min(len(actions) for actions, _, _ in answers)
+        if short < self.chunk_size:
+            raise ValueError(
+                f"{self.url}: expected chunks of {self.chunk_size} actions as before, got one of {short}; set "
+                f"replan_steps to {short} or less and have the server announce action_horizon {short}"
+            )
+        actions = np.stack([actions[: self.chunk_size] for actions, _, _ in answers])
+        thoughts = [thought for _, thought, _ in answers]
+        return ActionChunks(actions, thoughts if any(thoughts) else None, [seconds for _, _, seconds in answers])
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._threads.shutdown()
+        while not self._clients.empty():
+            self._clients.get().close()
+
+    def _ask(self, observation: Observation, instruction: str, seed: int) -> tuple[np.ndarray, str, float]:
+        """Actions float32 (T, D), thought, and the seconds that they took."""
+        images = observation["images"]
+        views = {view: images[camera] for view, camera in self.view_cameras.items()}
+        request = self.dialect.to_request(views, observation["state"], instruction)
+        if self.own_server:
+            given = {name: value for name, value in self._options.items() if value is not None}
+            request |= {"seed": seed, "embodiment": self.embodiment, **given}
+        client = self._clients.get()
+        began = time.monotonic()
+        try:
+            reply = client.infer(request)
+        finally:
+            self._clients.put(client)
+        seconds = time.monotonic() - began
+        self._check_version(reply)
+        actions = np.asarray(reply["actions"])
+        if actions.ndim != 2 or not len(actions) or actions.dtype.kind not in "fiu":
+            raise ValueError(f"{self.url}: actions: expected numbers (T, D), got {actions.shape} {actions.dtype}")
+        thought = reply.get("thought")
+        return actions.astype(np.float32), thought if isinstance(thought, str) else "", seconds
+
+    def _first_chunk(self, environment: RobotEnvironment) -> int:
+        observation, info = environment.reset(seed=0)
+        return len(self._ask(observation, str(info["instruction"]), 0)[0])
+
+    def _check_options(self) -> None:
+        if not self.own_server:
+            given = sorted(name for name, value in self._options.items() if value)
+            if given:
+                raise ValueError(f"{self.url}: is no SyVLA server and knows nothing of {', '.join(given)}")
+            return
+        known = self.metadata.get("embodiments", {})
+        if self.embodiment not in known:
+            raise ValueError(
+                f"{self.url}: expected a policy for {self.embodiment!r}, got one for {sorted(known)}; serve a checkpoint "
+                f"that was fine-tuned on data of {self.embodiment!r}"
+            )
+
+    def _for_cameras(self, dialect: Dialect) -> Dialect:
+        """Foreign servers know cameras by the data set's names, our own by the model's views."""
+        if dialect.camera_key is None or self.own_server:
+            return dialect
+        return dialect.for_views(list(self.view_cameras), self.view_cameras)
+
+    def _check_version(self, reply: Mapping[str, Any]) -> None:
+        announced, came = self.metadata.get("policy_version"), reply.get("policy_version")
+        if announced and came and came != announced:
+            raise RuntimeError(
+                f"{self.url}: the server changed its policy from version {announced} to {came} during the evaluation; "
+                "start again"
+            )
+
+
+def _plain(leaf: Any) -> Any:
+    return leaf.tolist() if isinstance(leaf, np.ndarray | np.generic) else str(leaf)

@@ -283,9 +283,11 @@ class RolloutRecorder:
         self._threads[0].join()
         self._finished.put(None)
         self._threads[1].join()
-        if self._writer is not None:
-            self._writer.finalize()
-        self._folder_lock.release()
+        try:
+            if self._writer is not None:
+                self._writer.finalize()
+        finally:
+            self._folder_lock.release()
         if self._lost:
             first = next(iter(self._lost.values()))
             raise RecordingError(f"{self.root}: lost {len(self._lost)} episode(s) ({', '.join(self._lost)}): {first}")
@@ -362,11 +364,12 @@ class RolloutRecorder:
         self._finished.put(lambda: self._save(spool))
 
     def _save(self, spool: RolloutSpool) -> None:
-        episode = spool.facts.episode_id
+        episode, adding = spool.facts.episode_id, True
         try:
             writer = self._ready_writer(spool)
             for frame, task, thought in spool.rows():
                 writer.add_frame(frame, task, thought)
+            adding = False
             index = writer.num_episodes
             with self._lock:
                 spool.facts.outcome = self._outcomes.get(episode)
@@ -382,7 +385,7 @@ class RolloutRecorder:
         except Exception as error:
             with self._lock:
                 self._lose(episode, f"{type(error).__name__}: {error}")
-            self._give_up_writer(sound=isinstance(error, ValueError))
+            self._give_up_writer(sound=adding and isinstance(error, ValueError))
         finally:
             spool.close()
 

@@ -176,6 +176,23 @@ class SyVLATrainingArguments(TrainingArguments):
         default=0.0,
         metadata={"help": "Decay of an exponential moving average of the weights, which is saved instead; 0: off."},
     )
+    vlm_eval_steps: int = field(
+        default=0,
+        metadata={"help": "Steps between measurements of what the VLM still knows (eval_vlm/<benchmark>); 0: off."},
+    )
+    vlm_eval_tasks: list[str] = field(
+        default_factory=lambda: ["ai2d", "mme"],
+        metadata={
+            "help": "Benchmarks to measure: docvqa, ai2d, mmmu, mme, hallusionbench. Ours: two with short answers."
+        },
+    )
+    vlm_eval_rows: int = field(default=64, metadata={"help": "First rows of each benchmark to ask; even for mme."})
+    vlm_eval_data_root: str | None = field(
+        default=None, metadata={"help": "Folder with their datasets, as --data-root of syvla-eval-vlm; none: the Hub."}
+    )
+    vlm_eval_max_new_tokens: int = field(
+        default=16, metadata={"help": "Longest answer in tokens, so that a model that rambles costs little time."}
+    )
     logging_steps: float = field(default=10, metadata={"help": "Steps between log lines."})
     report_to: None | str | list[str] = field(  # noqa: RUF036  (HfArgumentParser wants this order)
         default="none", metadata={"help": "Trackers, e.g. trackio or wandb."}
@@ -184,6 +201,8 @@ class SyVLATrainingArguments(TrainingArguments):
     def __post_init__(self) -> None:
         if not 0.0 <= self.ema_decay < 1.0:
             raise ValueError(f"ema_decay: expected a number in [0, 1), got {self.ema_decay}")
+        if self.vlm_eval_steps < 0:
+            raise ValueError(f"vlm_eval_steps: expected 0 (off) or more, got {self.vlm_eval_steps}")
         if self.lr_scheduler_type == "cosine_with_min_lr" and not getattr(self, "lr_scheduler_kwargs", None):
             self.lr_scheduler_kwargs: Any = {"min_lr": self.final_learning_rate}
         super().__post_init__()

@@ -79,24 +79,29 @@ class SyVLATrainer(Trainer):
             eval_dataset=eval_dataset,
             **kwargs,
         )
-        problems = processing_class.disagreements(self._policy.config)
+        problems = processing_class.disagreements(self.policy.config)
         if problems:
             raise ValueError("processor and model do not fit together:\n- " + "\n- ".join(problems))
         if self.args.ema_decay:
-            self._require_whole_weights()
+            self._require_whole_weights("ema_decay", "the average")
             self.add_callback(WeightAverageCallback(self))
+        if self.args.vlm_eval_steps:
+            from .forgetting_callback import ForgettingCallback
+
+            self._require_whole_weights("vlm_eval_steps", "generating answers")
+            self.add_callback(ForgettingCallback(self))
 
     @property
-    def _policy(self) -> Any:
+    def policy(self) -> Any:
         """The [`SyVLAModel`] without wrappers of distributed training and adapters."""
         return base_model(self.accelerator.unwrap_model(self.model))
 
-    def _require_whole_weights(self) -> None:
+    def _require_whole_weights(self, option: str, purpose: str) -> None:
         plugin = getattr(self.accelerator.state, "deepspeed_plugin", None)
         if self.is_fsdp_enabled or (self.is_deepspeed_enabled and plugin is not None and plugin.zero_stage == 3):
             raise ValueError(
-                "ema_decay: the average needs whole weights on every process, which FSDP and ZeRO-3 do not keep; use DDP or "
-                "ZeRO-2, or set ema_decay=0"
+                f"{option}: {purpose} needs whole weights on every process, which FSDP and ZeRO-3 do not keep; use DDP or "
+                f"ZeRO-2, or set {option}=0"
             )
 
     # ------------------------------------------------------------------ data
@@ -175,16 +180,17 @@ class SyVLATrainer(Trainer):
 
     # ------------------------------------------------------------------ average of the weights
 
-    def _averaged(self) -> AbstractContextManager[None]:
+    def averaged_weights(self) -> AbstractContextManager[None]:
+        """Within it the model holds the average of the weights, where there is one."""
         return nullcontext() if self.average is None else self.average.applied(self.model)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As [`Trainer.evaluate`], of the average where there is one, since that is what is saved."""
-        with self._averaged():
+        with self.averaged_weights():
             return super().evaluate(*args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        with self._averaged():
+        with self.averaged_weights():
             super().save_model(output_dir, _internal_call)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
@@ -223,7 +229,7 @@ class SyVLATrainer(Trainer):
         (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
         (folder / "training_args.json").write_text(self.args.to_json_string() + "\n", encoding="utf-8")
         if is_adapted(self.accelerator.unwrap_model(self.model)):
-            save_config(self._policy, folder)
+            save_config(self.policy, folder)
         self._write_card(folder)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
@@ -258,7 +264,7 @@ class SyVLATrainer(Trainer):
         self.push_in_progress = PushInProgress([*(pending.jobs if pending is not None and busy else []), *jobs])
 
     def _write_card(self, folder: Path) -> None:
-        write_model_card(folder, self._policy.config, self.processing_class, self._card_fields())
+        write_model_card(folder, self.policy.config, self.processing_class, self._card_fields())
 
     def _card_fields(self) -> dict[str, Any]:
         losses = [entry for entry in self.state.log_history if "loss" in entry]

@@ -2,7 +2,7 @@
 
 Everything is made of boxes, cylinders and spheres with plain colours, as the ray-cast cameras know no textures. A digit
 is a raised seven-segment glyph on a 3 x 5 grid that fills the block's top: its strokes are 14 mm wide, because a pixel
-of the head camera is about 13 mm wide at 32 x 32 pixels, 8 mm at 48 and 6 mm at 64.
+of the head camera is about 12 mm wide at 32 x 32 pixels, 8 mm at 48 and 6 mm at 64.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ class AnswerGenerator:
     """Asks a model.
 
     Args:
-        model: SyVLA or Qwen2.5-VL with `generate`; its mode is restored after every call.
+        model: SyVLA or Qwen2.5-VL with `generate`; the modes of its modules are restored after every call.
         renderer: Of the same checkpoint.
         checkpoint: Digest of the weights, for the log.
         log: Where answers are kept and known ones found; None: nowhere.
@@ -67,7 +67,7 @@ class AnswerGenerator:
             questions = [capped(question, self.max_new_tokens) for question in questions]
         keys: dict[int, Key] = {}  # by index of the question
         answers: dict[Key, Answer] = {}
-        was_training = self.model.training
+        modes = [(module, module.training) for module in self.model.modules()]
         self.model.eval()
         bar = tqdm(total=len(questions), desc="answers", disable=not self.progress)
         batches = prefetch(
@@ -82,7 +82,8 @@ class AnswerGenerator:
                     bar.update(len(part))
         finally:
             batches.close()  # type: ignore[attr-defined]
-            self.model.train(was_training)
+            for module, training in modes:
+                module.training = training
             bar.close()
         return [answers[keys[i]] for i in range(len(questions))]
 

@@ -79,8 +79,7 @@ def evaluate_vlm(
         ImportError: If lmms-eval is not installed.
         ValueError, OSError: On bad arguments, missing data, answers that `resume` is needed for, or a failing judge.
     """
-    chosen = chosen_benchmarks(tasks)
-    _check(chosen, data_root, limit, headline, output, resume)
+    chosen = check_request(tasks, data_root, limit, headline, output, resume)
     with preserved_random_state():
         with quiet_output():
             version = require_lmms_eval()
@@ -129,10 +128,19 @@ def evaluate_vlm(
     return result
 
 
-def _check(
-    chosen: Sequence[Benchmark], data_root: Any, limit: int | None, headline: str, output: Any, resume: bool
-) -> None:
-    """Everything that can be wrong before lmms-eval and the model are loaded."""
+def check_request(
+    tasks: Sequence[str] | None,
+    data_root: str | Path | None = None,
+    limit: int | None = None,
+    headline: str = "mean",
+    output: str | Path | None = None,
+    resume: bool = False,
+) -> list[Benchmark]:
+    """The benchmarks to run, after everything that can be wrong before lmms-eval and the model are loaded.
+
+    Arguments and errors are those of `evaluate_vlm`.
+    """
+    chosen = chosen_benchmarks(tasks)
     if headline not in HEADLINES:
         raise ValueError(f"headline: expected one of {', '.join(HEADLINES)}, got {headline!r}")
     if limit is not None and limit < 1:
@@ -151,6 +159,7 @@ def _check(
         raise ValueError(
             f"output: {output} holds the answers of an earlier run; pass --resume to go on with it, or another --output"
         )
+    return chosen
 
 
 def _join_processes(device: str | None) -> int:

@@ -175,4 +175,4 @@ def test_sharded_weights_are_refused(make_model, tiny_processor, tmp_path, monke
     trainer = SyVLATrainer(make_model(), args, processing_class=tiny_processor)
     monkeypatch.setattr(trainer, "is_fsdp_enabled", True)
     with pytest.raises(ValueError, match="ema_decay: the average needs whole weights on every process"):
-        trainer._require_whole_weights()
+        trainer._require_whole_weights("ema_decay", "the average")

@@ -1,11 +1,13 @@
-"""Forward and inverse kinematics of the tabletop's arms on the MuJoCo model."""
+"""Forward and inverse kinematics of 6-joint arms on their MuJoCo models."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import mujoco
 import numpy as np
 
-from .tabletop_scene import JOINT_LIMITS, JOINTS_PER_ARM
+from .tabletop_scene import JOINTS_PER_ARM
 
 
 def rotation_about_z(angle: float) -> np.ndarray:
@@ -32,28 +34,35 @@ def rotation_matrix(vector: np.ndarray) -> np.ndarray:
     return matrix.reshape(3, 3)
 
 
-class ArmKinematics:
-    """Pose of one arm's tool point from its joints, and joints from a pose. Does not touch the simulation's state.
+class KinematicChain:
+    """Pose of a tool from its joints, and joints from a pose. Does not touch the simulation's state.
 
     Args:
-        model: Compiled tabletop model.
-        side: "left" or "right".
+        model: Compiled model.
+        joints: Names of the six hinge joints from the base on; their ranges are respected.
     """
 
-    def __init__(self, model: mujoco.MjModel, side: str) -> None:
+    def __init__(self, model: mujoco.MjModel, joints: Sequence[str]) -> None:
         self._model = model
         self._data = mujoco.MjData(model)
-        joints = [model.joint(f"{side}_joint_{i + 1}") for i in range(JOINTS_PER_ARM)]
-        self._positions = np.array([joint.qposadr[0] for joint in joints])
-        self._velocities = np.array([joint.dofadr[0] for joint in joints])
-        self._site = model.site(f"{side}_tcp").id
+        found = [model.joint(name) for name in joints]
+        self._positions = np.array([joint.qposadr[0] for joint in found])
+        self._velocities = np.array([joint.dofadr[0] for joint in found])
+        self._low, self._high = np.array([joint.range for joint in found]).T
         self._jacobian = np.zeros((6, model.nv))
 
     def forward(self, joints: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Tool point (3,) [m] and tool rotation (3, 3) in the world frame for six joint angles [rad]."""
         self._data.qpos[self._positions] = joints
         mujoco.mj_kinematics(self._model, self._data)
-        return self._data.site_xpos[self._site].copy(), self._data.site_xmat[self._site].reshape(3, 3).copy()
+        return self._tool_pose()
+
+    def _tool_pose(self) -> tuple[np.ndarray, np.ndarray]:
+        raise NotImplementedError
+
+    def _update_jacobian(self) -> None:
+        """Writes the tool's Jacobian, translation above rotation, (6, nv)."""
+        raise NotImplementedError
 
     def inverse(
         self,
@@ -77,15 +86,34 @@ class ArmKinematics:
             tolerance: Largest remaining error (m and rad together, Euclidean) to stop at.
             damping: Damping factor; larger is safer near singular poses and slower.
         """
-        joints = np.clip(np.asarray(start, dtype=float), JOINT_LIMITS[:, 0], JOINT_LIMITS[:, 1])
+        joints = np.clip(np.asarray(start, dtype=float), self._low, self._high)
         for _ in range(iterations):
             present, orientation = self.forward(joints)
             error = np.concatenate([position - present, rotation_vector(rotation @ orientation.T)])
             if np.linalg.norm(error) < tolerance:
                 break
             mujoco.mj_comPos(self._model, self._data)
-            mujoco.mj_jacSite(self._model, self._data, self._jacobian[:3], self._jacobian[3:], self._site)
+            self._update_jacobian()
             jacobian = self._jacobian[:, self._velocities]
             step = jacobian.T @ np.linalg.solve(jacobian @ jacobian.T + damping**2 * np.eye(6), error)
-            joints = np.clip(joints + np.clip(step, -0.4, 0.4), JOINT_LIMITS[:, 0], JOINT_LIMITS[:, 1])
+            joints = np.clip(joints + np.clip(step, -0.4, 0.4), self._low, self._high)
         return joints
+
+
+class ArmKinematics(KinematicChain):
+    """One of the tabletop's arms.
+
+    Args:
+        model: Compiled tabletop model.
+        side: "left" or "right".
+    """
+
+    def __init__(self, model: mujoco.MjModel, side: str) -> None:
+        super().__init__(model, [f"{side}_joint_{i + 1}" for i in range(JOINTS_PER_ARM)])
+        self._site = model.site(f"{side}_tcp").id
+
+    def _tool_pose(self) -> tuple[np.ndarray, np.ndarray]:
+        return self._data.site_xpos[self._site].copy(), self._data.site_xmat[self._site].reshape(3, 3).copy()
+
+    def _update_jacobian(self) -> None:
+        mujoco.mj_jacSite(self._model, self._data, self._jacobian[:3], self._jacobian[3:], self._site)

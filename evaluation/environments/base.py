@@ -32,6 +32,9 @@ class RobotEnvironment(Protocol):
         action_space: gymnasium's `Box` of the action; infinite where a dimension has no limit.
         control_hz: Control steps per second of simulated time.
         max_steps: Control steps after which an episode is truncated.
+
+    It may also have `description`, a JSON-serialisable dict of facts that belong beside every result, such as a
+    simulator's version, or that its assets are stand-ins.
     """
 
     embodiment: str

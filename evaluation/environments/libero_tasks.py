@@ -1,0 +1,176 @@
+"""LIBERO's four suites: task names, sentences, step limits, initial states and scene assets, without importing it.
+
+A task is called by its suite and its number in LIBERO's own order, as published results count them: "libero_spatial_0"
+to "libero_10_9". (The names of LIBERO's files are whole sentences, and some stand in several suites.)
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pickletools
+import tempfile
+import zipfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+TASKS_PER_SUITE = 10
+STEP_LIMITS = {"libero_spatial": 220, "libero_object": 280, "libero_goal": 300, "libero_10": 520}
+"""Control steps per episode, after settling: what OpenVLA's `run_libero_eval.py` set and openpi and others kept; the
+longest human demonstrations take 193, 254, 270 and 505 steps."""
+
+SUITES = tuple(STEP_LIMITS)
+TASKS = tuple(f"{suite}_{number}" for suite in SUITES for number in range(TASKS_PER_SUITE))
+ASSETS_REPOSITORY = "lerobot/libero-assets"
+ASSETS_VARIABLE = "LIBERO_ASSETS"
+_CONFIG_VARIABLE = "LIBERO_CONFIG_PATH"
+_ARRAY_GLOBALS = {"numpy.core.multiarray _reconstruct", "numpy ndarray", "numpy dtype", "_codecs encode"}
+_MAX_INITIAL_STATES_BYTES = 50_000_000
+
+
+def suite_and_number(task: str) -> tuple[str, int]:
+    """("libero_spatial", 3) for "libero_spatial_3"."""
+    suite, _, number = task.rpartition("_")
+    return suite, int(number)
+
+
+def package_folder() -> Path:
+    """Folder of the installed `libero.libero`, found without importing it.
+
+    Raises:
+        ModuleNotFoundError: If hf-libero is not installed.
+    """
+    found = importlib.util.find_spec("libero")
+    for place in (found.submodule_search_locations or ()) if found else ():
+        folder = Path(place) / "libero"
+        if (folder / "bddl_files").is_dir():
+            return folder
+    raise ModuleNotFoundError("No module named 'libero'", name="libero")
+
+
+@cache
+def task_files(suite: str) -> tuple[str, ...]:
+    """LIBERO's own names of a suite's tasks in its order; files are called after them.
+
+    Read from its task map, whose package would import torch.
+    """
+    path = package_folder() / "benchmark" / "libero_suite_task_map.py"
+    specification = importlib.util.spec_from_file_location("libero_suite_task_map", path)
+    if specification is None or specification.loader is None:
+        raise FileNotFoundError(f"{path}: expected LIBERO's list of tasks; reinstall hf-libero")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return tuple(module.libero_task_map[suite])
+
+
+def instruction(name: str) -> str:
+    """The sentence of a task from its file name, as LIBERO's `Task.language`: the scene's name in front is left out.
+
+    It differs from the sentence in the task's BDDL file ("pick the akita black bowl ..."), which policies never see.
+    """
+    words = name.split("_")
+    scene = [i for i, word in enumerate(words) if word.startswith("SCENE")]
+    return " ".join(words[scene[0] + 1 :] if scene else words)
+
+
+@cache
+def initial_states(suite: str, number: int) -> np.ndarray:
+    """The official initial states of a task, float64 (50, 1 + nq + nv): time, positions, velocities.
+
+    LIBERO saves them with `torch.save` as a pickled array. Nothing of the pickle is executed here: its instructions are
+    listed, must be those of one float64 array, and shape and numbers are taken from them.
+
+    Raises:
+        ValueError: If the file holds anything else.
+    """
+    path = package_folder() / "init_files" / suite / f"{task_files(suite)[number]}.pruned_init"
+    with zipfile.ZipFile(path) as archive:
+        (entry,) = [item for item in archive.infolist() if item.filename.endswith("/data.pkl")]
+        if entry.file_size > _MAX_INITIAL_STATES_BYTES:
+            raise ValueError(f"{path}: expected at most {_MAX_INITIAL_STATES_BYTES} bytes, got {entry.file_size}")
+        content = archive.read(entry)
+    return _array_in_pickle(content, path)
+
+
+def _array_in_pickle(content: bytes, path: Path) -> np.ndarray:
+    globals_used: set[str] = set()
+    numbers: list[int] = []
+    texts: list[str] = []
+    value: Any
+    for operation, value, _ in pickletools.genops(content):
+        if operation.name == "GLOBAL":
+            globals_used.add(value)
+        elif operation.name.startswith("BININT"):
+            numbers.append(value)
+        elif operation.name == "BINUNICODE":
+            texts.append(value)
+    # _reconstruct's (0,), the version 1, the shape, then the dtype's version and flags
+    rows, columns = (numbers + [0] * 4)[2:4]
+    values = texts[-1].encode("latin1") if texts else b""
+    if globals_used != _ARRAY_GLOBALS or "f8" not in texts or "<" not in texts or len(values) != 8 * rows * columns:
+        raise ValueError(f"{path}: expected one little-endian float64 matrix, got {sorted(globals_used)}")
+    return np.frombuffer(values, dtype="<f8").reshape(rows, columns)
+
+
+def find_assets(assets: str | os.PathLike[str] | None) -> Path:
+    """Folder of LIBERO's scenes and objects.
+
+    Args:
+        assets: The folder; None takes the environment variable `LIBERO_ASSETS`, else `assets` inside the package.
+
+    Raises:
+        FileNotFoundError: If there is none, or it lacks a sub-folder; the message says what to put where.
+    """
+    named = assets if assets is not None else os.environ.get(ASSETS_VARIABLE)
+    folder = Path(named).expanduser() if named else package_folder() / "assets"
+    needed = ("scenes", "articulated_objects", "stable_hope_objects", "stable_scanned_objects", "turbosquid_objects")
+    missing = [name for name in needed if not (folder / name).is_dir()]
+    if missing:
+        raise FileNotFoundError(
+            f"LIBERO assets: {folder} lacks the folders {missing}; run `hf download {ASSETS_REPOSITORY} --repo-type "
+            f"dataset --local-dir FOLDER`, then pass assets=FOLDER (--env-option assets=FOLDER) or set "
+            f"{ASSETS_VARIABLE}=FOLDER"
+        )
+    return folder.resolve()
+
+
+def stand_ins(assets: Path) -> bool:
+    """Whether a README in the folder says that some of it are stand-ins for the official files."""
+    return any("stand-in" in path.read_text(errors="replace") for path in assets.glob("README*"))
+
+
+@cache
+def _config_folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="syvla-libero-")
+
+
+def import_libero(assets: Path) -> Any:
+    """Imports LIBERO and points it at `assets`; returns its module of environments.
+
+    At its first import LIBERO asks on the terminal where to keep its files unless a `config.yaml` is there, so one is
+    written to a private folder, named by `LIBERO_CONFIG_PATH` during the import only. A folder that the user named in
+    that variable is left as it is. Without assets of its own LIBERO would download them from the Hub at the first
+    environment; it is told the folder instead.
+    """
+    before = os.environ.get(_CONFIG_VARIABLE)
+    if before is None or not (Path(before) / "config.yaml").is_file():
+        root = package_folder()
+        folders = {"benchmark_root": root, "bddl_files": root / "bddl_files", "init_states": root / "init_files"}
+        folders |= {"datasets": Path(_config_folder().name) / "datasets", "assets": assets}
+        lines = [f'{key}: "{folder}"\n' for key, folder in folders.items()]
+        (Path(_config_folder().name) / "config.yaml").write_text("".join(lines))
+        os.environ[_CONFIG_VARIABLE] = _config_folder().name
+    try:
+        from libero import libero
+
+        libero._assets_path_cache = str(assets)
+        from libero.libero import envs
+    finally:
+        if before is None:
+            os.environ.pop(_CONFIG_VARIABLE, None)
+        else:
+            os.environ[_CONFIG_VARIABLE] = before
+    return envs

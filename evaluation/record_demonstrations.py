@@ -1,8 +1,8 @@
 """Records demonstrations of scripted experts into a LeRobot v3.0 dataset (`syvla-record`).
 
-Only successful episodes are kept. Episode k of a task is made with seed `seed + k` (later ones where the expert
-failed), always below `EVALUATION_SEED_OFFSET`, where closed-loop evaluation starts: training and evaluation never share
-a seed.
+Only successful episodes are kept, unless all are asked for. Episode k of a task is made with seed `seed + k` (later
+ones where the expert failed), always below `EVALUATION_SEED_OFFSET`, where closed-loop evaluation starts: training and
+evaluation never share a seed.
 
 A recording that was cut short goes on when it is started again with the same settings. `recording.json` in the
 dataset's folder holds the settings, every attempt and the summary.
@@ -45,7 +45,8 @@ class RecordingSettings:
         env: Name of the back-end.
         tasks: Names of its tasks; episodes of different tasks take turns.
         seed: First seed of each task.
-        image_size: Side of the pictures in pixels.
+        image_size: Side of the pictures in pixels; None leaves it to the environment.
+        keep_failures: Keep failed episodes as well; `recording.json` says which they are.
         use_videos: MP4 videos instead of pictures in the parquet files.
         action_noise: See `Disturbance`.
         recovery: See `Disturbance`.
@@ -55,7 +56,8 @@ class RecordingSettings:
     env: str = "tabletop"
     tasks: tuple[str, ...] = ("lift",)
     seed: int = 0
-    image_size: int = 32
+    image_size: int | None = None
+    keep_failures: bool = False
     use_videos: bool = False
     action_noise: float = 0.0
     recovery: bool = False
@@ -63,7 +65,8 @@ class RecordingSettings:
 
     def make(self, task: str) -> Any:
         """The environment of one task."""
-        return make_environment(self.env, task, image_size=self.image_size, **self.env_options)
+        size = {} if self.image_size is None else {"image_size": self.image_size}
+        return make_environment(self.env, task, **size, **self.env_options)
 
 
 def record_demonstrations(
@@ -78,14 +81,14 @@ def record_demonstrations(
 
     Args:
         output: Folder of the dataset. One that holds an unfinished recording with the same settings is continued.
-        episodes: Successful episodes per task.
+        episodes: Episodes to keep per task; successful ones, unless `keep_failures` is set.
         workers: Processes that simulate; the result is the same for any number.
         progress: Whether to show a progress bar.
         settings: Fields of `RecordingSettings`.
 
     Returns:
         The summary, also written to `recording.json`: `output`, `episodes`, `frames`, `failures`, `success_rate` of the
-        expert, `mean_steps`, `seconds` of this call, per task in `tasks`.
+        expert, `mean_steps`, `seconds` of this call, per task in `tasks`, and the `environment`'s description.
 
     Raises:
         ValueError: If a setting is out of its range, the seeds would run into those of evaluation, or the folder holds
@@ -95,11 +98,10 @@ def record_demonstrations(
     from processing import RobotDatasetWriter
 
     chosen = RecordingSettings(**settings)
-    _validate(chosen, episodes, workers)
     root = Path(output)
     started = time.monotonic()
+    env = _validate(chosen, episodes, workers)
     log = RecordingLog(root / SUMMARY_FILE, asdict(chosen))
-    env = chosen.make(chosen.tasks[0])
     with RobotDatasetWriter(
         root,
         fps=_frames_per_second(env),
@@ -111,7 +113,7 @@ def record_demonstrations(
         log.match(writer.num_episodes)
         _record_missing(writer, log, chosen, episodes, workers, progress)
     env.close()
-    return log.finish(root, time.monotonic() - started)
+    return log.finish(root, time.monotonic() - started, getattr(env, "description", {}))
 
 
 def dataset_features(env: Any, *, use_videos: bool) -> dict[str, dict[str, Any]]:
@@ -149,14 +151,16 @@ def _record_missing(
             planned.sort(key=lambda entry: entry[1])  # stable: tasks take turns, in a resumed recording as well
             for attempt in _demonstrations(settings, workers, planned):
                 next_seed[attempt.task] = attempt.seed + 1
-                log.add(attempt)
-                if attempt.success:
+                kept = attempt.success or settings.keep_failures
+                log.add(attempt, kept)
+                if kept:
                     _save(writer, attempt)
                     missing[attempt.task] -= 1
                     bar.update()
-                else:
+                if not attempt.success:
                     bar.set_postfix(failures=summarise(log.attempts)["failures"])
-                _check_expert(log.of(attempt.task), attempt.task)
+                if not settings.keep_failures:
+                    _check_expert(log.of(attempt.task), attempt.task)
 
 
 def _check_expert(attempts: Sequence[dict[str, Any]], task: str) -> None:
@@ -225,7 +229,8 @@ def _demonstrations(
             yield running.popleft().result()
 
 
-def _validate(settings: RecordingSettings, episodes: int, workers: int) -> None:
+def _validate(settings: RecordingSettings, episodes: int, workers: int) -> Any:
+    """Raises a `ValueError` for what cannot work; returns the environment of the first task."""
     if episodes < 1:
         raise ValueError(f"episodes: expected at least 1, got {episodes}")
     if workers < 1:
@@ -239,8 +244,10 @@ def _validate(settings: RecordingSettings, episodes: int, workers: int) -> None:
             f"{settings.seed}; seeds from {EVALUATION_SEED_OFFSET} on belong to closed-loop evaluation"
         )
     check_action_noise(settings.action_noise)
-    for task in settings.tasks:
-        settings.make(task).close()
+    first, *others = [settings.make(task) for task in settings.tasks]
+    for env in others:
+        env.close()
+    return first
 
 
 def _frames_per_second(env: Any) -> int:
@@ -255,14 +262,14 @@ def build_parser() -> argparse.ArgumentParser:
     defaults = RecordingSettings()
     parser = argparse.ArgumentParser(
         prog="syvla-record",
-        description="Record demonstrations of a scripted expert into a LeRobot v3.0 dataset. Only successes are kept.",
+        description="Record demonstrations of a scripted expert into a LeRobot v3.0 dataset.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--env", default=defaults.env, choices=sorted(ENVIRONMENTS), help="environment")
     parser.add_argument(
         "--task", action="append", help="task, repeat for several (default: lift)", default=argparse.SUPPRESS
     )
-    parser.add_argument("--episodes", type=int, default=120, help="successful episodes per task")
+    parser.add_argument("--episodes", type=int, default=120, help="episodes per task, successful ones by default")
     parser.add_argument("--seed", type=int, default=defaults.seed, help="first seed of each task")
     parser.add_argument(
         "--output",
@@ -270,7 +277,15 @@ def build_parser() -> argparse.ArgumentParser:
         default=argparse.SUPPRESS,
         help="folder of the dataset; an unfinished recording is continued",
     )
-    parser.add_argument("--image-size", type=int, default=defaults.image_size, help="side of the pictures in pixels")
+    parser.add_argument(
+        "--image-size",
+        type=int,
+        default=argparse.SUPPRESS,
+        help="side of the pictures in pixels; by default the environment's own size",
+    )
+    parser.add_argument(
+        "--keep-failures", action="store_true", help="keep failed episodes too; recording.json says which they are"
+    )
     storage = parser.add_mutually_exclusive_group()
     options: dict[str, Any] = {"dest": "storage", "action": "store_const", "default": "images"}
     storage.add_argument(
@@ -309,7 +324,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             env=arguments.env,
             tasks=tuple(getattr(arguments, "task", RecordingSettings.tasks)),
             seed=arguments.seed,
-            image_size=arguments.image_size,
+            image_size=getattr(arguments, "image_size", None),
+            keep_failures=arguments.keep_failures,
             use_videos=arguments.storage == "videos",
             action_noise=arguments.action_noise,
             recovery=arguments.recovery,
@@ -321,8 +337,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     for task, counts in summary["tasks"].items():
         print(
             f"{task}: {counts['episodes']} episodes, {counts['frames']} frames, {counts['mean_steps']} steps each, "
-            f"{counts['failures']} failed attempts left out"
+            f"{counts['failures']} failed attempts {'among them' if arguments.keep_failures else 'left out'}"
         )
+    for fact, value in summary["environment"].items():
+        print(f"{fact}: {value}")
     print(f"{summary['output']} in {summary['seconds']} s; details in {Path(summary['output']) / SUMMARY_FILE}")
     return 0
 

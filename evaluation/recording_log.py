@@ -46,8 +46,8 @@ class RecordingLog:
             ValueError: If the dataset holds episodes that the file does not know.
         """
         # An attempt is noted before its episode is saved; after a crash in between it has to be made again.
-        self.attempts = [a for a in self.attempts if not a["success"] or a["episode_index"] < saved_episodes]
-        known = sum(attempt["success"] for attempt in self.attempts)
+        self.attempts = [a for a in self.attempts if not _kept(a) or a["episode_index"] < saved_episodes]
+        known = sum(map(_kept, self.attempts))
         if known != saved_episodes:
             raise ValueError(
                 f"{self._path.parent}: holds {saved_episodes} episodes of which {known} are in {self._path.name}; "
@@ -58,17 +58,18 @@ class RecordingLog:
         """The attempts at one task, in the order of their seeds."""
         return [attempt for attempt in self.attempts if attempt["task"] == task]
 
-    def add(self, attempt: Demonstration) -> None:
-        """Notes an attempt; a successful one is about to become the next episode."""
-        index = sum(other["success"] for other in self.attempts) if attempt.success else None
+    def add(self, attempt: Demonstration, kept: bool) -> None:
+        """Notes an attempt; one that is kept is about to become the next episode."""
+        index = sum(map(_kept, self.attempts)) if kept else None
         entry = {"task": attempt.task, "seed": attempt.seed, "success": attempt.success, "episode_index": index}
         self.attempts.append({**entry, "steps": len(attempt.actions)})
         self._write({})
 
-    def finish(self, root: Path, seconds: float) -> dict[str, Any]:
-        """Writes the summary and returns it."""
+    def finish(self, root: Path, seconds: float, environment: dict[str, Any]) -> dict[str, Any]:
+        """Writes the summary, with facts about the environment, and returns it."""
         per_task = {task: summarise(self.of(task)) for task in self._settings["tasks"]}
         summary = {"output": str(root), **summarise(self.attempts), "seconds": round(seconds, 2), "tasks": per_task}
+        summary["environment"] = environment
         self._write(summary)
         return summary
 
@@ -82,11 +83,16 @@ class RecordingLog:
 
 def summarise(attempts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Counts of a list of attempts: episodes kept and their frames, failures, the expert's success rate and steps."""
-    kept = [attempt["steps"] for attempt in attempts if attempt["success"]]
+    kept = [attempt["steps"] for attempt in attempts if _kept(attempt)]
+    successes = sum(attempt["success"] for attempt in attempts)
     return {
         "episodes": len(kept),
         "frames": sum(kept),
-        "failures": len(attempts) - len(kept),
-        "success_rate": round(len(kept) / max(1, len(attempts)), 4),
+        "failures": len(attempts) - successes,
+        "success_rate": round(successes / max(1, len(attempts)), 4),
         "mean_steps": round(float(np.mean(kept)), 2) if kept else 0.0,
     }
+
+
+def _kept(attempt: dict[str, Any]) -> bool:
+    return attempt["episode_index"] is not None

@@ -14,3 +14,8 @@ install 'evaluate>=0.4' loguru pytz sacrebleu tenacity
 # openpi's client asks for numpy < 2 and runs with numpy 2.
 install --no-deps 'openpi-client==0.1.2'
 install dm-tree
+
+# Simulators. hf-libero and robosuite ask for training libraries, a display's OpenCV and a compiler that their environments
+# do not need; of gym-aloha only the scene files are used, without dm-control.
+install -e '.[metaworld,libero]'
+install --no-deps 'gym-aloha==0.1.5' 'hf-libero==0.1.4' 'robosuite==1.4.0' 'bddl==1.0.1'

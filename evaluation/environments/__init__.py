@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from .base import EVALUATION_SEED_OFFSET, RobotEnvironment, ScriptedExpert
+from .graphics import require_graphics
 
 __all__ = [
     "ENVIRONMENTS",
@@ -28,11 +31,13 @@ class Backend:
         environment: "module:attribute" of the environment, called with `task=` and the caller's keyword arguments.
         expert: "module:attribute" of a function that makes the scripted expert of an environment, None without one.
         install: Command that installs what the back-end needs.
+        graphics: Whether it draws with OpenGL, which is then looked for before anything is imported.
     """
 
     environment: str
     expert: str | None
     install: str
+    graphics: bool = False
 
 
 ENVIRONMENTS: dict[str, Backend] = {
@@ -40,6 +45,24 @@ ENVIRONMENTS: dict[str, Backend] = {
         environment=f"{__name__}.tabletop:TabletopEnv",
         expert=f"{__name__}.tabletop_expert:make_tabletop_expert",
         install="pip install 'syvla[sim]'",
+    ),
+    "libero": Backend(
+        environment=f"{__name__}.libero_env:LiberoEnv",
+        expert=f"{__name__}.libero_expert:make_libero_expert",
+        install="pip install 'syvla[libero]' && pip install --no-deps hf-libero==0.1.4 robosuite==1.4.0 bddl==1.0.1",
+        graphics=True,
+    ),
+    "metaworld": Backend(
+        environment=f"{__name__}.metaworld_env:MetaWorldEnv",
+        expert=f"{__name__}.metaworld_expert:make_metaworld_expert",
+        install="pip install 'syvla[metaworld]'",
+        graphics=True,
+    ),
+    "aloha": Backend(
+        environment=f"{__name__}.aloha_env:AlohaEnv",
+        expert=f"{__name__}.aloha_expert:make_aloha_expert",
+        install="pip install 'syvla[aloha]'",
+        graphics=True,
     ),
 }
 """Back-ends by name. Add an entry to make another simulator known; it must offer `RobotEnvironment`."""
@@ -55,7 +78,9 @@ def make_environment(name: str, task: str, **kwargs: Any) -> Any:
 
     Raises:
         ValueError: If the back-end, the task or an argument is unknown; the message lists the known ones.
-        ImportError: If the back-end's simulator is not installed; the message names the command that installs it.
+        ImportError: If the back-end's simulator is not installed, or OpenGL does not work; the message names the
+            command that installs it.
+        FileNotFoundError: If the simulator's assets are missing; the message says what to put where.
     """
     factory = _load(name, _backend(name).environment)
     known = inspect.signature(factory).parameters
@@ -64,7 +89,8 @@ def make_environment(name: str, task: str, **kwargs: Any) -> Any:
         raise ValueError(
             f"environment {name!r}: unknown arguments {unknown}; known are {sorted(set(known) - {'task'})}"
         )
-    return factory(task=task, **kwargs)
+    with _naming_the_install(name):
+        return factory(task=task, **kwargs)
 
 
 def make_expert(env: Any, **kwargs: Any) -> ScriptedExpert:
@@ -91,7 +117,15 @@ def _backend(name: str) -> Backend:
 
 def _load(name: str, reference: str) -> Any:
     module, attribute = reference.split(":")
-    try:
+    with _naming_the_install(name):
+        if ENVIRONMENTS[name].graphics:
+            require_graphics()
         return getattr(importlib.import_module(module), attribute)
+
+
+@contextmanager
+def _naming_the_install(name: str) -> Iterator[None]:
+    try:
+        yield
     except ModuleNotFoundError as error:
         raise ImportError(f"environment {name!r} needs {error.name}; run: {ENVIRONMENTS[name].install}") from error

@@ -212,5 +212,5 @@ def test_help_names_every_default(capsys):
         main(["--help"])
     assert ended.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    for default in ("tabletop", "lift", "120", "32", "images", "0.0"):
+    for default in ("tabletop", "lift", "120", "images", "0.0"):
         assert f"default: {default})" in text

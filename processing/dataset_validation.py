@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 
 from .lerobot_format import DatasetError
 from .multimodal_dataset import MultimodalDataset
+from .multimodal_sources import BrokenRow
 from .normalization import offset_and_scale
 from .robot_dataset import RobotDataset
 from .video import VideoError, VideoReader
@@ -86,28 +87,46 @@ def require_valid(
 def require_valid_chats(datasets: Sequence[MultimodalDataset], processor: Any, rows: int = 64) -> None:
     """Reads rows spread evenly over each multi-modal data set and puts each through the processor.
 
+    Rows that cannot be used are skipped in training and only logged here, with the share that they make up.
+
     Args:
         datasets: Multi-modal data sets.
         processor: The `SyVLAProcessor`.
         rows: Rows to try of each data set; the first and the last are among them.
 
     Raises:
-        DatasetError: A ValueError that lists every row which cannot be used, and every data set without rows.
+        DatasetError: A ValueError that lists every row which the processor refuses, and every data set without rows or of
+            which no row that was tried can be used.
     """
     problems = []
     for dataset in datasets:
         if not len(dataset):
             problems.append(f"{dataset.name}: holds no rows; leave it out")
-        for row in sorted({int(row) for row in np.linspace(0, len(dataset) - 1, min(rows, len(dataset)))}):
+            continue
+        tried = sorted({int(row) for row in np.linspace(0, len(dataset) - 1, min(rows, len(dataset)))})
+        broken = []
+        for row in tried:
             try:
-                item = dataset[row]
-            except ValueError as error:
-                problems.append(str(error))
+                item = dataset.read_row(row)
+            except BrokenRow as error:
+                broken.append(str(error))
                 continue
             try:
                 processor.collate([item])
             except ValueError as error:
                 problems.append(f"{dataset.name}, row {row}: {error}")
+        if len(broken) == len(tried):
+            problems.append(
+                f"{dataset.name}: none of the {len(tried)} rows tried can be used, for example: {broken[0]}"
+            )
+        elif broken:
+            logger.warning(
+                "%s: %d of %d rows tried cannot be used and will be skipped, for example: %s",
+                dataset.name,
+                len(broken),
+                len(tried),
+                broken[0],
+            )
     if problems:
         raise DatasetError("multi-modal data", problems)
 

@@ -130,7 +130,7 @@ class RobotDataset(torch.utils.data.Dataset):
             for view, key in self.cameras.items()
             if key not in stored
         }
-        self.control_hz = float(control_hz or self.fps)
+        self.control_hz = control_hz or self.fps
         self._frames_per_step = self.fps / self.control_hz
         self._steps = np.arange(chunk_size) * self._frames_per_step  # in frames
         self._interpolates = resample == "linear" and not float(self._frames_per_step).is_integer()

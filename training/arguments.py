@@ -34,7 +34,18 @@ ROBOT_KEYS = (
     "resample",
     "delta_actions",
 )
-MULTIMODAL_KEYS = ("path", "weight", "split", "revision")
+MULTIMODAL_KEYS = (
+    "path",
+    "weight",
+    "format",
+    "images",
+    "annotations",
+    "split",
+    "revision",
+    "streaming",
+    "rows",
+    "shuffle_buffer",
+)
 
 
 @dataclass

@@ -12,6 +12,7 @@ import json
 import logging
 import sys
 from collections.abc import Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def finetune(model_args: ModelArguments, data_args: DataArguments, args: SyVLATr
     set_seed(args.seed)
     model, processor = load_checkpoint(model_args)
     robot = load_robot_data(data_args, model, processor)
-    multimodal = load_multimodal_data(data_args)
+    multimodal = load_multimodal_data(data_args, processor)
     if data_args.validate_data:
         validate(robot, multimodal, model, processor, data_args.validate_images)
     embodiments = {dataset.embodiment for dataset in robot}
@@ -240,14 +241,25 @@ def _units(spec: dict[str, Any], entry: dict[str, Any]) -> dict[str, list[str]]:
     return {f"{kind}_units": list(units[kind]) for kind in ("state", "action")}
 
 
-def load_multimodal_data(data_args: DataArguments) -> list[Any]:
-    from processing.multimodal_dataset import MultimodalDataset
+def load_multimodal_data(data_args: DataArguments, processor: Any) -> list[Any]:
+    """Open the vision-language datasets.
 
-    options = ("split", "revision")
-    return [
-        MultimodalDataset(spec["path"], **{k: spec[k] for k in options if k in spec})
-        for spec in data_args.multimodal_specs
-    ]
+    Raises:
+        ValueError: If any cannot be opened, with the problems of all of them.
+    """
+    from processing.multimodal_dataset import MultimodalDataset, resized_size
+
+    datasets, problems = [], []
+    for spec in data_args.multimodal_specs:
+        options = {key: value for key, value in spec.items() if key not in ("path", "weight")}
+        try:
+            rule = partial(resized_size, processor.image_processor)
+            datasets.append(MultimodalDataset(spec["path"], resized_size=rule, **options))
+        except (ValueError, OSError, TypeError) as error:
+            problems.append(f"{spec['path']}: {error}")
+    if problems:
+        raise ValueError("multimodal_datasets: not all of them can be opened:\n" + "\n".join(problems))
+    return datasets
 
 
 def validate(robot: Sequence[Any], multimodal: Sequence[Any], model: Any, processor: Any, images: str = "ends") -> None:

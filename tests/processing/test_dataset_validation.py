@@ -183,7 +183,7 @@ def test_damage_in_the_middle_of_a_video_is_found_where_all_images_are_read(tmp_
     assert any("the file is damaged" in problem for problem in validate_dataset(open_set(root), images="all"))
 
 
-def test_rows_of_multimodal_data_are_tried(tmp_path, tiny_processor):
+def test_rows_of_multimodal_data_are_tried(tmp_path, tiny_processor, caplog):
     def chats(name, *images):
         messages = [{"role": "user", "content": [{"type": "image"}]}, {"role": "assistant", "content": "two"}]
         path = tmp_path / name
@@ -193,10 +193,13 @@ def test_rows_of_multimodal_data_are_tried(tmp_path, tiny_processor):
     Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
     (tmp_path / "broken.png").write_bytes(b"no picture")
     require_valid_chats([chats("good.jsonl", *["a.png"] * 3)], tiny_processor, rows=2)
-    bad = [chats("one.jsonl", "a.png", "none.png"), chats("two.jsonl", "broken.png", "a.png")]
+    some = [chats("some.jsonl", "a.png", "none.png")]
+    require_valid_chats(some, tiny_processor)
+    assert "some.jsonl: 1 of 2 rows tried cannot be used and will be skipped" in caplog.text
+    bad = [chats("one.jsonl", "none.png", "none.png"), chats("two.jsonl", "broken.png")]
     with pytest.raises(ValueError, match="multi-modal data: 2 problems") as caught:
         require_valid_chats(bad, tiny_processor)
-    assert "one.jsonl, row 1: cannot be read" in str(caught.value)
+    assert "one.jsonl: none of the 2 rows tried can be used" in str(caught.value)
     assert "two.jsonl, row 0: cannot be read" in str(caught.value)
     tiny_processor.max_length = 5
     with pytest.raises(ValueError, match=r"good.jsonl, row 0: .* exceed max_length=5"):

@@ -1,4 +1,4 @@
-"""Multi-modal data: the same chats from JSON, parquet and saved datasets; what cannot be read names its row."""
+"""Multi-modal data: the same chats from JSON, parquet and saved datasets; what cannot be read is skipped and counted."""
 
 import io
 import json
@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from processing import MultimodalDataset
+from processing.multimodal_sources import BrokenRow
 
 
 @pytest.fixture(autouse=True)
@@ -151,11 +152,13 @@ def test_unreadable_images_name_their_row(image, tmp_path):
     path.write_text(good + "\n" + json.dumps({"messages": chat(0), "images": [image]}))
     data = MultimodalDataset(path)
     assert data[0]["images"]
-    with pytest.raises(ValueError, match=r"chats\.jsonl, row 1: cannot be read \(.*repair or remove it"):
-        data[1]
+    with pytest.raises(BrokenRow, match=r"chats\.jsonl, row 1: cannot be read \("):
+        data.read_row(1)
     if ".." in image or image.startswith("/"):
         with pytest.raises(ValueError, match="lies outside the dataset's folder"):
-            data[1]
+            data.read_row(1)
+    assert data[1]["messages"] == data[0]["messages"], "the next usable row takes its place"
+    assert sum(data.report().values()) == 1
 
 
 def test_a_link_does_not_lead_outside(tmp_path):
@@ -166,7 +169,7 @@ def test_a_link_does_not_lead_outside(tmp_path):
     (folder / "pictures" / "0.png").unlink()
     (folder / "pictures" / "0.png").symlink_to(tmp_path / "secret.png")
     with pytest.raises(ValueError, match="lies outside"):
-        MultimodalDataset(path)[0]
+        MultimodalDataset(path).read_row(0)
 
 
 @pytest.mark.parametrize("broken", [{"bytes": png(0)[:80], "path": None}, None], ids=["cut", "empty"])
@@ -181,7 +184,7 @@ def test_damaged_embedded_images_name_their_row(decode, broken, tmp_path):
     loaded = MultimodalDataset(tmp_path / "saved")
     assert len(loaded[0]["images"]) == 1
     with pytest.raises(ValueError, match="row 1: cannot be read"):
-        loaded[1]
+        loaded.read_row(1)
 
 
 def test_damaged_messages_name_their_row(tmp_path):
@@ -190,7 +193,7 @@ def test_damaged_messages_name_their_row(tmp_path):
     data = MultimodalDataset(tmp_path / "a.jsonl")
     assert data[0]["messages"] == chat()
     with pytest.raises(ValueError, match="row 1: cannot be read"):
-        data[1]
+        data.read_row(1)
 
 
 def test_files_of_another_kind_are_refused(tmp_path):

@@ -118,7 +118,10 @@ def test_delta_actions_another_rate_and_a_filter_come_from_the_recipe(base_check
         ({"robot_datasets": '{"embodiment": "a"}'}, "every entry needs a 'path'"),
         ({"robot_datasets": '{"path": }'}, "robot_datasets: expected a path, a Hub id or a JSON object"),
         ({"robot_datasets": '{"path": "a", "embodimnt": "b"}'}, "unknown key 'embodimnt'; did you mean 'embodiment'?"),
-        ({"multimodal_datasets": '{"path": "a", "shuffle": 1}'}, "unknown key 'shuffle'; known are path, weight"),
+        (
+            {"multimodal_datasets": '{"path": "a", "shuffle": 1}'},
+            "unknown key 'shuffle'; did you mean 'shuffle_buffer'?",
+        ),
         ({"model_overrides": "{chunk"}, "model_overrides: expected JSON"),
         ({"model_path": "no/such/folder"}, "model_path: no/such/folder is no folder"),
         ({"multimodal_share": 1.5, "multimodal_datasets": "CHATS"}, "multimodal_share: expected a number in [0, 1)"),

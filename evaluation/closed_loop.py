@@ -200,6 +200,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.model is None and arguments.server is None:
         parser.error("expected --model or --server")
+    if arguments.server and "://" not in arguments.server:
+        arguments.server = f"ws://{arguments.server}"
     try:
         result = evaluate_closed_loop(
             arguments.server or arguments.model,

@@ -126,8 +126,10 @@ class RemotePolicy:
                 f"replan_steps to {short} or less and have the server announce action_horizon {short}"
             )
         actions = np.stack([actions[: self.chunk_size] for actions, _, _ in answers])
-        thoughts = [thought for _, thought, _ in answers]
-        return ActionChunks(actions, thoughts if any(thoughts) else None, [seconds for _, _, seconds in answers])
+        thoughts = None
+        if any(thought is not None for _, thought, _ in answers):
+            thoughts = [thought or "" for _, thought, _ in answers]
+        return ActionChunks(actions, thoughts, [seconds for _, _, seconds in answers])
 
     def close(self) -> None:
         """Closes the connections."""
@@ -135,8 +137,8 @@ class RemotePolicy:
         while not self._clients.empty():
             self._clients.get().close()
 
-    def _ask(self, observation: Observation, instruction: str, seed: int) -> tuple[np.ndarray, str, float]:
-        """Actions float32 (T, D), thought, and the seconds that they took."""
+    def _ask(self, observation: Observation, instruction: str, seed: int) -> tuple[np.ndarray, str | None, float]:
+        """Actions float32 (T, D), thought if there was one, and the seconds that they took."""
         images = observation["images"]
         views = {view: images[camera] for view, camera in self.view_cameras.items()}
         request = self.dialect.to_request(views, observation["state"], instruction)
@@ -155,7 +157,7 @@ class RemotePolicy:
         if actions.ndim != 2 or not len(actions) or actions.dtype.kind not in "fiu":
             raise ValueError(f"{self.url}: actions: expected numbers (T, D), got {actions.shape} {actions.dtype}")
         thought = reply.get("thought")
-        return actions.astype(np.float32), thought if isinstance(thought, str) else "", seconds
+        return actions.astype(np.float32), thought if isinstance(thought, str) else None, seconds
 
     def _first_chunk(self, environment: RobotEnvironment) -> int:
         observation, info = environment.reset(seed=0)
@@ -167,6 +169,10 @@ class RemotePolicy:
             if given:
                 raise ValueError(f"{self.url}: is no SyVLA server and knows nothing of {', '.join(given)}")
             return
+        if self.metadata.get("dual_system"):
+            raise ValueError(
+                f"{self.url}: its answers depend on what it was asked before, in whichever episode; start it without --async"
+            )
         known = self.metadata.get("embodiments", {})
         if self.embodiment not in known:
             raise ValueError(

@@ -7,23 +7,7 @@ import torch
 from evaluation.closed_loop import evaluate_closed_loop
 from evaluation.environments import make_environment
 from evaluation.policy import load_policy
-from modeling_syvla import SyVLAConfig, SyVLAModel
-from processing.tiny_processor import build_tiny_processor
 from serving.policy import SyVLAPolicy
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    """A tiny SyVLA with random weights, saved."""
-    torch.manual_seed(0)
-    config = SyVLAConfig.tiny()
-    processor = build_tiny_processor(config)
-    spread = {"mean": [0.1] * 14, "std": [0.2] * 14}
-    processor.set_embodiment("tabletop", {"state": spread, "action": spread})
-    path = tmp_path_factory.mktemp("checkpoint")
-    SyVLAModel(config).save_pretrained(path)
-    processor.save_pretrained(path)
-    return str(path)
 
 
 @pytest.fixture

@@ -161,7 +161,17 @@ def test_evaluation_through_a_server_needs_no_torch(dialect, tmp_path):
     blocked = subprocess.run([sys.executable, "-c", "import torch"], env=environment, capture_output=True, check=False)
     assert blocked.returncode != 0, "the import hook does not work"
     with OpenpiServer() as server:
-        arguments = ["--server", server.url, "--dialect", dialect, "--env", "reach", "--task", "near", "--quiet"]
+        arguments = [
+            "--server",
+            server.url.removeprefix("ws://"),
+            "--dialect",
+            dialect,
+            "--env",
+            "reach",
+            "--task",
+            "near",
+            "--quiet",
+        ]
         arguments += ["--episodes", "4", "--workers", "2", "--output", str(tmp_path / "results")]
         run = subprocess.run(
             [sys.executable, "-c", script, *arguments], env=environment, capture_output=True, text=True, check=False

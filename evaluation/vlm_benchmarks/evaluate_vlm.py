@@ -200,7 +200,7 @@ def _run(
     headline: str,
     judge: JudgeServer | None,
 ) -> BenchmarkResult | None:
-    """One benchmark, in one call of lmms-eval, so that a finished one is not lost with the next."""
+    """One benchmark in a call of its own, since lmms-eval returns nothing before all tasks of a call are done."""
     from lmms_eval.evaluator import simple_evaluate
 
     from .lmms_model import SyVLAForLmms

@@ -1,11 +1,13 @@
 """Synthetic benchmarks on disk, a tiny checkpoint whose answers differ, and answers that need no model."""
 
 import os
+import random
 
 import pytest
 import torch
 
 from evaluation.vlm_benchmarks.synthetic_data import write_benchmarks
+from evaluation.vlm_benchmarks.synthetic_rows import ROWS as MAKE_ROWS
 from modeling_syvla import SyVLAConfig, SyVLAModel
 from processing import build_tiny_processor
 
@@ -28,6 +30,12 @@ def datasets_cache(tmp_path_factory):
 @pytest.fixture(scope="session")
 def data_root(tmp_path_factory):
     return write_benchmarks(tmp_path_factory.mktemp("data"), ROWS, seed=11)
+
+
+@pytest.fixture(scope="session")
+def rows():
+    """The rows of `data_root` by benchmark, drawn again from their seed."""
+    return {name: make(random.Random(f"benchmark/{name}/11"), ROWS) for name, make in MAKE_ROWS.items()}
 
 
 @pytest.fixture(scope="session")

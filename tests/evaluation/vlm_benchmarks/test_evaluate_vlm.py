@@ -14,15 +14,8 @@ from evaluation.vlm_benchmarks.benchmark_report import VLMResult, read_scores
 from evaluation.vlm_benchmarks.benchmarks import BENCHMARKS
 from evaluation.vlm_benchmarks.evaluate_vlm import main
 from evaluation.vlm_benchmarks.synthetic_data import oracle_answer, write_benchmarks
-from evaluation.vlm_benchmarks.synthetic_rows import ROWS
 
 BY_TASK = {benchmark.task: name for name, benchmark in BENCHMARKS.items()}
-
-
-@pytest.fixture(scope="module")
-def rows():
-    """The rows of `data_root`, drawn again from their seed."""
-    return {name: make(random.Random(f"benchmark/{name}/11"), 28) for name, make in ROWS.items()}
 
 
 @pytest.fixture(scope="module")

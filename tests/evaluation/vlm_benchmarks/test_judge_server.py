@@ -6,6 +6,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from evaluation import evaluate_vlm
 from evaluation.vlm_benchmarks.judge_server import JudgeServer
 
 
@@ -119,6 +120,29 @@ def test_a_refusal_is_not_repeated(server):
     with pytest.raises(OSError, match="refuses with HTTP 401; check judge_url"):
         JudgeServer(server.url, "grader", "weights").verdicts(ROWS[:1], ANSWERS[:1])
     assert len(server.requests) == 1
+
+
+def test_the_harness_asks_the_judge_once_per_answer_and_checkpoint(server, fixed_answers, data_root, rows, tmp_path):
+    """HallusionBench with lmms-eval's own prompt, judged on free text that the rule could not read."""
+    answers = [row["gt_answer_details"].split()[-1] for row in rows["hallusionbench"]]  # "red."
+    generator = fixed_answers(lambda task, doc: answers[doc] if doc else "")
+    options = {"data_root": data_root, "output": tmp_path, "judge_url": server.url, "progress": False}
+    result = evaluate_vlm(generator, ["hallusionbench"], judge_model="grader", **options)
+    assert result.benchmarks["hallusionbench"].parts["aAcc"] == pytest.approx(100 * 27 / 28, abs=1e-4)
+    assert result.settings["judge"] == f"grader at {server.url}"
+    different = {(row["question"], row["gt_answer_details"]) for row in rows["hallusionbench"][1:]}
+    assert len(different) + 1 <= len(server.requests) <= 28
+    asked = len(server.requests)
+    again = evaluate_vlm(generator, ["hallusionbench"], judge_model="grader", resume=True, **options)
+    assert again.benchmarks["hallusionbench"].parts == result.benchmarks["hallusionbench"].parts
+    assert len(server.requests) == asked, "verdicts are kept in the output folder"
+    generator.checkpoint = "other weights"
+    evaluate_vlm(generator, ["hallusionbench"], judge_model="grader", resume=True, **options)
+    assert len(server.requests) >= 2 * len(different)
+    prompts = {
+        json.loads(line)["prompt_text"] for line in next(tmp_path.glob("answers-*.jsonl")).read_text().splitlines()
+    }
+    assert not any("yes or no" in prompt for prompt in prompts)
 
 
 def test_other_schemes_are_refused():

@@ -59,6 +59,16 @@ class AnswerGenerator:
         self.max_batch_size, self.batch_tokens, self.max_new_tokens = max_batch_size, batch_tokens, max_new_tokens
         self.progress = progress
 
+    def settings(self) -> dict[str, Any]:
+        """What answers depend on besides the questions, for reports."""
+        return {
+            "checkpoint": self.checkpoint,
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "pixel_limits": list(self.renderer.pixel_limits),
+            "max_batch_size": self.max_batch_size,
+            "max_new_tokens": self.max_new_tokens,
+        }
+
     def answer(self, questions: Sequence[Question]) -> list[Answer]:
         """Answers in the order of the questions. A question that occurs twice, or that the log knows, is not asked again."""
         from tqdm import tqdm
@@ -70,9 +80,8 @@ class AnswerGenerator:
         modes = [(module, module.training) for module in self.model.modules()]
         self.model.eval()
         bar = tqdm(total=len(questions), desc="answers", disable=not self.progress)
-        batches = prefetch(
-            windows(enumerate(questions), WINDOW), lambda window: self._batches(window, keys, answers, bar)
-        )
+        window = max(WINDOW, 2 * self.max_batch_size)
+        batches = prefetch(windows(enumerate(questions), window), lambda part: self._batches(part, keys, answers, bar))
         try:
             for batch, inputs in batches:
                 for part in self._generated(batch, inputs):

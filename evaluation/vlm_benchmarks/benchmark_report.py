@@ -105,10 +105,11 @@ class VLMResult:
                 parts = ", ".join(f"{name} {value:.2f}" for name, value in result.parts.items())
                 lines.append(f"{result.column}: {parts}")
         low, high = settings.get("pixel_limits", ("?", "?"))
-        lines.append(
-            f"lmms-eval {settings.get('lmms_eval')}; HallusionBench judged by {settings.get('judge')}, headline "
-            f"{settings.get('headline')}; images scaled into {low} to {high} pixels; {settings.get('dtype')}"
-        )
+        conditions = [f"lmms-eval {settings.get('lmms_eval')}"]
+        if "hallusionbench" in self.benchmarks:
+            conditions.append(f"HallBench judged by {settings.get('judge')}")
+        conditions += [f"images scaled into {low} to {high} pixels", str(settings.get("dtype"))]
+        lines.append("; ".join(conditions))
         return "\n".join(lines)
 
     def write(self, path: str | Path) -> None:

@@ -37,11 +37,6 @@ def evaluate_vlm(
     limit: int | None = None,
     output: str | Path | None = None,
     resume: bool = False,
-    max_batch_size: int | None = None,
-    batch_tokens: int | None = None,
-    min_pixels: int | None = None,
-    max_pixels: int | None = None,
-    max_new_tokens: int | None = None,
     headline: str = "mean",
     judge_url: str | None = None,
     judge_model: str = "gpt-4",
@@ -49,6 +44,7 @@ def evaluate_vlm(
     device: str | None = None,
     dtype: str = "auto",
     progress: bool = True,
+    **generation: int | None,
 ) -> VLMResult | None:
     """Runs VLM benchmarks through lmms-eval. Under torchrun or `accelerate launch` the processes share the rows.
 
@@ -63,14 +59,14 @@ def evaluate_vlm(
         limit: First rows of each benchmark to ask; the result is then labelled a subset.
         output: Folder for `summary.json`, the answers (`answers-rank*.jsonl`) and the judge's verdicts; None: none.
         resume: Whether to take over the answers of an interrupted run in `output`.
-        max_batch_size, batch_tokens, max_new_tokens: See `AnswerGenerator`.
-        min_pixels, max_pixels: See `PromptRenderer`.
         headline: HallusionBench's number among aAcc, qAcc, fAcc and their mean, which leaderboards print; the paper does
             not say which its is.
         judge_url: OpenAI-compatible server that judges HallusionBench; None: a word-level rule.
         judge_model, judge_key: Name of the judging model, and a bearer token.
         device, dtype: Of a checkpoint that is loaded.
         progress: Whether to show progress bars.
+        generation: `max_batch_size, batch_tokens, max_new_tokens` of `AnswerGenerator`, and `min_pixels, max_pixels` of
+            `PromptRenderer`; None is their default.
 
     Returns:
         The result, on the first process; None on the others.
@@ -84,16 +80,9 @@ def evaluate_vlm(
         with quiet_output():
             version = require_lmms_eval()
         rank = _join_processes(device)
-        options = {
-            "max_batch_size": max_batch_size,
-            "batch_tokens": batch_tokens,
-            "min_pixels": min_pixels,
-            "max_pixels": max_pixels,
-            "max_new_tokens": max_new_tokens,
-            "progress": progress and rank == 0,
-        }
-        given = {name: value for name, value in options.items() if value is not None}
-        generator = _generator(model, processor, device, dtype, output is not None or judge_url is not None, given)
+        options: dict[str, Any] = {name: value for name, value in generation.items() if value is not None}
+        options |= {"progress": progress and rank == 0, "fingerprint": output is not None or judge_url is not None}
+        generator = _generator(model, processor, device, dtype, options)
         folder = Path(output) if output is not None else None
         if folder is not None:
             generator.log = AnswerLog(folder, generator.checkpoint, rank)
@@ -109,18 +98,14 @@ def evaluate_vlm(
     if rank != 0:
         return None
     settings = {
-        "model": model if isinstance(model, str) else type(model).__name__,
-        "checkpoint": generator.checkpoint,
+        "model": str(model) if isinstance(model, (str, Path)) else type(model).__name__,
         "limit": limit,
         "lmms_eval": version,
         "judge": "a word-level rule" if judge is None else f"{judge_model} at {judge_url}",
         "headline": headline,
-        "pixel_limits": list(generator.renderer.pixel_limits),
-        "dtype": str(generator.model.dtype).removeprefix("torch."),
         "data_root": None if data_root is None else str(data_root),
-        "max_batch_size": generator.max_batch_size,
-        "max_new_tokens": generator.max_new_tokens,
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
+        **generator.settings(),
     }
     result = VLMResult(results, settings)
     if folder is not None:
@@ -177,19 +162,17 @@ def _join_processes(device: str | None) -> int:
     return torch.distributed.get_rank()
 
 
-def _generator(
-    model: Any, processor: Any, device: str | None, dtype: str, fingerprint: bool, options: dict[str, Any]
-) -> AnswerGenerator:
+def _generator(model: Any, processor: Any, device: str | None, dtype: str, options: dict[str, Any]) -> AnswerGenerator:
     from .answer_generation import AnswerGenerator
     from .model_loading import load_generator, make_generator
 
     if isinstance(model, AnswerGenerator):
         return model
     if isinstance(model, (str, Path)):
-        return load_generator(str(model), device=device, dtype=dtype, fingerprint=fingerprint, **options)
+        return load_generator(str(model), device=device, dtype=dtype, **options)
     if processor is None:
         raise ValueError("processor: missing; a model in memory needs its processor beside it")
-    return make_generator(model, processor, fingerprint=fingerprint, **options)
+    return make_generator(model, processor, **options)
 
 
 def _run(
@@ -231,7 +214,9 @@ def _run(
     if results is None:
         return None
     samples = results["samples"][benchmark.task]
-    unreadable = sum(is_unparsable(benchmark.name, sample["doc"], _text(sample)) for sample in samples)
+    unreadable = sum(
+        is_unparsable(benchmark.name, sample["doc"], _text(sample), judge is not None) for sample in samples
+    )
     return read_scores(
         benchmark,
         results["results"][benchmark.task],

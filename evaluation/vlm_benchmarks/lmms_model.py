@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from lmms_eval.protocol import ChatMessages
 from .answer_generation import BATCH_TOKENS, MAX_BATCH_SIZE, AnswerGenerator
 from .answer_log import AnswerLog
 from .model_loading import load_generator
+from .prompts import Question
 
 
 class SyVLAForLmms(lmms):
@@ -72,8 +74,6 @@ class SyVLAForLmms(lmms):
 
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
         """Answers to requests of one or several tasks, in their order."""
-        from .prompts import Question
-
         questions = []
         for request in requests:
             _, to_messages, generation, doc_id, task, split = request.args
@@ -103,6 +103,4 @@ def _load_chat(to_messages: Any, rows: Any, doc_id: int) -> list[dict[str, Any]]
 
 def process_rank() -> int:
     """Rank of this process, as torchrun and accelerate tell it."""
-    import os
-
     return int(os.environ.get("RANK", "0"))

@@ -10,10 +10,11 @@ from typing import Any
 from .yes_no_rule import yes_or_no
 
 
-def is_unparsable(name: str, row: dict[str, Any], answer: str) -> bool:
+def is_unparsable(name: str, row: dict[str, Any], answer: str, judged: bool = False) -> bool:
     """True if the answer to a row of benchmark `name` has no option letter, no yes or no, or no text at all.
 
-    The readers are the benchmarks' own, as strict as they are: AI2D's reads "A." but not "The answer is A.".
+    The readers are the benchmarks' own, as strict as they are: AI2D's reads "A." but not "The answer is A.". A judge of
+    HallusionBench (`judged`) reads any text.
     """
     if name == "mme":
         from lmms_eval.tasks.mme.utils import parse_pred_ans
@@ -26,7 +27,7 @@ def is_unparsable(name: str, row: dict[str, Any], answer: str) -> bool:
         return option not in list(letters)
     if name == "mmmu" and row["question_type"] == "multiple-choice":
         return _draws_a_letter(ast.literal_eval(row["options"]), answer)
-    if name == "hallusionbench":
+    if name == "hallusionbench" and not judged:
         return yes_or_no(answer) is None
     return not answer.strip()
 

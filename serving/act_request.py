@@ -23,7 +23,7 @@ class RequestError(Exception):
         self.status, self.cause, self.retry_after = status, cause, retry_after
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ActRequest:
     """A checked request.
 

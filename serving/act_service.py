@@ -258,7 +258,8 @@ class ActService:
             options=options.policy,
         )
         decoded = time.monotonic()
-        job = Job(request, deadline=started + (options.deadline_s or self.settings.deadline_s))
+        allowed = options.deadline_s or self.settings.deadline_s
+        job = Job(request, deadline=started + allowed, allowed_s=allowed)
         self.worker.submit(job)
         answer, version = await self._result(job, gone)
         answered = time.monotonic()
@@ -305,12 +306,7 @@ class ActService:
                     await future
         if gone.is_set():
             raise RequestError("connection: closed before the answer", status=499, cause="disconnected")
-        raise RequestError(
-            f"deadline: expected an answer within {job.deadline - job.submitted:.3g} s, which have passed",
-            status=503,
-            cause="deadline",
-            retry_after=1,
-        )
+        raise job.too_late()
 
     def _observed(self, session: str | None, robot: ServedRobot, observation: dict[str, Any]) -> dict[str, Any]:
         if self.recording is None or not session:

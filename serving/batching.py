@@ -17,20 +17,27 @@ from .metrics import Metrics
 logger = logging.getLogger(__name__)
 
 
-@dataclass
+@dataclass(eq=False)
 class Job:
     """A request in the queue.
 
     Attributes:
         request: What is asked.
         deadline: Monotonic time after which nothing is computed for it.
+        allowed_s: The seconds that led to it, for messages.
         answer: Result: (answer, version of the policy that gave it). Cancelling it drops the job.
     """
 
     request: ActRequest
     deadline: float
+    allowed_s: float
     submitted: float = field(default_factory=time.monotonic)
     answer: Future[tuple[ActAnswer, str]] = field(default_factory=Future)
+
+    def too_late(self) -> RequestError:
+        """The error of a request whose deadline has passed."""
+        text = f"deadline: expected an answer within {self.allowed_s:g} s, which have passed"
+        return RequestError(text, status=503, cause="deadline", retry_after=1)
 
 
 class BatchingWorker:
@@ -115,7 +122,15 @@ class BatchingWorker:
     # ------------------------------------------------------------------ the thread
 
     def _work(self) -> None:
-        while (gathered := self._gather()) is not None:
+        while True:
+            try:
+                gathered = self._gather()
+            except Exception as error:  # a policy that cannot sort requests; the thread must outlive it
+                with self._changed:
+                    _fail(self._queue.popleft(), _reported(error))
+                continue
+            if gathered is None:
+                return
             policy, jobs = gathered
             started = time.monotonic()
             for job in jobs:
@@ -158,8 +173,7 @@ class BatchingWorker:
         for job in [job for job in self._queue if job.answer.cancelled() or job.deadline < now]:
             self._queue.remove(job)
             if not job.answer.cancelled():
-                waited = f"deadline: expected an answer within {job.deadline - job.submitted:.3g} s, waited that long"
-                _fail(job, RequestError(waited, status=503, cause="deadline", retry_after=1))
+                _fail(job, job.too_late())
 
     def _answer(self, policy: ServedPolicy, jobs: list[Job]) -> None:
         try:

@@ -205,6 +205,7 @@ class PolicyServer:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listening.bind((self.settings.host, self.settings.port))
+            listening.listen(1024)  # from now on nobody is turned away, though the loop may still be starting
         except OSError as error:
             listening.close()
             raise OSError(f"{self.settings.host}:{self.settings.port}: cannot listen there ({error})") from error

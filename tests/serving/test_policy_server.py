@@ -1,0 +1,397 @@
+"""The server under load and over its life: worker thread, batches, bounded queue, deadlines, leaving clients, stopping."""
+
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import numpy as np
+import pytest
+from served_policies import CountingPolicy
+from websockets.sync.client import connect
+
+from serving.codec import CODECS, pack, unpack
+from serving.http_client import http_act, http_metadata, http_ready
+from serving.server_settings import ServerSettings
+
+
+def opened(server):
+    client = connect(f"ws://{server.url}", compression=None, max_size=None, ping_interval=None)
+    client = client.__enter__()
+    client.recv()
+    return client
+
+
+def ask(client, request) -> dict:
+    client.send(pack(request))
+    answer = client.recv(timeout=20)
+    if isinstance(answer, str):
+        raise RuntimeError(answer)
+    return unpack(answer)[0]
+
+
+def wait_for(condition, seconds: float = 10) -> None:
+    until = time.monotonic() + seconds
+    while not condition() and time.monotonic() < until:
+        time.sleep(0.01)
+    assert condition()
+
+
+def test_pings_are_answered_during_a_long_call(serve, request_of):
+    """Client and server ping every 0.3 s with as short a timeout, while the policy takes 2 s."""
+    server = serve(CountingPolicy(seconds=2), ping_interval_s=0.3)
+    with connect(f"ws://{server.url}", compression=None, ping_interval=0.3, ping_timeout=0.3) as client:
+        client.recv()
+        client.send(pack(request_of()))
+        for _ in range(5):
+            started = time.monotonic()
+            assert client.ping().wait(1)
+            assert httpx.get(f"http://{server.url}/healthz").text == "OK\n"
+            assert time.monotonic() - started < 0.5
+        assert unpack(client.recv(timeout=10))[0]["seed"] == 3
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_answers_come_in_the_codec_of_the_request(serve, request_of, codec):
+    answer = httpx.post(
+        f"http://{serve().url}/v1/act",
+        content=pack(request_of(), codec),
+        headers={"Content-Type": "application/msgpack"},
+    )
+    reply, named = unpack(answer.content)
+    assert named == codec
+    assert reply["actions"].shape == (6, 2)
+
+
+def test_requests_of_several_clients_share_a_batch(serve, request_of):
+    policy = CountingPolicy(seconds=0.2)
+    server = serve(policy, max_batch_size=4, max_wait_ms=500)
+    clients = [opened(server) for _ in range(6)]
+    with ThreadPoolExecutor(6) as pool:
+        replies = list(pool.map(ask, clients, [request_of(seed=seed) for seed in range(6)]))
+    assert [reply["actions"][0, 0] for reply in replies] == list(range(6)), (
+        "everyone gets the answer to the own request"
+    )
+    assert sorted(map(len, policy.batches)) == [2, 4]
+    policy.batches.clear()
+    mixed = [request_of(num_steps=1 + seed % 2) for seed in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(ask, clients, mixed))
+    assert all(len({request.num_steps for request in batch}) == 1 for batch in policy.batches)
+    for client in clients:
+        client.close()
+
+
+def test_one_client_never_waits_for_others(serve, request_of):
+    server = serve(max_wait_ms=5000)
+    client = opened(server)
+    started = time.monotonic()
+    ask(client, request_of())
+    assert time.monotonic() - started < 2
+
+
+def test_one_bad_request_does_not_cost_the_others_their_answers(serve, request_of):
+    server = serve(CountingPolicy(seconds=0.1), max_wait_ms=300)
+    clients = [opened(server) for _ in range(3)]
+    requests = [request_of(), request_of(prompt="impossible"), request_of(prompt="break")]
+    with ThreadPoolExecutor(3) as pool:
+        good, impossible, broken = [pool.submit(ask, *pair) for pair in zip(clients, requests, strict=True)]
+        assert good.result()["seed"] == 3
+        with pytest.raises(RuntimeError, match="expected something possible"):
+            impossible.result()
+        with pytest.raises(RuntimeError, match="the policy failed"):
+            broken.result()
+
+
+def test_beyond_the_queue_requests_are_refused_at_once(serve, request_of):
+    policy = CountingPolicy(seconds=1)
+    server = serve(policy, max_batch_size=1, queue_size=2)
+    body, headers = pack(request_of()), {"Content-Type": "application/msgpack"}
+    with ThreadPoolExecutor(6) as pool:
+        running = pool.submit(httpx.post, f"http://{server.url}/v1/act", content=body, headers=headers, timeout=20)
+        policy.running.wait(5)
+        started = time.monotonic()
+        more = [
+            pool.submit(httpx.post, f"http://{server.url}/v1/act", content=body, headers=headers, timeout=20)
+            for _ in range(4)
+        ]
+        refused = [answer for answer in (job.result() for job in more) if answer.status_code == 503]
+        assert len(refused) == 2
+        assert all(int(answer.headers["Retry-After"]) >= 1 for answer in refused)
+        assert "queue: expected at most 2 waiting requests" in refused[0].json()["error"]
+        assert min(answer.elapsed.total_seconds() for answer in refused) < 0.7
+        assert running.result().status_code == 200
+    assert time.monotonic() - started < 10
+    assert len(policy.batches) == 3
+    assert server.service.metrics.value("rejected", "cause", "queue_full") == 2
+
+
+def test_nothing_is_computed_after_the_deadline(serve, request_of):
+    policy = CountingPolicy(seconds=0.6)
+    server = serve(policy, max_batch_size=1)
+    first, second = opened(server), opened(server)
+    first.send(pack(request_of(seed=1)))
+    policy.running.wait(5)
+    started = time.monotonic()
+    with pytest.raises(RuntimeError, match=r"deadline: expected an answer within 0.1 s, which have passed"):
+        ask(second, request_of(seed=2, deadline_ms=100))
+    assert time.monotonic() - started < 0.5, "said at the deadline, not when the policy is free again"
+    unpack(first.recv(timeout=5))
+    assert ask(second, request_of(seed=4))["seed"] == 4
+    assert [request.seed for batch in policy.batches for request in batch] == [1, 4]
+
+
+def test_requests_of_clients_that_left_are_dropped(serve, request_of):
+    policy = CountingPolicy(seconds=0.6)
+    server = serve(policy, max_batch_size=1)
+    first, second, third = opened(server), opened(server), opened(server)
+    first.send(pack(request_of(seed=1)))
+    policy.running.wait(5)
+    second.send(pack(request_of(seed=2)))
+    body, headers = pack(request_of(seed=3)), {"Content-Type": "application/msgpack"}
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"http://{server.url}/v1/act", content=body, headers=headers, timeout=0.1)
+    second.close()
+    wait_for(lambda: server.service.metrics.value("rejected", "cause", "disconnected") == 2)
+    assert ask(third, request_of(seed=4))["seed"] == 4
+    assert [request.seed for batch in policy.batches for request in batch] == [1, 4]
+
+
+def test_a_graceful_stop_finishes_what_was_accepted(serve, request_of):
+    policy = CountingPolicy(seconds=0.5)
+    server = serve(policy, max_batch_size=1)
+    clients = [opened(server) for _ in range(2)]
+    for seed, client in enumerate(clients):
+        client.send(pack(request_of(seed=seed)))
+    wait_for(lambda: server.service.open_requests == 2)
+    stopping = threading.Thread(target=server.stop)
+    stopping.start()
+    wait_for(lambda: server.service.draining)
+    assert httpx.get(f"http://{server.url}/readyz").status_code == 503
+    assert httpx.get(f"http://{server.url}/healthz").status_code == 200
+    for seed, client in enumerate(clients):
+        assert unpack(client.recv(timeout=10))[0]["seed"] == seed
+    stopping.join(10)
+    assert not stopping.is_alive()
+    with pytest.raises(OSError):
+        httpx.get(f"http://{server.url}/healthz")
+
+
+def test_nobody_is_answered_before_the_policy_is_loaded_and_warm(serve, request_of):
+    go, warmed = threading.Event(), threading.Event()
+
+    class Slow(CountingPolicy):
+        def warm_up(self, think: bool = False) -> None:
+            go.wait(10)
+            warmed.set()
+
+    server = serve(lambda: Slow(), wait=False)
+    wait_for(lambda: httpx.get(f"http://{server.url}/healthz").text == "OK\n")
+    assert not http_ready(f"http://{server.url}")
+    for answer in (
+        httpx.get(f"http://{server.url}/v1/metadata"),
+        httpx.post(f"http://{server.url}/v1/act", content=b"x", headers={"Content-Type": "application/msgpack"}),
+    ):
+        assert answer.status_code == 503
+        assert "Retry-After" in answer.headers
+    with connect(f"ws://{server.url}", compression=None) as client:
+        with pytest.raises(TimeoutError):
+            client.recv(timeout=0.3)  # the metadata comes when it can be true
+        go.set()
+        assert unpack(client.recv(timeout=5))[0]["model"] == "counting"
+        assert warmed.is_set()
+    assert http_ready(f"http://{server.url}")
+
+
+def test_what_loading_raises_reaches_the_caller(serve):
+    def load():
+        raise ValueError("weights: expected a checkpoint, got none")
+
+    with pytest.raises(ValueError, match="weights: expected a checkpoint"):
+        serve(load)
+
+
+def test_metadata_and_metrics_say_what_runs(serve, request_of):
+    server = serve(action_limits={"arm": {"high": [1, None]}})
+    url = f"http://{server.url}"
+    metadata = http_metadata(url)
+    arm = metadata["embodiments"]["arm"]
+    assert metadata["policy_version"] == "counting"
+    assert metadata["protocol_version"] == 1
+    assert arm["limits"] == {"high": [1.0, None], "on_violation": "clamp", "start_from_state": False}
+    assert set(arm["dialects"]) == {"lerobot"}, "of those that come with the package it alone suits two dimensions"
+    for _ in range(3):
+        http_act(url, request_of())
+    httpx.post(f"{url}/v1/act", content=b"x", headers={"Content-Type": "application/msgpack"})
+    lines = dict(
+        line.rsplit(" ", 1) for line in httpx.get(f"{url}/metrics").text.splitlines() if not line.startswith("#")
+    )
+    assert lines['syvla_phase_seconds_count{phase="total"}'] == "3"
+    assert lines['syvla_phase_seconds_bucket{phase="decode",le="+Inf"}'] == "3"
+    assert lines['syvla_rejected_total{cause="bad_request"}'] == "1"
+    assert lines["syvla_queue_length"] == "0"
+    assert lines["syvla_requests_total"] == "4"
+
+
+def test_a_swapped_policy_answers_the_next_request(serve, request_of):
+    server = serve()
+    client = opened(server)
+    assert ask(client, request_of())["policy_version"] == "counting"
+    before = server.service.swap_policy(CountingPolicy(version="next", horizon=4))
+    assert before.version == "counting"
+    reply = ask(client, request_of())
+    assert (reply["policy_version"], len(reply["actions"])) == ("next", 4)
+
+
+def test_further_routes_lie_behind_the_same_token(serve):
+    from fastapi import APIRouter
+
+    from serving.act_request import RequestError
+
+    router = APIRouter()
+
+    @router.post("/v1/more")
+    async def more():
+        raise RequestError("reward: expected 0 or 1, got 2")
+
+    server = serve(routers=[router], token="secret")
+    assert httpx.post(f"http://{server.url}/v1/more").status_code == 401
+    answer = httpx.post(f"http://{server.url}/v1/more", headers={"Authorization": "Bearer secret"})
+    assert (answer.status_code, answer.json()["error"]) == (422, "reward: expected 0 or 1, got 2")
+
+
+def test_thoughts_are_kept_for_the_calls_in_between(serve, request_of):
+    policy = CountingPolicy()
+    client = opened(serve(policy, think=3))
+    seen = [ask(client, request_of()) for _ in range(4)]
+    assert [reply["thought_age"] for reply in seen] == [0, 1, 2, 0]
+    assert [reply["thought"] for reply in seen] == ["thought for lift 1"] * 3 + ["thought for lift 4"]
+    assert ask(client, request_of(prompt="drop"))["thought"] == "thought for drop 5", (
+        "another instruction, another thought"
+    )
+    assert ask(client, request_of(prompt="drop", reset=True))["thought_age"] == 0
+    assert policy.forgotten[-1].startswith("connection-")
+    assert ask(client, request_of(prompt="drop", think=False))["thought"] is None
+    assert ask(client, request_of(prompt="drop", think=True))["thought"] == "thought for drop 8"
+    assert ask(client, request_of(prompt="drop", think=2))["thought_age"] == 1
+
+
+def test_a_session_outlives_its_connection(serve, request_of):
+    server = serve(think=10)
+    for age in range(2):
+        client = opened(server)
+        reply = ask(client, request_of(session_id="robot 7", request_id="a"))
+        assert (reply["thought_age"], reply["request_id"]) == (age, "a")
+        client.close()
+    assert http_act(f"http://{server.url}", request_of())["thought_age"] == 0, (
+        "HTTP without a session remembers nothing"
+    )
+
+
+@pytest.mark.slow
+def test_served_episodes_are_recorded(serve, request_of, tmp_path):
+    pytest.importorskip("pandas", reason="recording needs the train extra")
+    from processing import RobotDataset
+
+    server = serve(record=tmp_path / "rollouts", action_limits={"arm": {"high": [4, 100]}})
+    client = opened(server)
+    first = ask(client, request_of(episode_id="one"))
+    assert first["chunk_id"] == "one:0"
+    ask(client, request_of(executed_steps=4))
+    ask(client, request_of(reset=True, episode_id="two"))
+    with pytest.raises(RuntimeError, match="executed_steps: expected 0 to 6"):
+        ask(client, request_of(executed_steps=7))
+    server.stop()
+    data = RobotDataset(tmp_path / "rollouts", embodiment="arm", chunk_size=2)
+    assert (data.num_episodes, data.num_frames) == (2, 3)
+    np.testing.assert_array_equal(data.actions[0], [3, 3])
+
+
+# ---------------------------------------------------------------------- access
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.7", "robot.local"])
+def test_beyond_loopback_a_token_is_required(host):
+    with pytest.raises(ValueError, match=f"host: {host} is reachable from other machines, and no token is set"):
+        ServerSettings(host=host)
+    ServerSettings(host=host, token="secret")
+    ServerSettings(host=host, insecure=True)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
+def test_on_loopback_no_token_is_needed(host):
+    ServerSettings(host=host)
+
+
+def test_settings_do_not_show_the_token():
+    assert "secret" not in repr(ServerSettings(token="secret"))
+
+
+@pytest.mark.parametrize("path", ["/v1/metadata", "/metrics", "/v1/act", "/nothing"])
+def test_every_route_but_health_wants_the_token(serve, path):
+    server = serve(token="secret")
+    for headers in (
+        {},
+        {"Authorization": "Bearer secre"},
+        {"Authorization": "Basic secret"},
+        {"Authorization": "secret"},
+    ):
+        answer = httpx.get(f"http://{server.url}{path}", headers=headers)
+        assert answer.status_code == 401
+        assert answer.json()["error"].startswith("authorization: expected 'Api-Key TOKEN' or 'Bearer TOKEN'")
+    for scheme in ("Bearer", "Api-Key", "bearer"):
+        answer = httpx.get(f"http://{server.url}{path}", headers={"Authorization": f"{scheme} secret"})
+        assert answer.status_code != 401
+    assert httpx.get(f"http://{server.url}/healthz").status_code == 200
+    assert http_ready(f"http://{server.url}")
+
+
+def test_web_pages_are_refused(serve):
+    server = serve()
+    answer = httpx.get(f"http://{server.url}/v1/metadata", headers={"Origin": "http://evil.example"})
+    assert answer.status_code == 403
+    from websockets.exceptions import InvalidStatus
+
+    with pytest.raises(InvalidStatus), connect(f"ws://{server.url}", origin="http://evil.example"):
+        pass
+
+
+def test_connections_are_limited(serve):
+    from websockets.exceptions import InvalidStatus
+
+    server = serve(max_connections=2)
+    kept = [opened(server) for _ in range(2)]
+    with pytest.raises(InvalidStatus) as refused, connect(f"ws://{server.url}"):
+        pass
+    assert refused.value.response.status_code == 503
+    kept[0].close()
+    wait_for(lambda: server.service.connections == 1)
+    opened(server)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--host", "0.0.0.0"], "no token is set; give --token-file, or --insecure"),
+        (["--think", "sometimes"], "think: expected on, off or a number of calls"),
+        (["--token-file", "missing"], "token-file: cannot read missing"),
+        (["--port", "99999"], "port below 65536"),
+        (["--limits", "missing.yaml"], "limits: cannot read"),
+        (["--camera", "center"], "camera: expected VIEW=CAMERA"),
+    ],
+)
+def test_the_command_names_what_is_wrong(arguments, message, capsys):
+    from serving.serve_command import main
+
+    assert main(["--model", "nowhere", *arguments]) == 1
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_missing_checkpoint_ends_the_command():
+    command = [sys.executable, "-m", "serving.serve_command", "--model", "./nowhere", "--port", "0"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 1
+    assert "syvla-serve: " in result.stderr

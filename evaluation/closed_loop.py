@@ -94,7 +94,7 @@ def evaluate_closed_loop(
         raise ValueError("video_episodes: recordings need a folder; set output")
     options = dict(environment_options or {})
     names = [tasks] if isinstance(tasks, str) else list(dict.fromkeys(tasks))
-    run = {
+    run: dict[str, Any] = {
         "policy": policy if isinstance(policy, str) else policy.name,
         "policy_options": {key: value for key, value in (policy_options or {}).items() if key != "token"},
         **{"tasks": names, "episodes": episodes, "seed": seed, "batch_size": batch_size, "workers": workers},
@@ -108,6 +108,7 @@ def evaluate_closed_loop(
                 policy = load_policy(policy, sample, **(policy_options or {}))
                 held.callback(getattr(policy, "close", lambda: None))
             action_names = tuple(sample.action_names)
+            run["environment"] = dict(getattr(sample, "description", {}))
         replan = _replan_steps(policy, replan_steps)
         settings = {"env": env, "environment_options": options, "replan_steps": replan, **policy.identity()}
         shared = SlotSettings(env, options, fingerprint(settings), str(output) if output is not None else None)
@@ -181,9 +182,11 @@ def _policy_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """Arguments of `load_policy` for the kind of policy that was asked for."""
     names = ["think", "max_new_tokens", "num_steps"]
     if arguments.server:
+        from serving.server_settings import read_token
+
         names += ["dialect", "timeout", "connections"]
-        options = {"token": arguments.token_file.read_text().strip()} if arguments.token_file else {}
-        return {**options, "name": arguments.model, **{name: getattr(arguments, name) for name in names}}
+        token = read_token(arguments.token_file) if arguments.token_file else None
+        return {"token": token, "name": arguments.model, **{name: getattr(arguments, name) for name in names}}
     if arguments.model in BASELINES:
         return {}
     return {name: getattr(arguments, name) for name in [*names, "device", "dtype"]}
@@ -226,6 +229,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{task}: {rate}")
     if len(result.by_task) > 1:
         print(f"total: {result.total}")
+    for name, fact in result.run["environment"].items():
+        print(f"{arguments.env}: {name}: {fact}")
     for record in result.errors:
         print(f"error: {record.task}, seed {record.seed}, {record.attempts} attempts: {record.error}", file=sys.stderr)
     print(f"written to {arguments.output}")

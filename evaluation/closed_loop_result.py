@@ -30,7 +30,7 @@ class ClosedLoopResult:
         records: One per episode, by task in the order asked for, then by seed.
         settings: Everything that decides an episode's outcome besides task and seed.
         seconds: Wall-clock seconds of this run, without episodes taken from an earlier one.
-        run: How it was run: arguments, versions, machine.
+        run: How it was run: arguments, facts about the environment, versions, machine.
     """
 
     records: list[EpisodeRecord]

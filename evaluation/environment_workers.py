@@ -91,7 +91,6 @@ class WorkerSlots:
         timeout: float = WORKER_TIMEOUT,
     ) -> None:
         self._timeout = timeout
-        self._count = count
         self._workers = [WorkerProcess(settings, baseline) for _ in range(min(workers, count))]
 
     def exchange(self, commands: Mapping[int, Command]) -> dict[int, SlotReply]:

@@ -7,6 +7,7 @@ asked or an episode is recorded, so that environments may render on access.
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -227,7 +228,9 @@ class EpisodeSlot:
             self._film()
             self._video.finish(record.success)
             folder = Path(self.settings.output)
-            path = folder / "videos" / f"{record.task}_{record.seed}.mp4"
+            task = re.sub(r"[^\w.-]+", "_", record.task)
+            # The same episode under other settings has a recording of its own.
+            path = folder / "videos" / f"{task}_{record.seed}_{record.fingerprint[:8]}.mp4"
             self._video.write_mp4(path)
             self._video.write_contact_sheet(path.with_suffix(".png"))
             record.video = str(path.relative_to(folder))

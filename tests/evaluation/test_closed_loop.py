@@ -196,6 +196,12 @@ def test_an_episode_that_lacks_its_video_is_run_again(tmp_path):
     assert again.records == recorded.records
 
 
+def test_recordings_of_the_same_episode_under_other_settings_are_kept_apart(tmp_path):
+    runs = [evaluate(Walker(noise), episodes=1, output=tmp_path, video_episodes=1) for noise in (0.0, 0.2)]
+    assert len({run.records[0].video for run in runs}) == 2
+    assert all((tmp_path / run.records[0].video).is_file() for run in runs)
+
+
 def test_records_survive_text_that_would_break_lines(tmp_path):
     path = tmp_path / "episodes.jsonl"
     record = EpisodeRecord("lift", 7, True, 12, "lift it", thoughts=[(0, "two\nlines\u2028\u00e9")], fingerprint="f")

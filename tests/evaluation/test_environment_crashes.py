@@ -100,9 +100,14 @@ def test_errors_set_the_exit_status_and_are_run_again_later(tmp_path, capsys, wo
     assert closed_loop.main(arguments) == 3
     written = capsys.readouterr()
     assert "near: 2/2 = 100.0%" in written.out
+    assert "reach: physics: none, not comparable" in written.out
     assert f"error: near, seed {SEEDS[0]}, 2 attempts: reset: RuntimeError" in written.err
     lines = (tmp_path / "episodes.jsonl").read_text().splitlines()
     assert sorted(json.loads(line)["outcome"] for line in lines) == ["error", "success", "success"]
+
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["run"]["environment"] == {"physics": "none, not comparable"}
+    assert summary["errors"][0]["seed"] == SEEDS[0]
 
     assert closed_loop.main(arguments) == 0
     assert "near: 3/3 = 100.0%" in capsys.readouterr().out

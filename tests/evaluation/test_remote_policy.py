@@ -53,7 +53,8 @@ def test_a_foreign_policy_is_evaluated_like_any_other(dialect, connections, work
 
 def test_the_chunk_length_may_stand_in_the_metadata(dialect):
     with OpenpiServer({"action_horizon": 5}) as server:
-        assert RemotePolicy(server.url, ReachEnvironment(), dialect=dialect).chunk_size == 5
+        http = server.url.replace("ws://", "http://")
+        assert RemotePolicy(http, ReachEnvironment(), dialect=dialect).chunk_size == 5
         assert server.requests == [], "nothing had to be asked"
         result = evaluate(server, dialect, replan_steps=2)
     assert all(record.policy_calls == -(-record.steps // 2) for record in result.records)

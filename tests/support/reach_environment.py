@@ -62,6 +62,7 @@ class ReachEnvironment(gymnasium.Env):
     state_names = ("x", "y", "goal_x", "goal_y")
     action_names = ("dx", "dy")
     control_hz = 10.0
+    description = {"physics": "none, not comparable"}
     renderings = 0
     made = 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import logging
 from collections.abc import Iterator, Sequence
@@ -58,6 +59,8 @@ class AnswerGenerator:
             raise ValueError(f"max_new_tokens: expected at least 1, got {max_new_tokens}")
         self.max_batch_size, self.batch_tokens, self.max_new_tokens = max_batch_size, batch_tokens, max_new_tokens
         self.progress = progress
+        # Of this thread: a fast tokenizer that two threads use at once raises "Already borrowed".
+        self.tokenizer = copy.deepcopy(renderer.processor.tokenizer)
 
     def settings(self) -> dict[str, Any]:
         """What answers depend on besides the questions, for reports."""
@@ -151,15 +154,14 @@ class AnswerGenerator:
     @torch.no_grad()
     def _generate(self, batch: list[Pending], inputs: dict[str, torch.Tensor]) -> list[Answer]:
         settings = generation_settings(batch[0][0].generation)
-        tokenizer = self.renderer.processor.tokenizer
         placed = {name: value.to(self.model.device) for name, value in inputs.items()}
-        output = self.model.generate(**placed, **settings, pad_token_id=tokenizer.pad_token_id, use_cache=True)
+        output = self.model.generate(**placed, **settings, pad_token_id=self.tokenizer.pad_token_id, use_cache=True)
         generated = output[:, inputs["input_ids"].shape[1] :].tolist()
         ends = _end_tokens(self.model)
         answers = []
         for (question, prompt), ids in zip(batch, generated, strict=True):
             length = next((i + 1 for i, token in enumerate(ids) if token in ends), len(ids))
-            text = tokenizer.decode(ids[:length], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            text = self.tokenizer.decode(ids[:length], skip_special_tokens=True, clean_up_tokenization_spaces=False)
             answers.append(
                 Answer(question.task, question.doc_id, prompt.digest, self.checkpoint, text, length, prompt.text)
             )

@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 BLOCK_ROWS = 65_536
 """Rows per product: 400 MB of a file with three views of 512 features. Ours."""
 
+BLAS_QUERIES = 20
+"""Queries from which on the similarities are one matrix product; FAISS's documented default."""
+
 
 @dataclass(frozen=True)
 class Neighbours:
@@ -140,11 +143,19 @@ class SimilarSampleIndex:
             first, last = int(numbers[0]), int(numbers[-1]) + 1
             contiguous = last - first == len(numbers)
             block = self.vectors[first:last] if contiguous else self.vectors[numbers]
-            similarity, position = self._faiss.knn(
-                queries, np.asarray(block), min(k, len(numbers)), metric=self._faiss.METRIC_INNER_PRODUCT
-            )
+            similarity, position = self._knn(queries, np.asarray(block), min(k, len(numbers)))
             best = _merged(best, Neighbours(numbers[position], similarity), k)
         return best
+
+    def _knn(self, queries: np.ndarray, block: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Batches as one matrix product: FAISS's threshold for that varies by build, up to 128,000 queries."""
+        variables = self._faiss.cvar
+        threshold = variables.distance_compute_blas_threshold
+        variables.distance_compute_blas_threshold = BLAS_QUERIES
+        try:
+            return self._faiss.knn(queries, block, k, metric=self._faiss.METRIC_INNER_PRODUCT)
+        finally:
+            variables.distance_compute_blas_threshold = threshold
 
 
 def import_faiss() -> Any:

@@ -1,0 +1,148 @@
+"""Exact search of similar samples in a large data set: `python -m benchmarks.retrieval`.
+
+1,000,000 frames with three views of 512 features (6 GB on disk; `--rows` makes it smaller) and a batch of 64 observations.
+Compared in one run, taking turns: the shipped search (FAISS over the memory-mapped file), and a plain torch product of the
+whole matrix in memory with `topk`. Agreement is checked against the paper's formula, written out view by view in float64.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.reporting import interleaved_seconds, print_table, write_result
+from training.embedding_store import VIEW_WEIGHTS, EmbeddingStore, Manifest, weighted_vectors
+from training.retrieval import BLOCK_ROWS, SimilarSampleIndex
+
+VIEWS, DIM, CLUSTERS = tuple(VIEW_WEIGHTS), 512, 2000
+
+
+class NoEncoder:
+    """Queries are made here from features, so nothing is encoded."""
+
+    dim = DIM
+
+    def encode(self, images: Any) -> np.ndarray:
+        raise NotImplementedError
+
+    def fingerprint(self) -> str:
+        return "random"
+
+
+def features(rows: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """Features (n, V, dim) around common centres, as frames of similar scenes are; every row has its own seed."""
+    out = np.empty((len(rows), len(VIEWS), DIM), np.float32)
+    for position, row in enumerate(rows):
+        generator = np.random.default_rng(int(row))
+        centre = centres[generator.integers(len(centres), size=len(VIEWS))]
+        out[position] = centre + generator.standard_normal((len(VIEWS), DIM), dtype=np.float32)
+    return out
+
+
+def build(folder: Path, rows: int, centres: np.ndarray) -> EmbeddingStore:
+    weights = list(VIEW_WEIGHTS.values())
+    manifest = Manifest("random", "random", rows, list(VIEWS), weights, DIM, ["task"], shard_rows=20_000)
+    store = EmbeddingStore.create(folder, manifest, np.zeros(rows))
+    for number, (low, high) in enumerate(manifest.shards):
+        mask = np.ones((high - low, len(VIEWS)), bool)
+        values = features(np.arange(low, high), centres)
+        store.write_shard(number, weighted_vectors(values, mask, np.sqrt(weights)), mask)
+        store.mark_done(number)
+    return store
+
+
+def formula(queries: np.ndarray, rows: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """sum over v of w_v * cosine in float64, (queries, rows), from the features themselves."""
+    values = features(rows, centres).astype(np.float64)
+    total = np.zeros((len(queries), len(rows)))
+    for view, weight in enumerate(VIEW_WEIGHTS.values()):
+        x = queries[:, view] / np.linalg.norm(queries[:, view], axis=1, keepdims=True)
+        y = values[:, view] / np.linalg.norm(values[:, view], axis=1, keepdims=True)
+        total += weight * x @ y.T
+    return total
+
+
+def check(index: SimilarSampleIndex, queries: np.ndarray, vectors: np.ndarray, k: int, centres: np.ndarray) -> dict:
+    """Largest error of the similarities found, and whether a row is missing that the formula ranks higher.
+
+    The formula is applied to all rows in blocks, for as many queries as fit; ties within float32 rounding may swap.
+    """
+    found = index.search(vectors, k)
+    worst, misses = 0.0, 0
+    checked = queries.astype(np.float64)
+    best = np.full((len(queries), k), -np.inf)
+    for low in range(0, len(index), 20_000):
+        truth = formula(checked, np.arange(low, min(low + 20_000, len(index))), centres)
+        best = -np.sort(-np.concatenate((best, truth), axis=1), axis=1)[:, :k]
+    for query in range(len(queries)):
+        truth = formula(checked[query : query + 1], found.rows[query], centres)[0]
+        worst = max(worst, float(np.abs(truth - found.similarities[query]).max()))
+        misses += int((np.abs(np.sort(truth)[::-1] - best[query]) > 1e-6).sum())
+    return {"largest_error": worst, "rows_missed": misses, "neighbours_checked": len(queries) * k}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--top_k", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument(
+        "--checked_queries", type=int, default=16, help="queries compared with the formula over all rows"
+    )
+    parser.add_argument("--folder", type=Path, help="where to keep the vectors; none: a temporary folder")
+    options = parser.parse_args()
+    centres = np.random.default_rng(0).standard_normal((CLUSTERS, DIM), dtype=np.float32)
+    with tempfile.TemporaryDirectory() as temporary:
+        start = time.perf_counter()
+        store = build(options.folder or Path(temporary) / "store", options.rows, centres)
+        building = time.perf_counter() - start
+        index = SimilarSampleIndex(store.folder, NoEncoder())
+        raw = features(options.rows + np.arange(options.batch), centres)
+        ones = np.ones((options.batch, len(VIEWS)), bool)
+        queries = weighted_vectors(raw, ones, np.sqrt(list(VIEW_WEIGHTS.values())))
+        few = options.checked_queries
+        agreement = check(index, raw[:few], queries[:few], options.top_k, centres)
+        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        matrix = torch.from_numpy(np.array(index.vectors))
+        plain = torch.from_numpy(queries)
+        variants = {
+            "search": lambda: index.search(queries, options.top_k),
+            "torch": lambda: torch.topk(plain @ matrix.T, options.top_k, dim=1),
+        }
+        seconds = interleaved_seconds(variants, options.repeats)
+        same = (variants["torch"]().indices.numpy() == variants["search"]().rows).mean()
+    rate = {name: options.batch / value for name, value in seconds.items()}
+    result = {
+        "settings": {
+            "rows": options.rows,
+            "views": len(VIEWS),
+            "features": DIM,
+            "batch": options.batch,
+            "k": options.top_k,
+        },
+        **agreement,
+        "same_rows_as_torch": float(same),
+        "queries_per_second": rate,
+        "search_over_torch": rate["search"] / rate["torch"],
+        "vectors_gib": store.manifest.rows * store.manifest.width * 4 / 2**30,
+        "block_mib": BLOCK_ROWS * store.manifest.width * 4 / 2**20,
+        "peak_resident_mib_before_torch": own,
+        "building_seconds": building,
+    }
+    print_table(["", "seconds", "queries /s"], [[name, seconds[name], rate[name]] for name in variants])
+    print(
+        f"largest error {agreement['largest_error']:.2g}, rows missed {agreement['rows_missed']}, same rows {same:.4f}"
+    )
+    print(write_result("retrieval", result))
+
+
+if __name__ == "__main__":
+    main()

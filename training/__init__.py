@@ -6,11 +6,13 @@ from importlib import import_module
 from typing import Any
 
 _MODULES = {
+    "SyVLAPPOConfig": "ppo_config",
+    "SyVLAPPOTrainer": "ppo_trainer",
     "SyVLATrainer": "trainer",
     "SyVLATrainingArguments": "arguments",
 }
 
-__all__ = ["SyVLATrainer", "SyVLATrainingArguments"]
+__all__ = ["SyVLAPPOConfig", "SyVLAPPOTrainer", "SyVLATrainer", "SyVLATrainingArguments"]
 
 
 def __getattr__(name: str) -> Any:

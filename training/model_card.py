@@ -56,7 +56,7 @@ def write_model_card(folder: str | Path, config: Any, processor: Any, fields: di
         fields: JSON values of the run, all optional: `step`, `world_size`, `final` (last logged losses), `arguments` (the
             `RECIPE_FIELDS`), `freeze`, `multimodal_share`, `datasets` (see `training.run_description`), `base_model`
             (Hub id), `adapter` (`{"kind", "scope", "rank", "alpha"}`), `evaluations` (summaries of `syvla-eval`),
-            `model_name`, `model_id`, `instruction`.
+            `model_name`, `model_id`, `instruction`, `reinforcement_learning` (facts by name).
 
     Returns:
         Path of the card.
@@ -84,6 +84,7 @@ def write_model_card(folder: str | Path, config: Any, processor: Any, fields: di
         world_size=fields.get("world_size"),
         freeze=fields.get("freeze"),
         final=fields.get("final") or {},
+        reinforcement_learning=fields.get("reinforcement_learning") or {},
         recipe={text: arguments[key] for key, text in RECIPE_FIELDS.items() if arguments.get(key) not in _UNSET},
         results=results_table(evaluations),
     )

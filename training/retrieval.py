@@ -50,6 +50,7 @@ class SimilarSampleIndex:
         encoder: Encoder of the queries; the one that made the store.
         datasets: Data sets that the rows belong to; None: not compared.
         view_weights: Weight of each view; None: those of the store. Others need no new vectors.
+        allowed: bool (rows,), False for rows that are never found; None: all may be.
 
     Raises:
         ValueError: If the store is unfinished, or was made from another data set or by another encoder.
@@ -62,6 +63,7 @@ class SimilarSampleIndex:
         encoder: ImageEncoder,
         datasets: Sequence[Any] | None = None,
         view_weights: Mapping[str, float] | None = None,
+        allowed: np.ndarray | None = None,
     ) -> None:
         self._faiss = import_faiss()
         self.encoder = encoder
@@ -81,6 +83,7 @@ class SimilarSampleIndex:
             )
         # The vectors hold the square roots of the stored weights; the query brings what is missing to the wanted ones.
         self._factors = np.divide(wanted, np.sqrt(stored), out=np.zeros_like(stored), where=stored > 0)
+        self._allowed = allowed
         self._rows_of_task: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
@@ -107,7 +110,7 @@ class SimilarSampleIndex:
                 f"queries: expected (n, {self.manifest.width}) and k of at least 1, got {queries.shape}, {k=}"
             )
         if tasks is None:
-            return self._search(queries, k, None)
+            return self._search(queries, k, None if self._allowed is None else np.flatnonzero(self._allowed))
         if len(tasks) != len(queries):
             raise ValueError(f"tasks: expected one for each of the {len(queries)} queries, got {len(tasks)}")
         rows = np.full((len(queries), k), -1, np.int64)
@@ -126,7 +129,8 @@ class SimilarSampleIndex:
         """
         number = self.manifest.tasks.index(task) if task in self.manifest.tasks else -1
         if number not in self._rows_of_task:
-            self._rows_of_task[number] = np.flatnonzero(self.task_index == number)
+            own = self.task_index == number
+            self._rows_of_task[number] = np.flatnonzero(own if self._allowed is None else own & self._allowed)
         rows = self._rows_of_task[number]
         if not len(rows):
             raise ValueError(

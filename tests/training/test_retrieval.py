@@ -108,6 +108,18 @@ def test_search_within_the_same_task(index, features, mask, monkeypatch, block):
         np.testing.assert_array_equal(rows, np.argsort(-truth, kind="stable")[:5])
 
 
+def test_rows_that_are_not_allowed_are_never_found(folder, features, mask):
+    allowed = np.arange(400) % 3 != 0
+    index = SimilarSampleIndex(folder, LookUp(), allowed=allowed)
+    queries = samples(3)
+    for tasks in (None, ["lift"] * 3):
+        rows = index.search(index.encode(queries), 20, tasks).rows
+        assert allowed[rows].all()
+    truth = np.where(allowed, formula(queries[2], features, mask), -np.inf)
+    found = index.search(index.encode(queries), 20).rows
+    np.testing.assert_array_equal(found[2], np.argsort(-truth, kind="stable")[:20])
+
+
 def test_other_weights_need_no_new_vectors(folder, features, mask):
     weights = {"center": 0.2, "left_wrist": 0.5, "right_wrist": 0.3}
     index = SimilarSampleIndex(folder, LookUp(), view_weights=weights)

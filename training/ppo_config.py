@@ -1,0 +1,245 @@
+"""Options of Similar-Sample Guided RL (paper, section 3.3 and appendix A), in the conventions of TRL's trainers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import TrainingArguments
+
+from .advantages import ADVANTAGE_CLIP, EXPERT_ADVANTAGE
+from .flow_points import METHODS
+
+EXPERT_MODES = ("similar", "random", "none")
+EXPERT_ADVANTAGES = ("constant", "gae")
+OBJECTIVES = ("ppo", "imitation")
+TRUST_REGIONS = ("ppo", "aspo")
+UNBOUNDED_STEPS = 2**31 - 1
+
+
+@dataclass
+class SyVLAPPOConfig(TrainingArguments):
+    r"""
+    Options of [`SyVLAPPOTrainer`]: those of [`~transformers.TrainingArguments`] and the ones below.
+
+    The paper gives: expert advantage 1.0, weights of the views, at most 10 updates of at most 20 rollouts, Intention
+    Decoupling in this stage too, PPO as the base. All else is ours, after FPO, FPO++ and pi_RL.
+
+    > Parameters that control the rollouts: `rollouts_per_update`, `max_rl_updates`, `max_staleness`, `poll_seconds`,
+      `wait_timeout_s`, `bootstrap_timeouts`
+
+    > Parameters that control expert samples: `expert_mode`, `expert_ratio`, `expert_advantage`, `expert_advantages`,
+      `retrieval_top_k`, `same_task`
+
+    > Parameters that control the likelihood ratio: `ratio_method`, `num_flow_samples`, `average_flow_samples`,
+      `ratio_temperature`, `flow_sde_noise_level`, `intention_decoupling`, `use_thoughts`
+
+    > Parameters that control the update: `objective`, `num_ppo_epochs`, `steps_per_update`, `gamma`, `lam`,
+      `advantage_clip`, `cliprange`, `expert_cliprange`, `dual_clip`, `trust_region`, `clamp_logratio`, `clamp_old_cfm`,
+      `target_kl`, `vf_coef`, `cliprange_value`, `value_learning_rate`, `num_value_only_steps`
+
+    > Parameters that guard it: `max_skipped_steps`, `guard_heldout_cfm`, `heldout_share`, `guard_samples`
+
+    > [!NOTE]
+    > These parameters have default values different from [`~transformers.TrainingArguments`]: `learning_rate`,
+    > `lr_scheduler_type`, `per_device_train_batch_size`, `logging_steps`, `save_strategy`,
+    > `save_total_limit`, `remove_unused_columns`, `report_to`, `ignore_data_skip`.
+    """
+
+    learning_rate: float = field(default=5e-6, metadata={"help": "Learning rate of the policy (pi_RL uses 5e-6)."})
+    lr_scheduler_type: str = field(default="constant", metadata={"help": "Schedule of both learning rates."})
+    per_device_train_batch_size: int = field(
+        default=16, metadata={"help": "Samples per process and pass, rollout and expert samples together."}
+    )
+    logging_steps: float = field(default=10, metadata={"help": "Steps between log lines."})
+    save_strategy: str = field(
+        default="no", metadata={"help": "Checkpoints within an update; after every update there is one in any case."}
+    )
+    max_steps: int = field(
+        default=-1, metadata={"help": "Optimisation steps of the whole run; -1: max_rl_updates decides."}
+    )
+    save_total_limit: int | None = field(default=2, metadata={"help": "Newest checkpoints that are kept."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off."})
+    ignore_data_skip: bool = field(default=True, metadata={"help": "Must stay on: a resumed update knows its place."})
+    report_to: None | str | list[str] = field(  # noqa: RUF036  (HfArgumentParser wants this order)
+        default="none", metadata={"help": "Trackers, e.g. trackio or wandb."}
+    )
+
+    # rollouts
+    rollouts_per_update: int = field(default=20, metadata={"help": "Labelled rollouts that an update takes."})
+    max_rl_updates: int = field(default=10, metadata={"help": "Updates of the run (the paper's RL episodes)."})
+    max_staleness: int = field(
+        default=0, metadata={"help": "Rollouts of policies that are older by more than this many versions are dropped."}
+    )
+    poll_seconds: float = field(default=2.0, metadata={"help": "Seconds between looks for new rollouts."})
+    wait_timeout_s: float | None = field(
+        default=None, metadata={"help": "End the run when an update waits longer than this for rollouts; none: never."}
+    )
+    bootstrap_timeouts: bool = field(
+        default=True, metadata={"help": "Value the state at a time limit instead of taking it for a failure."}
+    )
+
+    # expert samples
+    expert_mode: str = field(
+        default="similar",
+        metadata={"help": "Which expert samples join the rollouts' batch.", "choices": list(EXPERT_MODES)},
+    )
+    expert_ratio: float = field(default=0.5, metadata={"help": "Share of expert samples in a batch."})
+    expert_advantage: float = field(
+        default=EXPERT_ADVANTAGE, metadata={"help": "Constant advantage of expert samples (paper: 1)."}
+    )
+    expert_advantages: str = field(
+        default="constant",
+        metadata={
+            "help": "constant: expert_advantage; gae: along the demonstration by the value model, an ablation.",
+            "choices": list(EXPERT_ADVANTAGES),
+        },
+    )
+    retrieval_top_k: int = field(default=8, metadata={"help": "Most similar expert samples that are drawn from."})
+    same_task: bool = field(default=True, metadata={"help": "Only expert samples with the rollout's instruction."})
+
+    # likelihood ratio
+    ratio_method: str = field(
+        default="fpo", metadata={"help": "How chunks are scored, see action_likelihood.", "choices": list(METHODS)}
+    )
+    num_flow_samples: int = field(default=8, metadata={"help": "Points of the flow at which a chunk is scored."})
+    average_flow_samples: bool = field(
+        default=False, metadata={"help": "One ratio per chunk (FPO) instead of one per point (FPO++)."}
+    )
+    ratio_temperature: float = field(
+        default=1.0, metadata={"help": "Factor of the log ratio; choose it so that policy/clipfrac_avg is 0.05 to 0.3."}
+    )
+    flow_sde_noise_level: float = field(default=0.5, metadata={"help": "Noise of the stochastic sampler, flow_sde."})
+    intention_decoupling: bool | None = field(
+        default=None, metadata={"help": "Intention Decoupling in the update; none: as the checkpoint says."}
+    )
+    use_thoughts: bool = field(default=True, metadata={"help": "Whether recorded thoughts stand before the queries."})
+
+    # update
+    objective: str = field(
+        default="ppo",
+        metadata={
+            "help": "ppo, or imitation: a control that trains on the same expert samples by flow matching, without RL.",
+            "choices": list(OBJECTIVES),
+        },
+    )
+    num_ppo_epochs: int = field(default=4, metadata={"help": "Passes over an update's decisions."})
+    steps_per_update: int | None = field(
+        default=None, metadata={"help": "Optimisation steps per update instead of whole passes."}
+    )
+    local_rollout_forward_batch_size: int = field(
+        default=16, metadata={"help": "Samples per pass without gradients: values, old scores, image features."}
+    )
+    gamma: float = field(default=0.99, metadata={"help": "Discount per decision."})
+    lam: float = field(default=0.95, metadata={"help": "Lambda of GAE."})
+    advantage_clip: float = field(
+        default=ADVANTAGE_CLIP, metadata={"help": "Bound of rollouts' advantages; they are never whitened."}
+    )
+    cliprange: float = field(default=0.05, metadata={"help": "PPO's clip range for rollouts."})
+    expert_cliprange: float | None = field(default=None, metadata={"help": "Clip range for experts; none: cliprange."})
+    dual_clip: float = field(
+        default=3.0, metadata={"help": "Bound of the loss at negative advantages, in advantages; 0: no bound."}
+    )
+    trust_region: str = field(
+        default="ppo",
+        metadata={"help": "ppo, or aspo: a quadratic penalty at negative advantages.", "choices": list(TRUST_REGIONS)},
+    )
+    clamp_logratio: float = field(default=3.0, metadata={"help": "Bound of the log ratio's magnitude in the loss."})
+    clamp_old_cfm: float = field(
+        default=0.0, metadata={"help": "Bound of the old policy's flow-matching loss, summed over steps; 0: no bound."}
+    )
+    target_kl: float = field(
+        default=0.05, metadata={"help": "End an update when the approximate KL exceeds this; 0: never."}
+    )
+    vf_coef: float = field(default=0.5, metadata={"help": "Weight of the value loss."})
+    cliprange_value: float = field(default=0.2, metadata={"help": "Clip range of values around the old ones."})
+    value_learning_rate: float = field(default=1e-4, metadata={"help": "Learning rate of the value model."})
+    num_value_only_steps: int = field(
+        default=0,
+        metadata={
+            "help": "First steps of the run that train the value model alone; demonstrations made it optimistic."
+        },
+    )
+
+    # guards
+    max_skipped_steps: int = field(
+        default=5, metadata={"help": "Steps in a row without finite gradients after which an update is given up."}
+    )
+    guard_heldout_cfm: float = field(
+        default=1.2,
+        metadata={"help": "Publish a policy only if its flow-matching loss on held-out expert samples is at most this "
+                  "many times the first policy's."},
+    )  # fmt: skip
+    heldout_share: float = field(default=0.05, metadata={"help": "Share of expert episodes kept for that guard."})
+    guard_samples: int = field(default=64, metadata={"help": "Held-out samples that the guard looks at."})
+
+    def __post_init__(self) -> None:
+        choices = (
+            ("expert_mode", EXPERT_MODES),
+            ("expert_advantages", EXPERT_ADVANTAGES),
+            ("objective", OBJECTIVES),
+            ("trust_region", TRUST_REGIONS),
+            ("ratio_method", METHODS),
+        )
+        for name, allowed in choices:
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        for name in ("rollouts_per_update", "max_rl_updates", "num_flow_samples", "num_ppo_epochs", "retrieval_top_k"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        for name in ("cliprange", "clamp_logratio", "advantage_clip", "ratio_temperature", "guard_heldout_cfm"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}: expected a positive number, got {getattr(self, name)}")
+        if self.max_grad_norm <= 0:
+            raise ValueError("max_grad_norm: expected a positive number; without clipping the update is not stable")
+        if self.dual_clip and self.dual_clip <= 1:
+            raise ValueError(f"dual_clip: expected more than 1, or 0 for none, got {self.dual_clip}")
+        if self.objective == "imitation" and self.expert_mode == "none":
+            raise ValueError("objective: imitation needs expert samples; set expert_mode to similar or random")
+        if self.expert_mode != "none" and not 0 < self.rollouts_per_pass < self.per_device_train_batch_size:
+            raise ValueError(
+                f"expert_ratio: {self.expert_ratio} of {self.per_device_train_batch_size} samples leaves no rollout or no "
+                "expert sample in a batch; choose a ratio in (0, 1) and a larger per_device_train_batch_size"
+            )
+        if self.max_steps <= 0:
+            if self.steps_per_update is not None:
+                self.max_steps = self.max_rl_updates * self.steps_per_update
+            elif self.lr_scheduler_type not in ("constant", "constant_with_warmup"):
+                raise ValueError(
+                    f"lr_scheduler_type: {self.lr_scheduler_type} has to know its end; set steps_per_update"
+                )
+            else:
+                self.max_steps = UNBOUNDED_STEPS
+        super().__post_init__()
+
+    @property
+    def rollouts_per_pass(self) -> int:
+        """Rollout samples in a batch of one process."""
+        share = 0.0 if self.expert_mode == "none" else self.expert_ratio
+        return self.per_device_train_batch_size - round(share * self.per_device_train_batch_size)
+
+    @property
+    def experts_per_pass(self) -> int:
+        """Expert samples in a batch of one process."""
+        return self.per_device_train_batch_size - self.rollouts_per_pass
+
+
+FIXED_WITHIN_UPDATE = (
+    "seed",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "objective",
+    "expert_mode",
+    "expert_advantages",
+    "expert_ratio",
+    "ratio_method",
+    "num_flow_samples",
+    "flow_sde_noise_level",
+    "intention_decoupling",
+    "use_thoughts",
+)
+
+
+def fixed_settings(args: SyVLAPPOConfig) -> dict[str, Any]:
+    """Settings that may not change while an update goes on."""
+    return {**{name: getattr(args, name) for name in FIXED_WITHIN_UPDATE}, "world_size": args.world_size}

@@ -1,0 +1,201 @@
+"""Rollouts as the update sees them. Only sealed episodes whose outcome a person (or a rewarder) gave are offered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+TIME_OUTS = ("time limit", "timeout")
+"""Values of an episode's `ended` that say that a time limit cut it off."""
+
+
+@dataclass(frozen=True)
+class RolloutInfo:
+    """What is known of an episode without reading its frames.
+
+    Attributes:
+        episode_id: Unique name.
+        policy_versions: Hashes of the weights that acted; more than one if they were swapped on the way.
+        reward: 1 success, 0 failure.
+        embodiment: Robot.
+        timed_out: Whether a time limit ended it.
+    """
+
+    episode_id: str
+    policy_versions: tuple[str, ...]
+    reward: int
+    embodiment: str
+    timed_out: bool = False
+
+
+@dataclass(frozen=True)
+class ChainStep:
+    """The stochastic step of the sampler that made a chunk, normalised, for `ratio_method="flow_sde"`.
+
+    Attributes:
+        before, after: (T, D_action).
+        step: Its number, from 0.
+    """
+
+    before: np.ndarray
+    after: np.ndarray
+    step: int
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One decision of a rollout.
+
+    Attributes:
+        source: Data set whose `read_image(view, row)` gives the images.
+        row: Its frame there.
+        state: Raw, (D_state,).
+        chunk: What the policy predicted, raw, (T, D_action).
+        valid: bool (T,), True where the policy's own action was executed.
+        text, thought, embodiment: Instruction, thought or None, robot.
+        chain: Step of the sampler; None where it was not recorded.
+    """
+
+    source: Any
+    row: int
+    state: np.ndarray
+    chunk: np.ndarray
+    valid: np.ndarray
+    text: str
+    thought: str | None
+    embodiment: str
+    chain: ChainStep | None = None
+
+    def images(self) -> dict[str, np.ndarray]:
+        """View to uint8 (H, W, 3), decoded anew."""
+        return {view: self.source.read_image(view, self.row) for view in self.source.cameras}
+
+    def item(self, *, thoughts: bool = True) -> dict[str, Any]:
+        """A robot item as `SyVLAProcessor.collate` takes it."""
+        return {
+            "images": self.images(),
+            "text": self.text,
+            "thought": self.thought if thoughts else None,
+            "embodiment": self.embodiment,
+            "state": self.state,
+            "actions": self.chunk,
+            "action_is_pad": ~self.valid,
+            "chain": self.chain,
+        }
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """An episode.
+
+    Attributes:
+        info: See [`RolloutInfo`].
+        decisions: In order; at least one.
+        final: The last observation, for the value of a state that a time limit cut off.
+    """
+
+    info: RolloutInfo
+    decisions: list[Decision]
+    final: Decision
+
+
+class RolloutStore(Protocol):
+    """Where rollouts come from. Implementations may be asked by several processes at once."""
+
+    def labelled(self) -> list[RolloutInfo]:
+        """Sealed episodes with an outcome, oldest first."""
+        ...
+
+    def load(self, episode_ids: Sequence[str]) -> list[Rollout]:
+        """These episodes, in this order."""
+        ...
+
+
+class LeRobotRolloutStore:
+    """Rollouts that a policy server records (`syvla-serve --record`), see `serving.rollout_format`.
+
+    Args:
+        root: Folder of the recording; it may appear later.
+        cameras: View to camera feature; None: inferred from the features' names.
+    """
+
+    def __init__(self, root: str | Path, cameras: Mapping[str, str] | None = None) -> None:
+        self.root, self.cameras = Path(root), cameras
+
+    def labelled(self) -> list[RolloutInfo]:
+        return [info for info, _ in self._facts()]
+
+    def load(self, episode_ids: Sequence[str]) -> list[Rollout]:
+        from processing.robot_dataset import RobotDataset
+        from serving.rollout_episodes import read_rollouts
+
+        known = {info.episode_id: (info, index) for info, index in self._facts()}
+        missing = [name for name in episode_ids if name not in known]
+        if missing:
+            raise ValueError(f"{self.root}: has no labelled episodes {missing[:5]}; was the recording moved or cut?")
+        if not episode_ids:
+            return []
+        numbers = [known[name][1] for name in episode_ids]
+        dataset = RobotDataset(
+            self.root, embodiment="", cameras=None if self.cameras is None else dict(self.cameras), episodes=numbers
+        )
+        episodes = {episode.episode_index: episode for episode in read_rollouts(self.root, start=min(numbers))}
+        rollouts = []
+        for position, (name, number) in enumerate(zip(episode_ids, numbers, strict=True)):
+            rollouts.append(_rollout(known[name][0], episodes[number], dataset, position))
+        return rollouts
+
+    def _facts(self) -> list[tuple[RolloutInfo, int]]:
+        from processing.lerobot_format import INFO_PATH, read_info
+        from serving.rollout_recorder import read_facts
+
+        if not (self.root / INFO_PATH).is_file():
+            return []
+        found = []
+        for index in range(read_info(self.root).total_episodes):
+            facts = read_facts(self.root, index)
+            if facts.outcome is None:  # nobody has said yet: it waits, it never counts as 0
+                continue
+            if facts.outcome not in (0, 1):
+                raise ValueError(
+                    f"{self.root}: episode {facts.episode_id} has outcome {facts.outcome!r}, expected 0 or 1"
+                )
+            info = RolloutInfo(
+                facts.episode_id,
+                tuple(facts.policy_versions),
+                int(facts.outcome),
+                facts.embodiment,
+                facts.ended in TIME_OUTS,
+            )
+            found.append((info, index))
+        return found
+
+
+def _rollout(info: RolloutInfo, episode: Any, dataset: Any, position: int) -> Rollout:
+    first = int(dataset.episode_starts[position])
+    own = np.arange(episode.chunks.shape[1])[None] >= episode.frozen_steps[:, None]  # not carried over
+    valid = episode.valid & own
+    offset = first - int(episode.frames[0])  # the first row of an episode is a decision
+
+    def decision(number: int, row: int, state: np.ndarray) -> Decision:
+        return Decision(
+            dataset,
+            row,
+            state,
+            episode.chunks[number],
+            valid[number],
+            episode.facts.instruction,
+            episode.thoughts[number] or None,
+            info.embodiment,
+        )
+
+    decisions = [
+        decision(number, int(episode.frames[number]) + offset, episode.states[number])
+        for number in range(len(episode.frames))
+    ]
+    last = first + int(dataset.episode_lengths[position]) - 1
+    return Rollout(info, decisions, decision(len(decisions) - 1, last, dataset.states[last]))

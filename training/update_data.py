@@ -1,0 +1,115 @@
+"""What an update works on: advantages and old scores of its samples, and which of them make up each pass.
+
+All of it is decided before the first step and saved with a checkpoint, so that an update which is broken off goes on with
+the same numbers.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+DATA_FILE = "rl_update.safetensors"
+
+
+@dataclass
+class UpdateData:
+    """One update. D decisions, E distinct expert samples, P passes per process, W processes.
+
+    Attributes:
+        number: Number of the update, from 0.
+        episode_ids: Its rollouts.
+        advantages, returns, old_values: float32 (D,); advantages are clipped.
+        seeds: int64 (D,), of the points at which each chunk is scored.
+        old_scores: float32 (D, S).
+        expert_rows, expert_seeds: int64 (E,).
+        expert_advantages: float32 (E,).
+        expert_scores: float32 (E, S).
+        rollout_plan: int64 (P, W, samples), numbers of decisions.
+        expert_plan: int64 (P, W, samples), numbers of expert samples.
+        metrics: What is logged of it once.
+        step: Steps that are done.
+        ended: Whether it was ended early.
+    """
+
+    number: int
+    episode_ids: list[str]
+    advantages: np.ndarray
+    returns: np.ndarray
+    old_values: np.ndarray
+    seeds: np.ndarray
+    old_scores: np.ndarray
+    expert_rows: np.ndarray
+    expert_seeds: np.ndarray
+    expert_advantages: np.ndarray
+    expert_scores: np.ndarray
+    rollout_plan: np.ndarray
+    expert_plan: np.ndarray
+    metrics: dict[str, float]
+    step: int = 0
+    ended: bool = False
+
+    def save(self, folder: str | Path) -> None:
+        """Write `rl_update.safetensors`."""
+        arrays, facts = {}, {}
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, np.ndarray):
+                arrays[item.name] = np.ascontiguousarray(value)
+            else:
+                facts[item.name] = value
+        save_file(arrays, Path(folder) / DATA_FILE, metadata={"facts": json.dumps(facts)})
+
+    @classmethod
+    def load(cls, folder: str | Path) -> UpdateData:
+        """Read what `save` wrote."""
+        from safetensors import safe_open
+
+        path = Path(folder) / DATA_FILE
+        with safe_open(path, "numpy") as file:
+            facts = json.loads(file.metadata()["facts"])
+        values: dict[str, Any] = {**load_file(path), **facts}
+        return cls(**values)
+
+
+def sample_seeds(run_seed: int, update: int, kind: int, numbers: np.ndarray) -> np.ndarray:
+    """A seed for each sample of an update, int64; `kind` tells rollouts (0) from experts (1)."""
+    states = [
+        np.random.SeedSequence([run_seed, update, kind, int(number)]).generate_state(1, np.uint64) for number in numbers
+    ]
+    return (np.array(states, np.uint64).reshape(-1) >> np.uint64(1)).astype(np.int64)
+
+
+def plan_rollouts(decisions: int, samples: int, passes: int, world: int, generator: np.random.Generator) -> np.ndarray:
+    """Numbers of decisions for every pass and process, (passes, world, samples): one permutation after another."""
+    wanted = passes * world * samples
+    rounds = -(-wanted // decisions)
+    order = np.concatenate([generator.permutation(decisions) for _ in range(rounds)])[:wanted]
+    return order.reshape(passes, world, samples)
+
+
+def plan_experts(
+    rollout_plan: np.ndarray, neighbours: np.ndarray, samples: int, generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Expert samples that join each pass, each a neighbour of one of its rollout samples, which take turns.
+
+    Args:
+        rollout_plan: From `plan_rollouts`.
+        neighbours: Rows of each decision's candidates, (D, k); -1 is no candidate.
+        samples: Expert samples per pass and process.
+        generator: Chooses among the candidates.
+
+    Returns:
+        (distinct rows (E,), plan (passes, world, samples) of numbers into them).
+    """
+    passes, world, size = rollout_plan.shape
+    turns = rollout_plan[:, :, np.arange(samples) % size]  # whose neighbour
+    counts = (neighbours >= 0).sum(axis=1)
+    choice = (generator.random(turns.shape) * counts[turns]).astype(np.int64)
+    rows, numbers = np.unique(neighbours[turns, choice], return_inverse=True)
+    return rows, numbers.reshape(passes, world, samples)

@@ -70,7 +70,8 @@ def evaluate_closed_loop(
         episodes: Episodes per task.
         seed: Which set of evaluation episodes; every seed names its own.
         batch_size: Episodes that run in lockstep, answered by one policy call.
-        workers: Processes that simulate them; 1 simulates in this process. Changes nothing but the speed.
+        workers: Processes that simulate them; 1 simulates in this process. Changes nothing but the speed. They start
+            afresh, so a script that asks for more needs the guard `if __name__ == "__main__":`.
         replan_steps: Actions executed of each chunk. None executes the whole chunk.
         environment_options: Keyword arguments of `make_environment`, such as `max_steps`.
         policy_options: Keyword arguments of `load_policy` where `policy` is a string, such as `think`.

@@ -80,6 +80,9 @@ class WorkerSlots:
         workers: Number of processes.
         baseline: Name of the baseline that acts in `play`, if any.
         timeout: See `WORKER_TIMEOUT`.
+
+    Attributes:
+        timeout: As given; may be changed between commands.
     """
 
     def __init__(
@@ -90,7 +93,7 @@ class WorkerSlots:
         baseline: str | None = None,
         timeout: float = WORKER_TIMEOUT,
     ) -> None:
-        self._timeout = timeout
+        self.timeout = timeout
         self._workers = [WorkerProcess(settings, baseline) for _ in range(min(workers, count))]
 
     def exchange(self, commands: Mapping[int, Command]) -> dict[int, SlotReply]:
@@ -108,12 +111,12 @@ class WorkerSlots:
             elif batch:
                 replies |= self._bury(worker, list(batch), "")
         while waiting:
-            ready = wait(list(waiting), self._timeout)
+            ready = wait(list(waiting), self.timeout)
             for connection in ready or list(waiting):
                 worker, unanswered = waiting[connection]  # type: ignore[index]
                 answer = worker.receive() if ready else None
                 if answer is None:
-                    reason = "" if ready else f", stopped after {self._timeout:g} s without an answer"
+                    reason = "" if ready else f", stopped after {self.timeout:g} s without an answer"
                     replies |= self._bury(worker, unanswered, reason)
                     unanswered.clear()
                 else:

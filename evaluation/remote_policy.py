@@ -16,6 +16,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
@@ -77,8 +78,10 @@ class RemotePolicy:
         self.url, self.name = url, name or url
         self.view_cameras = dict(environment.view_cameras)
         self.embodiment = environment.embodiment
-        self._dialect_name = dialect
         written = load_dialect(dialect)
+        self._dialect_name = written.name
+        if Path(dialect).suffix:  # a file, which may be edited
+            self._dialect_name += f" {hashlib.sha256(Path(dialect).read_bytes()).hexdigest()[:8]}"
         # Two attempts to connect, and the pause between them, stay within the time.
         patience = ClientOptions(token=token, connect_timeout=0.45 * timeout, read_timeout=timeout, retries=1)
         with PolicyClient(url, patience) as first:
@@ -94,7 +97,11 @@ class RemotePolicy:
             self._clients.put(PolicyClient(url, patience))
         self._threads = ThreadPoolExecutor(connections, thread_name_prefix="policy-server")
         horizon = self.metadata.get("action_horizon")
-        self.chunk_size = horizon if isinstance(horizon, int) and horizon > 0 else self._first_chunk(environment)
+        try:
+            self.chunk_size = horizon if isinstance(horizon, int) and horizon > 0 else self._first_chunk(environment)
+        except BaseException:
+            self.close()
+            raise
 
     def identity(self) -> dict[str, Any]:
         """The version that the server gives for its policy; without one its address and metadata have to do."""

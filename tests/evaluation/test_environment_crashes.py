@@ -78,16 +78,17 @@ def test_a_process_that_dies_once_is_replaced(tmp_path):
 
 
 def test_an_environment_that_hangs_is_stopped():
-    slots = WorkerSlots(
-        SlotSettings("reach", {"crash_at": "step hang", "crash_seeds": SEEDS[:1]}, "f"), 2, 2, "expert", timeout=3.0
-    )
+    settings = SlotSettings("reach", {"crash_at": "step hang", "crash_seeds": SEEDS[:1]}, "f")
+    slots = WorkerSlots(settings, 2, 2, "expert")
     started = time.monotonic()
     try:
+        slots.exchange(dict.fromkeys((0, 1), ("play", "near", SEEDS[1], False, 1)))
+        slots.timeout = 2.0
         replies = slots.exchange({0: ("play", "near", SEEDS[0], False, 1), 1: ("play", "near", SEEDS[1], False, 1)})
     finally:
         slots.close()
-    assert time.monotonic() - started < 30
-    assert "stopped after 3 s without an answer" in replies[0].crash
+    assert time.monotonic() - started < 50, "the step hangs for 60 s"
+    assert "stopped after 2 s without an answer" in replies[0].crash
     assert replies[1].record.success
 
 

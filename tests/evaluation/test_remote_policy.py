@@ -74,15 +74,19 @@ def test_who_a_policy_is_follows_from_its_version_or_from_address_and_metadata(d
     with OpenpiServer() as one, OpenpiServer() as other, OpenpiServer({"reset_pose": np.zeros(3)}) as third:
         assert identity(one) == identity(one)
         assert len({json.dumps(identity(server)) for server in (one, other, third)}) == 3
+    with OpenpiServer() as one:
+        before = identity(one)
+        Path(dialect).write_text(DIALECT + "# observations may now be written in another way\n")
+        assert identity(one) != before
     with OpenpiServer({"policy_version": "a"}) as one, OpenpiServer({"policy_version": "a"}) as moved:
         assert identity(one) == identity(moved), "the same policy elsewhere"
 
 
 def test_latency_is_that_of_each_request(dialect):
-    """Three requests of one batch, one after another, take 0.1 s each, not 0.3."""
-    with OpenpiServer(seconds=0.1) as server:
+    """Three requests of one batch, one after another, take 0.2 s each, not 0.6."""
+    with OpenpiServer(seconds=0.2) as server:
         result = evaluate(server, dialect, environment_options={"max_steps": 5})
-    assert 0.1 <= result.to_dict()["latency"]["p50"] < 0.2
+    assert 0.2 <= result.to_dict()["latency"]["p50"] < 0.5
 
 
 def test_an_interrupted_remote_evaluation_asks_only_for_the_rest(dialect, tmp_path):
@@ -127,7 +131,7 @@ def test_a_server_that_is_not_there_is_named_in_time(tmp_path, capsys):
             arguments = ["--server", url, "--env", "reach", "--task", "near", "--output", str(tmp_path), "--quiet"]
             began = time.monotonic()
             assert closed_loop.main([*arguments, "--timeout", "3"]) == 1
-            assert time.monotonic() - began < 3.5
+            assert time.monotonic() - began < 5, "3 s, and some for a busy machine"
             assert url in capsys.readouterr().err
 
 

@@ -1,0 +1,87 @@
+"""The examples run as they stand, as processes of their own, against a real server with a tiny checkpoint."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from serving.http_client import http_ready
+from serving.rollout_episodes import read_rollouts
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    import torch
+
+    from modeling_syvla import SyVLAConfig, SyVLAModel
+    from processing import build_tiny_processor
+
+    folder = tmp_path_factory.mktemp("checkpoint")
+    config = SyVLAConfig.tiny()
+    processor = build_tiny_processor(config)
+    statistics = {"mean": np.zeros(14), "std": np.full(14, 0.1)}
+    processor.set_embodiment("tabletop", {"state": statistics, "action": statistics}, control_hz=20.0)
+    torch.manual_seed(0)
+    SyVLAModel(config).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(checkpoint, tmp_path_factory):
+    """(port, folder of the recording) of a server that records."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    recording = tmp_path_factory.mktemp("served") / "rollouts"
+    command = [sys.executable, "-m", "serving.serve_command", "--model", str(checkpoint), "--port", str(port)]
+    process = subprocess.Popen([*command, "--record", str(recording)], cwd=ROOT)
+    try:
+        until = time.monotonic() + 120
+        while not http_ready(f"http://127.0.0.1:{port}"):
+            assert process.poll() is None
+            assert time.monotonic() < until
+            time.sleep(0.2)
+        yield port, recording
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def run(example: str, *arguments: str) -> str:
+    command = [sys.executable, str(ROOT / "examples" / example), *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.mark.slow
+def test_openpi_client_closes_the_loop_with_the_demo_environment(server):
+    pytest.importorskip("openpi_client", reason="scripts/install_test_peers.sh installs it")
+    pytest.importorskip("mujoco")
+    port, recording = server
+    out = run("closed_loop_openpi_client.py", "--port", str(port), "--episodes", "2", "--max-steps", "12")
+    assert "of 2 episodes solved" in out
+    until = time.monotonic() + 30
+    while not (recording / "meta" / "info.json").is_file() or not (episodes := read_rollouts(recording)):
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    first = episodes[0]  # the second one's reset ended it
+    assert len(first.seeds) == 3  # 12 steps, 4 of each chunk
+    assert "cube" in first.facts.instruction
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_robot_loop_runs(server, prefetch):
+    port, _ = server
+    options = ["--url", f"ws://127.0.0.1:{port}", "--steps", "20", "--hz", "10", "--prefetch", str(prefetch)]
+    assert "20 steps done" in run("robot_loop.py", "lift the red cube", *options)

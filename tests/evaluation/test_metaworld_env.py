@@ -4,8 +4,6 @@ import numpy as np
 import pytest
 from simulators import make_or_skip, random_policy_succeeds, run_expert
 
-from evaluation.environments import make_expert
-
 pytest.importorskip("metaworld")
 from evaluation.environments.metaworld_tasks import TASK_WORDS
 
@@ -80,7 +78,3 @@ def test_the_centre_picture_is_upright(push):
 def test_the_episode_limit_is_metaworlds():
     with pytest.raises(ValueError, match="max_steps: expected at most 500"):
         make_or_skip("metaworld", "push-v3", max_steps=501)
-
-
-def test_the_expert_needs_its_own_environment(push):
-    assert type(make_expert(push)).__name__ == "MetaWorldExpert"

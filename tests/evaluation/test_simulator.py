@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from simulators import make_or_skip
 
+from evaluation.closed_loop import evaluate_closed_loop
 from evaluation.environments import ENVIRONMENTS, RobotEnvironment, make_environment
 
 TASKS = {"metaworld": "push-v3", "aloha": "transfer_cube"}
@@ -109,3 +110,13 @@ def test_an_unknown_task_lists_the_known_ones(name):
     except ImportError as error:
         pytest.skip(str(error))
     assert all(task in str(caught.value) for task in known)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TASKS)
+def test_evaluation_reports_the_experts_success_and_random_failure(name):
+    make_or_skip(name, TASKS[name]).close()
+    expert = evaluate_closed_loop("expert", name, TASKS[name], episodes=2, workers=2, progress=False)
+    assert (expert.total.successes, expert.total.episodes) == (2, 2)
+    random = evaluate_closed_loop("random", name, TASKS[name], episodes=2, progress=False)
+    assert (random.total.successes, random.total.episodes) == (0, 2)

@@ -154,6 +154,7 @@ def build_base(settings: DemoSettings) -> int:
         state_names=dataset.state_names,
         action_names=dataset.action_names,
         control_hz=dataset.fps,
+        cameras=dict(dataset.cameras),
         state_units=UNITS,
         action_units=UNITS,
     )

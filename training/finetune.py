@@ -197,6 +197,7 @@ def load_robot_data(data_args: DataArguments, model: Any, processor: Any) -> lis
                 state_names=first.state_names,
                 action_names=first.action_names,
                 control_hz=first.control_hz,
+                cameras=dict(first.cameras),
             )
         entry = processor.embodiments[name]
         if deltas[name] != entry.get("delta_actions"):

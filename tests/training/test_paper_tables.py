@@ -1,0 +1,271 @@
+"""`syvla-tables`: exact commands, runs that are not repeated, and tables that say at what scale they were measured."""
+
+import json
+import shlex
+
+import pytest
+import torch
+import yaml
+
+from evaluation.paper_tables import PAPER_TABLES
+from modeling_syvla import SyVLAConfig
+from modeling_syvla.intention_decoupling import decoupling_mask
+from training import paper_tables
+from training.paper_tables import main
+from training.table_jobs import Job, write_json
+from training.table_plans import ARMS, PLANS, distinct_quantile, masked_queries
+from training.table_results import rate_cell
+from training.table_scales import FullScale, TinyScale
+
+MICRO = ["--demonstrations", "2", "--chats", "10", "--rows", "4", "--base-steps", "1", "--train-steps", "1"]
+
+
+def printed(capsys, *argv):
+    assert main(list(argv)) == 0
+    return capsys.readouterr().out
+
+
+# ---------------------------------------------------------------------- plans
+
+
+def test_every_row_of_every_table_is_a_run_or_says_why_not():
+    assert PLANS.keys() == PAPER_TABLES.keys()
+    for number, plan in PLANS.items():
+        covered = {*plan.rows, *plan.not_run}
+        others = {"1": 6, "2": 5}.get(number, 0)  # rows of other projects' models
+        assert covered <= set(PAPER_TABLES[number].rows)
+        assert len(PAPER_TABLES[number].rows) - len(covered) == others, number
+        assert set(plan.arms) <= ARMS.keys()
+
+
+@pytest.mark.parametrize("count", [5, 8, 20, 30])
+@pytest.mark.parametrize("percent", [0, 3, 5, 8, 10, 15, 20])
+def test_masked_queries_are_those_of_the_mask(count, percent):
+    norms = torch.rand(16, count, generator=torch.Generator().manual_seed(percent))
+    masked = (~decoupling_mask(norms, percent / 100)).sum(-1)
+    assert masked.unique().tolist() == [masked_queries(percent / 100, count)]
+
+
+def test_quantiles_that_mask_the_same_states_are_one_run():
+    """At N = 20: 3% and 5% mask one state, 8% and 10% two; at N = 100 all rows differ."""
+    norms = torch.rand(64, 20, generator=torch.Generator().manual_seed(0))
+    for one, other in ((0.03, 0.05), (0.08, 0.10)):
+        assert torch.equal(decoupling_mask(norms, one), decoupling_mask(norms, other))
+    rows = [distinct_quantile(q) for q in (0, 3, 5, 8, 10, 15, 20)]
+    assert rows == ["without_decoupling", "all", "all", "quantile_10", "quantile_10", "quantile_15", "quantile_20"]
+    assert len({distinct_quantile(q, count=100) for q in (0, 3, 5, 8, 10, 15, 20)}) == 7
+
+
+def test_arms_change_only_fields_that_the_model_has():
+    config = SyVLAConfig.tiny()
+    for name, arm in ARMS.items():
+        assert all(hasattr(config, key) for key in arm.overrides), name
+        SyVLAConfig.tiny(**arm.overrides)
+
+
+# ---------------------------------------------------------------------- commands
+
+
+def test_list_shows_the_commands_and_runs_none(tmp_path, capsys):
+    text = printed(capsys, "5", "--scale", "tiny", "--list", "--seeds", "3", "--output", str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+    lines = text.splitlines()
+    assert lines[0] == f"# Table 5, {TinyScale.label}"
+    trained = [shlex.split(line) for line in lines if line.startswith("syvla-finetune") and "/runs/" in line]
+    counts = [words[words.index("--num_query_tokens") + 1] for words in trained if "--num_query_tokens" in words]
+    assert counts == ["5", "10", "15", "25", "30"]
+    assert all(words[words.index("--seed") + 1] == "3" for words in trained)
+    measured = [line for line in lines if line.startswith("syvla-eval ")]
+    assert len(measured) == len(trained) == 6
+    assert all("--think" in line and "--episodes 60" in line for line in measured)
+
+
+def test_the_commands_are_understood_by_what_they_call(tmp_path, capsys):
+    """Recipes, options and data specifications of every arm at both scales, parsed by finetune.py's own parser."""
+    from training.arguments import DataArguments, ModelArguments, SyVLATrainingArguments
+    from training.recipe import parse_recipe
+
+    types = (ModelArguments, DataArguments, SyVLATrainingArguments)
+    full = FullScale(tmp_path, model_path="org/syvla-3b", multimodal_datasets=["a.jsonl", "b.jsonl"])
+    for scale in (TinyScale(tmp_path), full):
+        for name, arm in ARMS.items():
+            job = scale.train(name, 7, "ablation")
+            model, data, args = parse_recipe(types, [*job.arguments, "--use_cpu", "true", "--bf16", "false"])
+            assert json.loads(model.model_overrides) == dict(arm.overrides)
+            assert model.num_query_tokens == arm.options.get("num_query_tokens")
+            assert data.ignore_thoughts == arm.options.get("ignore_thoughts", False)
+            assert data.multimodal_share == arm.options.get("multimodal_share", 0.3)
+            assert data.robot_specs[0]["embodiment"] == "tabletop"
+            assert args.seed == 7
+            assert args.output_dir == str(job.output)
+    assert len(data.multimodal_specs) == 2
+
+
+def test_the_evaluation_commands_are_understood(tmp_path):
+    from evaluation.closed_loop import build_parser
+
+    for measures in ("ablation", "tasks"):
+        for job in TinyScale(tmp_path).measure("without_thoughts", 0, measures).values():
+            arguments = build_parser().parse_args(list(job.arguments))
+            assert arguments.output == job.output
+            assert not arguments.think, "trained without thoughts, measured without"
+    assert (
+        build_parser().parse_args(list(TinyScale(tmp_path).measure("all", 0, "ablation")["ablation"].arguments)).think
+    )
+
+
+def test_full_scale_is_accelerate_launch_and_says_what_it_needs(tmp_path, capsys):
+    text = printed(capsys, "4", "--list", "--model-path", "org/syvla-3b", "--output", str(tmp_path))
+    assert "# needs --multimodal-datasets" in text
+    assert "--model-path" not in text
+    launched = [line for line in text.splitlines() if line.startswith("accelerate launch --config_file")]
+    assert len(launched) == 5
+    assert all(
+        "training/finetune.py --config training/recipes/finetune.yaml --model_path org/syvla-3b" in x for x in launched
+    )
+    assert '"decoupling_quantile": 0.2}' in text
+    assert main(["4", "--output", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert "table 4 at full scale needs:\n- --model-path: a pretrained SyVLA" in error
+    assert "- --multimodal-datasets" in error
+
+
+def test_tables_that_cannot_run_say_why(tmp_path, capsys):
+    assert main(["10", "--scale", "tiny", "--output", str(tmp_path)]) == 1
+    assert "RL stage" in capsys.readouterr().err
+    assert main(["8", "--scale", "tiny", "--output", str(tmp_path)]) == 1
+    assert "table 8 at tiny scale needs:\n- --scale full" in capsys.readouterr().err
+    assert main(["12", "--output", str(tmp_path)]) == 1
+    assert "expected one of 1, 2, 3, 4, 5, 6, 8, 9, 10, 11, got '12'" in capsys.readouterr().err
+    assert main(["4", "--arms", "everything", "--output", str(tmp_path)]) == 1
+    assert "--arms: expected any of without_decoupling, all, quantile_10" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_report_prints_the_paper_and_the_scale(tmp_path, capsys):
+    for number in PAPER_TABLES:
+        for scale in (TinyScale, FullScale):
+            text = printed(capsys, number, "--scale", scale.name, "--report", "--output", str(tmp_path))
+            assert text.startswith(f"## Table {number}")
+            assert f"ours ({scale.label})" in text
+            assert f"Scale of our column: {scale.label}" in text
+            content = json.loads((tmp_path / scale.name / f"table_{number}.json").read_text())
+            assert content["scale"] == scale.label
+            assert content["seeds"] == []
+
+
+# ---------------------------------------------------------------------- jobs
+
+
+@pytest.fixture
+def job(tmp_path):
+    """A job that writes a file, by the real command line of the recipes' data."""
+    output = tmp_path / "synthetic"
+    arguments = ("--output", str(output), "--rows", "4", "--train-rows", "5")
+    return Job("evaluation.vlm_benchmarks.synthetic_data", arguments, output)
+
+
+def test_a_finished_job_is_not_run_again_and_a_half_finished_one_is(job):
+    first = job.run()
+    chats = job.output / "train" / "chats.jsonl"
+    chats.write_text("touched")
+    assert job.run() == first
+    assert chats.read_text() == "touched", "its result was there"
+    job.result_path.unlink()  # as if it had been killed before the result was written
+    (job.output / "half.written").write_text("")
+    job.run()
+    assert chats.read_text() != "touched"
+    assert not (job.output / "half.written").exists(), "started anew, not on top"
+
+
+def test_the_result_of_other_settings_is_not_taken(job):
+    job.run()
+    other = Job(job.module, tuple("6" if word == "5" else word for word in job.arguments), job.output)
+    with pytest.raises(ValueError, match=r"other settings \(they differ in 5, 6\); remove it"):
+        other.run()
+
+
+def test_a_failing_job_leaves_no_result(tmp_path, capsys):
+    for words in (("--rows", "0"), ("--nonsense",)):
+        job = Job("evaluation.vlm_benchmarks.synthetic_data", ("--output", str(tmp_path / "x"), *words), tmp_path / "x")
+        with pytest.raises(RuntimeError, match="ended with exit status"):
+            job.run()
+        assert job.result is None
+
+
+# ---------------------------------------------------------------------- results
+
+
+def finish(scale, arm, seed, successes, measures="ablation"):
+    """Writes what a finished run leaves."""
+    training = scale.train(arm, seed, measures)
+    write_json(training.result_path, {"arguments": list(training.arguments), "seconds": 1.0})
+    for job in scale.measure(arm, seed, measures).values():
+        tasks = [job.arguments[i + 1] for i, word in enumerate(job.arguments) if word == "--task"]
+        counts = {task: {"successes": successes[i], "episodes": 60} for i, task in enumerate(tasks)}
+        write_json(job.result_path, {"arguments": list(job.arguments), "seconds": 1.0, "summary": {"tasks": counts}})
+
+
+def test_a_report_gathers_seeds_and_shared_runs(tmp_path, capsys):
+    scale = TinyScale(tmp_path)
+    for seed, successes in ((0, 30), (1, 36)):
+        finish(scale, "all", seed, [successes])
+    finish(scale, "quantile_20", 0, [12])
+    text = printed(capsys, "4", "--scale", "tiny", "--report", "--seeds", "0", "1", "2", "--output", str(tmp_path))
+    content = json.loads((tmp_path / "tiny" / "table_4.json").read_text())
+    assert content["seeds"] == [0, 1]
+    expected = rate_cell([[{"successes": 30, "episodes": 60}], [{"successes": 36, "episodes": 60}]])
+    assert expected.value == pytest.approx(0.55)
+    assert content["ours"]["3%"] == content["ours"]["5%"], "one run, two rows"
+    assert content["ours"]["5%"]["Success"]["value"] == pytest.approx(0.55)
+    assert content["ours"]["5%"]["Success"]["wilson_interval"] == list(expected.wilson)
+    assert content["ours"]["20%"]["Success"]["seed_interval"] is None
+    assert "0%" not in content["ours"]
+    assert f"| **5%** | 0.86 | {expected.text()} |" in text
+    assert str(tmp_path) not in json.dumps(content) + text, "a result that is committed names no path of a machine"
+
+
+def test_tables_of_three_tasks_average_and_deviate(tmp_path, capsys):
+    scale = TinyScale(tmp_path)
+    for seed, successes in ((0, (30, 24, 12)), (1, (36, 24, 18))):
+        finish(scale, "all", seed, successes, "tasks")
+    argv = ("--scale", "tiny", "--report", "--seeds", "0", "1", "--output", str(tmp_path))
+    printed(capsys, "1", *argv)
+    ours = json.loads((tmp_path / "tiny" / "table_1.json").read_text())["ours"]["SyVLA"]
+    assert ours["ID Task 2"]["value"] == pytest.approx(0.4)
+    assert ours["ID Average"]["value"] == pytest.approx((66 + 78) / 360)
+    assert ours["OoD Task 1"] == "no such split"
+    assert ours["OoD Average"]["value"] == pytest.approx((30 + 24 + 36 + 24) / 240)
+    printed(capsys, "6", *argv)
+    six = json.loads((tmp_path / "tiny" / "table_6.json").read_text())["ours"]
+    assert six["Fold Shirt"]["Standard deviation"]["value"] == pytest.approx(0.1 / 2**0.5)
+    assert six["Calculating"]["Standard deviation"]["value"] == 0
+
+
+def test_our_table_7_recipe_is_what_full_scale_trains_with():
+    recipe = yaml.safe_load((paper_tables.Path("training/recipes/finetune.yaml")).read_text())
+    assert recipe["learning_rate"] == 3.0e-5
+
+
+@pytest.mark.slow
+def test_one_arm_end_to_end_and_not_twice(tmp_path, capsys):
+    """From nothing to a table in a few steps of training: recording, chats, base, run, closed loop, report."""
+    argv = ["4", "--scale", "tiny", "--arms", "quantile_20", "--episodes", "2", *MICRO, "--output", str(tmp_path)]
+    assert main(argv) == 0
+    table = capsys.readouterr().out
+    assert f"ours ({TinyScale.label})" in table
+    content = json.loads((tmp_path / "tiny" / "table_4.json").read_text())
+    (run,) = content["runs"]
+    assert (run["arm"], run["seed"]) == ("quantile_20", 0)
+    assert run["results"]["ablation"]["lift"]["episodes"] == 2
+    config = json.loads((tmp_path / "tiny/runs/lift/quantile_20/seed0/checkpoint/config.json").read_text())
+    assert (config["decoupling_quantile"], config["num_query_tokens"]) == (0.2, 20)
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.suffix in (".safetensors", ".jsonl")}
+    assert main(argv) == 0
+    assert times == {path: path.stat().st_mtime_ns for path in times}, "nothing was made again"
+    run_folder = tmp_path / "tiny/runs/lift/quantile_20/seed0"
+    (run_folder / "checkpoint.json").unlink()
+    assert main(argv) == 0
+    made_again = {path for path, time in times.items() if path.stat().st_mtime_ns != time}
+    assert {path.name for path in made_again} == {"model.safetensors", "episodes.jsonl"}
+    assert all(path.is_relative_to(run_folder) for path in made_again), "the base stayed"

@@ -1,0 +1,199 @@
+"""The paper's tables from one command each: `syvla-tables 4 --scale tiny --seeds 0 1 2`.
+
+Trains and measures every policy of a table, one run after the other, prints our column beside the paper's, and writes both
+as JSON and markdown. A run whose result is there is not run again; one that was interrupted is.
+
+    syvla-tables 4 --scale tiny --list          # the commands, without running any
+    syvla-tables 9 --scale tiny --report        # the table of the runs that are there
+    syvla-tables 5 --model-path org/syvla-3b --multimodal-datasets chats.jsonl     # full scale, on GPUs
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from evaluation.paper_tables import PAPER_TABLES, cells_to_json, markdown_table, paper_table
+from training.table_jobs import Job, write_json
+from training.table_plans import PLANS, Plan
+from training.table_results import our_cells
+from training.table_scales import FullScale, Scale, TinyScale
+
+logger = logging.getLogger(__name__)
+
+
+def jobs_of(plan: Plan, scale: Scale, seeds: Sequence[int], arms: Sequence[str]) -> list[Job]:
+    """Every job of a table, each once, in an order in which they can run."""
+    jobs = scale.prepare(arms, plan.measures)
+    for seed in seeds:
+        for arm in arms:
+            jobs.append(scale.train(arm, seed, plan.measures))
+            jobs += scale.measure(arm, seed, plan.measures).values()
+    return jobs
+
+
+def chosen_arms(plan: Plan, names: Sequence[str] | None) -> list[str]:
+    """The arms of these names; all of the table's when none are named.
+
+    Raises:
+        ValueError: If the table has no such arm; it lists those that it has.
+    """
+    unknown = [name for name in names or () if name not in plan.arms]
+    if unknown:
+        raise ValueError(f"--arms: expected any of {', '.join(plan.arms)}, got {', '.join(unknown)}")
+    return list(names or plan.arms)
+
+
+def report(number: str, plan: Plan, scale: Scale, seeds: Sequence[int]) -> tuple[str, dict[str, Any]]:
+    """The table of the results that are there, as markdown and as JSON."""
+    table = paper_table(number)
+    cells, runs = our_cells(table, plan, scale, seeds)
+    text = markdown_table(table, cells, scale.label, list(plan.extra_rows))
+    done = sorted({run["seed"] for run in runs})
+    notes = [
+        f"Scale of our column: {scale.label}. Seeds: {', '.join(map(str, done)) or 'none yet'}. "
+        "`seeds [..]` is the 95% Student interval of the mean over seeds, `Wilson [..]` that of all episodes together.",
+        *_measured_by(plan, scale),
+        *plan.notes,
+    ]
+    words = ["syvla-tables", number, "--scale", scale.name, *(["--seeds", *map(str, done)] if done else [])]
+    command = " ".join(words)
+    content = {
+        "table": number,
+        "title": table.title,
+        "scale": scale.label,
+        "command": command,
+        "seeds": done,
+        "hardware": f"{os.cpu_count()} CPU cores, {platform.machine()}",
+        "columns": list(table.columns),
+        "paper": {row: list(values) for row, values in table.rows.items()},
+        "ours": cells_to_json(cells),
+        "runs": runs,
+        "notes": notes,
+    }
+    lines = [f"- {note}" for note in notes] + [f"- Command: `{command}`, on {content['hardware']}."]
+    return text + "\n" + "\n".join(lines) + "\n", content
+
+
+def _measured_by(plan: Plan, scale: Scale) -> list[str]:
+    """What a number of ours is, where it is not what the paper measures."""
+    if plan.measures == "ablation":
+        where = (
+            "`lift` of the tabletop simulator" if scale.name == "tiny" else "`calculating` of the tabletop simulator"
+        )
+        return [f"The paper folds a shirt with a real robot; ours is {where}, thinking before every action chunk."]
+    if plan.measures == "benchmarks" and scale.name == "tiny":
+        return [
+            "Our columns are synthetic stand-ins in the benchmarks' schemas and scoring, not the benchmarks themselves: "
+            "drawn shapes and digits, of which a tiny model can learn something."
+        ]
+    return []
+
+
+def run_table(number: str, scale: Scale, seeds: Sequence[int], arms: Sequence[str]) -> None:
+    """Runs what is missing of a table.
+
+    Raises:
+        ValueError: If something is missing that the user has to bring, or the table cannot run at this scale.
+        RuntimeError: If a job fails.
+    """
+    plan = PLANS[number]
+    if not arms:
+        raise ValueError(
+            f"table {number}: {'; '.join(dict.fromkeys(plan.not_run.values()))}. See --list for the commands"
+        )
+    if problems := scale.problems(arms, plan.measures):
+        raise ValueError("\n- ".join([f"table {number} at {scale.name} scale needs:", *problems]))
+    for job in scale.prepare(arms, plan.measures):
+        job.run()
+    runs = [(arm, seed) for seed in seeds for arm in arms]
+    for index, (arm, seed) in enumerate(runs, 1):
+        logger.info("run %d/%d: %s, seed %d", index, len(runs), arm, seed)
+        training = scale.train(arm, seed, plan.measures)
+        if training.result is None:  # what an earlier checkpoint was measured at is no result of this one
+            shutil.rmtree(scale.run_folder(arm, seed, plan.measures), ignore_errors=True)
+        for job in (training, *scale.measure(arm, seed, plan.measures).values()):
+            job.run()
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Command line of `syvla-tables`."""
+    parser = argparse.ArgumentParser(
+        prog="syvla-tables",
+        description="Train, measure and print one table of the paper, ours beside the paper's.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("table", help=f"number of the table: {', '.join(PAPER_TABLES)}")
+    parser.add_argument("--scale", default="full", choices=("tiny", "full"), help="tiny runs on a CPU")
+    parser.add_argument("--seeds", type=int, nargs="+", help="training seeds (default: 0; 0 to 4 for table 6)")
+    parser.add_argument("--arms", nargs="+", help="only these policies of the table; by default all")
+    parser.add_argument("--output", type=Path, default=Path("outputs/tables"), help="folder of everything")
+    parser.add_argument("--list", action="store_true", help="print the commands and run nothing")
+    parser.add_argument("--report", action="store_true", help="print the table of what is there and run nothing")
+    parser.add_argument("--train-steps", type=int, help="steps of each run; by default the recipe's")
+    parser.add_argument("--episodes", type=int, help="evaluation episodes per task; by default the scale's own")
+    parser.add_argument("--demonstrations", type=int, help="recorded per task; by default the scale's own")
+    tiny = parser.add_argument_group("tiny scale")
+    tiny.add_argument("--base-steps", type=int, help="steps of the base; by default the recipe's")
+    tiny.add_argument("--chats", type=int, default=TinyScale.chats, help="chats of the multi-modal data")
+    tiny.add_argument("--rows", type=int, default=TinyScale.rows, help="rows of each synthetic benchmark")
+    full = parser.add_argument_group("full scale")
+    full.add_argument("--model-path", help="pretrained SyVLA that every run starts from")
+    full.add_argument("--regression-model-path", help="the same for the L1 regression baseline")
+    full.add_argument("--multimodal-datasets", nargs="+", default=[], help="chats to mix in")
+    full.add_argument("--libero-datasets", nargs="+", default=[], help="LIBERO's demonstrations (table 8)")
+    full.add_argument("--data-root", help="folder of the VLM benchmarks; by default the Hub")
+    full.add_argument("--accelerate-config", default=FullScale.accelerate_config, help="of accelerate launch")
+    return parser
+
+
+def make_scale(arguments: argparse.Namespace) -> Scale:
+    """The scale that the command line describes."""
+    kind = TinyScale if arguments.scale == "tiny" else FullScale
+    names = [name for name in kind.__dataclass_fields__ if hasattr(arguments, name)]
+    return kind(**{name: getattr(arguments, name) for name in names})
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `syvla-tables`; returns the exit status."""
+    arguments = build_parser().parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    for name in (__name__, "training.table_jobs"):
+        logging.getLogger(name).setLevel(logging.INFO)
+    try:
+        paper_table(arguments.table)
+        plan, scale = PLANS[arguments.table], make_scale(arguments)
+        seeds = arguments.seeds or (range(5) if arguments.table == "6" else (0,))
+        arms = chosen_arms(plan, arguments.arms)
+        if arguments.list:
+            print(f"# Table {arguments.table}, {scale.label}")
+            for need in scale.problems(arms, plan.measures):
+                print(f"# needs {need}")
+            for job in jobs_of(plan, scale, seeds, arms) if arms else []:
+                print(job.shell())
+            for row, reason in plan.not_run.items():
+                print(f"# {row}: {reason}")
+            return 0
+        if not arguments.report:
+            run_table(arguments.table, scale, seeds, arms)
+        text, content = report(arguments.table, plan, scale, seeds)
+    except (ValueError, RuntimeError, OSError, ImportError) as error:
+        print(f"syvla-tables: {error}", file=sys.stderr)
+        return 1
+    folder = arguments.output / scale.name
+    write_json(folder / f"table_{arguments.table}.json", content)
+    (folder / f"table_{arguments.table}.md").write_text(text, encoding="utf-8")
+    print(text)
+    print(f"written to {folder / f'table_{arguments.table}.md'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -85,10 +85,12 @@ def report(number: str, plan: Plan, scale: Scale, seeds: Sequence[int]) -> tuple
 def _measured_by(plan: Plan, scale: Scale) -> list[str]:
     """What a number of ours is, where it is not what the paper measures."""
     if plan.measures == "ablation":
-        where = (
-            "`lift` of the tabletop simulator" if scale.name == "tiny" else "`calculating` of the tabletop simulator"
-        )
-        return [f"The paper folds a shirt with a real robot; ours is {where}, thinking before every action chunk."]
+        tiny = "`lift` with a second object on the table, of which only the instruction tells the right one"
+        where = tiny if scale.name == "tiny" else "`calculating`"
+        return [
+            f"The paper folds a shirt with a real robot; ours is {where}, in the tabletop simulator. Policies are trained with "
+            "thoughts and think before every action chunk, where the arm does not say otherwise."
+        ]
     if plan.measures == "benchmarks" and scale.name == "tiny":
         return [
             "Our columns are synthetic stand-ins in the benchmarks' schemas and scoring, not the benchmarks themselves: "

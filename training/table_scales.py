@@ -21,6 +21,9 @@ TASKS = {"Task 1": "place", "Task 2": "calculating", "Task 3": "bagging"}
 SUITES = {"Spatial": "libero_spatial", "Object": "libero_object", "Goal": "libero_goal", "Long": "libero_10"}
 _EVAL, _EVAL_VLM = "evaluation.closed_loop", "evaluation.vlm_benchmarks.evaluate_vlm"
 _RECIPES = "training/recipes"
+_TWO_OBJECTS = ("--env-option", "distractors=1")
+"""With a second object on the table only the instruction tells which to lift, so that the action expert, which does not read
+it, depends on the query states."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,7 @@ class TinyScale(Scale):
     label = "tiny: 1.2 M parameters, simulator, CPU"
 
     def _data(self, measures: str) -> str:
-        return "tasks" if measures == "tasks" else "lift"
+        return "tasks" if measures == "tasks" else "two_objects"
 
     def problems(self, arms: Sequence[str], measures: str) -> list[str]:
         if measures in ("ablation", "tasks", "benchmarks"):
@@ -126,10 +129,11 @@ class TinyScale(Scale):
     def prepare(self, arms: Sequence[str], measures: str) -> list[Job]:
         root = self.output / self.name
         data = self._data(measures)
-        tasks = TASKS.values() if data == "tasks" else ("lift",)
-        jobs = [self._record(data, list(tasks), 120)]
-        if data != "lift":  # the base is the same for every table
-            jobs.append(self._record("lift", ["lift"], 120))
+        jobs = [self._record("lift", ["lift"], 120)]  # of the base, which is the same for every table
+        if data == "tasks":
+            jobs.append(self._record(data, list(TASKS.values()), 120))
+        else:
+            jobs.append(self._record(data, ["lift"], 240, *_TWO_OBJECTS))
         synthetic = ("--output", str(root / "synthetic"), "--rows", str(self.rows), "--train-rows", str(self.chats))
         jobs.append(Job("evaluation.vlm_benchmarks.synthetic_data", synthetic, root / "synthetic"))
         for base in dict.fromkeys(ARMS[arm].base for arm in arms):
@@ -164,7 +168,7 @@ class TinyScale(Scale):
         run = self.run_folder(arm, seed, measures)
         loop = ("--batch-size", "20", "--replan-steps", "4", "--max-new-tokens", "20", "--device", "cpu")
         if measures == "ablation":
-            return {"ablation": self._closed_loop(run, "closed_loop", ["lift"], 60, arm, *loop)}
+            return {"ablation": self._closed_loop(run, "closed_loop", ["lift"], 60, arm, *loop, *_TWO_OBJECTS)}
         if measures == "tasks":
             return _splits(self, run, arm, 60, loop)
         if measures == "benchmarks":

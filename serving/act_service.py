@@ -195,6 +195,8 @@ class ActService:
             self.metrics.observe("decode", time.monotonic() - started)
             name = options.session or session
             known = self.sessions.get(name) if name else Session("")
+            if session and name:
+                self.sessions.speaks_for(session, name)
             if options.reset:
                 known.forget_thought()
                 policy.forget(known.name)
@@ -211,14 +213,6 @@ class ActService:
             raise
         finally:
             self.open_requests -= 1
-
-    def left(self, session: str) -> None:
-        """The connection of a session has closed; its episode goes on if the client comes back in time."""
-        self.sessions.get(session).connections -= 1
-
-    def joined(self, session: str) -> None:
-        """A connection of a session has opened."""
-        self.sessions.get(session).connections += 1
 
     def _read(self, policy: ServedPolicy, decode: Decode) -> tuple[RequestOptions, ServedRobot, dict[str, Any], str]:
         try:

@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 MAX_SESSIONS = 4096
 """Sessions remembered; the one that was silent longest goes first. Ours: a few hundred bytes each."""
 
+MAX_NAMED = 16
+"""Sessions that one connection keeps from being forgotten; further ones live as long as they are heard of."""
+
 
 @dataclass
 class Session:
@@ -21,6 +24,7 @@ class Session:
         thought_basis: Instruction, robot and policy version that it was made for; it holds for no others.
         thought_age: Calls since it was made.
         last_seen: Monotonic time.
+        named: Of a connection's own session: those that its requests named, up to `MAX_NAMED`.
     """
 
     name: str
@@ -29,6 +33,7 @@ class Session:
     thought_basis: tuple[str, ...] = ()
     thought_age: int = 0
     last_seen: float = field(default_factory=time.monotonic)
+    named: set[str] = field(default_factory=set)
 
     def forget_thought(self) -> None:
         self.thought, self.thought_basis, self.thought_age = None, (), 0
@@ -75,6 +80,24 @@ class SessionTable:
         session.last_seen = time.monotonic()
         self._sessions[name] = session
         return session
+
+    def joined(self, connection: str) -> None:
+        """A connection has opened; its own session bears its name."""
+        self.get(connection).connections += 1
+
+    def speaks_for(self, connection: str, name: str) -> None:
+        """A connection's request named a session, which is then kept as long as the connection is open."""
+        named = self.get(connection).named
+        if name != connection and name not in named and len(named) < MAX_NAMED:
+            named.add(name)
+            self.get(name).connections += 1
+
+    def left(self, connection: str) -> None:
+        """A connection has closed; its sessions stay for a while, in case the client comes back."""
+        own = self.get(connection)
+        for session in (own, *(self.get(name) for name in own.named)):
+            session.connections -= 1
+        own.named.clear()
 
     def expire(self) -> list[Session]:
         """Takes out and returns sessions that were silent too long, and the oldest of too many."""

@@ -53,12 +53,12 @@ class _Connection:
         self._reader = asyncio.create_task(self._read())
         self._previous_ms: float | None = None
         service.connections += 1
-        service.joined(self.session)
+        service.sessions.joined(self.session)
 
     def close(self) -> None:
         self._reader.cancel()
         self.service.connections -= 1
-        self.service.left(self.session)
+        self.service.sessions.left(self.session)
 
     async def serve(self) -> None:
         """Answers until the client leaves."""

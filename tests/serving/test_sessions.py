@@ -33,6 +33,17 @@ def test_silent_sessions_are_forgotten_and_connected_ones_never():
     assert table.get("connected").connections == 1
 
 
+def test_a_named_session_lives_as_long_as_its_connection():
+    """A robot that stands still for minutes keeps its thought and its episode."""
+    table = SessionTable(timeout_s=0.0)
+    table.joined("connection")
+    for _ in range(2):
+        table.speaks_for("connection", "robot 7")
+    assert table.expire() == []
+    table.left("connection")
+    assert {session.name for session in table.expire()} == {"connection", "robot 7"}
+
+
 def test_the_number_of_sessions_is_bounded():
     table = SessionTable(timeout_s=1e9)
     for number in range(MAX_SESSIONS + 5):

@@ -17,6 +17,8 @@ class SyVLAOutput(ModelOutput):
         action_loss: Flow-matching loss, mean over robot samples.
         lm_loss: Cross-entropy on the label tokens, mean over tokens.
         action_loss_per_sample: float32 (R,), second pass.
+        lm_loss_sums: float32 (B,), cross-entropy summed over each sample's label tokens.
+        label_tokens: int64 (B,), their numbers.
         query_states: H in the paper, (R, N, D_vlm), before masking.
         query_mask: bool (R, N), True where Intention Decoupling kept the state.
     """
@@ -25,6 +27,8 @@ class SyVLAOutput(ModelOutput):
     action_loss: torch.FloatTensor | None = None
     lm_loss: torch.FloatTensor | None = None
     action_loss_per_sample: torch.FloatTensor | None = None
+    lm_loss_sums: torch.FloatTensor | None = None
+    label_tokens: torch.LongTensor | None = None
     query_states: torch.FloatTensor | None = None
     query_mask: torch.BoolTensor | None = None
 

@@ -125,12 +125,22 @@ class SyVLAModel(ThinkingMixin, SyVLAPreTrainedModel, GenerationMixin):
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         return hidden[rows], mask[rows].bool()
 
-    def lm_loss(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy on the label tokens only; logits are computed at those positions alone. Scalar, float32."""
+    def lm_losses(self, hidden: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cross-entropy on the label tokens only, summed per sample, float32 (B,), and their numbers (B,).
+
+        Logits are computed at those positions alone.
+        """
         target = labels[:, 1:]
         keep = target != -100
         logits = self.get_output_embeddings()(hidden[:, :-1][keep])  # (labelled tokens, vocabulary)
-        return F.cross_entropy(logits.float(), target[keep], reduction="sum") / keep.sum().clamp(min=1)
+        losses = F.cross_entropy(logits.float(), target[keep], reduction="none")
+        sums = losses.new_zeros(len(labels)).index_add(0, keep.nonzero()[:, 0], losses)
+        return sums, keep.sum(dim=-1)
+
+    def lm_loss(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Mean cross-entropy over the label tokens. Scalar, float32."""
+        sums, counts = self.lm_losses(hidden, labels)
+        return sums.sum() / counts.sum().clamp(min=1)
 
     # ------------------------------------------------------------------ training
 
@@ -150,6 +160,8 @@ class SyVLAModel(ThinkingMixin, SyVLAPreTrainedModel, GenerationMixin):
         expert_view_mask: torch.Tensor | None = None,
         noise: torch.Tensor | None = None,
         timestep: torch.Tensor | None = None,
+        robot_samples: float | None = None,
+        label_tokens: float | None = None,
         **kwargs: Any,
     ) -> SyVLAOutput:
         """Losses of a batch that may mix robot samples with multi-modal ones.
@@ -164,6 +176,8 @@ class SyVLAModel(ThinkingMixin, SyVLAPreTrainedModel, GenerationMixin):
             action_mask: bool (B, T, D_action_max), True where real. None: all steps, the embodiment's dimensions.
             expert_pixel_values: (B, V, 3, h, w); expert_view_mask: bool (B, V), None: all views present.
             noise, timestep: Flow noise (B, T, D_action_max) and time (B,); drawn when not given.
+            robot_samples, label_tokens: What the sums of both losses are divided by; None: their numbers in this batch.
+                A trainer that splits a batch passes those of the whole, so that the parts' losses add up to its loss.
 
         Returns:
             [`SyVLAOutput`].
@@ -173,7 +187,9 @@ class SyVLAModel(ThinkingMixin, SyVLAPreTrainedModel, GenerationMixin):
         output = SyVLAOutput(query_states=query_states)
         losses = []
         if labels is not None:
-            output.lm_loss = self.lm_loss(hidden, labels)
+            output.lm_loss_sums, output.label_tokens = self.lm_losses(hidden, labels)
+            tokens = output.label_tokens.sum().clamp(min=1) if label_tokens is None else label_tokens
+            output.lm_loss = output.lm_loss_sums.sum() / tokens
             losses.append(self.config.lm_loss_weight * output.lm_loss)
         if actions is not None:
             batch = robot_rows(
@@ -187,7 +203,7 @@ class SyVLAModel(ThinkingMixin, SyVLAPreTrainedModel, GenerationMixin):
                     states, actions[rows], *pick, condition_mask=condition_mask, **batch
                 )
                 output.action_loss_per_sample, output.query_mask = per_sample, mask
-                output.action_loss = per_sample.mean()
+                output.action_loss = per_sample.sum() / (robot_samples or len(per_sample))
             else:
                 output.action_loss = torch.zeros((), device=hidden.device)
             losses.append(self.config.action_loss_weight * output.action_loss)

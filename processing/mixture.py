@@ -20,6 +20,8 @@ from torch.utils.data import Dataset, Sampler
 class MixtureDataset(Dataset):
     """Several map-style datasets behind one; an index is the pair (dataset number, index in that dataset).
 
+    An item is the dataset's own with the dataset number as `source`.
+
     Args:
         robot_datasets: Datasets of robot items, see `RobotDataset`.
         multimodal_datasets: Datasets of `{"messages", "images"}` items.
@@ -35,7 +37,7 @@ class MixtureDataset(Dataset):
 
     def __getitem__(self, index: tuple[int, int]) -> dict[str, Any]:
         source, position = index
-        return self.datasets[source][position]
+        return {**self.datasets[source][position], "source": source}
 
 
 class MixtureBatchSampler(Sampler):

@@ -245,10 +245,13 @@ class SyVLAProcessor(ProcessorMixin):
             items.append(item)
         return self.collate(items, padding_side=padding_side or ("right" if actions is not None else "left"))
 
-    def collate(self, items: Sequence[Mapping[str, Any]], padding_side: str = "right") -> BatchFeature:
+    def collate(
+        self, items: Sequence[Mapping[str, Any]], padding_side: str = "right", length_bucket: int = 1
+    ) -> BatchFeature:
         """One batch out of robot items (see `RobotDataset`) and multi-modal items.
 
         A multi-modal item is `{"messages": chat, "images": [image, ...]}`; loss falls on its assistant answers only.
+        Sequences are padded to the longest, rounded up to a multiple of `length_bucket` tokens.
         """
         rendered = [self._render(item) for item in items]
         images = [image for _, views in rendered for image in views.values()]
@@ -261,7 +264,7 @@ class SyVLAProcessor(ProcessorMixin):
         labels = None
         if any(item.get("actions") is not None or "messages" in item for item in items):
             labels = [answer_labels(ids, self.tokenizer, self.query_token_id) for ids in sequences]
-        data: dict[str, Any] = {**self._pad(sequences, labels, padding_side), **vision}
+        data: dict[str, Any] = {**self._pad(sequences, labels, padding_side, length_bucket), **vision}
         if any("messages" not in item for item in items):
             data.update(self._expert_inputs(items, [views for _, views in rendered]))
         return BatchFeature(data=data)
@@ -364,10 +367,12 @@ class SyVLAProcessor(ProcessorMixin):
             )
         return ids
 
-    def _pad(self, sequences: list[list[int]], labels: list[list[int]] | None, side: str) -> dict[str, torch.Tensor]:
+    def _pad(
+        self, sequences: list[list[int]], labels: list[list[int]] | None, side: str, multiple: int = 1
+    ) -> dict[str, torch.Tensor]:
         if side not in ("left", "right"):
             raise ValueError(f"padding_side: expected 'left' or 'right', got {side!r}")
-        width = max(map(len, sequences))
+        width = -(-max(map(len, sequences)) // multiple) * multiple
         pad_id = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
         out = {
             "input_ids": torch.full((len(sequences), width), pad_id, dtype=torch.long),

@@ -204,6 +204,17 @@ class SyVLATrainingArguments(TrainingArguments):
     vlm_eval_max_new_tokens: int = field(
         default=16, metadata={"help": "Longest answer in tokens, so that a model that rambles costs little time."}
     )
+    length_bucket: int = field(
+        default=1,
+        metadata={"help": "Sequences are padded to a multiple of this many tokens, so that few shapes occur; 1: off."},
+    )
+    resume_from_checkpoint: str | None = field(
+        default=None,
+        metadata={
+            "help": "Checkpoint folder of a run to continue; last: the latest whole one of output_dir; auto: the same, or "
+            "a new run where there is none."
+        },
+    )
     logging_steps: float = field(default=10, metadata={"help": "Steps between log lines."})
     report_to: None | str | list[str] = field(  # noqa: RUF036  (HfArgumentParser wants this order)
         default="none", metadata={"help": "Trackers, e.g. trackio or wandb."}
@@ -212,6 +223,8 @@ class SyVLATrainingArguments(TrainingArguments):
     def __post_init__(self) -> None:
         if not 0.0 <= self.ema_decay < 1.0:
             raise ValueError(f"ema_decay: expected a number in [0, 1), got {self.ema_decay}")
+        if self.length_bucket < 1:
+            raise ValueError(f"length_bucket: expected a number of tokens of at least 1, got {self.length_bucket}")
         if self.vlm_eval_steps < 0:
             raise ValueError(f"vlm_eval_steps: expected 0 (off) or more, got {self.vlm_eval_steps}")
         if self.lr_scheduler_type == "cosine_with_min_lr" and not getattr(self, "lr_scheduler_kwargs", None):

@@ -27,6 +27,8 @@ NOT_UPLOADED = (
     "scheduler*",
     "scaler*",
     "rng_state*",
+    "checkpoint_files.json*",
+    "unlogged_losses*",
     "raw_weights*",
     "ema_weights*",
 )

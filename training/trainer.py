@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+import json
+import time
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,18 +18,25 @@ from transformers.trainer_utils import HubStrategy
 from transformers.utils.hub import PushInProgress
 
 from processing.mixture import MixtureBatchSampler, MixtureDataset
+from processing.multimodal_sources import CAUSES
 
 from .adapters import base_model, describe_adapter, is_adapted, save_config
 from .arguments import SyVLATrainingArguments
+from .checkpoints import AtomicCheckpointMixin, find_checkpoint
+from .collation import TrainingCollator
 from .ema import RAW_FILE, WeightAverage, WeightAverageCallback, load_raw_weights
+from .global_batch import StepTotals, plan_step
+from .loss_metrics import LossMetrics, source_names
 from .model_card import RECIPE_FIELDS, write_model_card
 from .push_to_hub import push_checkpoint
 
-METRICS = ("action_loss", "lm_loss", "decoupling/masked_fraction")
 
 
-class SyVLATrainer(Trainer):
+class SyVLATrainer(AtomicCheckpointMixin, Trainer):
     """Trains [`SyVLAModel`] on robot data mixed with multi-modal data.
+
+    A step's loss and gradient depend on its samples alone, not on the numbers of processes and micro-batches that share
+    them (up to rounding), see `global_batch`; checkpoints are whole or absent, see `checkpoints`.
 
     Intention Decoupling runs inside the model's forward, so it holds under any wrapper (DDP, ZeRO-2, FSDP2) and under
     gradient accumulation and checkpointing; it is switched by the model's config.
@@ -66,14 +75,11 @@ class SyVLATrainer(Trainer):
         self.robot_weights, self.multimodal_weights = robot_weights, multimodal_weights
         self.card = card or {}
         self.average: WeightAverage | None = None  # of the trained weights, with `ema_decay`
-        self._metrics: dict[str, dict[str, list[torch.Tensor]]] = {
-            "train": defaultdict(list),
-            "eval": defaultdict(list),
-        }
-        kwargs.setdefault("data_collator", processing_class.collate)
+        args = args or SyVLATrainingArguments()
+        kwargs.setdefault("data_collator", TrainingCollator(processing_class.collate, args.length_bucket))
         super().__init__(
             model=model,
-            args=args or SyVLATrainingArguments(),
+            args=args,
             processing_class=processing_class,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
@@ -82,6 +88,9 @@ class SyVLATrainer(Trainer):
         problems = processing_class.disagreements(self.policy.config)
         if problems:
             raise ValueError("processor and model do not fit together:\n- " + "\n- ".join(problems))
+        self.model_accepts_loss_kwargs = True  # losses are divided by the numbers of the whole step, see `plan_step`
+        self._metrics = {"train": self._new_metrics(), "eval": self._new_metrics()}
+        self._started, self._waited, self._samples = time.perf_counter(), 0.0, 0  # since the last log
         if self.args.ema_decay:
             self._require_whole_weights("ema_decay", "the average")
             self.add_callback(WeightAverageCallback(self))
@@ -138,18 +147,49 @@ class SyVLATrainer(Trainer):
             shard.set_epoch = sampler.set_epoch  # so that a run resumed in a later epoch begins there
         return prepared
 
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: Any) -> tuple[list, Any]:
+        """One optimiser step's micro-batches of this process, and by what its losses are to be divided."""
+        started = time.perf_counter()
+        batches = []
+        for _ in range(num_batches):
+            if (batch := next(epoch_iterator, None)) is None:
+                break
+            batches.append(batch)
+        self._waited += time.perf_counter() - started
+        if not batches:
+            return batches, None
+        self._samples += sum(len(batch["input_ids"]) for batch in batches)
+        seed = (self.args.data_seed if self.args.data_seed is not None else self.args.seed, self.state.global_step)
+        return batches, plan_step(batches, self._gather, self.args.process_index, self.policy.config, seed)
+
+    def _gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Every process's tensor, one after the other along the first dimension."""
+        return self.accelerator.gather(tensor.to(self.args.device))
+
     # ------------------------------------------------------------------ loss and metrics
 
+    def _new_metrics(self) -> LossMetrics:
+        config = self.policy.config
+        ids = {name: entry["id"] for name, entry in config.embodiments.items()}
+        sources = source_names(getattr(self.train_dataset, "datasets", ()))
+        return LossMetrics(ids, sources, config.action_loss_weight, config.lm_loss_weight)
+
     def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: StepTotals | None = None,
     ) -> Any:
+        inputs = dict(inputs)
+        source_ids = inputs.pop("source_ids", None)
+        if num_items_in_batch is not None:
+            inputs["robot_samples"] = num_items_in_batch.robot_samples
+            inputs["label_tokens"] = num_items_in_batch.label_tokens
         outputs = model(**inputs)
+        robots = (inputs["input_ids"] == self.policy.config.query_token_id).any(-1)
         metrics = self._metrics["train" if model.training else "eval"]
-        for name in ("action_loss", "lm_loss"):
-            if (value := outputs.get(name)) is not None:
-                metrics[name].append(value.detach().float().cpu())
-        if (mask := outputs.get("query_mask")) is not None:
-            metrics["decoupling/masked_fraction"].append((~mask).float().mean().cpu())
+        metrics.update(outputs, robots, inputs.get("embodiment_ids"), source_ids)
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
     def prediction_step(
@@ -164,19 +204,42 @@ class SyVLATrainer(Trainer):
         return loss.detach().mean(), None, None
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the means of the parts since the last log, over all processes."""
-        evaluating = any(key.startswith("eval_") for key in logs)
-        metrics = self._metrics["eval" if evaluating else "train"]
-        if "loss" in logs or evaluating:
-            # Sums and counts of all parts in one gather: a rank may lack a part (say, no text in its batches).
-            sums = [[sum(metrics[name], torch.zeros(())).item(), len(metrics[name])] for name in METRICS]
-            local = torch.tensor(sums, dtype=torch.float64).to(self.args.device, torch.float32)
-            total = self.accelerator.gather(local[None]).sum(dim=0)
-            for name, (value, count) in zip(METRICS, total.tolist(), strict=True):
-                if count:
-                    logs[f"eval_{name}" if evaluating else name] = round(value / count, 6)
-            metrics.clear()
+        """Adds the losses of robots and datasets since the last log, speed and skipped rows, over all processes."""
+        if any(key.startswith("eval_") for key in logs):
+            report = self._metrics["eval"].report(self._gather)
+            logs.update({f"eval_{name}": value for name, value in report.items() if "_by_source/" not in name})
+        elif "loss" in logs:
+            logs.update(self._metrics["train"].report(self._gather))
+            logs.update(self._speed())
+            logs.update(self._skipped_rows())
         super().log(logs, start_time)
+
+    def _speed(self) -> dict[str, float]:
+        """Samples per second of all processes, and the share of their time in which they waited for data."""
+        now = time.perf_counter()
+        own = torch.tensor([[float(self._samples), self._waited, now - self._started]])
+        samples, waited, seconds = self._gather(own).sum(0).tolist()
+        self._started, self._waited, self._samples = now, 0.0, 0
+        per_process = max(seconds / self.args.world_size, 1e-9)
+        return {
+            "speed/samples_per_second": round(samples / per_process, 3),
+            "speed/data_wait_share": round(waited / max(seconds, 1e-9), 4),
+        }
+
+    def _skipped_rows(self) -> dict[str, float]:
+        """Rows of multi-modal data that could not be used since this process started, by dataset and cause."""
+        datasets = getattr(self.train_dataset, "datasets", ())
+        counted = [(name, d) for name, d in zip(source_names(datasets), datasets, strict=True) if hasattr(d, "skipped")]
+        if not counted:
+            return {}
+        own = torch.stack([dataset.skipped for _, dataset in counted])
+        total = self._gather(own[None]).sum(0)
+        return {
+            f"skipped_rows/{name}/{cause}": count
+            for (name, _), row in zip(counted, total.tolist(), strict=True)
+            for cause, count in zip(CAUSES, row, strict=True)
+            if count
+        }
 
     # ------------------------------------------------------------------ average of the weights
 
@@ -218,7 +281,33 @@ class SyVLATrainer(Trainer):
         if self.average is not None:  # the best checkpoint's model file is its average
             self.average.reset(self.model)
 
-    # ------------------------------------------------------------------ saving
+    # ------------------------------------------------------------------ saving and resuming
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As [`Trainer.train`]; see `find_checkpoint` for what `resume_from_checkpoint` may be."""
+        found = find_checkpoint(resume_from_checkpoint, self.args.output_dir)
+        self._started, self._waited, self._samples = time.perf_counter(), 0.0, 0
+        return super().train(found, *args, **kwargs)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Adds what has been summed up for the next log line, so that a resumed run logs what an unbroken one does."""
+        super()._save_rng_state(output_dir)
+        sums = {
+            "loss": self._tr_loss.item(),
+            "last_logged_step": self._globalstep_last_logged,
+            "metrics": self._metrics["train"].state_dict(),
+        }
+        path = Path(output_dir) / f"unlogged_losses_{self.args.process_index}.json"
+        path.write_text(json.dumps(sums) + "\n", encoding="utf-8")
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        path = Path(checkpoint or "") / f"unlogged_losses_{self.args.process_index}.json"
+        if checkpoint is not None and path.is_file():
+            sums = json.loads(path.read_text(encoding="utf-8"))
+            self._tr_loss += sums["loss"]
+            self._globalstep_last_logged = sums["last_logged_step"]
+            self._metrics["train"].load_state_dict(sums["metrics"])
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
@@ -237,7 +326,7 @@ class SyVLATrainer(Trainer):
         if self.is_world_process_zero():
             self._write_card(Path(self.args.output_dir))
 
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+    def _push_whole_checkpoint(self, checkpoint_folder: str) -> None:
         """Uploads what `hub_strategy` asks for, in the background: one commit of weights, processor, code and card."""
         if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
             return

@@ -241,13 +241,18 @@ def test_an_epoch_of_chats_alone_passes_over_them():
 
 
 def test_dataset_takes_the_samplers_pairs():
-    data = MixtureDataset([list("abc"), list("de")], [list("xyz")])
+    robots, chats = [[{"name": n} for n in names] for names in ("abc", "de")], [[{"name": n} for n in "xyz"]]
+    data = MixtureDataset(robots, chats)
     assert len(data) == 8
-    assert [data[pair] for pair in ((0, 2), (1, 0), (2, 1))] == ["c", "d", "y"]
+    assert [data[pair] for pair in ((0, 2), (1, 0), (2, 1))] == [
+        {"name": "c", "source": 0},
+        {"name": "d", "source": 1},
+        {"name": "y", "source": 2},
+    ]
     sampler = MixtureBatchSampler(
         [len(d) for d in data.robot_datasets], [len(d) for d in data.multimodal_datasets], batch_size=2
     )
-    assert {data[pair] for batch in take(sampler, 40) for pair in batch} == set("abcdexyz")
+    assert {data[pair]["name"] for batch in take(sampler, 40) for pair in batch} == set("abcdexyz")
 
 
 @pytest.mark.parametrize(

@@ -232,6 +232,28 @@ class SyVLATrainingArguments(TrainingArguments):
         super().__post_init__()
 
 
+@dataclass
+class PretrainingDataArguments(DataArguments):
+    """What it is pretrained on."""
+
+    multimodal_share: float = field(
+        default=0.35, metadata={"help": "Share of multi-modal samples in every batch (paper, appendix A)."}
+    )
+
+
+@dataclass
+class SyVLAPretrainingArguments(SyVLATrainingArguments):
+    """[`SyVLATrainingArguments`] with the paper's pretraining defaults (Table 7)."""
+
+    learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate (Table 7)."})
+    final_learning_rate: float = field(default=1e-5, metadata={"help": "Learning rate at the end (Table 7)."})
+    warmup_steps: float = field(default=5000, metadata={"help": "Warm-up steps, or a share of all steps if below 1."})
+    adam_beta2: float = field(default=0.999, metadata={"help": "AdamW beta 2 (Table 7)."})
+    per_device_train_batch_size: int = field(
+        default=16, metadata={"help": "Batch per process; Table 7's 512 is 16 on each of 32 GPUs."}
+    )
+
+
 def dataset_spec(entry: str | dict[str, Any], name: str, keys: Sequence[str]) -> dict[str, Any]:
     """One dataset as a mapping with "path" and any of `keys`."""
     if isinstance(entry, str):

@@ -107,7 +107,9 @@ def find_checkpoint(choice: str | bool | Path | None, output_dir: str | Path) ->
     if text.lower() in ("true", "last", "auto"):
         found = last_whole_checkpoint(output_dir)
         if found is None and text.lower() != "auto":
-            raise ValueError(f"resume_from_checkpoint: {output_dir} holds no whole checkpoint; start the run without it")
+            raise ValueError(
+                f"resume_from_checkpoint: {output_dir} holds no whole checkpoint; start the run without it"
+            )
         return None if found is None else str(found)
     require_whole(text)
     return text

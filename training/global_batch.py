@@ -38,7 +38,11 @@ def count_samples(batch: Any) -> tuple[int, int]:
 
 
 def plan_step(
-    batches: Sequence[Any], gather: Callable[[torch.Tensor], torch.Tensor], rank: int, config: Any, seed: tuple[int, ...]
+    batches: Sequence[Any],
+    gather: Callable[[torch.Tensor], torch.Tensor],
+    rank: int,
+    config: Any,
+    seed: tuple[int, ...],
 ) -> StepTotals:
     """Count the step's samples over all processes, and give every robot sample its noise and time.
 

@@ -31,7 +31,6 @@ from .model_card import RECIPE_FIELDS, write_model_card
 from .push_to_hub import push_checkpoint
 
 
-
 class SyVLATrainer(AtomicCheckpointMixin, Trainer):
     """Trains [`SyVLAModel`] on robot data mixed with multi-modal data.
 

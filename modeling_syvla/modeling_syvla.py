@@ -46,6 +46,9 @@ class SyVLAModel(ThinkingMixin, SyVLAPreTrainedModel, GenerationMixin):
         self.expert: Any = RegressionHead(config) if config.action_head == "l1_regression" else ActionExpert(config)
         self.tokenizer: Any = None  # set it, or let `predict_actions` load it from the checkpoint, to read thoughts
         self.post_init()
+        # Sharded training looks for every class named here: with another VLM or head some are absent.
+        present = {type(module).__name__ for module in self.modules()}
+        self._no_split_modules = {name for name in self._no_split_modules or () if name in present}
 
     # ------------------------------------------------------------------ VLM
 

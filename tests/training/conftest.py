@@ -15,11 +15,18 @@ CAMERAS = {"center": "observation.images.head", "left_wrist": "observation.image
 
 
 @pytest.fixture
-def finetune(base_checkpoint, robot_dataset_path):
+def finetune(finetune_arguments):
     """Runs `syvla-finetune` for a few steps on the recorded robot: `finetune(output, **options) -> exit status`."""
     from training.finetune import main
 
-    def run(output, model=base_checkpoint, embodiment="two_arms", **more):
+    return lambda *args, **options: main(finetune_arguments(*args, **options))
+
+
+@pytest.fixture
+def finetune_arguments(base_checkpoint, robot_dataset_path):
+    """The command line of `finetune`: `finetune_arguments(output, **options) -> list of texts`."""
+
+    def make(output, model=base_checkpoint, embodiment="two_arms", **more):
         values = {
             "model_path": model,
             "robot_datasets": json.dumps(
@@ -37,9 +44,9 @@ def finetune(base_checkpoint, robot_dataset_path):
             "disable_tqdm": True,
             **more,
         }
-        return main([text for name, value in values.items() for text in (f"--{name}", str(value))])
+        return [text for name, value in values.items() for text in (f"--{name}", str(value))]
 
-    return run
+    return make
 
 
 @pytest.fixture

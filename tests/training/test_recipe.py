@@ -6,7 +6,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from training.arguments import DataArguments, ModelArguments, SyVLATrainingArguments
+from training.arguments import (
+    DataArguments,
+    ModelArguments,
+    PretrainingDataArguments,
+    SyVLAPretrainingArguments,
+    SyVLATrainingArguments,
+)
 from training.recipe import parse_recipe
 
 TYPES = (ModelArguments, DataArguments, SyVLATrainingArguments)
@@ -63,10 +69,29 @@ def test_table_7_is_the_fine_tuning_recipe(tmp_path):
     assert data.multimodal_share == 0.30
 
 
+@pytest.mark.parametrize("argv", [(), ("--config", str(RECIPES / "pretrain.yaml"))], ids=["defaults", "recipe"])
+def test_table_7_is_the_pretraining_recipe(argv, tmp_path):
+    """Paper, Table 7 and appendix A: batch 512 on 32 processes, 35% multi-modal data; also what syvla-pretrain defaults to."""
+    types = (ModelArguments, PretrainingDataArguments, SyVLAPretrainingArguments)
+    _, data, args = parse_recipe(types, [*argv, "--output_dir", str(tmp_path), "--bf16", "false", "--use_cpu", "true"])
+    assert (args.learning_rate, args.final_learning_rate, args.warmup_steps) == (1e-4, 1e-5, 5000)
+    assert (args.adam_beta1, args.adam_beta2, args.adam_epsilon, args.max_grad_norm) == (0.9, 0.999, 1e-8, 1.0)
+    assert args.lr_scheduler_type == "cosine_with_min_lr"
+    assert args.lr_scheduler_kwargs == {"min_lr": 1e-5}
+    assert args.per_device_train_batch_size * 32 == 512
+    assert data.multimodal_share == 0.35
+    if argv:
+        assert len({spec["embodiment"] for spec in data.robot_specs}) == 3
+        formats = {"coco_captions", "vqa_v2", "pixmo_points", "pixmo_point_explanations", "cambrian"}
+        assert {spec["format"] for spec in data.multimodal_specs} == formats
+
+
 @pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_recipe_parses(recipe, tmp_path):
     """And what it names reaches the arguments, but for what the command line overrides."""
     argv = ["--config", str(recipe), "--output_dir", str(tmp_path), "--bf16", "false", "--use_cpu", "true"]
     parsed = {key: value for arguments in parse_recipe(TYPES, argv) for key, value in vars(arguments).items()}
     for key, value in yaml.safe_load(recipe.read_text()).items():
+        if key.endswith("_datasets"):
+            value, parsed[key] = [spec["path"] for spec in value], [json.loads(entry)["path"] for entry in parsed[key]]
         assert key in ("bf16", "use_cpu", "save_strategy") or parsed[key] == value, key

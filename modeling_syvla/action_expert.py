@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -112,7 +113,8 @@ class ExpertLayer(GradientCheckpointingLayer):
         condition: KeyValue | None,
         mask: torch.Tensor | None,
         condition_mask: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, KeyValue]:
+        project_condition: bool = False,
+    ) -> Any:
         """Run one block of tokens (prefix or suffix) through the layer.
 
         Args:
@@ -121,10 +123,14 @@ class ExpertLayer(GradientCheckpointingLayer):
             condition: Keys and values of the control condition; None skips cross-attention.
             mask: Over the attended tokens, earlier ones first.
             condition_mask: Over the control condition; None attends to all of it.
+            project_condition: `x` is the control condition; return its keys and values and do nothing else. Sharded training
+                has a layer's weights at hand only while the layer is called.
 
         Returns:
             (block (B, tokens, D), keys and values of the block).
         """
+        if project_condition:
+            return self.cross_attn.key_value(x)
         normed = self.self_attn_norm(x)
         own = self.self_attn.key_value(normed)
         attended = own
@@ -231,7 +237,7 @@ class ActionExpert(nn.Module):
             condition_mask: bool (B, N), True for real states of the condition; None where all are.
         """
         mask = None if condition_mask is None else condition_mask[:, None, None, :]
-        conditions = [layer.cross_attn.key_value(condition) for layer in self.layers]
+        conditions = [layer(condition, None, None, None, project_condition=True) for layer in self.layers]
         if prefix is None:
             seen = conditions if self.config.expert_config.cross_attention_scope == "all" else [None] * len(conditions)
             prefix = self.encode_prefix(image_features, view_mask, state, embodiment_ids, seen, mask)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -66,6 +68,24 @@ def decouple(
         norms = gradient_norms(per_sample_loss_fn(probe), probe)
     mask = decoupling_mask(norms, quantile, scope)
     return query_states * mask[..., None].to(query_states.dtype), mask
+
+
+@contextmanager
+def gathered_weights(model: Any) -> Iterator[None]:
+    """Around the first pass: its backward leaves the weights of a sharded model (FSDP2) gathered.
+
+    It runs in the middle of a forward pass, which goes on with the same weights. Changes nothing for other models.
+    """
+    if not hasattr(model, "set_reshard_after_backward"):
+        yield
+        return
+    model.set_is_last_backward(False)
+    model.set_reshard_after_backward(False)
+    try:
+        yield
+    finally:
+        model.set_is_last_backward(True)
+        model.set_reshard_after_backward(True)
 
 
 def _quantile(values: torch.Tensor, quantile: float) -> torch.Tensor:

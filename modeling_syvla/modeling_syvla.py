@@ -18,7 +18,7 @@ from .action_expert import ActionExpert, ExpertContext, KeyValue, QueryAdapter
 from .configuration_syvla import SyVLAConfig, require_consistent_design
 from .expert_inputs import full_width, own_action_dims, robot_rows
 from .flow_matching import euler_sample, flow_matching_loss, interpolate, sample_timesteps
-from .intention_decoupling import decouple
+from .intention_decoupling import decouple, gathered_weights
 from .model_outputs import SyVLAActionOutput, SyVLAOutput
 from .pretrained import SyVLAPreTrainedModel
 from .regression_head import RegressionHead, l1_loss
@@ -284,7 +284,9 @@ class SyVLAModel(ThinkingMixin, SyVLAPreTrainedModel, GenerationMixin):
         """Query states after Intention Decoupling, and which were kept; unchanged and None where it is off."""
         if not (self.training and self.config.intention_decoupling and torch.is_grad_enabled()):
             return query_states, None
-        return decouple(query_states, per_sample_loss_fn, self.config.decoupling_quantile, self.config.decoupling_scope)
+        quantile, scope = self.config.decoupling_quantile, self.config.decoupling_scope
+        with gathered_weights(self):
+            return decouple(query_states, per_sample_loss_fn, quantile, scope)
 
     # ------------------------------------------------------------------ inference
 

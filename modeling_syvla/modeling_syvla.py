@@ -48,7 +48,7 @@ class SyVLAModel(ThinkingMixin, SyVLAPreTrainedModel, GenerationMixin):
         self.post_init()
         # Sharded training looks for every class named here: with another VLM or head some are absent.
         present = {type(module).__name__ for module in self.modules()}
-        self._no_split_modules = {name for name in self._no_split_modules or () if name in present}
+        self._no_split_modules = [name for name in self._no_split_modules or () if name in present]
 
     # ------------------------------------------------------------------ VLM
 

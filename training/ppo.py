@@ -80,7 +80,7 @@ def train(model_args: ModelArguments, data_args: RLDataArguments, args: SyVLAPPO
     from transformers import set_seed
     from transformers.trainer_utils import get_last_checkpoint
 
-    from training.finetune import choose_trained_weights, load_checkpoint
+    from training.imitation import choose_trained_weights, load_checkpoint
     from training.policy_publisher import FolderPublisher
     from training.ppo_trainer import SyVLAPPOTrainer
     from training.rollout_store import LeRobotRolloutStore

@@ -54,8 +54,8 @@ class RLState:
         """Raises ValueError if a resumed run would search other vectors."""
         if self.retrieval and fingerprints and self.retrieval != fingerprints:
             raise ValueError(
-                f"resume_from_checkpoint: the run searched vectors of {self.retrieval}, now they are of {fingerprints}; pass the "
-                "same demonstrations and encoder"
+                f"resume_from_checkpoint: the run searched vectors of {self.retrieval}, now they are of {fingerprints}; pass "
+                "the same demonstrations and encoder"
             )
 
     @property

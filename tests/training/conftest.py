@@ -126,3 +126,98 @@ def tiny_clip(tmp_path_factory):
     side = {"height": 32, "width": 32}
     CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=side).save_pretrained(folder)
     return folder
+
+
+ROBOT = {"two_arms": {"state_dim": 14, "action_dim": 14}}
+
+
+@pytest.fixture(scope="session")
+def rl_policy(robot_dataset_path, tmp_path_factory):
+    """Tiny policy of random weights that knows the recorded robot with its statistics."""
+    from processing import RobotDataset
+
+    folder = tmp_path_factory.mktemp("policy")
+    config = SyVLAConfig.tiny(embodiments=ROBOT)
+    torch.manual_seed(0)
+    SyVLAModel(config).save_pretrained(folder)
+    processor = build_tiny_processor(config)
+    dataset = RobotDataset(robot_dataset_path, embodiment="two_arms", cameras=CAMERAS)
+    processor.set_embodiment("two_arms", dataset.statistics())
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def rl_value(rl_policy, tmp_path_factory):
+    """Tiny value model of random weights that fits `rl_policy`."""
+    from transformers import AutoProcessor
+
+    from modeling_syvla import SyVLAValueConfig, SyVLAValueModel
+    from training.value_fit import write_fit
+
+    folder = tmp_path_factory.mktemp("value")
+    torch.manual_seed(1)
+    SyVLAValueModel(SyVLAValueConfig.tiny(embodiments=ROBOT)).save_pretrained(folder)
+    write_fit(folder, AutoProcessor.from_pretrained(rl_policy), {"gamma": 0.99}, ["two_arms"])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def record_rollouts():
+    """`record(folder, policy_version, outcomes)`: three decisions per rollout, five actions of each chunk executed."""
+    from serving.rollout_format import ServedDecision
+    from serving.rollout_recorder import RolloutRecorder
+
+    def record(folder, version, outcomes, *, seed=0, instruction="lift the red cube"):
+        rng = np.random.default_rng(seed)
+        recorder = RolloutRecorder(folder, fps=10, embodiment="two_arms", assumed_steps=5)
+        for number, outcome in enumerate(outcomes):
+            for step in range(3):
+                state = rng.normal(size=14).astype(np.float32)
+                decision = ServedDecision(
+                    images={c: rng.integers(0, 256, (32, 32, 3), dtype=np.uint8) for c in VIEWS[:2]},
+                    state=state,
+                    instruction=instruction,
+                    actions=(state + rng.normal(size=(8, 14))).astype(np.float32),
+                    seed=100 * number + step,
+                    policy_version=version,
+                    thought="reach the red cube" if number % 2 else None,
+                )
+                recorder.record("robot", decision, episode_id=f"{version} {seed} {number}")
+            recorder.end("robot", outcome=outcome)
+        recorder.close()
+
+    return record
+
+
+@pytest.fixture(scope="session")
+def rl_options(rl_policy, rl_value, robot_dataset_path, record_rollouts, tmp_path_factory):
+    """Options of `syvla-ppo`: two updates of three steps on eight rollouts of `rl_policy`, half of them successes."""
+    from serving.policy import weights_digest
+
+    rollouts = tmp_path_factory.mktemp("rollouts") / "set"
+    record_rollouts(rollouts, weights_digest(SyVLAModel.from_pretrained(rl_policy)), [1, 0] * 4)
+    return {
+        "model_path": rl_policy,
+        "value_model_path": rl_value,
+        "robot_datasets": json.dumps({"path": str(robot_dataset_path), "cameras": CAMERAS}),
+        "rollouts_path": rollouts,
+        "rollout_cameras": json.dumps(CAMERAS),
+        "encoder": f"policy:{rl_policy}",
+        "rollouts_per_update": 4,
+        "max_rl_updates": 2,
+        "max_staleness": 5,
+        "wait_timeout_s": 0,
+        "steps_per_update": 3,
+        "per_device_train_batch_size": 4,
+        "num_flow_samples": 2,
+        "learning_rate": 1e-3,
+        "value_learning_rate": 1e-3,
+        "guard_heldout_cfm": 10,
+        "target_kl": 0,
+        "guard_samples": 8,
+        "save_total_limit": 9,
+        "logging_steps": 1,
+        "use_cpu": True,
+        "disable_tqdm": True,
+    }

@@ -4,7 +4,6 @@ import json
 import math
 import shutil
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -12,105 +11,25 @@ from transformers import AutoModel, AutoProcessor
 
 pytest.importorskip("faiss", reason="FAISS (extra rl) is not installed")
 
-from modeling_syvla import SyVLAConfig, SyVLAModel, SyVLAValueConfig, SyVLAValueModel
-from processing import RobotDataset, build_tiny_processor
+from modeling_syvla import SyVLAModel, SyVLAValueModel
 from serving.policy import weights_digest
-from serving.rollout_format import ServedDecision
-from serving.rollout_recorder import RolloutRecorder
 from training.ppo import main
 from training.ppo_trainer import SyVLAPPOTrainer
-from training.value_fit import write_fit
-
-CAMERAS = {"center": "observation.images.head", "left_wrist": "observation.images.left_wrist"}
-ROBOT = {"two_arms": {"state_dim": 14, "action_dim": 14}}
 
 
 @pytest.fixture(scope="module")
-def policy(robot_dataset_path, tmp_path_factory):
-    """Random weights and the statistics of the demonstrations."""
-    folder = tmp_path_factory.mktemp("policy")
-    config = SyVLAConfig.tiny(embodiments=ROBOT)
-    torch.manual_seed(0)
-    SyVLAModel(config).save_pretrained(folder)
-    processor = build_tiny_processor(config)
-    dataset = RobotDataset(robot_dataset_path, embodiment="two_arms", cameras=CAMERAS)
-    processor.set_embodiment("two_arms", dataset.statistics())
-    processor.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def value(policy, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("value")
-    torch.manual_seed(1)
-    SyVLAValueModel(SyVLAValueConfig.tiny(embodiments=ROBOT)).save_pretrained(folder)
-    write_fit(folder, AutoProcessor.from_pretrained(policy), {"gamma": 0.99}, ["two_arms"])
-    return folder
-
-
-def record(folder, version, outcomes, *, seed=0, steps=3, instruction="lift the red cube"):
-    """Rollouts of three decisions each, five actions of each chunk executed."""
-    rng = np.random.default_rng(seed)
-    recorder = RolloutRecorder(folder, fps=10, embodiment="two_arms", assumed_steps=5)
-    for number, outcome in enumerate(outcomes):
-        for step in range(steps):
-            state = rng.normal(size=14).astype(np.float32)
-            decision = ServedDecision(
-                images={c: rng.integers(0, 256, (32, 32, 3), dtype=np.uint8) for c in ("head", "left_wrist")},
-                state=state,
-                instruction=instruction,
-                actions=(state + rng.normal(size=(8, 14))).astype(np.float32),
-                seed=100 * number + step,
-                policy_version=version,
-                thought="reach the red cube" if number % 2 else None,
-            )
-            recorder.record("robot", decision, episode_id=f"{version} {seed} {number}")
-        recorder.end("robot", outcome=outcome)
-    recorder.close()
-
-
-@pytest.fixture(scope="module")
-def rollouts(policy, tmp_path_factory):
-    """Eight rollouts of the untrained policy, half of them successes."""
-    folder = tmp_path_factory.mktemp("rollouts") / "set"
-    record(folder, weights_digest(SyVLAModel.from_pretrained(policy)), [1, 0] * 4)
-    return folder
+def policy(rl_policy):
+    return rl_policy
 
 
 @pytest.fixture
-def run(policy, value, robot_dataset_path, rollouts):
+def run(rl_options):
     """`run(output, **options) -> exit status` of syvla-ppo."""
+    return lambda output, **more: main(arguments(rl_options, output_dir=output, **more))
 
-    def start(output, **more):
-        values = {
-            "model_path": policy,
-            "value_model_path": value,
-            "robot_datasets": json.dumps({"path": str(robot_dataset_path), "cameras": CAMERAS}),
-            "rollouts_path": rollouts,
-            "rollout_cameras": json.dumps(CAMERAS),
-            "encoder": f"policy:{policy}",
-            "output_dir": output,
-            "rollouts_per_update": 4,
-            "max_rl_updates": 2,
-            "max_staleness": 5,
-            "wait_timeout_s": 0,
-            "steps_per_update": 3,
-            "per_device_train_batch_size": 4,
-            "num_flow_samples": 2,
-            "learning_rate": 1e-3,
-            "value_learning_rate": 1e-3,
-            "guard_heldout_cfm": 10,
-            "target_kl": 0,
-            "guard_samples": 8,
-            "save_total_limit": 9,
-            "logging_steps": 1,
-            "use_cpu": True,
-            "disable_tqdm": True,
-            **more,
-        }
-        return main([text for name, v in values.items() for text in (f"--{name}", str(v))])
 
-    return start
+def arguments(options, **more):
+    return [text for name, value in {**options, **more}.items() for text in (f"--{name}", str(value))]
 
 
 def history(folder):
@@ -276,17 +195,17 @@ def test_a_run_ends_when_no_rollouts_come(run, tmp_path):
     assert json.loads((tmp_path / "rollout_state.json").read_text())["updates"] == 2
 
 
-def test_unlabelled_and_stale_rollouts_do_not_train(run, policy, tmp_path):
+def test_unlabelled_and_stale_rollouts_do_not_train(run, policy, record_rollouts, tmp_path):
     version = weights_digest(SyVLAModel.from_pretrained(policy))
-    record(tmp_path / "mixed", version, [1, None, 0, None, 1, 0, 1, 0], seed=1)
+    record_rollouts(tmp_path / "mixed", version, [1, None, 0, None, 1, 0, 1, 0], seed=1)
     assert run(tmp_path / "out", rollouts_path=tmp_path / "mixed", max_staleness=0, steps_per_update=1) == 0
     state = json.loads((tmp_path / "out" / "rollout_state.json").read_text())
     assert [name[-1] for name in state["consumed"]] == ["0", "2", "4", "5"]
     assert len(history(tmp_path / "out")) == 1, "the other two are of version 0, one behind"
 
 
-def test_rollouts_of_another_policy_are_refused(run, tmp_path, capsys):
-    record(tmp_path / "foreign", "somebody else's", [1] * 4)
+def test_rollouts_of_another_policy_are_refused(run, record_rollouts, tmp_path, capsys):
+    record_rollouts(tmp_path / "foreign", "somebody else's", [1] * 4)
     assert run(tmp_path / "out", rollouts_path=tmp_path / "foreign") == 1
     error = capsys.readouterr().err
     assert "this run never published" in error
@@ -378,9 +297,11 @@ def test_bad_input_is_one_clear_error(run, policy, tmp_path, capsys, change, mes
     assert message in capsys.readouterr().err
 
 
-def test_a_task_without_demonstrations_is_refused_unless_all_tasks_count(run, policy, tmp_path, capsys):
+def test_a_task_without_demonstrations_is_refused_unless_all_tasks_count(
+    run, policy, record_rollouts, tmp_path, capsys
+):
     version = weights_digest(SyVLAModel.from_pretrained(policy))
-    record(tmp_path / "other", version, [1, 0, 1, 0], instruction="fold the shirt")
+    record_rollouts(tmp_path / "other", version, [1, 0, 1, 0], instruction="fold the shirt")
     options = {"rollouts_path": tmp_path / "other", "max_rl_updates": 1, "steps_per_update": 1}
     assert run(tmp_path / "a", **options) == 1
     assert "no sample of the task 'fold the shirt'" in capsys.readouterr().err

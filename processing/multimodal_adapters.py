@@ -190,6 +190,10 @@ def _exchange(image: Any, question: str, answer: str) -> dict[str, Any]:
 def _message(message: Mapping[str, Any]) -> dict[str, Any]:
     """Drop the empty fields that columnar storage adds to content parts."""
     content = message["content"]
+    if isinstance(
+        content, bool | int | float
+    ):  # `datasets` reads "3" as 3 where some turns are texts and some are lists
+        content = json.dumps(content)
     if not isinstance(content, str):
         content = [{key: value for key, value in part.items() if value is not None} for part in content]
     return {"role": message["role"], "content": content}

@@ -132,6 +132,17 @@ def test_answers_may_be_plain_strings(tmp_path):
     assert MultimodalDataset(tmp_path / "a.jsonl")[0] == row
 
 
+def test_texts_and_lists_of_parts_may_be_mixed(tmp_path):
+    """`datasets` then reads the texts as JSON: "3" as a number."""
+    lines = []
+    for answer in ("3", "true", "-1.5", "A cube."):
+        user = {"role": "user", "content": [{"type": "text", "text": "How many?"}]}
+        lines.append(json.dumps({"messages": [user, {"role": "assistant", "content": answer}], "images": []}))
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    data = MultimodalDataset(tmp_path / "a.jsonl")
+    assert [data.read_row(row)["messages"][1]["content"] for row in range(4)] == ["3", "true", "-1.5", "A cube."]
+
+
 def test_iteration_ends(tmp_path):
     data = MultimodalDataset(as_jsonl(tmp_path))
     assert len(list(data)) == 3

@@ -49,11 +49,9 @@ def same(a, b):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, policy, value, robot_dataset_path, rollouts):
+def finished(tmp_path_factory, rl_options):
     folder = tmp_path_factory.mktemp("finished")
-    assert (
-        run.__wrapped__(policy, value, robot_dataset_path, rollouts)(folder, save_strategy="steps", save_steps=1) == 0
-    )
+    assert main(arguments(rl_options, output_dir=folder, save_strategy="steps", save_steps=1)) == 0
     return folder
 
 

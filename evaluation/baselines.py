@@ -80,10 +80,10 @@ class StillBaseline:
         Raises:
             ValueError: If action and state are different quantities.
         """
-        if len(environment.state_names) != len(environment.action_names):
+        if tuple(environment.state_names) != tuple(environment.action_names):
             raise ValueError(
-                f"policy 'still': needs actions that are target states, but {environment.embodiment!r} has "
-                f"{len(environment.state_names)} state and {len(environment.action_names)} action dimensions; use "
+                f"policy 'still': needs actions that are target states, but of {environment.embodiment!r} the state is "
+                f"({', '.join(environment.state_names)}) and the action ({', '.join(environment.action_names)}); use "
                 "'random' instead"
             )
 

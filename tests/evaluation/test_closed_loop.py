@@ -56,6 +56,12 @@ def test_the_expert_succeeds_and_standing_still_fails():
         assert {record.steps for record in failed.records} == {40}
 
 
+def test_standing_still_is_refused_where_actions_are_moves():
+    """14 states and 14 actions, but joints here and end-effector moves there."""
+    with pytest.raises(ValueError, match="needs actions that are target states"):
+        evaluate_closed_loop("still", episodes=1, environment_options={**SMALL, "control": "ee_delta"}, progress=False)
+
+
 def test_outcomes_do_not_depend_on_the_batch():
     """Noise strong enough that some episodes fail: the same ones, at the same step, whatever ran beside them."""
     runs = {}

@@ -24,6 +24,7 @@ from evaluation.paper_tables import PAPER_TABLES, cells_to_json, markdown_table,
 from training.table_jobs import Job, write_json
 from training.table_plans import PLANS, Plan
 from training.table_results import our_cells
+from training.table_rl import rl_jobs
 from training.table_scales import FullScale, Scale, TinyScale
 
 logger = logging.getLogger(__name__)
@@ -182,6 +183,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(job.shell())
             for row, reason in plan.not_run.items():
                 print(f"# {row}: {reason}")
+                for seed in seeds:
+                    for job in rl_jobs(row, scale, seed, plan.measures):
+                        print(job.shell())
             return 0
         if not arguments.report:
             run_table(arguments.table, scale, seeds, arms)

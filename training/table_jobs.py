@@ -22,6 +22,7 @@ COMMANDS = {
     "evaluation.closed_loop": "syvla-eval",
     "evaluation.vlm_benchmarks.evaluate_vlm": "syvla-eval-vlm",
     "evaluation.record_demonstrations": "syvla-record",
+    "serving.serve_command": "syvla-serve",
 }
 """Modules whose `main` has a console script."""
 

@@ -57,8 +57,8 @@ class Plan:
 
     Attributes:
         rows: The paper's row to our arm.
-        measures: "ablation" (success on one task), "tasks" (three tasks, in domain and out of distribution), "libero",
-            "benchmarks" (five VLM benchmarks) or "rl".
+        measures: "ablation" (success on one task), "tasks" (three tasks, in domain and out of distribution), "libero"
+            or "benchmarks" (five VLM benchmarks).
         extra_rows: Rows of ours that the paper lacks, to our arm.
         not_run: The paper's row to why it has no number here.
         notes: Printed below the table.
@@ -92,7 +92,7 @@ def distinct_quantile(percent: int, count: int = SyVLAConfig().num_query_tokens)
 
 
 IMITATION = "Our runs end with imitation; the paper's numbers include its RL stage."
-RL = "RL stage: not run here"
+RL = "RL stage, not run here: rollouts and their rewards come from a robot at the policy server"
 _BASELINES = {
     "SyVLA with all hidden states (as GR00T)": "all_hidden_states",
     "SyVLA with L1 regression (as OpenVLA-OFT)": "l1_regression",
@@ -152,10 +152,10 @@ PLANS: dict[str, Plan] = {
         },
         "benchmarks",
     ),
-    "10": Plan({}, "rl", not_run={"w/o Similar Retrieval": RL, "SyVLA": RL}),
+    "10": Plan({}, "tasks", not_run={"w/o Similar Retrieval": RL, "SyVLA": RL}),
     "11": Plan(
         {},
-        "rl",
+        "ablation",
         not_run={
             "Pi-RL": "another project's method; not reimplemented",
             "SimpleVLA-RL": "another project's method; not reimplemented",

@@ -69,6 +69,10 @@ class Scale:
         """Name of the demonstrations that a measurement needs."""
         raise NotImplementedError
 
+    def robot_data(self, measures: str) -> list[str]:
+        """Data specifications of the demonstrations, as the training scripts take them."""
+        return [self._robot_data(self._data(measures))]
+
     def _record(self, name: str, tasks: Sequence[str], episodes: int, *options: str) -> Job:
         output = self.output / self.name / "data" / name
         words = [word for task in tasks for word in ("--task", task)]
@@ -209,6 +213,11 @@ class FullScale(Scale):
     def _data(self, measures: str) -> str:
         return {"tasks": "tasks", "libero": "libero"}.get(measures, "calculating")
 
+    def robot_data(self, measures: str) -> list[str]:
+        if self._data(measures) == "libero":
+            return list(self.libero_datasets) or ["LIBERO_DATASETS"]
+        return super().robot_data(measures)
+
     def problems(self, arms: Sequence[str], measures: str) -> list[str]:
         missing = []
         bases = {ARMS[arm].base for arm in arms}
@@ -229,12 +238,10 @@ class FullScale(Scale):
 
     def train(self, arm: str, seed: int, measures: str) -> Job:
         paths = {"flow": self.model_path or "MODEL_PATH", "regression": self.regression_model_path or "REGRESSION"}
-        data = self._data(measures)
-        libero = list(self.libero_datasets) or ["LIBERO_DATASETS"]
         options = {
             "config": f"{_RECIPES}/finetune.yaml",
             "model_path": paths[ARMS[arm].base],
-            "robot_datasets": libero if data == "libero" else self._robot_data(data),
+            "robot_datasets": self.robot_data(measures),
             "multimodal_datasets": list(self.multimodal_datasets) or ["MULTIMODAL_DATASETS"],
             **self._arm_options(arm, seed),
         }

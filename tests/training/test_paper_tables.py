@@ -142,6 +142,38 @@ def test_tables_that_cannot_run_say_why(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_rl_arms_are_listed_with_commands_that_the_rl_scripts_understand(tmp_path, capsys):
+    from serving.serve_command import build_parser as serve_parser
+    from training.arguments import ModelArguments
+    from training.ppo import RLDataArguments
+    from training.ppo_config import SyVLAPPOConfig
+    from training.recipe import parse_recipe
+    from training.value_warmup import ValueArguments, ValueTrainingArguments
+
+    text = printed(capsys, "3", "--list", "--model-path", "org/syvla-3b", "--output", str(tmp_path))
+    blocks = text.split("# w/o Expert Dataset: RL stage, not run here")
+    assert len(blocks) == 2
+    commands = [shlex.split(line) for line in blocks[1].splitlines() if line and not line.startswith(("#", ":"))]
+    got = []
+    for words in commands:
+        script = next((i for i, word in enumerate(words) if word.endswith(".py")), 0)
+        if words[script] == "training/ppo.py":
+            argv = [*words[script + 1 :], "--bf16", "false", "--use_cpu", "true"]
+            _, data, args = parse_recipe((ModelArguments, RLDataArguments, SyVLAPPOConfig), argv)
+            got.append((args.expert_mode, args.expert_advantages))
+            assert (args.rollouts_per_update, args.max_rl_updates, args.advantage_clip) == (20, 10, 0.8)
+            assert data.robot_specs[0]["embodiment"] == "tabletop"
+        elif words[script] == "training/value_warmup.py":
+            values, _ = parse_recipe(
+                (ValueArguments, ValueTrainingArguments), [*words[script + 1 :], "--use_cpu", "true"]
+            )
+            assert values.policy_path.endswith("all/seed0/checkpoint")
+        else:
+            assert words[0] == "syvla-serve"
+            serve_parser().parse_args(words[1:])
+    assert got == [("none", "constant"), ("random", "constant"), ("similar", "gae"), ("similar", "constant")]
+
+
 def test_an_empty_report_prints_the_paper_and_the_scale(tmp_path, capsys):
     for number in PAPER_TABLES:
         for scale in (TinyScale, FullScale):

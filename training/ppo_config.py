@@ -190,6 +190,8 @@ class SyVLAPPOConfig(TrainingArguments):
         for name in ("cliprange", "clamp_logratio", "advantage_clip", "ratio_temperature", "guard_heldout_cfm"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}: expected a positive number, got {getattr(self, name)}")
+        if self.fp16:
+            raise ValueError("fp16: likelihood ratios need float32 losses without loss scaling; use bf16 or neither")
         if self.max_grad_norm <= 0:
             raise ValueError("max_grad_norm: expected a positive number; without clipping the update is not stable")
         if self.dual_clip and self.dual_clip <= 1:

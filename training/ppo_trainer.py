@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -96,7 +97,6 @@ class SyVLAPPOTrainer(Trainer):
         self._snapshot: WeightSnapshot | None = None
         self._skipped_in_a_row = 0
         self._staging = False
-        self._grad_norms: dict[str, float] = {}
         self._steps = StepMetrics()
         self._finished_metrics: dict[str, float] = {}
         self._began = time.time()
@@ -157,7 +157,6 @@ class SyVLAPPOTrainer(Trainer):
             norms[name] = (
                 float(torch.nn.utils.clip_grad_norm_(parameters, self.args.max_grad_norm)) if parameters else 0.0
             )
-        self._grad_norms = norms
         total = math.hypot(*norms.values())
         if math.isfinite(total):
             self._skipped_in_a_row = 0
@@ -363,6 +362,9 @@ class SyVLAPPOTrainer(Trainer):
 
     def start(self) -> None:
         """Before the first step: the first policy is published, or the one that a crash kept from it."""
+        if self.is_world_process_zero():
+            shutil.rmtree(Path(self.args.output_dir) / STAGING, ignore_errors=True)  # what a kill left
+        self.accelerator.wait_for_everyone()
         if not self.rl.versions:
             self.rl.settings = fixed_settings(self.args)
             self.rl.versions = [self._policy_version()]
@@ -430,12 +432,18 @@ class SyVLAPPOTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         load_policy_and_value(resume_from_checkpoint, self._module)
-        self.rl = RLState.load(resume_from_checkpoint)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """With them, under every engine, what the run remembers and the update that it stands in."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        self.rl = RLState.load(checkpoint)
         self.rl.require_retrieval(self.experts.fingerprints)
-        if (Path(resume_from_checkpoint) / DATA_FILE).is_file():
+        if (Path(checkpoint) / DATA_FILE).is_file():
             self.rl.require_settings(fixed_settings(self.args))
-            self.update = UpdateData.load(resume_from_checkpoint)
-            self._snapshot = WeightSnapshot.load(resume_from_checkpoint)
+            self.update = UpdateData.load(checkpoint)
+            self._snapshot = WeightSnapshot.load(checkpoint)
             rollouts = self.store.load(self.update.episode_ids)
             self._decisions = [d for rollout in rollouts for d in rollout.decisions if d.valid.any()]
             logger.info("resuming update %d at step %d", self.update.number, self.update.step)

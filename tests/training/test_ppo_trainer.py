@@ -3,7 +3,9 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -15,6 +17,7 @@ from modeling_syvla import SyVLAModel, SyVLAValueModel
 from serving.policy import weights_digest
 from training.ppo import main
 from training.ppo_trainer import SyVLAPPOTrainer
+from training.rollout_store import ChainStep, LeRobotRolloutStore
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +138,8 @@ def test_started_again_it_goes_on_by_itself(finished, run, tmp_path):
     assert run(output) == 0
     assert same(weights(output), weights(finished))
     assert sorted(p.name for p in (output / "policies").glob("v*")) == ["v0001", "v0002"]
+    assert run(output) == 0, "a run that is over ends at once"
+    assert same(weights(output), weights(finished))
 
 
 def test_settings_that_an_update_was_prepared_with_may_not_change(finished, run, tmp_path, capsys):
@@ -255,6 +260,29 @@ def test_switches(run, policy, tmp_path, options):
         assert any(name.startswith("vlm.model.language_model") for name in changed)
 
 
+def test_flow_sde_scores_rollouts_by_their_stored_step(run, tmp_path, monkeypatch):
+    """A store that keeps the sampler's steps, here drawn at random."""
+    plain = LeRobotRolloutStore.load
+
+    def with_chains(self, episode_ids):
+        rng = np.random.default_rng(0)
+
+        def chain(step):
+            before, noise = rng.normal(size=(2, 8, 14)).astype(np.float32)
+            return ChainStep(before, before + 0.1 * noise, step)
+
+        return [
+            replace(rollout, decisions=[replace(d, chain=chain(i)) for i, d in enumerate(rollout.decisions)])
+            for rollout in plain(self, episode_ids)
+        ]
+
+    monkeypatch.setattr(LeRobotRolloutStore, "load", with_chains)
+    assert run(tmp_path, ratio_method="flow_sde", max_rl_updates=1, ratio_temperature=0.1) == 0
+    steps = steps_of(tmp_path)
+    assert steps[0]["val/ratio"] == pytest.approx(1.0, abs=1e-3)
+    assert steps[-1]["val/ratio_var"] > 0
+
+
 def test_expert_samples_become_more_likely(run, tmp_path):
     """Advantage 1 on experts is imitation within a trust region: their flow-matching loss falls."""
     assert run(tmp_path, max_rl_updates=1, steps_per_update=12, expert_ratio=0.75, cliprange=10.0) == 0
@@ -283,6 +311,7 @@ def test_a_resumed_adapter_is_the_unbroken_one(run, tmp_path):
         ({"ratio_method": "flow_sde"}, "holds no step of a stochastic sampler"),
         ({"expert_ratio": 1.0}, "expert_ratio: 1.0 of 4 samples leaves no rollout or no expert sample"),
         ({"objective": "imitation", "expert_mode": "none"}, "objective: imitation needs expert samples"),
+        ({"fp16": True}, "fp16: likelihood ratios need float32 losses"),
         ({"max_grad_norm": 0}, "max_grad_norm: expected a positive number"),
         ({"rollout_cameras": "["}, "rollout_cameras: expected a JSON object"),
         ({"expert_mode": "similar", "encoder": "resnet"}, "encoder: expected 'open_clip:NAME:WEIGHTS'"),

@@ -13,9 +13,12 @@ from training.arguments import (
     SyVLAPretrainingArguments,
     SyVLATrainingArguments,
 )
+from training.ppo import RLDataArguments
+from training.ppo_config import SyVLAPPOConfig
 from training.recipe import parse_recipe
 
 TYPES = (ModelArguments, DataArguments, SyVLATrainingArguments)
+RL_TYPES = (ModelArguments, RLDataArguments, SyVLAPPOConfig)
 RECIPES = Path(__file__).parents[2] / "training" / "recipes"
 
 
@@ -90,8 +93,27 @@ def test_table_7_is_the_pretraining_recipe(argv, tmp_path):
 def test_every_recipe_parses(recipe, tmp_path):
     """And what it names reaches the arguments, but for what the command line overrides."""
     argv = ["--config", str(recipe), "--output_dir", str(tmp_path), "--bf16", "false", "--use_cpu", "true"]
-    parsed = {key: value for arguments in parse_recipe(TYPES, argv) for key, value in vars(arguments).items()}
+    types = RL_TYPES if recipe.stem == "ppo" else TYPES
+    parsed = {key: value for arguments in parse_recipe(types, argv) for key, value in vars(arguments).items()}
     for key, value in yaml.safe_load(recipe.read_text()).items():
         if key.endswith("_datasets"):
             value, parsed[key] = [spec["path"] for spec in value], [json.loads(entry)["path"] for entry in parsed[key]]
         assert key in ("bf16", "use_cpu", "save_strategy") or parsed[key] == value, key
+
+
+def test_the_reinforcement_learning_recipe_has_the_papers_budget(tmp_path):
+    """Paper, appendix A: at most 10 RL episodes of 20 rollouts; section 3.3: expert advantage 1."""
+    argv = [
+        "--config",
+        str(RECIPES / "ppo.yaml"),
+        "--output_dir",
+        str(tmp_path),
+        "--bf16",
+        "false",
+        "--use_cpu",
+        "true",
+    ]
+    _, _, args = parse_recipe(RL_TYPES, argv)
+    assert (args.max_rl_updates, args.rollouts_per_update) == (10, 20)
+    assert (args.expert_mode, args.expert_advantages, args.expert_advantage) == ("similar", "constant", 1.0)
+    assert args.rollouts_per_pass == args.experts_per_pass == 8

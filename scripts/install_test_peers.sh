@@ -19,3 +19,6 @@ install dm-tree
 # do not need; of gym-aloha only the scene files are used, without dm-control.
 install -e '.[metaworld,libero]'
 install --no-deps 'gym-aloha==0.1.5' 'hf-libero==0.1.4' 'robosuite==1.4.0' 'bddl==1.0.1'
+
+# DeepSpeed, for ZeRO-2 on CPU processes; its kernels are not built.
+DS_BUILD_OPS=0 install --no-build-isolation 'deepspeed>=0.17,<1'

@@ -228,7 +228,8 @@ class SyVLATrainingArguments(TrainingArguments):
         if self.vlm_eval_steps < 0:
             raise ValueError(f"vlm_eval_steps: expected 0 (off) or more, got {self.vlm_eval_steps}")
         if self.lr_scheduler_type == "cosine_with_min_lr" and not getattr(self, "lr_scheduler_kwargs", None):
-            self.lr_scheduler_kwargs: Any = {"min_lr": self.final_learning_rate}
+            # A share rather than `min_lr`, for which the schedule asks the optimiser, and DeepSpeed's does not answer.
+            self.lr_scheduler_kwargs: Any = {"min_lr_rate": self.final_learning_rate / (self.learning_rate or 1.0)}
         super().__post_init__()
 
 

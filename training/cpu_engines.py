@@ -55,6 +55,8 @@ def set_up_engine(engine: str) -> None:
         os.environ["ACCELERATE_GRADIENT_CLIPPING"] = str(options["gradient_clipping"])
         os.environ["ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE"] = options["offload_optimizer_device"]
         os.environ["ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE"] = options["offload_param_device"]
+        # Its shared-memory kernels would be compiled now, for minutes; gloo does the same.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed(dist_backend="gloo")
         state._shared_state["distributed_type"] = DistributedType.DEEPSPEED
 

@@ -67,7 +67,7 @@ def test_table_7_is_the_fine_tuning_recipe(tmp_path):
     assert (args.learning_rate, args.final_learning_rate, args.warmup_steps) == (3e-5, 3e-6, 1000)
     assert (args.adam_beta1, args.adam_beta2, args.adam_epsilon, args.max_grad_norm) == (0.9, 0.995, 1e-8, 1.0)
     assert args.lr_scheduler_type == "cosine_with_min_lr"
-    assert args.lr_scheduler_kwargs == {"min_lr": 3e-6}
+    assert args.lr_scheduler_kwargs == {"min_lr_rate": pytest.approx(0.1)}
     assert args.per_device_train_batch_size * 8 == 32
     assert data.multimodal_share == 0.30
 
@@ -80,7 +80,7 @@ def test_table_7_is_the_pretraining_recipe(argv, tmp_path):
     assert (args.learning_rate, args.final_learning_rate, args.warmup_steps) == (1e-4, 1e-5, 5000)
     assert (args.adam_beta1, args.adam_beta2, args.adam_epsilon, args.max_grad_norm) == (0.9, 0.999, 1e-8, 1.0)
     assert args.lr_scheduler_type == "cosine_with_min_lr"
-    assert args.lr_scheduler_kwargs == {"min_lr": 1e-5}
+    assert args.lr_scheduler_kwargs == {"min_lr_rate": pytest.approx(0.1)}
     assert args.per_device_train_batch_size * 32 == 512
     assert data.multimodal_share == 0.35
     if argv:

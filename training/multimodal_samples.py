@@ -1,0 +1,115 @@
+"""Small local files in the published schemas of the paper's five multi-modal data sets, for demonstrations without downloads.
+
+Each row asks about a picture of coloured squares. Every file also holds a row that cannot be used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+COLOURS = {"red": (200, 40, 40), "green": (40, 170, 60), "blue": (50, 70, 200)}
+SIDE = 48
+
+
+def square_picture(seed: int) -> tuple[Image.Image, str, tuple[float, float]]:
+    """A grey picture with one square; its colour and its centre in per cent of width and height."""
+    rng = np.random.default_rng(seed)
+    pixels = np.full((SIDE, SIDE, 3), 150, np.uint8)
+    colour = list(COLOURS)[int(rng.integers(len(COLOURS)))]
+    x, y = (int(v) for v in rng.integers(8, SIDE - 8, size=2))
+    pixels[y - 5 : y + 5, x - 5 : x + 5] = COLOURS[colour]
+    return Image.fromarray(pixels), colour, (100 * x / SIDE, 100 * y / SIDE)
+
+
+def write_samples(folder: str | Path, rows: int = 24) -> list[dict[str, Any]]:
+    """Write the five files with their pictures.
+
+    Args:
+        folder: Created where it is missing.
+        rows: Usable rows of each file.
+
+    Returns:
+        Entries of `multimodal_datasets`.
+    """
+    folder = Path(folder)
+    images = folder / "images"
+    images.mkdir(parents=True, exist_ok=True)
+    tables: dict[str, list[dict[str, Any]]] = {name: [] for name in _ROWS}
+    for number in range(rows):
+        picture, colour, (x, y) = square_picture(number)
+        data = io.BytesIO()
+        picture.save(data, "PNG")
+        digest = hashlib.sha256(data.getvalue()).hexdigest()
+        for name in (f"{number:012d}.jpg", digest):
+            (images / name).write_bytes(data.getvalue())
+        facts = {"number": number, "colour": colour, "x": x, "y": y, "digest": digest}
+        for name, make in _ROWS.items():
+            tables[name].append(make(facts))
+    broken = {"number": 999_999, "colour": "red", "x": 1.0, "y": 1.0, "digest": "0" * 64}
+    specs = []
+    for name, make in _ROWS.items():
+        lines = [json.dumps(row) for row in (*tables[name], make(broken))]
+        path = folder / f"{name}.jsonl"
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        specs.append({"path": str(path), "format": name, "images": str(images)})
+    return specs
+
+
+def _caption(facts: dict[str, Any]) -> dict[str, Any]:
+    return {"image_id": facts["number"], "id": facts["number"], "caption": f"A {facts['colour']} square on grey."}
+
+
+def _question(facts: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "image_id": facts["number"],
+        "question_id": facts["number"],
+        "question": "What colour is the square?",
+        "multiple_choice_answer": facts["colour"],
+    }
+
+
+def _points(facts: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "image_url": f"https://example.org/{facts['number']}.png",
+        "image_sha256": facts["digest"],
+        "points": [{"x": facts["x"], "y": facts["y"]}],
+        "count": 1,
+        "label": f"{facts['colour']} square",
+    }
+
+
+def _explanation(facts: dict[str, Any]) -> dict[str, Any]:
+    tag = f'<point x="{facts["x"]:.1f}" y="{facts["y"]:.1f}" alt="square">The square</point>'
+    return {
+        "image_url": f"https://example.org/{facts['number']}.png",
+        "image_sha256": facts["digest"],
+        "question": "Which thing stands out, and why?",
+        "response": f"{tag} does, since it is {facts['colour']} and everything else is grey.",
+    }
+
+
+def _conversation(facts: dict[str, Any]) -> dict[str, Any]:
+    turns: Iterator[tuple[str, str]] = iter(
+        [("human", "<image>\nIs the square red?"), ("gpt", "yes" if facts["colour"] == "red" else "no")]
+    )
+    return {
+        "image": f"{facts['number']:012d}.jpg",
+        "conversations": [{"from": role, "value": text} for role, text in turns],
+    }
+
+
+_ROWS = {
+    "coco_captions": _caption,
+    "vqa_v2": _question,
+    "pixmo_points": _points,
+    "pixmo_point_explanations": _explanation,
+    "cambrian": _conversation,
+}

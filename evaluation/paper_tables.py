@@ -264,12 +264,12 @@ class Cell:
 def markdown_table(
     table: PaperTable, ours: Mapping[str, Mapping[str, Cell | str]], scale: str, extra_rows: Sequence[str] = ()
 ) -> str:
-    """Our column beside the paper's, for every row and column.
+    """Ours beside the paper's: a column of each, or where a table has several columns, a line of each.
 
     Args:
         table: The paper's.
         ours: Row to column to our number, or a word such as "not run here". What is absent prints as "-".
-        scale: What our numbers were measured at; it heads our columns, since no number means anything without it.
+        scale: What our numbers were measured at; it stands at our numbers, since no number means anything without it.
         extra_rows: Rows of ours that the paper does not have.
 
     Raises:
@@ -277,17 +277,22 @@ def markdown_table(
     """
     if not scale:
         raise ValueError("scale: expected what our numbers were measured at, got an empty text")
-    single = len(table.columns) == 1
-    heads = [""]
-    for column in table.columns:
-        prefix = "" if single else f"{column}: "
-        heads += [f"{prefix}paper", f"{prefix}ours ({scale})"]
-    lines = [heads, ["---"] * len(heads)]
-    for row in [*table.rows, *extra_rows]:
-        line = [f"**{row}**" if row == table.ours else row]
-        for column in table.columns:
-            line += [_plain(table.value(row, column)), _ours(ours.get(row, {}).get(column))]
-        lines.append(line)
+    rows = [*table.rows, *extra_rows]
+    mark = {row: f"**{row}**" if row == table.ours else row for row in rows}
+    lines: list[list[str]]
+    if len(table.columns) == 1:
+        (column,) = table.columns
+        lines = [["", "paper", f"ours ({scale})"]]
+        lines += [[mark[row], _plain(table.value(row, column)), _ours(ours.get(row, {}).get(column))] for row in rows]
+    else:
+        lines = [["", "", *table.columns]]
+        for row in rows:
+            if row in table.rows:
+                lines.append([mark[row], "paper", *(_plain(table.value(row, column)) for column in table.columns)])
+            if row in ours:
+                numbers = [_ours(ours[row].get(column)) for column in table.columns]
+                lines.append([mark[row], f"ours ({scale})", *numbers])
+    lines.insert(1, ["---"] * len(lines[0]))
     title = f"## Table {table.number}: {table.title} ({table.unit})\n\n"
     return title + "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 

@@ -23,7 +23,7 @@ from typing import Any
 from evaluation.paper_tables import PAPER_TABLES, cells_to_json, markdown_table, paper_table
 from training.table_jobs import Job, write_json
 from training.table_plans import PLANS, Plan
-from training.table_results import our_cells
+from training.table_results import our_cells, success_note
 from training.table_rl import rl_jobs
 from training.table_scales import FullScale, Scale, TinyScale
 
@@ -36,8 +36,14 @@ def jobs_of(plan: Plan, scale: Scale, seeds: Sequence[int], arms: Sequence[str])
     for seed in seeds:
         for arm in arms:
             jobs.append(scale.train(arm, seed, plan.measures))
-            jobs += scale.measure(arm, seed, plan.measures).values()
+            jobs += measurements(plan, scale, arm, seed)
     return jobs
+
+
+def measurements(plan: Plan, scale: Scale, arm: str, seed: int) -> list[Job]:
+    """The jobs that measure one run."""
+    names = [plan.measures, *(["ablation"] if plan.also_success else [])]
+    return [job for name in names for job in scale.measure(arm, seed, name).values()]
 
 
 def chosen_arms(plan: Plan, names: Sequence[str] | None) -> list[str]:
@@ -63,9 +69,9 @@ def report(number: str, plan: Plan, scale: Scale, seeds: Sequence[int]) -> tuple
         "`seeds [..]` is the 95% Student interval of the mean over seeds, `Wilson [..]` that of all episodes together.",
         *_measured_by(plan, scale),
         *plan.notes,
+        *(success_note(plan, scale, seeds) if plan.also_success else ()),
     ]
-    words = ["syvla-tables", number, "--scale", scale.name, *(["--seeds", *map(str, done)] if done else [])]
-    command = " ".join(words)
+    command = " ".join(["syvla-tables", number, "--scale", scale.name, *_seeds(done), *_changed(scale)])
     content = {
         "table": number,
         "title": table.title,
@@ -81,6 +87,18 @@ def report(number: str, plan: Plan, scale: Scale, seeds: Sequence[int]) -> tuple
     }
     lines = [f"- {note}" for note in notes] + [f"- Command: `{command}`, on {content['hardware']}."]
     return text + "\n" + "\n".join(lines) + "\n", content
+
+
+def _seeds(seeds: Sequence[int]) -> list[str]:
+    return ["--seeds", *map(str, seeds)] if seeds else []
+
+
+def _changed(scale: Scale) -> list[str]:
+    """Numbers of the command line that are not the defaults; paths stay with their machine."""
+    fields = type(scale).__dataclass_fields__.values()
+    values = [(field.name, getattr(scale, field.name), field.default) for field in fields]
+    changed = [(name, value) for name, value, default in values if isinstance(value, int) and value != default]
+    return [word for name, value in changed for word in ("--" + name.replace("_", "-"), str(value))]
 
 
 def _measured_by(plan: Plan, scale: Scale) -> list[str]:
@@ -122,7 +140,7 @@ def run_table(number: str, scale: Scale, seeds: Sequence[int], arms: Sequence[st
         training = scale.train(arm, seed, plan.measures)
         if training.result is None:  # what an earlier checkpoint was measured at is no result of this one
             shutil.rmtree(scale.run_folder(arm, seed, plan.measures), ignore_errors=True)
-        for job in (training, *scale.measure(arm, seed, plan.measures).values()):
+        for job in (training, *measurements(plan, scale, arm, seed)):
             job.run()
 
 

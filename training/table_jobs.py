@@ -39,7 +39,7 @@ class Job:
         keeps_partial: Whether the command itself goes on where an interrupted one stopped. Otherwise a folder without
             result is removed, and the command starts anew.
         launcher: Words before the script's path, such as `accelerate launch ...`; a process of its own then runs it.
-        separate: Whether to run in a process of its own in any case.
+        separate: Whether to run in a process of its own in any case, which gives a GPU's memory back when it ends.
     """
 
     module: str

@@ -62,6 +62,8 @@ class Plan:
         extra_rows: Rows of ours that the paper lacks, to our arm.
         not_run: The paper's row to why it has no number here.
         notes: Printed below the table.
+        also_success: Whether success on the ablation task is measured too, and printed below the table: what the other
+            numbers were kept at.
     """
 
     rows: Mapping[str, str]
@@ -69,6 +71,7 @@ class Plan:
     extra_rows: Mapping[str, str] = field(default_factory=dict)
     not_run: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    also_success: bool = False
 
     @property
     def arms(self) -> list[str]:
@@ -151,6 +154,7 @@ PLANS: dict[str, Plan] = {
             "w/o Both": "without_both",
         },
         "benchmarks",
+        also_success=True,
     ),
     "10": Plan({}, "tasks", not_run={"w/o Similar Retrieval": RL, "SyVLA": RL}),
     "11": Plan(

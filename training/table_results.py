@@ -31,6 +31,17 @@ def our_cells(table: PaperTable, plan: Plan, scale: Scale, seeds: Sequence[int])
     return cells, runs
 
 
+def success_note(plan: Plan, scale: Scale, seeds: Sequence[int]) -> list[str]:
+    """Success of the plan's runs on the ablation task, as a line below the table; empty while there is none."""
+    parts = []
+    for row, arm in plan.rows.items():
+        found = [scale.measure(arm, seed, "ablation")["ablation"].result for seed in seeds]
+        counts = [list(_condensed(result["summary"]).values()) for result in found if result is not None]
+        if counts:
+            parts.append(f"{row} {rate_cell(counts).text()}")
+    return [f"Success of the same checkpoints on the task of Table 4: {'; '.join(parts)}."] if parts else []
+
+
 def _finished(plan: Plan, scale: Scale, arm: str, seed: int) -> dict[str, Any] | None:
     """Results of one run, None unless every measurement is there."""
     training = scale.train(arm, seed, plan.measures).result

@@ -44,6 +44,7 @@ class Scale:
 
     name = ""
     label = ""
+    separate = False  # whether measurements run in processes of their own
 
     def prepare(self, arms: Sequence[str], measures: str) -> list[Job]:
         """What has to be there before any of the arms is trained, in order."""
@@ -77,7 +78,8 @@ class Scale:
         output = self.output / self.name / "data" / name
         words = [word for task in tasks for word in ("--task", task)]
         arguments = (*words, "--episodes", str(self.demonstrations or episodes), *options, "--output", str(output))
-        return Job("evaluation.record_demonstrations", ("--env", "tabletop", *arguments), output, separate=True)
+        arguments = ("--env", "tabletop", *arguments)
+        return Job("evaluation.record_demonstrations", arguments, output, separate=self.separate)
 
     def _robot_data(self, name: str) -> str:
         path = str(self.output / self.name / "data" / name)
@@ -89,7 +91,20 @@ class Scale:
         think = ("--think",) if ARMS[arm].thinks else ()
         output = run / name
         arguments = (*arguments, *think, "--quiet", "--output", str(output))
-        return Job(_EVAL, arguments, output, "summary.json", keeps_partial=True)
+        return Job(_EVAL, arguments, output, "summary.json", keeps_partial=True, separate=self.separate)
+
+    def _benchmarks(self, run: Path, options: tuple[str, ...]) -> Job:
+        output = run / "benchmarks"
+        arguments = ("--model", str(run / "checkpoint"), *options, "--quiet", "--output", str(output))
+        return Job(_EVAL_VLM, arguments, output, "summary.json", separate=self.separate)
+
+    def _splits(self, run: Path, arm: str, episodes: int, loop: tuple[str, ...]) -> dict[str, Job]:
+        """Three tasks in domain; the two with an out-of-distribution split there as well."""
+        tasks = list(TASKS.values())
+        return {
+            "in_domain": self._closed_loop(run, "in_domain", tasks, episodes, arm, *loop),
+            "ood": self._closed_loop(run, "ood", tasks[1:], episodes, arm, *loop, "--env-option", "split=ood"),
+        }
 
     def _finetune(self, output: Path, options: Mapping[str, Any], launcher: tuple[str, ...] = ()) -> Job:
         words: list[str] = []
@@ -174,11 +189,11 @@ class TinyScale(Scale):
         if measures == "ablation":
             return {"ablation": self._closed_loop(run, "closed_loop", ["lift"], 60, arm, *loop, *_TWO_OBJECTS)}
         if measures == "tasks":
-            return _splits(self, run, arm, 60, loop)
+            return self._splits(run, arm, 60, loop)
         if measures == "benchmarks":
             data = self.output / self.name / "synthetic" / "benchmarks"
             options = ("--data-root", str(data), "--max-new-tokens", "16", "--device", "cpu")
-            return {"benchmarks": _benchmarks(run, options)}
+            return {"benchmarks": self._benchmarks(run, options)}
         if measures == "libero":
             return {}
         raise ValueError(f"measures: expected ablation, tasks, benchmarks or libero, got {measures!r}")
@@ -209,6 +224,7 @@ class FullScale(Scale):
 
     name = "full"
     label = "full: 3B, simulator"
+    separate = True
 
     def _data(self, measures: str) -> str:
         return {"tasks": "tasks", "libero": "libero"}.get(measures, "calculating")
@@ -254,25 +270,10 @@ class FullScale(Scale):
         if measures == "ablation":
             return {"ablation": self._closed_loop(run, "closed_loop", ["calculating"], 100, arm, *loop)}
         if measures == "tasks":
-            return _splits(self, run, arm, 100, loop)
+            return self._splits(run, arm, 100, loop)
         if measures == "libero":
             tasks = [f"{suite}_{number}" for suite in SUITES.values() for number in range(10)]
             options = ("--env", "libero", "--batch-size", "10", "--replan-steps", "10", "--dtype", "bfloat16")
             return {"libero": self._closed_loop(run, "libero", tasks, 50, arm, *options)}
         options = ("--dtype", "bfloat16", *(() if self.data_root is None else ("--data-root", self.data_root)))
-        return {"benchmarks": _benchmarks(run, options)}
-
-
-def _splits(scale: Scale, run: Path, arm: str, episodes: int, loop: tuple[str, ...]) -> dict[str, Job]:
-    """Three tasks in domain; the two with an out-of-distribution split there as well."""
-    tasks = list(TASKS.values())
-    return {
-        "in_domain": scale._closed_loop(run, "in_domain", tasks, episodes, arm, *loop),
-        "ood": scale._closed_loop(run, "ood", tasks[1:], episodes, arm, *loop, "--env-option", "split=ood"),
-    }
-
-
-def _benchmarks(run: Path, options: tuple[str, ...]) -> Job:
-    output = run / "benchmarks"
-    arguments = ("--model", str(run / "checkpoint"), *options, "--quiet", "--output", str(output))
-    return Job(_EVAL_VLM, arguments, output, "summary.json")
+        return {"benchmarks": self._benchmarks(run, options)}

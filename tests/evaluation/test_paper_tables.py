@@ -111,8 +111,14 @@ def test_our_column_stands_beside_the_paper_s_with_its_scale():
     assert lines[-1] == "| batch | - | 0.250 |"
 
 
-def test_every_column_of_ours_names_the_scale_and_no_table_goes_without():
-    head = markdown_table(PAPER_TABLES["9"], {}, "tiny: CPU").splitlines()[2]
-    assert head.count("ours (tiny: CPU)") == head.count("paper") == 5
+def test_in_a_wide_table_our_line_stands_below_the_paper_s_and_none_goes_without_scale():
+    ours = {"w/o Both": {"DocVQA": Cell(1.5), "MME": Cell(700.0, (600.0, 800.0))}, "base": {"AI2D": Cell(25.0)}}
+    lines = markdown_table(PAPER_TABLES["9"], ours, "tiny: CPU", ["base"]).splitlines()
+    assert lines[2] == "|  |  | DocVQA | AI2D | MMMU | MME | HallBench |"
+    assert lines[-3:] == [
+        "| w/o Both | paper | 0 | 0.0625 | 0.018 | 1237.83 | 18.71 |",
+        "| w/o Both | ours (tiny: CPU) | 1.500 | - | - | 700.0 seeds [600.0, 800.0] | - |",
+        "| base | ours (tiny: CPU) | - | 25.0 | - | - | - |",
+    ]
     with pytest.raises(ValueError, match="scale: expected"):
         markdown_table(PAPER_TABLES["4"], {}, "")

@@ -226,9 +226,8 @@ def test_two_processes_resume_in_a_later_epoch_where_they_stopped(base_checkpoin
 
 
 def launch_two_processes(arguments):
-    """Runs the script as `accelerate launch` does on two CPU processes."""
-    launch = ["accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    """Runs the script in two processes; `accelerate launch --cpu` would start a single one."""
+    launch = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", *launch, str(SCRIPT), *arguments]
     run = subprocess.run(command, capture_output=True, text=True, env=environment)

@@ -170,7 +170,10 @@ def _view_problems(dataset: RobotDataset, config: Any, processor: Any) -> Iterat
 def _statistics_problems(dataset: RobotDataset, processor: Any) -> Iterator[str]:
     if processor is None:
         return
-    fix = f"call processor.set_embodiment({dataset.embodiment!r}, statistics=dataset.statistics())"
+    fix = (
+        "compute them with syvla-finetune (or syvla-pretrain) --recompute_statistics true, or call"
+        f" processor.set_embodiment({dataset.embodiment!r}, statistics=dataset.statistics())"
+    )
     entry = processor.embodiments.get(dataset.embodiment)
     if entry is None:
         yield f"statistics: the processor has none for embodiment {dataset.embodiment!r}; {fix}"

@@ -130,6 +130,15 @@ def test_full_scale_is_accelerate_launch_and_says_what_it_needs(tmp_path, capsys
     assert "- --multimodal-datasets" in error
 
 
+def test_libero_whose_demonstrations_have_no_thoughts_is_measured_without(tmp_path, capsys):
+    given = ("--model-path", "m", "--libero-datasets", "d", "--output", str(tmp_path))
+    measured = [line for line in printed(capsys, "8", "--list", *given).splitlines() if line.startswith("syvla-eval ")]
+    assert len(measured) == 1
+    assert measured[0].count("--task libero_") == 40
+    assert "--think" not in measured[0]
+    assert "--think" in printed(capsys, "6", "--list", "--model-path", "m", "--output", str(tmp_path))
+
+
 def test_tables_that_cannot_run_say_why(tmp_path, capsys):
     assert main(["10", "--scale", "tiny", "--output", str(tmp_path)]) == 1
     assert "RL stage" in capsys.readouterr().err

@@ -90,11 +90,7 @@ def evaluate_vlm(
         if judge_url is not None:
             cache = folder / "judge.jsonl" if folder is not None else None
             judge = JudgeServer(judge_url, judge_model, generator.checkpoint, cache, judge_key)
-        results = {}
-        for benchmark in chosen:
-            column = _run(benchmark, generator, data_root, limit, headline, judge)
-            if column is not None:
-                results[benchmark.name] = column
+        columns = {item.name: _run(item, generator, data_root, limit, headline, judge) for item in chosen}
     if rank != 0:
         return None
     settings = {
@@ -107,7 +103,7 @@ def evaluate_vlm(
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
         **generator.settings(),
     }
-    result = VLMResult(results, settings)
+    result = VLMResult({name: column for name, column in columns.items() if column is not None}, settings)
     if folder is not None:
         result.write(folder / "summary.json")
     return result

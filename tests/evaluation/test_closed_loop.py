@@ -153,7 +153,7 @@ def test_a_killed_evaluation_goes_on_where_it_stopped(tmp_path, workers):
     options = {"cwd": tmp_path, "env": environment_of_processes()}
     first = subprocess.Popen(command(tmp_path, "--workers", workers), **options)
     path = tmp_path / "episodes.jsonl"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while not (path.is_file() and path.read_text().count("\n") >= 2):
         assert first.poll() is None, "it ended before it could be killed"
         assert time.monotonic() < deadline

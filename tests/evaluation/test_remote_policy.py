@@ -83,10 +83,10 @@ def test_who_a_policy_is_follows_from_its_version_or_from_address_and_metadata(d
 
 
 def test_latency_is_that_of_each_request(dialect):
-    """Three requests of one batch, one after another, take 0.2 s each, not 0.6."""
-    with OpenpiServer(seconds=0.2) as server:
+    """Three requests of one batch, one after another, take 0.5 s each, not 1.5."""
+    with OpenpiServer(seconds=0.5) as server:
         result = evaluate(server, dialect, environment_options={"max_steps": 5})
-    assert 0.2 <= result.to_dict()["latency"]["p50"] < 0.5
+    assert 0.5 <= result.to_dict()["latency"]["p50"] < 1.4
 
 
 def test_an_interrupted_remote_evaluation_asks_only_for_the_rest(dialect, tmp_path):
@@ -131,7 +131,7 @@ def test_a_server_that_is_not_there_is_named_in_time(tmp_path, capsys):
             arguments = ["--server", url, "--env", "reach", "--task", "near", "--output", str(tmp_path), "--quiet"]
             began = time.monotonic()
             assert closed_loop.main([*arguments, "--timeout", "3"]) == 1
-            assert time.monotonic() - began < 5, "3 s, and some for a busy machine"
+            assert time.monotonic() - began < 20, "3 s, and some for a busy machine, but not the 60 s of the default"
             assert url in capsys.readouterr().err
 
 

@@ -100,7 +100,8 @@ def test_a_torn_line_costs_one_verdict(server, tmp_path):
 @pytest.mark.parametrize("failure", [500, 503, 429, "nonsense", "hang"])
 def test_passing_faults_are_tried_again(server, failure):
     server.failures = [failure, failure]
-    judge = JudgeServer(server.url, "grader", "weights", pause=0.01, timeout=0.3, workers=1)
+    timeout = 1.0 if failure == "hang" else 30.0
+    judge = JudgeServer(server.url, "grader", "weights", pause=0.01, timeout=timeout, workers=1)
     assert judge.verdicts(ROWS[:1], ANSWERS[:1]) == ["correct"]
     assert len(server.requests) == 3
 

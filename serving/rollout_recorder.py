@@ -37,8 +37,22 @@ MAX_PENDING_BYTES = 512 * 2**20
 """Frames waiting for the disk: about 1100 decisions with three 224 x 224 images. Ours."""
 
 
+def max_open_episodes() -> int:
+    """Episodes that may be open at once: each is an open file, and half of what a process may open is for the sockets."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return 256
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return (min(files, 8192) if files > 1 else 8192) // 2  # negative: without limit
+
+
 class RecordingError(RuntimeError):
     """Episodes were lost; the message names them and the first cause."""
+
+
+class TooManyEpisodes(RuntimeError):
+    """No further episode can begin before another one ends."""
 
 
 class OutcomeConflict(ValueError):
@@ -112,7 +126,7 @@ class RolloutRecorder:
         self.root, self.embodiment = Path(root), embodiment
         self._fps, self._use_videos = max(1, round(fps)), use_videos
         self._names = (state_names, action_names)
-        self._assumed, self._max_pending = assumed_steps, max_pending_bytes
+        self._assumed, self._max_pending, self._max_open = assumed_steps, max_pending_bytes, max_open_episodes()
         self._writer_class = processing.robot_dataset_writer.RobotDatasetWriter
         self._writer: RobotDatasetWriter | None = None
         self._folder_lock = _lock(self.root)
@@ -149,6 +163,7 @@ class RolloutRecorder:
 
         Raises:
             ValueError: The episode of that name is over, or more steps were executed than the last chunk had.
+            TooManyEpisodes: As many episodes are open as there may be.
         """
         with self._lock:
             if self._closed:
@@ -298,6 +313,10 @@ class RolloutRecorder:
         name = episode_id or uuid.uuid4().hex
         if name in self._indices or name in self._lost:
             raise ValueError(f"episode_id: {name!r:.120} is over; start another one under a new name")
+        if len(self._open) >= self._max_open:
+            raise TooManyEpisodes(
+                f"session_id: {len(self._open)} episodes of other sessions are open, as many as can be recorded"
+            )
         self._indices[name] = None
         self._open[session] = _Open(EpisodeFacts(name, session, self.embodiment, started_at=time.time()))
         return self._open[session]

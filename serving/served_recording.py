@@ -102,8 +102,12 @@ class ServedRecording:
 
 
 def _refusing(work: Any) -> Any:
-    """What the recorder refuses is the client's error."""
+    """What the recorder refuses is the client's error, or a reason to come again later."""
+    from .rollout_recorder import TooManyEpisodes
+
     try:
         return work()
     except ValueError as error:
         raise RequestError(str(error)) from None
+    except TooManyEpisodes as error:
+        raise RequestError(str(error), status=503, cause="too_many_episodes", retry_after=5) from None

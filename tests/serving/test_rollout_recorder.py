@@ -12,7 +12,13 @@ import pytest
 from processing import RobotDataset
 from serving.rollout_episodes import read_rollouts
 from serving.rollout_format import ServedDecision
-from serving.rollout_recorder import OutcomeConflict, RecordingError, RolloutRecorder
+from serving.rollout_recorder import (
+    OutcomeConflict,
+    RecordingError,
+    RolloutRecorder,
+    TooManyEpisodes,
+    max_open_episodes,
+)
 
 CAMERAS = {"center": "observation.images.head", "left_wrist": "observation.images.left_wrist"}
 SETTINGS = {"fps": 20.0, "embodiment": "arm"}
@@ -64,6 +70,23 @@ def test_a_client_that_sends_observations_per_chunk(tmp_path):
         np.testing.assert_array_equal(item["images"]["left_wrist"], was.images["left_wrist"])
         np.testing.assert_array_equal(item["state"], was.state)
         np.testing.assert_array_equal(item["actions"][0], was.actions[0])
+
+
+def test_a_flood_of_sessions_leaves_files_for_the_sockets(tmp_path, monkeypatch):
+    import resource
+
+    assert 1 <= max_open_episodes() <= max(resource.getrlimit(resource.RLIMIT_NOFILE)[0], 8192) // 2
+    monkeypatch.setattr("serving.rollout_recorder.max_open_episodes", lambda: 2)
+    recorder = RolloutRecorder(tmp_path / "set", **SETTINGS)
+    recorder.record("one", decision(1))
+    recorder.record("two", decision(2))
+    with pytest.raises(TooManyEpisodes, match="2 episodes of other sessions are open"):
+        recorder.record("three", decision(3))
+    recorder.record("one", decision(4))  # goes on
+    recorder.end("one")
+    recorder.record("three", decision(3))
+    recorder.close()
+    assert frames_of(tmp_path / "set").num_episodes == 3
 
 
 def test_a_client_that_sends_every_step_leaves_an_ordinary_demonstration(tmp_path):

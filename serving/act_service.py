@@ -12,7 +12,7 @@ from typing import Any
 
 from .act_request import ActAnswer, ActRequest, PolicyHolder, RequestError, ServedPolicy
 from .action_limits import UnsafeActions
-from .batching import BatchingWorker, Job
+from .batching import BatchingWorker, Job, internal_error
 from .dialect_choice import ServedRobot, served_robots
 from .metrics import Metrics
 from .request_options import RequestOptions, split_options
@@ -208,9 +208,10 @@ class ActService:
             reply = await self._answer(policy, robot, options, observation, known, gone, started)
             self.metrics.observe("total", time.monotonic() - started)
             return reply, codec
-        except RequestError as error:
-            self.metrics.count("rejected", "cause", error.cause)
-            raise
+        except Exception as error:  # whatever it is, the connection goes on
+            refusal = error if isinstance(error, RequestError) else internal_error("the request", error)
+            self.metrics.count("rejected", "cause", refusal.cause)
+            raise refusal from None
         finally:
             self.open_requests -= 1
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import reprlib
 import struct
 from typing import Any
 
@@ -29,6 +30,26 @@ class ArrayError(ValueError):
     """Bytes, dtype and shape that make no acceptable array; says which, what was expected and what came."""
 
 
+class _Shown(reprlib.Repr):
+    """`repr` of what came from outside; cut before it is written out, since messages may hold megabytes."""
+
+    def repr_bytes(self, value: bytes, level: int) -> str:
+        return repr(value[: self.maxstring])
+
+    def repr_ndarray(self, value: np.ndarray, level: int) -> str:
+        return f"an array of shape {value.shape}"
+
+
+_SHOWN = _Shown()
+_SHOWN.maxstring = _SHOWN.maxlong = _SHOWN.maxother = 60
+
+
+def shown(value: Any, limit: int = 80) -> str:
+    """What came, for an error's text: at most `limit` characters."""
+    text = _SHOWN.repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
 def parse_dtype(text: Any) -> np.dtype[Any]:
     """A dtype out of the whitelist, by code (`<f4`, `|u1`) or name (`float32`).
 
@@ -44,7 +65,7 @@ def parse_dtype(text: Any) -> np.dtype[Any]:
         if text in _NAMES:
             return _NAMES[text]
     raise ArrayError(
-        f"dtype: expected bool, int, uint or float of up to 8 bytes (such as '<f4'), got {str(text)[:40]!r}; send "
+        f"dtype: expected bool, int, uint or float of up to 8 bytes (such as '<f4'), got {shown(text)}; send "
         "float32 numbers and uint8 images"
     )
 
@@ -64,7 +85,7 @@ def array_from_buffer(data: Any, dtype: Any, shape: Any, max_bytes: int, max_dim
     """
     kind = parse_dtype(dtype)
     if not isinstance(shape, list | tuple) or not all(type(size) is int and size >= 0 for size in shape):
-        raise ArrayError(f"shape: expected a list of non-negative integers, got {str(shape)[:60]}")
+        raise ArrayError(f"shape: expected a list of non-negative integers, got {shown(shape)}")
     if len(shape) > max_dims:
         raise ArrayError(f"shape: expected at most {max_dims} dimensions, got {len(shape)}")
     return _checked_array(data, kind, tuple(shape), max_bytes, "C")

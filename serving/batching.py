@@ -201,5 +201,10 @@ def _reported(error: Exception) -> RequestError:
         return error
     if isinstance(error, ValueError):
         return RequestError(str(error)[:2000])
-    logger.error("the policy failed", exc_info=error)
-    return RequestError("server: the policy failed; its log says why", status=500, cause="internal")
+    return internal_error("the policy", error)
+
+
+def internal_error(what: str, error: Exception) -> RequestError:
+    """For the client that `what` failed; for the log, why."""
+    logger.error("%s failed", what, exc_info=error)
+    return RequestError(f"server: {what} failed; its log says why", status=500, cause="internal")

@@ -21,7 +21,7 @@ from typing import Any
 import msgpack
 import numpy as np
 
-from .array_bytes import DTYPES, ArrayError, array_from_buffer, array_from_npy, npy_bytes, scalar_of
+from .array_bytes import DTYPES, ArrayError, array_from_buffer, array_from_npy, npy_bytes, scalar_of, shown
 
 CODECS = ("openpi", "openpi-str", "msgpack-numpy", "gr00t")
 
@@ -175,7 +175,7 @@ class _Budget:
         self._spend(1 + len(pairs))
         result = dict(pairs)
         if len(result) != len(pairs):
-            raise DecodeError(f"message: expected every key once, got {_shown([key for key, _ in pairs])}")
+            raise DecodeError(f"message: expected every key once, got {shown([key for key, _ in pairs])}")
         return result
 
     def list(self, entries: list[Any]) -> list[Any]:
@@ -233,7 +233,7 @@ class _Reader:
         if marker == "nd":
             kind = fields.get("kind", b"")
             if kind not in (b"", ""):
-                raise ArrayError(f"kind: expected an empty one (plain numbers), got {_shown(kind)}")
+                raise ArrayError(f"kind: expected an empty one (plain numbers), got {shown(kind)}")
             shape = fields.get("shape") if fields["nd"] else []
             array = array_from_buffer(
                 fields.get("data"), fields.get("type"), shape, limits.max_array_bytes, limits.max_array_dims
@@ -260,7 +260,7 @@ def _key_text(key: Any, path: str, limit: int) -> str:
     try:
         text = key.decode() if isinstance(key, bytes) else str(key)
     except UnicodeDecodeError:
-        raise DecodeError(f"{path or 'message'}: expected keys of UTF-8 text, got {_shown(key)}") from None
+        raise DecodeError(f"{path or 'message'}: expected keys of UTF-8 text, got {shown(key)}") from None
     if len(text) > limit:
         raise DecodeError(f"{path or 'message'}: expected keys of at most {limit} characters, got {len(text)}")
     return text
@@ -268,9 +268,3 @@ def _key_text(key: Any, path: str, limit: int) -> str:
 
 def _join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
-
-
-def _shown(value: Any, limit: int = 80) -> str:
-    """`repr`, short enough for a message."""
-    text = repr(value[:limit] if isinstance(value, str | bytes | list) else value)
-    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -107,16 +107,25 @@ def guarded_protocols(max_message_bytes: int, read_timeout_s: float) -> tuple[ty
                 super().data_received(data)
                 return
             passed = self._filter.feed(data)
-            if not self._filter.incomplete:
-                self._disarm()
-            elif self._timer is None:
-                self._timer = self.loop.call_later(read_timeout_s, self._too_slow)
             if passed:
                 super().data_received(passed)
+            self._watch()
+
+        async def receive(self) -> Any:
+            message = await super().receive()
+            self._watch()
+            return message
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._disarm()
             super().connection_lost(exc)
+
+        def _watch(self) -> None:
+            """Lets the time run while a message has begun and not ended, unless it is the server that does not read on."""
+            if not self._filter.incomplete or self.read_paused:
+                self._disarm()
+            elif self._timer is None:
+                self._timer = self.loop.call_later(read_timeout_s, self._too_slow)
 
         def _disarm(self) -> None:
             if self._timer is not None:

@@ -215,7 +215,7 @@ class Dialect:
         if isinstance(value, list):
             if not all(isinstance(entry, int | float) and not isinstance(entry, bool) for entry in value):
                 raise ValueError(f"{name}: expected {wanted}, got a list of other things")
-            value = np.array(value, dtype=np.float64)
+            value = np.array(value)  # of dtype object for integers beyond 64 bits, which is refused below
         if isinstance(value, bool) or not isinstance(value, int | float | np.ndarray | np.generic):
             raise ValueError(f"{name}: expected {wanted}, got {type(value).__name__}")
         array = np.atleast_1d(np.asarray(value))

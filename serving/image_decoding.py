@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 FORMATS = ("JPEG", "PNG")
+_MODES = ("RGB", "RGBA", "L", "LA", "P", "PA", "1", "CMYK", "YCbCr")
 MAX_PIXELS = 4096 * 4096
 """Pixels of an encoded image; 48 MiB once decoded. Ours: beyond what robots' cameras deliver."""
 
@@ -25,6 +26,10 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         raise ValueError(f"expected the bytes of a JPEG or PNG file, got {len(data)} other bytes") from None
     except Exception as error:  # whatever a damaged header makes Pillow raise, its own bomb error included
         raise ValueError(f"expected a JPEG or PNG file, got one with an unreadable header ({error})") from None
+    if image.mode not in _MODES:  # Pillow would cut 16 bits at 255 and call it a picture
+        raise ValueError(
+            f"expected an image of 8 bits per channel, got one of mode {image.mode!r}; send a colour image"
+        )
     width, height = image.size
     if width * height > max_pixels:
         raise ValueError(f"expected an image of at most {max_pixels} pixels, got {width} x {height}")

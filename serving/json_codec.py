@@ -9,14 +9,16 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 from typing import Any
 
 import numpy as np
 
-from .array_bytes import ArrayError, array_from_buffer
+from .array_bytes import ArrayError, array_from_buffer, shown
 from .codec import DEFAULT_LIMITS, CodecLimits, DecodeError
 
 _FILES = ("jpeg", "png")
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _ARRAY = {"data", "dtype", "shape"}
 
 
@@ -31,10 +33,24 @@ def decode_json(body: bytes, limits: CodecLimits = DEFAULT_LIMITS) -> Any:
     if body.count(b",") + body.count(b"[") + body.count(b"{") > limits.max_elements:  # before any object is made
         raise DecodeError(f"message: expected at most {limits.max_elements} map and list entries, got more")
     try:
-        value = json.loads(body)
+        value = json.loads(body, object_pairs_hook=_once)
+    except DecodeError:
+        raise
     except (ValueError, RecursionError) as error:
         raise DecodeError(f"message: expected JSON in UTF-8, got {len(body)} other bytes ({error})") from None
     return _read(value, "", 0, limits)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A map whose keys and texts can be passed on: `json` keeps the last of two equal keys, and halves of characters."""
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise DecodeError(f"message: expected every key once, got {shown([key for key, _ in pairs])}")
+    for name, value in pairs:
+        for text in (name, value):
+            if isinstance(text, str) and not text.isascii() and _LONE_SURROGATE.search(text):
+                raise DecodeError(f"message: expected whole Unicode characters, got {shown(text)}")
+    return result
 
 
 def encode_json(value: Any) -> bytes:

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from .array_bytes import shown
+
 MAX_NAME_LENGTH = 128
 MAX_SEED = 2**63 - 1
 POLICY_OPTIONS = ("prev_chunk", "delay_steps")
@@ -105,7 +107,7 @@ def split_options(request: Any, caps: OptionCaps) -> tuple[RequestOptions, dict[
     if deadline is not None and (
         isinstance(deadline, bool) or not isinstance(deadline, int | float) or not deadline > 0
     ):
-        raise ValueError(f"deadline_ms: expected a positive number of milliseconds, got {_shown(deadline)}")
+        raise ValueError(f"deadline_ms: expected a positive number of milliseconds, got {shown(deadline)}")
     return RequestOptions(
         seed=secrets.randbits(31) if seed is None else seed,
         think=think,
@@ -115,7 +117,7 @@ def split_options(request: Any, caps: OptionCaps) -> tuple[RequestOptions, dict[
         session=_name(given, "session_id") or _name(given, "session"),
         episode_id=_name(given, "episode_id"),
         reset=_flag(given, "reset"),
-        deadline_s=None if deadline is None else min(float(deadline) / 1000, caps.deadline_s),
+        deadline_s=None if deadline is None else min(deadline, 1000 * caps.deadline_s) / 1000,
         request_id=_name(given, "request_id"),
         executed_steps=_integer(given, "executed_steps", 0, 10**6),
         observe_only=_flag(given, "observe_only"),
@@ -135,7 +137,7 @@ def _integer(given: Mapping[str, Any], name: str, low: int, high: int) -> int | 
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise ValueError(f"{name}: expected an integer from {low} to {high}, got {_shown(value)}")
+        raise ValueError(f"{name}: expected an integer from {low} to {high}, got {shown(value)}")
     return value
 
 
@@ -144,14 +146,14 @@ def _name(given: Mapping[str, Any], name: str) -> str | None:
     if value is None:
         return None
     if not isinstance(value, str) or not 0 < len(value) <= MAX_NAME_LENGTH or not value.isprintable():
-        raise ValueError(f"{name}: expected a text of 1 to {MAX_NAME_LENGTH} printable characters, got {_shown(value)}")
+        raise ValueError(f"{name}: expected a text of 1 to {MAX_NAME_LENGTH} printable characters, got {shown(value)}")
     return value
 
 
 def _flag(given: Mapping[str, Any], name: str) -> bool:
     value = given.get(name, False)
     if not isinstance(value, bool):
-        raise ValueError(f"{name}: expected true or false, got {_shown(value)}")
+        raise ValueError(f"{name}: expected true or false, got {shown(value)}")
     return value
 
 
@@ -163,17 +165,14 @@ def _policy_options(given: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     value = options["prev_chunk"]
     try:
-        chunk = np.asarray(value, dtype=np.float32)
-    except (TypeError, ValueError):
-        raise ValueError(f"prev_chunk: expected numbers (steps, action dimensions), got {_shown(value)}") from None
+        given_chunk = np.asarray(value)
+    except ValueError:  # rows of unequal length
+        given_chunk = np.array(None)
+    if given_chunk.dtype.kind not in "iuf":
+        raise ValueError(f"prev_chunk: expected numbers (steps, action dimensions), got {shown(value)}")
+    with np.errstate(over="ignore"):
+        chunk = given_chunk.astype(np.float32)
     if chunk.ndim != 2 or not chunk.size or not np.isfinite(chunk).all():
         raise ValueError(f"prev_chunk: expected finite numbers (steps, action dimensions), got shape {chunk.shape}")
     delay = _integer(given, "delay_steps", 0, len(chunk))
     return {"prev_chunk": chunk, "delay_steps": delay or 0}
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, np.ndarray):
-        return f"an array of shape {value.shape}"
-    text = repr(value[:60] if isinstance(value, str | bytes | list) else value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

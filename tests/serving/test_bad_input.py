@@ -6,6 +6,7 @@ import json
 import socket
 import struct
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import msgpack
@@ -73,7 +74,7 @@ def talk(server):
 
 def usable(talk, request_of) -> bool:
     talk.send(pack(request_of(seed=8)))
-    return unpack(talk.recv(timeout=5))[0]["actions"][0, 0] == 8
+    return unpack(talk.recv(timeout=30))[0]["actions"][0, 0] == 8
 
 
 def refused(server, body: bytes, kind: str = "application/msgpack") -> httpx.Response:
@@ -85,7 +86,7 @@ def test_bad_requests_are_named_and_the_connection_goes_on(server, talk, request
     changes, message = CASES[name]
     body = pack(request_of(**changes))
     talk.send(body)
-    answer = talk.recv(timeout=5)
+    answer = talk.recv(timeout=30)
     assert isinstance(answer, str), "an error is a text frame"
     with pytest.raises(AssertionError, match=message):
         raise AssertionError(answer)
@@ -108,7 +109,7 @@ def test_a_long_instruction_is_refused_before_it_is_tokenised(serve, request_of)
 )
 def test_garbage_is_refused(server, talk, request_of, garbage):
     talk.send(garbage)
-    assert talk.recv(timeout=5).startswith(("message: expected", "request: expected a map"))
+    assert talk.recv(timeout=30).startswith(("message: expected", "request: expected a map"))
     assert usable(talk, request_of)
     for kind in ("application/msgpack", "application/json"):
         answer = refused(server, garbage, kind)
@@ -118,7 +119,7 @@ def test_garbage_is_refused(server, talk, request_of, garbage):
 
 def test_text_frames_and_other_content_types_are_refused(server, talk, request_of):
     talk.send('{"prompt": "lift"}')
-    assert talk.recv(timeout=5) == "message: expected a binary frame of msgpack, got a text of 18 characters"
+    assert talk.recv(timeout=30) == "message: expected a binary frame of msgpack, got a text of 18 characters"
     assert usable(talk, request_of)
     answer = refused(server, b"prompt=lift", "application/x-www-form-urlencoded")
     assert answer.status_code == 422
@@ -127,10 +128,10 @@ def test_text_frames_and_other_content_types_are_refused(server, talk, request_o
 
 def test_oversized_messages_are_skipped_and_the_connection_goes_on(server, talk, request_of):
     talk.send(bytes(3_000_000))
-    assert talk.recv(timeout=5) == "message: expected at most 100000 bytes, got 3000000"
+    assert talk.recv(timeout=30) == "message: expected at most 100000 bytes, got 3000000"
     assert usable(talk, request_of)
     talk.send(iter([bytes(200_000), bytes(10), bytes(10)]))  # in fragments
-    assert talk.recv(timeout=5) == "message: expected at most 100000 bytes, got 200000"
+    assert talk.recv(timeout=30) == "message: expected at most 100000 bytes, got 200000"
     assert usable(talk, request_of)
     answer = refused(server, bytes(400_000))
     assert answer.status_code == 422
@@ -140,7 +141,7 @@ def test_oversized_messages_are_skipped_and_the_connection_goes_on(server, talk,
 def test_an_endless_fragmented_message_is_cut_off(server, talk):
     def exchange() -> None:
         talk.send(bytes(60_000) for _ in range(100))
-        talk.recv(timeout=5)
+        talk.recv(timeout=30)
 
     with pytest.raises(ConnectionClosed) as closed:
         exchange()
@@ -149,7 +150,7 @@ def test_an_endless_fragmented_message_is_cut_off(server, talk):
 
 def test_large_arrays_and_images_are_refused_by_their_size(server, talk, request_of):
     talk.send(pack(request_of(**{"observation.images.center": np.zeros((130, 130, 3), np.uint8)})))
-    assert talk.recv(timeout=5) == (
+    assert talk.recv(timeout=30) == (
         "observation.images.center: shape: expected an array of at most 50000 bytes, got shape [130, 130, 3] of uint8"
     )
     assert usable(talk, request_of)
@@ -164,6 +165,41 @@ def test_decompression_bombs_are_refused(serve, request_of):
     assert answer.json()["error"].endswith("expected an image of at most 1000000 pixels, got 3000 x 3000")
 
 
+def test_depth_images_are_not_taken_for_colours(server, request_of):
+    """16 bits per pixel would be cut at 255."""
+    depth = io.BytesIO()
+    Image.fromarray(np.full((8, 8), 30_000, np.uint16)).save(depth, "PNG")
+    answer = refused(server, pack(request_of(**{"observation.images.center": depth.getvalue()})))
+    assert answer.status_code == 422
+    assert "observation.images.center: expected an image of 8 bits per channel, got one of mode" in answer.text
+
+
+def test_messages_that_wait_for_the_server_are_not_too_slow(serve, request_of):
+    """A client that sends ahead: its third message lies half in the socket while the server computes."""
+    server = serve(CountingPolicy(seconds=0.5), read_timeout_s=0.25, max_batch_size=1)
+    image = np.zeros((1000, 1000, 3), np.uint8)
+    with connect(f"ws://{server.url}", compression=None, max_size=None) as talk, ThreadPoolExecutor(1) as pool:
+        talk.recv()
+        messages = [pack(request_of(seed=seed, **{"observation.images.center": image})) for seed in range(5)]
+        sending = pool.submit(lambda: [talk.send(message) for message in messages])
+        assert [unpack(talk.recv(timeout=20))[0]["seed"] for _ in messages] == list(range(5))
+        sending.result()
+
+
+def test_what_fails_outside_the_batch_stays_inside_as_well(serve, request_of):
+    class Forgetless(CountingPolicy):
+        def forget(self, session: str) -> None:
+            raise OSError("secret path /home/me")
+
+    server = serve(Forgetless())
+    with connect(f"ws://{server.url}", compression=None) as talk:
+        talk.recv()
+        talk.send(pack(request_of(reset=True)))
+        assert talk.recv(timeout=20) == "server: the request failed; its log says why"
+        assert server.service.metrics.value("rejected", "cause", "internal") == 1
+        assert usable(talk, request_of)
+
+
 def test_half_a_message_then_silence_ends_at_the_read_timeout(server, talk, request_of):
     """On a websocket and over HTTP; meanwhile others are answered."""
     with connect(f"ws://{server.url}", compression=None) as half:
@@ -171,11 +207,11 @@ def test_half_a_message_then_silence_ends_at_the_read_timeout(server, talk, requ
         half.socket.sendall(b"\x82\xfe" + struct.pack(">H", 5000) + b"\0\0\0\0" + b"x" * 100)
         started = time.monotonic()
         assert usable(talk, request_of)
-        assert half.recv(timeout=5) == "message: expected the rest of it within 0.5 s"
+        assert half.recv(timeout=30) == "message: expected the rest of it within 0.5 s"
         with pytest.raises(ConnectionClosed) as closed:
-            half.recv(timeout=5)
+            half.recv(timeout=30)
         assert closed.value.rcvd.code == 1008
-    assert 0.3 < time.monotonic() - started < 4
+    assert 0.3 < time.monotonic() - started < 20
     head = b"POST /v1/act HTTP/1.1\r\nHost: x\r\nContent-Type: application/msgpack\r\nContent-Length: 100\r\n\r\nhalf"
     assert b"408" in silent_socket(server, head).split(b"\r\n")[0]
     assert silent_socket(server, b"POST /v1/act HT") == b"", "half a request line: the connection is closed"
@@ -185,7 +221,7 @@ def test_half_a_message_then_silence_ends_at_the_read_timeout(server, talk, requ
 
 def silent_socket(server, data: bytes) -> bytes:
     """What comes back, up to the end of the connection, after `data` and silence."""
-    with socket.create_connection(("127.0.0.1", server.port), timeout=8) as raw:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as raw:
         raw.sendall(data)
         answer = b""
         while part := raw.recv(65536):
@@ -256,6 +292,19 @@ def test_json_requests_with_encoded_images(server, request_of):
         answer = refused(server, json.dumps({**request, "observation.images.center": bad}).encode(), "application/json")
         assert answer.status_code == 422
         assert answer.json()["error"].startswith(message)
+    for bad, message in (
+        ({"observation.state": [10**400, 1]}, "observation.state: expected (2,) numbers, got"),
+        ({"deadline_ms": 10**400, "prompt": ""}, "prompt: expected an instruction"),
+        ({"prev_chunk": [[10**400, 1]]}, "prev_chunk: expected numbers (steps, action dimensions)"),
+        ({"prev_chunk": [["1", "2"]]}, "prev_chunk: expected numbers (steps, action dimensions)"),
+        ({"prompt": "\ud800 lift"}, "message: expected whole Unicode characters"),
+        ({"\ud800": 1}, "message: expected whole Unicode characters"),
+    ):
+        answer = refused(server, json.dumps({**request, **bad}).encode(), "application/json")
+        assert answer.status_code == 422, answer.text
+        assert answer.json()["error"].startswith(message)
+    twice = b'{"seed": 1, ' + json.dumps(request).encode()[1:]
+    assert refused(server, twice, "application/json").json()["error"].startswith("message: expected every key once")
     deep = b"[" * 10_000 + b"]" * 10_000
     assert refused(server, deep, "application/json").status_code == 422
     assert refused(server, b'{"a": [' + b"1," * 40_000 + b"1]}", "application/json").status_code == 422

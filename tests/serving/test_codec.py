@@ -114,7 +114,7 @@ FORGED = {  # a message's value under the key "state", and what the error must s
     "complex": (openpi("<c8"), r"state: dtype"),
     "dates": (openpi("<M8[s]"), r"state: dtype"),
     "long double": (openpi("<f16", b"\0" * 32), r"state: dtype"),
-    "no dtype": ({b"__ndarray__": True, b"data": b"", b"shape": [0]}, r"state: dtype: .*got 'None'"),
+    "no dtype": ({b"__ndarray__": True, b"data": b"", b"shape": [0]}, r"state: dtype: .*got None"),
     "too few bytes": (openpi(shape=(3,)), r"state: data: expected 12 bytes for shape \[3\] of float32, got 8 bytes"),
     "too many bytes": (openpi(shape=(1,)), r"state: data: expected 4 bytes.*got 8"),
     "a huge shape": (openpi(shape=(2**40, 2**40)), r"state: shape: expected an array of at most 16777216 bytes"),

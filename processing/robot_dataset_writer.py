@@ -185,7 +185,7 @@ class RobotDatasetWriter:
 
     def _acquire(self) -> FileLock:
         (self.root / _STAGING).mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.root / _STAGING / "lock")
+        lock = FileLock(self.root / _STAGING / "lock", thread_local=False)  # any thread may finalize
         try:
             lock.acquire(timeout=0)
         except Timeout as error:

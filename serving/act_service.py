@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 from .act_request import ActAnswer, ActRequest, PolicyHolder, RequestError, ServedPolicy
@@ -16,7 +17,7 @@ from .batching import BatchingWorker, Job, internal_error
 from .dialect_choice import ServedRobot, served_robots
 from .metrics import Metrics
 from .request_options import RequestOptions, split_options
-from .served_recording import ServedRecording
+from .served_recording import Recording
 from .server_settings import ServerSettings
 from .sessions import Session, SessionTable
 
@@ -44,7 +45,7 @@ class ActService:
 
     def __init__(self, settings: ServerSettings, holder: PolicyHolder) -> None:
         self.settings, self.holder = settings, holder
-        self.recording: ServedRecording | None = None
+        self.recording: Recording | None = None
         self.metrics = Metrics()
         self.sessions = SessionTable(settings.session_timeout_s)
         self.connections = self.open_requests = 0
@@ -134,8 +135,8 @@ class ActService:
             ValueError: It does not fit the settings, or, where episodes are recorded, has other robots.
         """
         robots = served_robots(policy.metadata(), self.settings)
-        if self.recording is not None and not set(robots) <= set(self.recording.recorders):
-            raise ValueError(f"policy: expected robots {sorted(self.recording.recorders)}, got {sorted(robots)}")
+        if self.recording is not None and not set(robots) <= self.recording.robots:
+            raise ValueError(f"policy: expected robots {sorted(self.recording.robots)}, got {sorted(robots)}")
         return self.holder.swap(policy)
 
     def metadata(self) -> dict[str, Any]:
@@ -203,8 +204,10 @@ class ActService:
                 if self.recording is not None and name:
                     self.recording.reset(name, options.executed_steps)
                     options = options.after_reset()
+            if self.recording is not None:
+                self.recording.check(options, robot.name)
             if options.observe_only:
-                return self._observed(name, robot, observation), codec
+                return self._observed(replace(options, session=name), robot, observation), codec
             reply = await self._answer(policy, robot, options, observation, known, gone, started)
             self.metrics.observe("total", time.monotonic() - started)
             return reply, codec
@@ -280,7 +283,7 @@ class ActService:
         }
         if options.request_id is not None:
             reply["request_id"] = options.request_id
-        if self.recording is not None and session.name:
+        if self.recording is not None:
             reply |= self.recording.record(session.name, options, request, answer, actions, version)
         return reply
 
@@ -303,7 +306,7 @@ class ActService:
             raise RequestError("connection: closed before the answer", status=499, cause="disconnected")
         raise job.too_late()
 
-    def _observed(self, session: str | None, robot: ServedRobot, observation: dict[str, Any]) -> dict[str, Any]:
-        if self.recording is None or not session:
+    def _observed(self, options: RequestOptions, robot: ServedRobot, observation: dict[str, Any]) -> dict[str, Any]:
+        if self.recording is None:
             raise RequestError("observe_only: expected a server that records (--record) and a session_id")
-        return {"observed": True, **self.recording.observe(session, robot.name, observation)}
+        return {"observed": True, **self.recording.observe(options, robot.name, observation)}

@@ -25,7 +25,15 @@ _REPEATABLE = (ConnectionError, TimeoutError, OSError, EOFError)
 
 
 class PolicyError(RuntimeError):
-    """The server refused a request and says why; the connection stays usable. Sending it again would not help."""
+    """The server refused a request and says why; the connection stays usable. Sending it again would not help.
+
+    Attributes:
+        status: HTTP status, over HTTP.
+        cause: The server's label of the refusal, where it gives one.
+    """
+
+    status: int | None = None
+    cause: str | None = None
 
 
 class Unreachable(ConnectionError):

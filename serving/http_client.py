@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import urllib.error
 import urllib.request
@@ -38,6 +39,19 @@ def http_metadata(url: str, *, token: str | None = None, timeout: float = 10.0) 
     return json.loads(_call(url, "/v1/metadata", None, "application/json", token, timeout))
 
 
+def http_json(
+    url: str, path: str, body: Mapping[str, Any] | None = None, *, token: str | None = None, timeout: float = 30.0
+) -> dict[str, Any]:
+    """`GET path`, or `POST path` where there is a body, of the server's further routes, such as `/rl/episodes`.
+
+    Raises:
+        PolicyError: The server refuses the request; holds status, cause and reason.
+        OSError: No server, or no answer in time.
+    """
+    data = None if body is None else json.dumps(body).encode()
+    return json.loads(_call(url, path, data, "application/json", token, timeout))
+
+
 def http_ready(url: str, *, timeout: float = 5.0) -> bool:
     """Whether the server answers and can take requests (`GET /readyz`)."""
     try:
@@ -61,7 +75,11 @@ def _call(url: str, path: str, body: bytes | None, kind: str, token: str | None,
             answer = response.read(_MAX_BYTES + 1)
     except urllib.error.HTTPError as error:
         reason = error.read(2000).decode(errors="replace").strip()
-        raise PolicyError(f"{url}{path}: HTTP {error.code}: {reason}") from error
+        refusal = PolicyError(f"{url}{path}: HTTP {error.code}: {reason}")
+        refusal.status = error.code
+        with contextlib.suppress(ValueError, AttributeError):
+            refusal.cause = json.loads(reason).get("cause")
+        raise refusal from error
     if len(answer) > _MAX_BYTES:
         raise PolicyError(f"{url}{path}: expected at most {_MAX_BYTES} bytes, got more")
     return answer

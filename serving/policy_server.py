@@ -25,6 +25,8 @@ from .act_request import PolicyHolder, RequestError, ServedPolicy
 from .act_service import ActService
 from .connection_guards import guarded_protocols
 from .http_routes import error_response, http_router
+from .rl_routes import rl_router
+from .rl_scheduler import RLScheduler
 from .served_recording import ServedRecording
 from .server_settings import ServerSettings
 from .websocket_routes import websocket_router
@@ -72,6 +74,7 @@ class PolicyServer:
         settings: See `ServerSettings`.
         routers: See `build_app`.
         record: Folder in which served episodes are recorded, see `RolloutRecorder`.
+        rl: Run of reinforcement learning; it then gives the policy, records, and adds its routes.
 
     Attributes:
         service: What answers requests.
@@ -80,17 +83,24 @@ class PolicyServer:
 
     def __init__(
         self,
-        policy: ServedPolicy | Callable[[], ServedPolicy],
+        policy: ServedPolicy | Callable[[], ServedPolicy] | None,
         settings: ServerSettings | None = None,
         *,
         routers: Sequence[APIRouter] = (),
         record: str | Path | None = None,
+        rl: RLScheduler | None = None,
     ) -> None:
+        if (policy is None) != (rl is not None) or (rl is not None and record is not None):
+            raise ValueError("rl: a run gives the policy and records by itself; pass either a policy or a run")
         self.settings = settings or ServerSettings()
         self.holder = PolicyHolder()
         self.service = ActService(self.settings, self.holder)
-        self._load: Callable[[], ServedPolicy] = policy if callable(policy) else lambda: policy
+        self._load: Callable[[], ServedPolicy] = policy if callable(policy) else lambda: policy  # type: ignore[assignment,return-value]
         self._record = Path(record) if record is not None else None
+        self._rl = rl
+        if rl is not None:
+            rl.service, self._load = self.service, rl.first_policy
+            routers = (*routers, rl_router(rl))
         self._server = _DrainingServer(self._config(build_app(self.service, routers)), self.service)
         self._socket: socket.socket | None = None
         self._thread: threading.Thread | None = None
@@ -219,6 +229,8 @@ class PolicyServer:
         except BaseException as error:
             self._error = self._error or error
         finally:
+            if self._rl is not None:
+                self._rl.stop()
             self._ready.set()
 
     def _prepare(self) -> None:
@@ -227,9 +239,11 @@ class PolicyServer:
             policy = self._load()
             robots = self.service.robots(policy)  # settings and policy must belong together
             policy.warm_up(bool(self.settings.think))
+            described = {name: policy.metadata()["embodiments"][name] for name in robots}
             if self._record is not None:
-                described = policy.metadata()["embodiments"]
-                self.service.recording = ServedRecording(self._record, {name: described[name] for name in robots})
+                self.service.recording = ServedRecording(self._record, described)
+            elif self._rl is not None:
+                self.service.recording = self._rl.recording(described)
             self.holder.swap(policy)
             logger.info("ready: %s at %s", policy.version, self.url)
         except BaseException as error:

@@ -258,7 +258,7 @@ class RolloutRecorder:
                 self._outcomes[episode_id] = outcome
             elif index is not None:
                 facts.outcome = outcome
-                _write_facts(self.root, index, facts)
+                write_facts(self.root, index, facts)
 
     def flush(self, timeout: float | None = None) -> bool:
         """Waits until all that was queued is on disk, at most `timeout` seconds; returns whether it is."""
@@ -392,7 +392,7 @@ class RolloutRecorder:
             index = writer.num_episodes
             with self._lock:
                 spool.facts.outcome = self._outcomes.get(episode)
-            _write_facts(self.root, index, spool.facts)
+            write_facts(self.root, index, spool.facts)
             writer.save_episode()
             with self._lock:
                 self._indices[episode] = index
@@ -400,7 +400,7 @@ class RolloutRecorder:
                 late = self._outcomes.pop(episode, None)
                 if late != spool.facts.outcome:
                     spool.facts.outcome = late
-                    _write_facts(self.root, index, spool.facts)
+                    write_facts(self.root, index, spool.facts)
         except Exception as error:
             with self._lock:
                 self._lose(episode, f"{type(error).__name__}: {error}")
@@ -445,7 +445,8 @@ def read_facts(root: Path, episode_index: int) -> EpisodeFacts:
         raise ValueError(f"{path}: cannot be read ({error}); restore the file") from error
 
 
-def _write_facts(root: Path, episode_index: int, facts: EpisodeFacts) -> None:
+def write_facts(root: Path, episode_index: int, facts: EpisodeFacts) -> None:
+    """Puts the JSON file of a recorded episode in place."""
     from processing.lerobot_format import write_json
 
     write_json(facts_path(root, episode_index), asdict(facts))
@@ -455,7 +456,8 @@ def _lock(root: Path) -> Any:
     from filelock import FileLock, Timeout
 
     root.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(root.parent / f".{root.name}.recording")  # beside it: a new data set's folder has to be empty
+    # Beside it, since a new data set's folder has to be empty; another thread may let go of it than took it.
+    lock = FileLock(root.parent / f".{root.name}.recording", thread_local=False)
     try:
         lock.acquire(timeout=0)
     except Timeout as error:

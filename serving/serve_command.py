@@ -7,12 +7,15 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .action_limits import load_limits
 from .codec import CodecLimits
 from .request_options import OptionCaps
 from .server_settings import ServerSettings, read_token
+
+if TYPE_CHECKING:
+    from .policy_server import PolicyServer
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -23,7 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Serve a SyVLA checkpoint: openpi's websocket protocol and HTTP on one port.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--model", required=True, help="checkpoint folder or Hub id")
+    parser.add_argument("--model", help="checkpoint folder or Hub id; needed except with --rl-run")
     parser.add_argument("--revision", help="commit, branch or tag on the Hub")
     parser.add_argument("--device", help="torch device; by default a GPU where there is one")
     parser.add_argument("--dtype", default="auto", help="parameter dtype, such as bfloat16; auto: the checkpoint's")
@@ -55,6 +58,22 @@ def build_parser() -> argparse.ArgumentParser:
     )
     robot.add_argument("--limits", type=Path, help="YAML file with joint and rate limits per embodiment")
     robot.add_argument("--record", type=Path, metavar="DIR", help="record served episodes as a LeRobot data set")
+
+    learning = parser.add_argument_group("reinforcement learning")
+    learning.add_argument(
+        "--rl-run",
+        type=Path,
+        metavar="DIR",
+        help="serve a run of syvla-ppo (its output_dir): its policies, episodes, rewards",
+    )
+    learning.add_argument("--rl-rollouts", type=int, default=20, help="rollouts per update; the trainer's number")
+    learning.add_argument("--rl-updates", type=int, default=10, help="updates of the run; the trainer's number")
+    learning.add_argument(
+        "--rl-ahead", type=int, default=0, help="rollouts beyond those, for a trainer that allows stale ones"
+    )
+    learning.add_argument(
+        "--rl-silent-s", type=float, default=300.0, help="abort the episode of a robot silent for so long"
+    )
 
     thinking = parser.add_argument_group("inference")
     thinking.add_argument("--think", default="off", metavar="on|off|K", help="think never, always, or every K calls")
@@ -127,6 +146,66 @@ def _camera(text: str) -> tuple[str, str]:
     return view, camera
 
 
+def _policy_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "device": arguments.device,
+        "dtype": arguments.dtype,
+        "max_new_tokens": arguments.max_new_tokens,
+        "num_steps": arguments.num_steps,
+    }
+
+
+def _server(arguments: argparse.Namespace, settings: ServerSettings) -> PolicyServer:
+    """A server for a checkpoint."""
+    from .policy_server import PolicyServer
+
+    if arguments.model is None:
+        raise ValueError("model: expected a checkpoint folder or Hub id (--model), or a run (--rl-run)")
+    options: dict[str, Any] = {"max_query_age": arguments.max_query_age} if arguments.dual_system else {}
+    return PolicyServer.from_pretrained(
+        arguments.model,
+        settings,
+        record=arguments.record,
+        revision=arguments.revision,
+        dual_system=arguments.dual_system,
+        background_think=arguments.dual_system and bool(settings.think),
+        **_policy_options(arguments),
+        **options,
+    )
+
+
+def _rl_server(arguments: argparse.Namespace, settings: ServerSettings) -> PolicyServer:
+    """A server for a run of reinforcement learning."""
+    from .act_request import ServedPolicy
+    from .policy_server import PolicyServer
+    from .rl_scheduler import RLScheduler, RLSettings
+
+    for name, value in (
+        ("--model", arguments.model),
+        ("--revision", arguments.revision),
+        ("--record", arguments.record),
+    ):
+        if value is not None:
+            raise ValueError(f"{name}: not with --rl-run, whose policies and rollouts lie in {arguments.rl_run}")
+    if arguments.dual_system:
+        raise ValueError("--async: not with --rl-run; a chunk is scored on the query states of its own observation")
+    run = RLSettings(
+        arguments.rl_run,
+        rollouts_per_update=arguments.rl_rollouts,
+        max_updates=arguments.rl_updates,
+        ahead=arguments.rl_ahead,
+        silent_s=arguments.rl_silent_s,
+    )
+
+    def load(folder: Path) -> ServedPolicy:
+        from .served_policy import SyVLAServedPolicy
+
+        chosen = None if settings.embodiment is None else [settings.embodiment]
+        return SyVLAServedPolicy.from_pretrained(str(folder), embodiments=chosen, **_policy_options(arguments))
+
+    return PolicyServer(None, settings, rl=RLScheduler(run, load))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `syvla-serve`; returns the exit status."""
     arguments = build_parser().parse_args(argv)
@@ -134,22 +213,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("uvicorn.error").setLevel(logging.INFO if arguments.verbose else logging.WARNING)
     try:
         settings = settings_of(arguments)
-        from .policy_server import PolicyServer
-
-        options: dict[str, Any] = {"max_query_age": arguments.max_query_age} if arguments.dual_system else {}
-        server = PolicyServer.from_pretrained(
-            arguments.model,
-            settings,
-            record=arguments.record,
-            device=arguments.device,
-            dtype=arguments.dtype,
-            revision=arguments.revision,
-            max_new_tokens=arguments.max_new_tokens,
-            num_steps=arguments.num_steps,
-            dual_system=arguments.dual_system,
-            background_think=arguments.dual_system and bool(settings.think),
-            **options,
-        )
+        server = _rl_server(arguments, settings) if arguments.rl_run is not None else _server(arguments, settings)
         server.run()
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         print(f"syvla-serve: {error}", file=sys.stderr)

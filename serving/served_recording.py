@@ -3,19 +3,66 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from .act_request import ActAnswer, ActRequest, RequestError
 from .request_options import RequestOptions
+from .rollout_format import ServedDecision
 
 if TYPE_CHECKING:
     from .rollout_recorder import RolloutRecorder
 
 logger = logging.getLogger(__name__)
+
+
+class Recording(Protocol):
+    """What the server tells about its requests: `ServedRecording`, or `rl_episodes.RLEpisodes` in a run of RL.
+
+    Attributes:
+        robots: Robots whose requests can be recorded.
+    """
+
+    robots: set[str]
+
+    def check(self, options: RequestOptions, robot: str) -> None:
+        """Before a request is answered. Raises RequestError if it belongs to an episode that is over."""
+        ...
+
+    def reset(self, session: str, executed: int | None) -> None:
+        """The session begins anew."""
+        ...
+
+    def observe(self, options: RequestOptions, robot: str, observation: Mapping[str, Any]) -> dict[str, Any]:
+        """An observation at which no actions are asked for; returns what the reply says about it."""
+        ...
+
+    def record(
+        self,
+        session: str,
+        options: RequestOptions,
+        request: ActRequest,
+        answer: ActAnswer,
+        sent: np.ndarray,
+        version: str,
+    ) -> dict[str, Any]:
+        """An answered request; `session` is "" where there is none. Returns what the reply says about it."""
+        ...
+
+    def ended(self, session: str, why: str) -> None:
+        """The session is forgotten."""
+        ...
+
+    def status(self) -> dict[str, Any]:
+        """Counts."""
+        ...
+
+    def close(self) -> None:
+        """The server stops."""
+        ...
 
 
 class ServedRecording:
@@ -32,6 +79,7 @@ class ServedRecording:
     def __init__(self, root: Path, embodiments: Mapping[str, Mapping[str, Any]]) -> None:
         from .rollout_recorder import RolloutRecorder
 
+        self.robots = set(embodiments)
         self.recorders: dict[str, RolloutRecorder] = {}
         for name, entry in embodiments.items():
             self.recorders[name] = RolloutRecorder(
@@ -45,12 +93,17 @@ class ServedRecording:
     def reset(self, session: str, executed: int | None) -> None:
         """The session's episode is over."""
         for recorder in self.recorders.values():
-            _refusing(lambda recorder=recorder: recorder.end(session, executed=executed))  # type: ignore[misc]
+            refusing(lambda recorder=recorder: recorder.end(session, executed=executed))  # type: ignore[misc]
 
-    def observe(self, session: str, robot: str, observation: Mapping[str, Any]) -> dict[str, Any]:
+    def check(self, options: RequestOptions, robot: str) -> None:
+        """Any request may be recorded."""
+
+    def observe(self, options: RequestOptions, robot: str, observation: Mapping[str, Any]) -> dict[str, Any]:
         """Records an observation at which no actions are asked for; returns what the reply says about it."""
-        recorder = self.recorders[robot]
-        recorded = _refusing(lambda: recorder.observe(session, observation["images"], observation["state"]))
+        recorder, session = self.recorders[robot], options.session
+        if not session:
+            raise RequestError("observe_only: expected a session_id")
+        recorded = refusing(lambda: recorder.observe(session, observation["images"], observation["state"]))
         return {"episode_id": recorded.episode_id, "chunk_id": recorded.chunk_id}
 
     def record(
@@ -62,25 +115,12 @@ class ServedRecording:
         sent: np.ndarray,
         version: str,
     ) -> dict[str, Any]:
-        """Records an answer; returns what the reply says about it."""
-        from .rollout_format import ServedDecision
-
-        decision = ServedDecision(
-            images=request.images,
-            state=request.state,
-            instruction=request.instruction,
-            actions=sent,
-            seed=request.seed,
-            policy_version=version,
-            predicted=None if sent is answer.actions else answer.actions,
-            thought=answer.thought,
-            executed_before=options.executed_steps,
-            request_id=options.request_id,
-            frozen_steps=int(answer.extras.get("frozen_steps", 0)),
-            query_age=float(answer.extras.get("query_age", 0.0)),
-        )
+        """Records an answer to a session; returns what the reply says about it."""
+        if not session:
+            return {}
+        decision = served_decision(options, request, answer, sent, version)
         recorder = self.recorders[request.embodiment]
-        recorded = _refusing(lambda: recorder.record(session, decision, options.episode_id))
+        recorded = refusing(lambda: recorder.record(session, decision, options.episode_id))
         return {"episode_id": recorded.episode_id, "chunk_id": recorded.chunk_id}
 
     def ended(self, session: str, why: str) -> None:
@@ -101,8 +141,28 @@ class ServedRecording:
                 logger.error("%s", error)
 
 
-def _refusing(work: Any) -> Any:
-    """What the recorder refuses is the client's error, or a reason to come again later."""
+def served_decision(
+    options: RequestOptions, request: ActRequest, answer: ActAnswer, sent: np.ndarray, version: str
+) -> ServedDecision:
+    """What a recorder takes of an answered request."""
+    return ServedDecision(
+        images=request.images,
+        state=request.state,
+        instruction=request.instruction,
+        actions=sent,
+        seed=request.seed,
+        policy_version=version,
+        predicted=None if sent is answer.actions else answer.actions,
+        thought=answer.thought,
+        executed_before=options.executed_steps,
+        request_id=options.request_id,
+        frozen_steps=int(answer.extras.get("frozen_steps", 0)),
+        query_age=float(answer.extras.get("query_age", 0.0)),
+    )
+
+
+def refusing(work: Callable[[], Any]) -> Any:
+    """Calls `work`; what a recorder refuses is the client's error, or a reason to come again later."""
     from .rollout_recorder import TooManyEpisodes
 
     try:

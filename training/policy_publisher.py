@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
 from processing.lerobot_format import write_json
+from serving.published_policies import FACTS, DamagedPolicy, PublishedPolicy, point_latest, read_latest, sha256_of
+from serving.rollout_seal import sync
 
-LATEST = "LATEST.json"
+logger = logging.getLogger(__name__)
 
 
 class PolicyPublisher(Protocol):
@@ -31,8 +32,8 @@ class PolicyPublisher(Protocol):
 class FolderPublisher:
     """Publishes into `root/v0000`, `root/v0001`, ... and points `root/LATEST.json` at the newest.
 
-    A folder appears under its name when it is whole, and `LATEST.json` names it, with the SHA-256 of its weight files, only
-    then: a reader never sees half a policy.
+    A folder appears under its name when it is whole, and `LATEST.json` names it, with the SHA-256 of its files, only then: a
+    reader never sees half a policy. See `serving.published_policies`, which reads them.
 
     Args:
         root: Folder; on a disk that the server sees.
@@ -43,32 +44,37 @@ class FolderPublisher:
         self.root, self.keep = Path(root), keep
 
     def publish(self, version: int, policy_version: str, save: Callable[[Path], None]) -> None:
-        known = self.latest()
-        if known is not None and (known["version"], known["policy_version"]) == (version, policy_version):
+        if self._published(version, policy_version):
             return
         target = self.root / f"v{version:04d}"
         temporary = self.root / f".{target.name}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)  # what a crash left
         temporary.mkdir(parents=True)
         save(temporary)
-        hashes = {path.name: _sha256(path) for path in sorted(temporary.glob("*.safetensors"))}
+        hashes = {path.name: sha256_of(path) for path in sorted(temporary.iterdir()) if path.is_file()}
+        policy = PublishedPolicy(version, policy_version, target, hashes)
+        write_json(temporary / FACTS, policy.facts)
+        for path in (*temporary.iterdir(), temporary):
+            sync(path)
         shutil.rmtree(target, ignore_errors=True)
         temporary.rename(target)
-        facts = {"version": version, "policy_version": policy_version, "path": target.name, "sha256": hashes}
-        write_json(self.root / LATEST, facts)
+        point_latest(self.root, policy)
         for old in sorted(self.root.glob("v[0-9]*"))[: -self.keep]:
             if old != target:
                 shutil.rmtree(old)
 
+    def _published(self, version: int, policy_version: str) -> bool:
+        try:
+            known = read_latest(self.root)
+            if known is None or (known.version, known.policy_version) != (version, policy_version):
+                return False
+            known.verify()
+        except DamagedPolicy as error:
+            logger.warning("%s", error)
+            return False
+        return True
+
     def latest(self) -> dict | None:
         """Contents of `LATEST.json`, None before the first policy."""
-        path = self.root / LATEST
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
+        policy = read_latest(self.root)
+        return None if policy is None else policy.facts

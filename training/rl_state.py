@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from processing.lerobot_format import write_json
-
-STATE_FILE = "rollout_state.json"
+from serving.rl_progress import STATE_FILE
 
 
 @dataclass

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+
+logger = logging.getLogger(__name__)
 
 TIME_OUTS = ("time limit", "timeout")
 """Values of an episode's `ended` that say that a time limit cut it off."""
@@ -116,63 +119,86 @@ class RolloutStore(Protocol):
 
 
 class LeRobotRolloutStore:
-    """Rollouts that a policy server records (`syvla-serve --record`), see `serving.rollout_format`.
+    """Rollouts that a policy server records, see `serving.rollout_format`.
 
     Args:
-        root: Folder of the recording; it may appear later.
+        root: Folder of one recording (`syvla-serve --record`), or of one per rollout (`syvla-serve --rl-run`), where damaged
+            ones are left out; it may appear later.
         cameras: View to camera feature; None: inferred from the features' names.
     """
 
     def __init__(self, root: str | Path, cameras: Mapping[str, str] | None = None) -> None:
         self.root, self.cameras = Path(root), cameras
+        self._verified: dict[str, str | None] = {}  # folder of a rollout -> what is wrong with it
 
     def labelled(self) -> list[RolloutInfo]:
-        return [info for info, _ in self._facts()]
+        return [info for info, _, _ in self._facts()]
 
     def load(self, episode_ids: Sequence[str]) -> list[Rollout]:
-        from processing.robot_dataset import RobotDataset
-        from serving.rollout_episodes import read_rollouts
-
-        known = {info.episode_id: (info, index) for info, index in self._facts()}
+        known = {info.episode_id: (info, root, index) for info, root, index in self._facts()}
         missing = [name for name in episode_ids if name not in known]
         if missing:
             raise ValueError(f"{self.root}: has no labelled episodes {missing[:5]}; was the recording moved or cut?")
-        if not episode_ids:
-            return []
-        numbers = [known[name][1] for name in episode_ids]
-        dataset = RobotDataset(
-            self.root, embodiment="", cameras=None if self.cameras is None else dict(self.cameras), episodes=numbers
-        )
-        episodes = {episode.episode_index: episode for episode in read_rollouts(self.root, start=min(numbers))}
-        rollouts = []
-        for position, (name, number) in enumerate(zip(episode_ids, numbers, strict=True)):
-            rollouts.append(_rollout(known[name][0], episodes[number], dataset, position))
-        return rollouts
+        loaded: dict[str, Rollout] = {}
+        for root in dict.fromkeys(known[name][1] for name in episode_ids):
+            loaded |= self._load(root, {n: known[n] for n in episode_ids if known[n][1] == root})
+        return [loaded[name] for name in episode_ids]
 
-    def _facts(self) -> list[tuple[RolloutInfo, int]]:
-        from processing.lerobot_format import INFO_PATH, read_info
+    def _load(self, root: Path, wanted: Mapping[str, tuple[RolloutInfo, Path, int]]) -> dict[str, Rollout]:
+        from processing.robot_dataset import RobotDataset
+        from serving.rollout_episodes import read_rollouts
+
+        numbers = [index for _, _, index in wanted.values()]
+        cameras = None if self.cameras is None else dict(self.cameras)
+        dataset = RobotDataset(root, embodiment="", cameras=cameras, episodes=numbers)
+        episodes = {episode.episode_index: episode for episode in read_rollouts(root, start=min(numbers))}
+        return {
+            name: _rollout(info, episodes[index], dataset, position)
+            for position, (name, (info, _, index)) in enumerate(wanted.items())
+        }
+
+    def _recordings(self) -> list[Path]:
+        from processing.lerobot_format import INFO_PATH
+        from serving.rollout_seal import SEAL, seal_problem
+
+        if (self.root / INFO_PATH).is_file():
+            return [self.root]
+        found = []
+        for seal in sorted(self.root.glob(f"*/{SEAL}")):
+            name = seal.parent.name
+            if name.startswith("."):
+                continue
+            if name not in self._verified:
+                self._verified[name] = problem = seal_problem(seal.parent)
+                if problem is not None:
+                    logger.error("rollout %s is damaged and left out: %s", seal.parent, problem)
+            if self._verified[name] is None:
+                found.append(seal.parent)
+        return found
+
+    def _facts(self) -> list[tuple[RolloutInfo, Path, int]]:
+        from processing.lerobot_format import read_info
         from serving.rollout_recorder import read_facts
 
-        if not (self.root / INFO_PATH).is_file():
-            return []
         found = []
-        for index in range(read_info(self.root).total_episodes):
-            facts = read_facts(self.root, index)
-            if facts.outcome is None:  # nobody has said yet: it waits, it never counts as 0
-                continue
-            if facts.outcome not in (0, 1):
-                raise ValueError(
-                    f"{self.root}: episode {facts.episode_id} has outcome {facts.outcome!r}, expected 0 or 1"
+        for root in self._recordings():
+            for index in range(read_info(root).total_episodes):
+                facts = read_facts(root, index)
+                if facts.outcome is None:  # nobody has said yet: it waits, it never counts as 0
+                    continue
+                if facts.outcome not in (0, 1):
+                    raise ValueError(
+                        f"{root}: episode {facts.episode_id} has outcome {facts.outcome!r}, expected 0 or 1; label it anew"
+                    )
+                info = RolloutInfo(
+                    facts.episode_id,
+                    tuple(facts.policy_versions),
+                    int(facts.outcome),
+                    facts.embodiment,
+                    facts.ended in TIME_OUTS,
                 )
-            info = RolloutInfo(
-                facts.episode_id,
-                tuple(facts.policy_versions),
-                int(facts.outcome),
-                facts.embodiment,
-                facts.ended in TIME_OUTS,
-            )
-            found.append((info, index))
-        return found
+                found.append((facts.ended_at, info, root, index))
+        return [entry[1:] for entry in sorted(found, key=lambda entry: entry[0])]
 
 
 def _rollout(info: RolloutInfo, episode: Any, dataset: Any, position: int) -> Rollout:

@@ -134,6 +134,11 @@ def test_a_policy_is_published_whole_once_and_old_ones_go(tmp_path):
         publisher.publish(3, "hash 3", fail)
     assert publisher.latest() == latest
     assert not (tmp_path / "policies" / "v0003").exists()
+    weights = tmp_path / "policies" / "v0002" / "model.safetensors"
+    weights.write_bytes(data[:5])
+    publisher.publish(2, "hash 2", save)
+    assert publisher.latest()["sha256"]["model.safetensors"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert len(weights.read_bytes()) > 5, "a damaged policy is published anew"
 
 
 def test_state_survives_saving_and_guards_settings(tmp_path):

@@ -172,7 +172,7 @@ class LeRobotRolloutStore:
                 self._verified[name] = problem = seal_problem(seal.parent)
                 if problem is not None:
                     logger.error("rollout %s is damaged and left out: %s", seal.parent, problem)
-            if self._verified[name] is None:
+            if self._verified[name] is None and seal.is_file():  # nobody has put it aside meanwhile
                 found.append(seal.parent)
         return found
 
@@ -183,7 +183,13 @@ class LeRobotRolloutStore:
         found = []
         for root in self._recordings():
             for index in range(read_info(root).total_episodes):
-                facts = read_facts(root, index)
+                try:
+                    facts = read_facts(root, index)
+                except ValueError as error:
+                    if root == self.root:
+                        raise
+                    logger.warning("rollout left out until the server is started again, which restores it: %s", error)
+                    continue
                 if facts.outcome is None:  # nobody has said yet: it waits, it never counts as 0
                     continue
                 if facts.outcome not in (0, 1):

@@ -321,8 +321,7 @@ def test_damaged_rollouts_are_set_aside_and_lost_labels_restored(serve_run, run)
     cut.write_bytes(cut.read_bytes()[:-100])
     facts = run / "rollouts" / names[1] / "meta" / "rollouts" / "episode-000000.json"
     facts.write_text(facts.read_text()[:20])
-    with pytest.raises(ValueError, match="cannot be read"):
-        LeRobotRolloutStore(run / "rollouts").labelled()
+    assert [i.episode_id for i in LeRobotRolloutStore(run / "rollouts").labelled()] == names[:1], "left out till then"
     robot = Robot(serve_run())
     notes = " ".join(robot.call("/rl/status")["notes"])
     assert f"episode {names[3]}: damaged (data/" in notes

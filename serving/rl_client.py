@@ -44,7 +44,7 @@ class RLClient:
         key, until = uuid.uuid4().hex, time.monotonic() + wait_s
         while True:
             try:
-                begun = self._post("/rl/episodes", {"request_id": key})
+                begun = self._post("/rl/episodes", {"request_id": key}, busy=False)
             except PolicyError as error:
                 if error.cause == "run_complete":
                     raise RunComplete(str(error)) from None
@@ -104,17 +104,21 @@ class RLClient:
         """`GET /rl/status`."""
         return self._attempts(lambda: http_json(self.url, "/rl/status", token=self.token))
 
-    def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    def _post(self, path: str, body: dict[str, Any], *, busy: bool = True) -> dict[str, Any]:
         timeout = self.options.read_timeout
-        return self._attempts(lambda: http_json(self.url, path, body, token=self.token, timeout=timeout))
+        return self._attempts(lambda: http_json(self.url, path, body, token=self.token, timeout=timeout), busy=busy)
 
-    def _attempts(self, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    def _attempts(self, work: Callable[[], dict[str, Any]], *, busy: bool = True) -> dict[str, Any]:
+        """`work`, again after a lost answer, and with `busy` also where the server asks to come later (503)."""
         pauses = self.options.pauses()
         while True:
             try:
                 return work()
             except PolicyError as error:
-                raise _aborted(error) from error
+                pause = next(pauses, None) if busy and error.status == 503 else None
+                if pause is None:
+                    raise _aborted(error) from error
+                time.sleep(pause)
             except OSError as error:
                 pause = next(pauses, None)
                 if pause is None:

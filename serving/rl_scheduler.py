@@ -149,6 +149,8 @@ class RLScheduler:
             RequestError: A policy waits to be put in place, an update has all it needs (503), or the run is over (409).
         """
         episodes = self.episodes
+        assert self.service is not None
+        self.service.require_policy()
         with episodes.lock:
             assert self.served is not None
             version = self.served.policy_version

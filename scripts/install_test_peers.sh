@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the suite tests against but pip cannot resolve beside the newest torch: packages whose pins are narrower
-# than what they run with. Their tests skip, with the reason, where this script has not run.
+# than what they run with. Their tests skip, with the reason, where this script has not run. pip reports these pins as
+# lines that begin with "ERROR"; the script has failed only if its exit status is not 0.
 #   scripts/install_test_peers.sh [PYTHON]
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -23,10 +25,13 @@ SETTINGS = '{"use_configured_state": true}'
 """Value of `--accelerator_config` that makes `TrainingArguments` keep the engine set up here."""
 
 
-def launch_command(engine: str, processes: int, script: str, arguments: Sequence[str]) -> list[str]:
-    """Command line that runs `training/<script>.py` under an engine."""
+def launch_command(
+    engine: str, processes: int, script: str, arguments: Sequence[str], report: Path | None = None
+) -> list[str]:
+    """Command line that runs `training/<script>.py` under an engine; see `write_report` for `report`."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    worker = ["-m", "training.cpu_engines", "--worker", "--engine", engine, "--script", script, "--"]
+    worker = ["-m", "training.cpu_engines", "--worker", "--engine", engine, "--script", script]
+    worker += ["--"] if report is None else ["--report", str(report), "--"]
     return [*launch, *worker, *map(str, arguments), "--use_cpu", "true", "--accelerator_config", SETTINGS]
 
 
@@ -61,19 +66,38 @@ def set_up_engine(engine: str) -> None:
         state._shared_state["distributed_type"] = DistributedType.DEEPSPEED
 
 
+def write_report(folder: Path, before: int) -> None:
+    """Write `process_N.json`: largest resident memory of this process so far, and what it was before, in MiB."""
+    folder.mkdir(parents=True, exist_ok=True)
+    memory = {"before_mib": before / 2**10, "peak_mib": _peak_kib() / 2**10}
+    path = folder / f"process_{os.environ.get('RANK', '0')}.json"
+    path.write_text(json.dumps(memory) + "\n", encoding="utf-8")
+
+
+def _peak_kib() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak // 1024 if sys.platform == "darwin" else peak
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point. Returns the exit status of the training script."""
     parser = argparse.ArgumentParser(prog="python -m training.cpu_engines", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--engine", choices=ENGINES, default="ddp")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--script", choices=("finetune", "pretrain"), default="pretrain")
+    parser.add_argument("--report", type=Path, help="folder in which every process leaves how much memory it took")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("arguments", nargs="*", help="arguments of the script, after --")
     options = parser.parse_args(argv)
     if options.worker:
         set_up_engine(options.engine)
-        return importlib.import_module(f"training.{options.script}").main(options.arguments)
-    command = launch_command(options.engine, options.processes, options.script, options.arguments)
+        script = importlib.import_module(f"training.{options.script}")
+        before = _peak_kib()
+        status = script.main(options.arguments)
+        if options.report is not None:
+            write_report(options.report, before)
+        return status
+    command = launch_command(options.engine, options.processes, options.script, options.arguments, options.report)
     return subprocess.run(command, check=False).returncode
 
 

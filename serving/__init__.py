@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .client import AsyncPolicyClient, PolicyClient, PolicyError
     from .policy import SyVLAPolicy
     from .policy_server import PolicyServer
+    from .rl_client import RLClient
     from .rollout_recorder import RolloutRecorder
 
 _MODULES = {
@@ -20,6 +21,7 @@ _MODULES = {
     "PolicyClient": "client",
     "PolicyError": "client",
     "PolicyServer": "policy_server",
+    "RLClient": "rl_client",
     "RolloutRecorder": "rollout_recorder",
     "SyVLAPolicy": "policy",
 }
@@ -31,6 +33,7 @@ __all__ = [
     "PolicyClient",
     "PolicyError",
     "PolicyServer",
+    "RLClient",
     "RolloutRecorder",
     "SyVLAPolicy",
 ]

@@ -1,8 +1,11 @@
 """A run of reinforcement learning over HTTP: episodes, rewards, policies; with a policy whose answers are known."""
 
 import json
+import re
 import threading
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -365,3 +368,46 @@ def test_bad_bodies_are_refused(serve_run):
 def test_limits_of_a_run_are_checked():
     with pytest.raises(ValueError, match="rollouts_per_update: expected at least 1, got 0"):
         RLSettings(Path("run"), rollouts_per_update=0)
+
+
+def fetch(server, path, **headers):
+    """Status, headers and text, as a browser would ask."""
+    request = urllib.request.Request(f"http://{server.url}{path}", headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=10) as response:
+            return response.status, response.headers, response.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.headers, error.read().decode()
+
+
+def test_the_page_stands_alone_and_holds_no_data(serve_run):
+    status, headers, text = fetch(serve_run(token="secret"), "/rl")
+    assert status == 200, "open, since it asks for the token itself"
+    assert not re.findall(r"https?://|src=|href=|@import|url\(", text), "no external resources"
+    assert "default-src 'none'" in headers["Content-Security-Policy"]
+    assert "frame-ancestors 'none'" in headers["Content-Security-Policy"], "no other page may put it in a frame"
+    assert "hash 0" not in text
+
+
+def test_no_other_web_page_may_ask(serve_run):
+    server = serve_run()
+    own = f"http://{server.url}"
+    assert fetch(server, "/rl/status", Origin=own)[0] == 200
+    for origin in (
+        "http://other.example",
+        own.replace("http:", "https:"),
+        f"http://127.0.0.1:{server.port + 1}",
+        "null",
+    ):
+        assert fetch(server, "/rl/status", Origin=origin)[0] == 403
+    rebound = f"rebound.example:{server.port}"
+    assert fetch(server, "/rl/status", Origin=f"http://{rebound}", Host=rebound)[0] == 403, "a name that points here"
+    assert fetch(server, "/v1/metadata", Origin=own)[0] == 403, "the page asks for its own paths alone"
+
+
+def test_with_a_token_the_page_works_from_other_machines(serve_run):
+    server = serve_run(token="secret")
+    named = f"robot.example:{server.port}"
+    browser = {"Origin": f"http://{named}", "Host": named}
+    assert fetch(server, "/rl/status", **browser)[0] == 401
+    assert fetch(server, "/rl/status", **browser, Authorization="Bearer secret")[0] == 200

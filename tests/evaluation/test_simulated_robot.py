@@ -1,0 +1,81 @@
+"""The simulated robot against a server of a run: what it sends is what is recorded, and its rewarder labels it."""
+
+import json
+
+import numpy as np
+import pytest
+from served_policies import CountingPolicy
+
+pytest.importorskip("mujoco", reason="MuJoCo (extra sim) is not installed")
+
+from evaluation.environments import make_environment
+from evaluation.simulated_robot import ROLLOUT_SEED_OFFSET, RobotOptions, main, run_episode
+from serving import PolicyServer, RLClient
+from serving.published_policies import FACTS, PublishedPolicy, point_latest, sha256_of
+from serving.rl_scheduler import RLScheduler, RLSettings
+from serving.server_settings import ServerSettings
+from training.rollout_store import LeRobotRolloutStore
+
+
+class StillPolicy(CountingPolicy):
+    """For the tabletop's robot: holds all joints at 0."""
+
+    def metadata(self):
+        (entry,) = super().metadata()["embodiments"].values()
+        return {**super().metadata(), "embodiments": {"tabletop": {**entry, "action_names": None}}}
+
+    def answer(self, requests):
+        answers = super().answer(requests)
+        for answer in answers:
+            answer.actions *= 0
+        return answers
+
+
+@pytest.fixture
+def run(tmp_path):
+    folder = tmp_path / "policies" / "v0000"
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(b"weights")
+    policy = PublishedPolicy(0, "hash 0", folder, {"model.safetensors": sha256_of(folder / "model.safetensors")})
+    (folder / FACTS).write_text(json.dumps(policy.facts))
+    point_latest(tmp_path / "policies", policy)
+    return tmp_path
+
+
+@pytest.fixture
+def server(run):
+    scheduler = RLScheduler(RLSettings(run, rollouts_per_update=2), lambda folder: StillPolicy(dim=14))
+    with PolicyServer(None, ServerSettings(port=0), rl=scheduler).start(20) as started:
+        yield started
+
+
+def test_a_rollout_holds_every_observation_and_its_label(server, run):
+    environment = make_environment("tabletop", "lift", max_steps=6)
+    client = RLClient(f"http://{server.url}")
+    record = run_episode(client, environment, ROLLOUT_SEED_OFFSET, RobotOptions(replan_steps=4))
+    assert (record["success"], record["steps"], record["version"]) == (False, 6, 0)
+    store = LeRobotRolloutStore(run / "rollouts")
+    (info,) = store.labelled()
+    assert (info.reward, info.timed_out) == (0, True)
+    (rollout,) = store.load([record["episode_id"]])
+    assert [decision.valid.sum() for decision in rollout.decisions] == [4, 2]
+    observation, _ = environment.reset(seed=ROLLOUT_SEED_OFFSET)
+    first = rollout.decisions[0].images()
+    for view, camera in environment.view_cameras.items():
+        np.testing.assert_array_equal(first[view], observation["images"][camera])
+    for _ in range(6):
+        observation, *_ = environment.step(np.zeros(14, np.float32))
+    np.testing.assert_allclose(rollout.final.state, observation["state"], atol=1e-6)
+    environment.close()
+
+
+def test_the_command_makes_rollouts_and_may_leave_the_labels(server, run, tmp_path, capsys):
+    options = ["--url", f"http://{server.url}", "--env-option", "max_steps=3", "--replan-steps", "4"]
+    output = ["--output", str(tmp_path / "robot.json")]
+    assert main([*options, "--episodes", "1", *output]) == 0
+    assert json.loads(capsys.readouterr().out) == {"rollouts": 1, "success": {"0": [0, 1]}}
+    assert main([*options, "--episodes", "1", "--no-label"]) == 0
+    assert RLClient(f"http://{server.url}").status()["episodes"]["awaiting_reward"] == 1
+    assert main([*options, "--wait-s", "0.1"]) == 1, "the update has its rollouts"
+    assert "no episode could begin within 0.1 s" in capsys.readouterr().err
+    assert main([*options, "--seed", "-1"]) == 1

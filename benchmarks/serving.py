@@ -59,6 +59,9 @@ class NullPolicy:
     def warm_up(self, think: bool = False) -> None:
         """Nothing to warm up."""
 
+    def close(self) -> None:
+        """Nothing runs in the background."""
+
 
 def tiny_checkpoint(folder: Path) -> Path:
     """A tiny SyVLA with random weights."""

@@ -19,7 +19,7 @@ from serving.codec import pack, unpack
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES = {"head": np.arange(48, dtype=np.uint8).reshape(4, 4, 3)}
 STATE = np.array([0.5, -1.0], np.float32)
-QUICK = {"connect_timeout": 5.0, "read_timeout": 5.0, "backoff": 0.01}
+QUICK = {"connect_timeout": 30.0, "read_timeout": 30.0, "backoff": 0.01}
 
 
 class ScriptedServer:
@@ -97,12 +97,12 @@ def test_a_request_whose_connection_was_lost_is_repeated_as_it_was():
 
 
 def test_silence_ends_at_the_timeout_and_the_next_answer_is_not_mixed_up():
-    options = {**QUICK, "read_timeout": 0.3, "retries": 0}
+    options = {**QUICK, "read_timeout": 1.0, "retries": 0}
     with ScriptedServer("silence") as server, PolicyClient(server.url, **options) as client:
         started = time.monotonic()
         with pytest.raises(Unreachable, match="no answer after 1 attempts"):
             client.act(IMAGES, STATE, "lift")
-        assert time.monotonic() - started < 3
+        assert time.monotonic() - started < 10
         assert len(client.act(IMAGES, STATE, "lift")["actions"]) == 6
         assert server.connections == 2
 
@@ -124,7 +124,7 @@ def test_a_wrong_token_is_said_at_once_and_nobody_listening_after_the_retries():
 
 def test_the_asynchronous_client_does_the_same():
     async def talk(url: str) -> None:
-        async with AsyncPolicyClient(url, token="secret", **{**QUICK, "read_timeout": 0.5}) as client:
+        async with AsyncPolicyClient(url, token="secret", **{**QUICK, "read_timeout": 10.0}) as client:
             assert client.metadata["model"] == "scripted"
             replies = await asyncio.gather(*(client.act(IMAGES, STATE, "lift", seed=seed) for seed in (1, 2)))
             for seed, reply in zip((1, 2), replies, strict=True):
@@ -177,7 +177,7 @@ def test_with_prefetch_the_old_chunk_goes_on_and_the_new_one_is_entered_in_time(
     actions = []
     for step in range(11):
         actions.append(executor.step(IMAGES, np.array([step]), "lift").tolist())
-        time.sleep(0.05)  # the control period; answers come well within two of them
+        time.sleep(0.2)  # the control period; answers come well within two of them
     executor.close()
     old, new, newer = [[0, step] for step in range(6)], [[1, step] for step in range(2, 6)], [[2, 2]]
     assert actions == old + new + newer

@@ -32,7 +32,7 @@ def ask(client, request) -> dict:
     return unpack(answer)[0]
 
 
-def wait_for(condition, seconds: float = 10) -> None:
+def wait_for(condition, seconds: float = 30) -> None:
     until = time.monotonic() + seconds
     while not condition() and time.monotonic() < until:
         time.sleep(0.01)
@@ -40,17 +40,17 @@ def wait_for(condition, seconds: float = 10) -> None:
 
 
 def test_pings_are_answered_during_a_long_call(serve, request_of):
-    """Client and server ping every 0.3 s with as short a timeout, while the policy takes 2 s."""
-    server = serve(CountingPolicy(seconds=2), ping_interval_s=0.3)
-    with connect(f"ws://{server.url}", compression=None, ping_interval=0.3, ping_timeout=0.3) as client:
+    """Client and server ping every second with as short a timeout, while the policy takes 4 s."""
+    server = serve(CountingPolicy(seconds=4), ping_interval_s=1)
+    with connect(f"ws://{server.url}", compression=None, ping_interval=1, ping_timeout=1) as client:
         client.recv()
         client.send(pack(request_of()))
+        started = time.monotonic()
         for _ in range(5):
-            started = time.monotonic()
-            assert client.ping().wait(1)
+            assert client.ping().wait(3)
             assert httpx.get(f"http://{server.url}/healthz").text == "OK\n"
-            assert time.monotonic() - started < 0.5
-        assert unpack(client.recv(timeout=10))[0]["seed"] == 3
+        assert time.monotonic() - started < 3, "while the policy was at work"
+        assert unpack(client.recv(timeout=30))[0]["seed"] == 3
 
 
 @pytest.mark.parametrize("codec", CODECS)
@@ -67,7 +67,7 @@ def test_answers_come_in_the_codec_of_the_request(serve, request_of, codec):
 
 def test_requests_of_several_clients_share_a_batch(serve, request_of):
     policy = CountingPolicy(seconds=0.2)
-    server = serve(policy, max_batch_size=4, max_wait_ms=500)
+    server = serve(policy, max_batch_size=4, max_wait_ms=2000)
     clients = [opened(server) for _ in range(6)]
     with ThreadPoolExecutor(6) as pool:
         replies = list(pool.map(ask, clients, [request_of(seed=seed) for seed in range(6)]))
@@ -85,11 +85,11 @@ def test_requests_of_several_clients_share_a_batch(serve, request_of):
 
 
 def test_one_client_never_waits_for_others(serve, request_of):
-    server = serve(max_wait_ms=5000)
+    server = serve(max_wait_ms=20_000)
     client = opened(server)
     started = time.monotonic()
     ask(client, request_of())
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 10
 
 
 def test_one_bad_request_does_not_cost_the_others_their_answers(serve, request_of):
@@ -106,12 +106,12 @@ def test_one_bad_request_does_not_cost_the_others_their_answers(serve, request_o
 
 
 def test_beyond_the_queue_requests_are_refused_at_once(serve, request_of):
-    policy = CountingPolicy(seconds=1)
+    policy = CountingPolicy(seconds=2)
     server = serve(policy, max_batch_size=1, queue_size=2)
     body, headers = pack(request_of()), {"Content-Type": "application/msgpack"}
     with ThreadPoolExecutor(6) as pool:
         running = pool.submit(httpx.post, f"http://{server.url}/v1/act", content=body, headers=headers, timeout=20)
-        policy.running.wait(5)
+        assert policy.running.wait(30)
         started = time.monotonic()
         more = [
             pool.submit(httpx.post, f"http://{server.url}/v1/act", content=body, headers=headers, timeout=20)
@@ -121,7 +121,7 @@ def test_beyond_the_queue_requests_are_refused_at_once(serve, request_of):
         assert len(refused) == 2
         assert all(int(answer.headers["Retry-After"]) >= 1 for answer in refused)
         assert "queue: expected at most 2 waiting requests" in refused[0].json()["error"]
-        assert min(answer.elapsed.total_seconds() for answer in refused) < 0.7
+        assert min(answer.elapsed.total_seconds() for answer in refused) < 1.8
         assert running.result().status_code == 200
     assert time.monotonic() - started < 10
     assert len(policy.batches) == 3
@@ -129,30 +129,30 @@ def test_beyond_the_queue_requests_are_refused_at_once(serve, request_of):
 
 
 def test_nothing_is_computed_after_the_deadline(serve, request_of):
-    policy = CountingPolicy(seconds=0.6)
+    policy = CountingPolicy(seconds=3)
     server = serve(policy, max_batch_size=1)
     first, second = opened(server), opened(server)
     first.send(pack(request_of(seed=1)))
-    policy.running.wait(5)
+    assert policy.running.wait(30)
     started = time.monotonic()
     with pytest.raises(RuntimeError, match=r"deadline: expected an answer within 0.1 s, which have passed"):
         ask(second, request_of(seed=2, deadline_ms=100))
-    assert time.monotonic() - started < 0.5, "said at the deadline, not when the policy is free again"
-    unpack(first.recv(timeout=5))
+    assert time.monotonic() - started < 2.5, "said at the deadline, not when the policy is free again"
+    unpack(first.recv(timeout=30))
     assert ask(second, request_of(seed=4))["seed"] == 4
     assert [request.seed for batch in policy.batches for request in batch] == [1, 4]
 
 
 def test_requests_of_clients_that_left_are_dropped(serve, request_of):
-    policy = CountingPolicy(seconds=0.6)
+    policy = CountingPolicy(seconds=2)
     server = serve(policy, max_batch_size=1)
     first, second, third = opened(server), opened(server), opened(server)
     first.send(pack(request_of(seed=1)))
-    policy.running.wait(5)
+    assert policy.running.wait(30)
     second.send(pack(request_of(seed=2)))
     body, headers = pack(request_of(seed=3)), {"Content-Type": "application/msgpack"}
     with pytest.raises(httpx.ReadTimeout):
-        httpx.post(f"http://{server.url}/v1/act", content=body, headers=headers, timeout=0.1)
+        httpx.post(f"http://{server.url}/v1/act", content=body, headers=headers, timeout=0.5)
     second.close()
     wait_for(lambda: server.service.metrics.value("rejected", "cause", "disconnected") == 2)
     assert ask(third, request_of(seed=4))["seed"] == 4
@@ -172,7 +172,7 @@ def test_a_graceful_stop_finishes_what_was_accepted(serve, request_of):
     assert httpx.get(f"http://{server.url}/readyz").status_code == 503
     assert httpx.get(f"http://{server.url}/healthz").status_code == 200
     for seed, client in enumerate(clients):
-        assert unpack(client.recv(timeout=10))[0]["seed"] == seed
+        assert unpack(client.recv(timeout=30))[0]["seed"] == seed
     stopping.join(10)
     assert not stopping.is_alive()
     with pytest.raises(OSError):
@@ -200,7 +200,7 @@ def test_nobody_is_answered_before_the_policy_is_loaded_and_warm(serve, request_
         with pytest.raises(TimeoutError):
             client.recv(timeout=0.3)  # the metadata comes when it can be true
         go.set()
-        assert unpack(client.recv(timeout=5))[0]["model"] == "counting"
+        assert unpack(client.recv(timeout=30))[0]["model"] == "counting"
         assert warmed.is_set()
     assert http_ready(f"http://{server.url}")
 

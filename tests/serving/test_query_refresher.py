@@ -16,7 +16,7 @@ class SlowHalf:
 
     def __call__(self, sights):
         self.batches.append([sight.observation for sight in sights])
-        assert self.permits.acquire(timeout=10)
+        assert self.permits.acquire(timeout=30)
         if any(sight.observation == "bad" for sight in sights):
             raise ValueError("images: expected a picture, got a bad one")
         return [(sight.observation, sight.basis) for sight in sights]
@@ -25,13 +25,13 @@ class SlowHalf:
         self.permits.release(count)
 
     def wait_for(self, count: int) -> None:
-        until = time.monotonic() + 10
+        until = time.monotonic() + 30
         while len(self.batches) < count:
             assert time.monotonic() < until
             time.sleep(0.002)
 
 
-def ask(refresher, observation, session="robot", basis="lift", timeout=10.0):
+def ask(refresher, observation, session="robot", basis="lift", timeout=30.0):
     ((states, age),) = refresher.newest([Sight(session, observation, basis)], timeout)
     return states, age
 
@@ -61,19 +61,19 @@ def test_ages_are_seconds_since_the_observation():
     ask(refresher, 1)
     time.sleep(0.1)
     age = ask(refresher, 2)[1]
-    assert 0.1 <= age.seconds < 5
+    assert 0.1 <= age.seconds < 30
     slow.allow(100)
     refresher.close()
 
 
-@pytest.mark.parametrize("bound", [{"max_age": 0.05}, {"max_age_calls": 1}])
+@pytest.mark.parametrize("bound", [{"max_age": 1.0}, {"max_age_calls": 1}])
 def test_a_bound_on_the_age_turns_into_a_wait(bound):
     slow = SlowHalf(permits=1)
     refresher = QueryRefresher(slow, **bound)
     ask(refresher, 1)
     assert ask(refresher, 2)[0] == (1, "lift")
     slow.wait_for(2)
-    time.sleep(0.1)
+    time.sleep(bound.get("max_age", 0.0))
     with pytest.raises(TimeoutError, match="VLM did not answer in time"):
         ask(refresher, 3, timeout=0.1)
     threading.Timer(0.1, slow.allow, [100]).start()
@@ -99,7 +99,7 @@ def test_sessions_share_batches_but_no_states():
     slow = SlowHalf(permits=100)
     refresher = QueryRefresher(slow, max_sessions=3)
     sights = [Sight(f"robot {robot}", robot, "lift", group=robot % 2) for robot in range(3)]
-    assert [states for states, _ in refresher.newest(sights, 10)] == [(robot, "lift") for robot in range(3)]
+    assert [states for states, _ in refresher.newest(sights, 30)] == [(robot, "lift") for robot in range(3)]
     assert sorted(map(sorted, slow.batches)) == [[0, 2], [1]]
     ask(refresher, 9, session="robot 3")
     assert len(refresher) == 3  # robot 0 was silent longest

@@ -76,7 +76,7 @@ def checkpoint(base_checkpoint, tmp_path):
 
 def test_a_checkpoint_arrives_whole_in_one_commit_with_its_card(run, hub, checkpoint):
     out = run("-m", "training.push_to_hub", checkpoint, "someone/tiny", "--private", "--message", "First")
-    assert json.loads(out.stdout)["repository"] == "someone/tiny"
+    assert json.loads(out.stdout[out.stdout.index("{") :])["repository"] == "someone/tiny"
     repository = hub.repositories["model/someone/tiny"]
     assert repository["private"]
     assert [title for title, _ in repository["commits"]] == ["First"]

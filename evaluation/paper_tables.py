@@ -242,20 +242,25 @@ class Cell:
         value: Mean over seeds.
         interval: Of the mean over seeds; None for one seed.
         wilson: Wilson interval of all episodes of all seeds together; None for numbers that are no rates.
+        seeds: How many seeds it is the mean of; None where that is not printed.
         note: Printed behind the number, such as a footnote mark.
     """
 
     value: float
     interval: tuple[float, float] | None = None
     wilson: tuple[float, float] | None = None
+    seeds: int | None = None
     note: str = ""
 
     def text(self) -> str:
         number = f"{self.value:.3f}" if abs(self.value) < 10 else f"{self.value:.1f}"
         parts = [number + self.note]
         digits = 3 if abs(self.value) < 10 else 1
+        if self.interval is None and self.seeds is not None:
+            parts.append(f"({self.seeds} seed{'s' if self.seeds > 1 else ''})")
         if self.interval is not None:
-            parts.append(f"seeds [{self.interval[0]:.{digits}f}, {self.interval[1]:.{digits}f}]")
+            count = "" if self.seeds is None else f"{self.seeds} "
+            parts.append(f"{count}seeds [{self.interval[0]:.{digits}f}, {self.interval[1]:.{digits}f}]")
         if self.wilson is not None:
             parts.append(f"Wilson [{self.wilson[0]:.{digits}f}, {self.wilson[1]:.{digits}f}]")
         return " ".join(parts)
@@ -305,6 +310,7 @@ def cells_to_json(ours: Mapping[str, Mapping[str, Cell | str]]) -> dict[str, Any
             if isinstance(cell, str)
             else {
                 "value": cell.value,
+                "seeds": cell.seeds,
                 "seed_interval": cell.interval,
                 "wilson_interval": cell.wilson,
                 "note": cell.note,

@@ -66,7 +66,7 @@ def report(number: str, plan: Plan, scale: Scale, seeds: Sequence[int]) -> tuple
     done = sorted({run["seed"] for run in runs})
     notes = [
         f"Scale of our column: {scale.label}. Seeds: {', '.join(map(str, done)) or 'none yet'}. "
-        "`seeds [..]` is the 95% Student interval of the mean over seeds, `Wilson [..]` that of all episodes together.",
+        "`n seeds [..]` is the 95% Student interval of the mean over seeds, `Wilson [..]` that of all episodes together.",
         *_measured_by(plan, scale),
         *plan.notes,
         *(success_note(plan, scale, seeds) if plan.also_success else ()),

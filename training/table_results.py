@@ -70,7 +70,7 @@ def _row(table: PaperTable, measures: str, row: str, summaries: Sequence[dict[st
         return {table.columns[0]: rate_cell(members, 100.0)}
     if measures == "benchmarks":
         scores = {column: [_score(s["benchmarks"], column) for s in summaries] for column in table.columns}
-        return {column: Cell(*mean_and_interval(values)) for column, values in scores.items()}
+        return {column: Cell(*mean_and_interval(values), seeds=len(values)) for column, values in scores.items()}
     if table.number == "6":
         task = dict(zip(table.rows, TASKS.values(), strict=True))[row]
         rates = [s["in_domain"][task]["successes"] / s["in_domain"][task]["episodes"] for s in summaries]
@@ -83,7 +83,7 @@ def _row(table: PaperTable, measures: str, row: str, summaries: Sequence[dict[st
             else:
                 cells[f"{split} {paper_task}"] = "no such split"
         rates = [fmean(t["successes"] / t["episodes"] for t in s[name].values()) for s in summaries]
-        cells[f"{split} Average"] = Cell(*mean_and_interval(rates))
+        cells[f"{split} Average"] = Cell(*mean_and_interval(rates), seeds=len(rates))
     return cells
 
 
@@ -99,7 +99,7 @@ def rate_cell(groups: Sequence[Sequence[dict[str, int]]], unit: float = 1.0) -> 
     mean, interval = mean_and_interval([s / e for s, e in zip(successes, episodes, strict=True)])
     low, high = wilson_interval(sum(successes), sum(episodes))
     seeds = None if interval is None else (unit * interval[0], unit * interval[1])
-    return Cell(unit * mean, seeds, (unit * low, unit * high))
+    return Cell(unit * mean, seeds, (unit * low, unit * high), len(groups))
 
 
 def _score(benchmarks: dict[str, Any], column: str) -> float:

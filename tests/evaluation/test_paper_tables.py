@@ -112,14 +112,16 @@ def test_interval_of_a_mean():
 
 def test_our_column_stands_beside_the_paper_s_with_its_scale():
     ours = {
-        "5%": {"Success": Cell(0.5, (0.4, 0.6), (0.45, 0.55))},
+        "5%": {"Success": Cell(0.5, (0.4, 0.6), (0.45, 0.55), 3)},
+        "10%": {"Success": Cell(0.5, None, (0.45, 0.55), 1)},
         "20%": {"Success": "not run here"},
         "batch": {"Success": Cell(0.25)},
     }
     lines = markdown_table(PAPER_TABLES["4"], ours, "tiny", ["batch"]).splitlines()
     assert lines[0].startswith("## Table 4: Quantile")
     assert lines[2] == "|  | paper | ours (tiny) |"
-    assert "| **5%** | 0.86 | 0.500 seeds [0.400, 0.600] Wilson [0.450, 0.550] |" in lines
+    assert "| **5%** | 0.86 | 0.500 3 seeds [0.400, 0.600] Wilson [0.450, 0.550] |" in lines
+    assert "| 10% | 0.86 | 0.500 (1 seed) Wilson [0.450, 0.550] |" in lines
     assert "| 20% | 0.64 | not run here |" in lines
     assert "| 0% | 0.43 | - |" in lines
     assert lines[-1] == "| batch | - | 0.250 |"

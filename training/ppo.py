@@ -16,12 +16,15 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from training.arguments import ROBOT_KEYS, ModelArguments, dataset_spec
 from training.expert_dataset import STATISTICS_TOLERANCE
 from training.ppo_config import SyVLAPPOConfig
 from training.recipe import parse_recipe
+
+if TYPE_CHECKING:
+    from training.policy_publisher import PolicyPublisher
 
 logger = logging.getLogger("training.ppo")
 
@@ -71,8 +74,17 @@ class RLDataArguments:
         self.weights = _json(self.view_weights, "view_weights")
 
 
-def train(model_args: ModelArguments, data_args: RLDataArguments, args: SyVLAPPOConfig) -> Any:
+def train(
+    model_args: ModelArguments,
+    data_args: RLDataArguments,
+    args: SyVLAPPOConfig,
+    publisher: PolicyPublisher | None = None,
+) -> Any:
     """Load, check, train, save. Returns the trainer.
+
+    Args:
+        publisher: Where policies go instead of `policies_path`; what it does before it returns happens before the next
+            look for rollouts.
 
     Raises:
         ValueError: On any problem with policy, value model, data or rollouts; with what to do.
@@ -104,7 +116,7 @@ def train(model_args: ModelArguments, data_args: RLDataArguments, args: SyVLAPPO
         value_model=value_model,
         rollout_store=LeRobotRolloutStore(data_args.rollouts_path or output / "rollouts", data_args.camera_map),
         experts=experts,
-        publisher=FolderPublisher(data_args.policies_path or output / "policies", data_args.keep_policies),
+        publisher=publisher or FolderPublisher(data_args.policies_path or output / "policies", data_args.keep_policies),
         expert_decision_steps=data_args.decision_steps,
         value_fit=fit,
         card={

@@ -1,0 +1,233 @@
+"""What each part of Similar-Sample Guided RL is worth, in simulation: `python -m benchmarks.rl_ablation`.
+
+One policy of imitation learning with a success rate between 40 and 80% on the tabletop's `lift` (the base of
+`syvla-tables --scale tiny`, by `training/finetune.py`; shared with it through `--tables`). From it, every arm takes the same
+number of gradient steps through the shipped `training.ppo`, with rollouts of its own made in this process
+(`benchmarks.rl_robot`). Seed s trains with seed s and is measured on evaluation starts of its own, the same for all arms,
+which neither demonstrations nor rollouts use.
+
+Every step writes its result when it is done and is not run again. `--quick` takes minutes and shows nothing but that it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import multiprocessing
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.reporting import RESULTS
+from benchmarks.rl_ablation_report import write_report
+from benchmarks.rl_ablation_run import ARMS, robot_data
+from training.table_jobs import Job
+from training.table_scales import TinyScale
+
+logger = logging.getLogger(__name__)
+
+IL_RANGE = (0.4, 0.8)
+"""Success of imitation learning that leaves room above and below."""
+
+CHECK_RUN = 900
+"""Evaluation run on whose starts that is checked; no arm is measured on them."""
+
+VALUE_MODEL = '{"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 32}'
+"""Of the size of `SyVLAValueConfig.tiny()`."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is run.
+
+    Attributes:
+        output: Folder of everything but the shared base.
+        tables: Folder of `syvla-tables`, whose tiny base is used or made there.
+        arms, seeds: Which runs.
+        value_steps: Optimiser steps of the value model's warm-up.
+        run: Options of `benchmarks.rl_ablation_run`.
+        base: Fields of [`TinyScale`] that differ.
+        check: Whether imitation learning has to lie in `IL_RANGE`.
+    """
+
+    output: Path
+    tables: Path
+    arms: tuple[str, ...] = tuple(ARMS)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    value_steps: int = 200
+    run: dict[str, Any] = field(default_factory=dict)
+    base: dict[str, Any] = field(default_factory=dict)
+    check: bool = True
+
+    @property
+    def dataset(self) -> Path:
+        return self.tables / "tiny" / "data" / "lift"
+
+    @property
+    def il(self) -> Path:
+        return self.tables / "tiny" / "flow" / "pretrained"
+
+    def preparation(self) -> list[Job]:
+        """Demonstrations, policy, value model and vectors, in order."""
+        scale = TinyScale(output=self.tables, **self.base)
+        needed = ("lift", "synthetic", "random", "pretrained")  # the rest is for other tables
+        jobs = [job for job in scale.prepare(("all",), "ablation") if job.output.name in needed]
+        value = {
+            "policy_path": self.il,
+            "output_dir": self.output / "value",
+            "decision_steps": self.run.get("replan_steps", 4),
+            "value_overrides": VALUE_MODEL,
+            "max_steps": self.value_steps,
+            "warmup_steps": 20,
+            "learning_rate": 1e-3,
+            "per_device_train_batch_size": 16,
+            "save_strategy": "no",
+            "use_cpu": True,
+            "disable_tqdm": True,
+        }
+        vectors = {"policy_path": self.il, "encoder": f"policy:{self.il}", "output": self.output / "vectors"}
+        for module, options, name in (
+            ("training.value_warmup", value, "value"),
+            ("training.encode_dataset", vectors, "vectors"),
+        ):
+            jobs.append(
+                Job(module, _words({**options, "robot_datasets": robot_data(self.dataset)}), self.output / name)
+            )
+        if self.check:
+            jobs.append(self._job("il", CHECK_RUN))
+        return jobs
+
+    def runs(self) -> dict[tuple[str, int], Job]:
+        """The run of each arm and seed; seeds after one another, so that an interrupted benchmark has whole ones."""
+        return {(arm, seed): self._job(arm, seed) for seed in self.seeds for arm in self.arms}
+
+    def _job(self, arm: str, seed: int) -> Job:
+        output = self.output / "runs" / arm / f"seed{seed}"
+        shared = {"il": self.il, "value": self.output / "value", "vectors": self.output / "vectors"}
+        options = {"arm": arm, "seed": seed, **shared, "dataset": self.dataset, "output": output, **self.run}
+        return Job("benchmarks.rl_ablation_run", _words(options), output, "result.json")
+
+
+QUICK: dict[str, Any] = {
+    "seeds": (0,),
+    "value_steps": 20,
+    "run": {"updates": 1, "rollouts": 4, "steps": 4, "episodes": 4, "curve_episodes": 0},
+    "base": {"base_steps": 100, "chats": 200},
+    "check": False,
+}
+
+
+def _words(options: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(text for name, value in options.items() for text in (f"--{name}", str(value)))
+
+
+def prepare(plan: Plan) -> None:
+    """Makes what is missing of what all runs share.
+
+    Raises:
+        ValueError: If imitation learning is too good or too bad for the arms to differ.
+        RuntimeError: If a step fails.
+    """
+    for job in plan.preparation():
+        result = job.run()
+    if plan.check and not IL_RANGE[0] <= result["summary"]["success"] <= IL_RANGE[1]:
+        raise ValueError(
+            f"imitation learning: expected a success rate of {IL_RANGE[0]} to {IL_RANGE[1]}, got "
+            f"{result['summary']['success']:.2f}; train the base for more or fewer steps (--base-steps) in another --tables "
+            "folder"
+        )
+
+
+def run_all(plan: Plan, processes: int) -> None:
+    """Runs what is missing, `processes` at a time.
+
+    Raises:
+        RuntimeError: If a run fails; those that were going on are finished.
+    """
+    missing = {key: job for key, job in plan.runs().items() if job.result is None}
+    if processes == 1:
+        for key, job in missing.items():
+            _announce(key, job.run())
+    if processes == 1 or not missing:
+        return
+    # New processes: a forked copy of one that runs torch may hang. Each takes one run after the other.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=context) as pool:
+        futures = {pool.submit(job.run): key for key, job in missing.items()}
+        try:
+            for future in as_completed(futures):
+                _announce(futures[future], future.result())
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _announce(key: tuple[str, int], result: dict[str, Any]) -> None:
+    logger.info("%s, seed %d: success %.2f in %.0f s", *key, result["summary"]["success"], result["seconds"])
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="minutes; too short to learn anything")
+    parser.add_argument("--output", type=Path, default=Path("outputs/rl_ablation"))
+    parser.add_argument("--tables", type=Path, help="folder of syvla-tables (default: outputs/tables; quick: own)")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where JSON, table and figure go")
+    parser.add_argument("--seeds", type=int, nargs="+")
+    parser.add_argument("--arms", nargs="+", choices=tuple(ARMS), default=list(ARMS))
+    parser.add_argument("--processes", type=int, default=2, help="runs at a time")
+    parser.add_argument("--base-steps", type=int, help="steps of the base, instead of its recipe's")
+    parser.add_argument("--report", action="store_true", help="report what is there and run nothing")
+    for name, kind in RUN_OPTIONS.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help="see benchmarks.rl_ablation_run --help")
+    return parser
+
+
+RUN_OPTIONS = {
+    **dict.fromkeys(("updates", "rollouts", "steps", "episodes", "curve_episodes", "value_only_steps"), int),
+    **dict.fromkeys(("learning_rate", "cliprange", "guard"), float),
+}
+"""Options that are passed on to the runs."""
+
+
+def make_plan(arguments: argparse.Namespace) -> Plan:
+    """The plan that the command line describes."""
+    fields: dict[str, Any] = dict(QUICK) if arguments.quick else {}
+    given = {name: value for name in RUN_OPTIONS if (value := getattr(arguments, name)) is not None}
+    fields["run"] = {**fields.get("run", {}), **given}
+    if arguments.seeds:
+        fields["seeds"] = tuple(arguments.seeds)
+    if arguments.base_steps is not None:
+        fields["base"] = {**fields.get("base", {}), "base_steps": arguments.base_steps}
+    output = arguments.output / "quick" if arguments.quick else arguments.output
+    tables = arguments.tables or (output / "tables" if arguments.quick else Path("outputs/tables"))
+    return Plan(output=output, tables=tables, arms=tuple(arguments.arms), **fields)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    import torch
+
+    torch.set_num_threads(1)
+    arguments = build_parser().parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    for name in (__name__, "training.table_jobs"):
+        logging.getLogger(name).setLevel(logging.INFO)
+    plan = make_plan(arguments)
+    try:
+        if not arguments.report:
+            prepare(plan)
+            run_all(plan, arguments.processes)
+        path = write_report(plan, arguments.results, "rl_ablation_quick" if arguments.quick else "rl_ablation")
+    except (ValueError, RuntimeError, OSError, ImportError) as error:
+        print(f"rl_ablation: {error}", file=sys.stderr)
+        return 1
+    print(path.with_suffix(".md").read_text(encoding="utf-8"))
+    print(f"written to {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -51,7 +51,7 @@ def write_report(plan: Plan, folder: Path, name: str) -> Path:
             runs.setdefault(arm, {})[seed] = result["summary"]
     if not runs:
         raise ValueError(f"{plan.output}: no run is finished yet; start without --report")
-    arms = {arm: summarise(found) for arm, found in runs.items()}
+    arms = {arm: summarise(found, same_policy=arm == "il") for arm, found in runs.items()}
     settings = describe(plan, next(iter(jobs.values())))
     content = {
         "benchmark": "Similar-Sample Guided RL, ablation in simulation",
@@ -76,9 +76,12 @@ def write_report(plan: Plan, folder: Path, name: str) -> Path:
     return path
 
 
-def summarise(found: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
-    """Success of one arm over its seeds: `ci95` is Student's interval of the mean over seeds, cut to [0, 1]; with one seed,
-    and besides as `wilson95`, Wilson's of all its episodes together."""
+def summarise(found: Mapping[int, Mapping[str, Any]], *, same_policy: bool = False) -> dict[str, Any]:
+    """Success of one arm over its seeds.
+
+    `wilson95` is Wilson's interval of all episodes together, which knows nothing of how training varies. `ci95` is Student's
+    of the mean over seeds, cut to [0, 1]; with one seed, or the same policy for all of them, it is Wilson's.
+    """
     rates = [run["success"] for run in found.values()]
     successes, episodes = (sum(run[key] for run in found.values()) for key in ("successes", "episodes"))
     mean, interval = mean_and_interval(rates)
@@ -87,7 +90,7 @@ def summarise(found: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
         "seeds": list(found),
         "success": rates,
         "mean": mean,
-        "ci95": wilson if interval is None else [max(0.0, interval[0]), min(1.0, interval[1])],
+        "ci95": wilson if interval is None or same_policy else [max(0.0, interval[0]), min(1.0, interval[1])],
         "wilson95": wilson,
         "successes": successes,
         "episodes": episodes,
@@ -154,7 +157,8 @@ def describe(plan: Plan, job: Job) -> dict[str, Any]:
 NOTES = [
     "One checkpoint of imitation learning for all runs; a seed decides rollouts, samples and noise, and names the evaluation "
     "starts, which are the same for all arms and are shared with neither demonstrations nor rollouts.",
-    "`ci95` is the 95% Student interval of the mean over seeds, cut to [0, 1]; `wilson95` Wilson's of all episodes together.",
+    "`ci95` (95% over seeds) is the Student interval of the mean over seeds, cut to [0, 1]; `wilson95` is Wilson's of all "
+    "episodes together. `il` is one policy, whose `ci95` is Wilson's as well.",
     "All RL arms take the same number of gradient steps: no stop at a KL, and the guard that would keep a policy from being "
     "published is set out of reach. Gradient clipping, the clamp of the log ratio and dual clipping are on in every arm.",
     "Rollouts are made in the process of the trainer, by the policy that it has published, recorded and read back as a policy "

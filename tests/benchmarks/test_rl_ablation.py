@@ -17,9 +17,9 @@ RUN = {"updates": 1, "rollouts": 2, "steps": 2, "batch": 4, "flow_samples": 1, "
 
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory):
-    """All arms that go different ways, one seed, on a policy that has hardly learnt anything."""
+    """Three arms, one seed, on a policy that has hardly learnt anything; demonstrations of every colour for the retrieval."""
     folder = tmp_path_factory.mktemp("ablation")
-    base = {"demonstrations": 4, "base_steps": 2, "chats": 40, "rows": 4}
+    base = {"demonstrations": 20, "base_steps": 2, "chats": 40, "rows": 4}
     plan = rl_ablation.Plan(
         folder / "out",
         folder / "tables",
@@ -46,7 +46,7 @@ def test_an_arm_trains_on_recorded_rollouts_of_the_policy_that_it_published(plan
     for episode in episodes:
         assert episode.executed.tolist() == [4, 4] and episode.executed_known.tolist() == [True, True]
         assert episode.facts.outcome == 0 and episode.facts.ended == "time limit"
-    assert {version for episode in episodes for version in episode.facts.policy_versions}.__len__() == 1
+    assert len({version for episode in episodes for version in episode.facts.policy_versions}) == 1
 
 
 @pytest.mark.slow

@@ -165,6 +165,7 @@ NOTES = [
     "server's are; only HTTP is left out. A simulator's success is the reward; reaching the time limit is failure, reward 0.",
     "Neither rollouts nor evaluation think. No pretrained CLIP model is used: similar samples are found by the features of the "
     "image encoder of the policy of imitation learning.",
+    "The figure's points between the first and the last update are measured on the first `curve_episodes` of the starts.",
     "The control `imitation` draws the expert samples that `similar` would, in the same number per step, and has no rollout "
     "samples in its batches.",
 ]
@@ -234,8 +235,9 @@ def draw(content: Mapping[str, Any], runs: Runs, path: Path) -> None:
         means = [fmean(known) if (known := [v for v in values if v is not None]) else float("nan") for values in points]
         norm.plot(curves[0]["step"][: len(means)], means, color=colour, label=arm, linewidth=1.6)
     success.set(xlabel="update", ylabel="success", ylim=(-0.02, 1.02), title="closed-loop success, mean over seeds")
-    norm.set(xlabel="gradient step", yscale="log", title="gradient norm of the policy before clipping")
-    heldout.set(xlabel="update", yscale="log", title="flow-matching loss on held-out demonstrations")
+    norm.set(xlabel="gradient step", yscale="log", title="gradient norm before clipping")
+    norm.set_ylim(bottom=1e-4)  # exactly zero where every sample is clipped
+    heldout.set(xlabel="update", yscale="log", title="held-out flow-matching loss")
     updates = content["settings"]["updates"]
     for axes in (success, heldout):
         axes.set_xticks(range(updates + 1))

@@ -18,7 +18,7 @@ from .benchmark_report import BenchmarkResult, VLMResult, read_scores
 from .benchmarks import BENCHMARKS, Benchmark, chosen_benchmarks
 from .hallusion_accuracy import HEADLINES
 from .judge_server import JudgeServer
-from .lmms_eval_import import quiet_output, require_lmms_eval
+from .lmms_eval_import import contained_changes, quiet_output, require_lmms_eval
 from .local_datasets import parquet_files
 from .random_state import preserved_random_state
 
@@ -187,7 +187,7 @@ def _run(
     from .unparsable import is_unparsable
 
     started = time.monotonic()
-    with quiet_output():
+    with quiet_output(), contained_changes():
         task = load_task(benchmark, data_root, judge)
         try:
             results = simple_evaluate(

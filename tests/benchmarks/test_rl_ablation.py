@@ -39,13 +39,17 @@ def plan(tmp_path_factory):
 def test_an_arm_trains_on_recorded_rollouts_of_the_policy_that_it_published(plan):
     run = plan.runs()["similar", 0]
     result = run.result["summary"]
-    assert result["gradient_steps"] == 2 and [u["version"] for u in result["updates"]] == [1]
-    assert result["episodes"] == 2 and len(result["heldout"]) == 2
+    assert result["gradient_steps"] == 2
+    assert [u["version"] for u in result["updates"]] == [1]
+    assert result["episodes"] == 2
+    assert len(result["heldout"]) == 2
     episodes = read_rollouts(run.output / "rollouts")
     assert len(episodes) == 2
     for episode in episodes:
-        assert episode.executed.tolist() == [4, 4] and episode.executed_known.tolist() == [True, True]
-        assert episode.facts.outcome == 0 and episode.facts.ended == "time limit"
+        assert episode.executed.tolist() == [4, 4]
+        assert episode.executed_known.tolist() == [True, True]
+        assert episode.facts.outcome == 0
+        assert episode.facts.ended == "time limit"
     assert len({version for episode in episodes for version in episode.facts.policy_versions}) == 1
 
 
@@ -65,11 +69,14 @@ def test_report(plan, tmp_path):
     content = json.loads(path.read_text())
     assert list(content["arms"]) == ["il", "similar", "imitation"]
     for row in content["arms"].values():
-        assert row["seeds"] == [0] and len(row["success"]) == 1
+        assert row["seeds"] == [0]
+        assert len(row["success"]) == 1
         assert row["ci95"][0] <= row["mean"] == row["success"][0] <= row["ci95"][1]
     assert content["settings"]["steps"] == 2
     table = path.with_suffix(".md").read_text()
-    assert "| 0.71 |" in table and "| 0.86 |" in table and "real robot, theirs" in table
+    assert "| 0.71 |" in table
+    assert "| 0.86 |" in table
+    assert "real robot, theirs" in table
     assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     assert str(plan.output) not in path.read_text()
 
@@ -89,7 +96,8 @@ def test_rollouts_and_evaluation_share_no_start():
     starts = [*range(3), rl_ablation.CHECK_RUN]
     measured = {seed for run in starts for seed in evaluation_seeds(run, 60)}
     acted = [start for seed in range(3) for version in range(10) for start in rollout_seeds(seed, version, 20)]
-    assert len(acted) == len(set(acted)) and not measured & set(acted)
+    assert len(acted) == len(set(acted))
+    assert not measured & set(acted)
 
 
 def test_the_command_line_describes_the_plan():
@@ -97,4 +105,5 @@ def test_the_command_line_describes_the_plan():
     jobs = plan.runs()
     assert list(jobs) == [(arm, 5) for arm in ARMS]
     words = jobs["gae", 5].arguments
-    assert words[words.index("--steps") + 1] == "7" and words[words.index("--arm") + 1] == "gae"
+    assert words[words.index("--steps") + 1] == "7"
+    assert words[words.index("--arm") + 1] == "gae"

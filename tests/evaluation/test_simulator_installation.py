@@ -6,11 +6,12 @@ import tomllib
 
 from simulators import ROOT
 
-from evaluation.environments import ENVIRONMENTS
+from evaluation.environments import ENVIRONMENTS as KNOWN
 
 SCRIPTS = {
     name: (ROOT / "scripts" / name).read_text() for name in ("install_test_peers.sh", "make_simulator_environment.sh")
 }
+ENVIRONMENTS = {name: backend for name, backend in KNOWN.items() if name != "reach"}  # which other tests register
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 
 

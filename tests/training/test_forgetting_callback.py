@@ -3,12 +3,14 @@
 import importlib.util
 import json
 
+import datasets
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from evaluation import evaluate_vlm
 from evaluation.vlm_benchmarks.synthetic_data import write_benchmarks
+from evaluation.vlm_benchmarks.synthetic_rows import MME_SUFFIX
 
 needs_lmms_eval = pytest.mark.skipif(
     importlib.util.find_spec("lmms_eval") is None,
@@ -58,23 +60,33 @@ def test_training_is_the_same_with_and_without_it(finetune, multimodal_path, dat
 def test_logged_scores_are_those_of_the_saved_checkpoint(finetune, data_root, tmp_path, monkeypatch):
     """With a checkpoint that learns to answer, so that the score is not zero whatever is measured."""
     monkeypatch.setenv("LMMS_EVAL_DATASETS_CACHE", str(tmp_path / "cache"))
-    chats = tmp_path / "chats.jsonl"
     from PIL import Image
 
-    Image.new("RGB", (32, 32)).save(tmp_path / "0.png")
-    ask = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Is it red?"}]}
+    chats = tmp_path / "chats.jsonl"
+    ask = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": f"Is it red?{MME_SUFFIX}"}]}
     answer = {"role": "assistant", "content": [{"type": "text", "text": "Yes"}]}
-    chats.write_text((json.dumps({"messages": [ask, answer], "images": ["0.png"]}) + "\n") * 4)
+    lines = []
+    pictures = datasets.Dataset.from_parquet(str(next((data_root / "MME").rglob("*.parquet"))))["image"]
+    for number in range(8):  # turned, so that they are not the measured ones
+        pictures[number % 6].convert("RGB").transpose(Image.Transpose(number % 7)).save(tmp_path / f"{number}.png")
+        lines.append(json.dumps({"messages": [ask, answer], "images": [f"{number}.png"]}))
+    chats.write_text("\n".join(lines) + "\n")
     output = tmp_path / "out"
-    options = {"multimodal_datasets": chats, "multimodal_share": 0.5, "max_steps": 40, "learning_rate": 5e-3}
-    options |= {"vlm_eval_steps": 20, "vlm_eval_rows": 4, "vlm_eval_data_root": data_root, "final_learning_rate": 5e-3}
+    options = {"multimodal_datasets": chats, "multimodal_share": 0.75, "max_steps": 80, "learning_rate": 5e-3}
+    options |= {
+        "ignore_thoughts": True,
+        "vlm_eval_steps": 40,
+        "vlm_eval_rows": 4,
+        "vlm_eval_data_root": data_root,
+        "final_learning_rate": 5e-3,
+    }
     assert finetune(output, **options) == 0
     logged = measured(output)
-    assert sorted(logged) == [0, 20, 40]
+    assert sorted(logged) == [0, 40, 80]
     result = evaluate_vlm(
         str(output), TASKS, data_root=data_root, limit=4, max_new_tokens=16, device="cpu", progress=False
     )
-    assert logged[40]["eval_vlm/mme"] == result.benchmarks["mme"].score > 0, "it has learned to say yes"
+    assert logged[80]["eval_vlm/mme"] == result.benchmarks["mme"].score > 0, "it has learned to say yes"
     assert logged[0]["eval_vlm/mme"] == 0
     assert logged[40]["eval_vlm/ai2d"] == result.benchmarks["ai2d"].score
 

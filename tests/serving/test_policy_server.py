@@ -322,7 +322,7 @@ def test_beyond_loopback_a_token_is_required(host):
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
 def test_on_loopback_no_token_is_needed(host):
-    ServerSettings(host=host)
+    assert ServerSettings(host=host).token is None
 
 
 def test_settings_do_not_show_the_token():

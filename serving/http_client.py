@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import urllib.error
 import urllib.request
@@ -14,6 +15,7 @@ from .codec import pack, unpack
 
 _MSGPACK = "application/msgpack"
 _MAX_BYTES = 32 * 2**20
+_MAX_REASON_BYTES = 2000
 
 
 def http_act(
@@ -72,14 +74,31 @@ def _call(url: str, path: str, body: bytes | None, kind: str, token: str | None,
     call = urllib.request.Request(url.rstrip("/") + path, data=body, headers=headers)
     try:
         with urllib.request.urlopen(call, timeout=timeout) as response:
-            answer = response.read(_MAX_BYTES + 1)
+            answer = _body(response, _MAX_BYTES + 1)
     except urllib.error.HTTPError as error:
-        reason = error.read(2000).decode(errors="replace").strip()
+        reason = _body(error, _MAX_REASON_BYTES).decode(errors="replace").strip()
         refusal = PolicyError(f"{url}{path}: HTTP {error.code}: {reason}")
         refusal.status = error.code
         with contextlib.suppress(ValueError, AttributeError):
             refusal.cause = json.loads(reason).get("cause")
         raise refusal from error
+    except http.client.HTTPException as error:
+        raise ConnectionError(f"{url}{path}: the answer ended early ({error!r})") from error
     if len(answer) > _MAX_BYTES:
         raise PolicyError(f"{url}{path}: expected at most {_MAX_BYTES} bytes, got more")
     return answer
+
+
+def _body(response: Any, limit: int) -> bytes:
+    """At most `limit` bytes of an answer that says how long it is.
+
+    `read` with a limit returns a body that was cut off without a word, so that a server which dies while it answers would
+    be read as one that answers nonsense; a body of unknown length cannot be told from a cut one.
+    """
+    body: bytes = response.read(limit)
+    if response.headers.get("Transfer-Encoding", "").lower() == "chunked":
+        return body
+    announced = response.headers.get("Content-Length")
+    if announced is None or len(body) < min(int(announced), limit):
+        raise ConnectionError(f"the answer ended after {len(body)} of {announced} bytes")
+    return body

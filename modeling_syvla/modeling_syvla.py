@@ -20,6 +20,7 @@ from .expert_inputs import full_width, own_action_dims, robot_rows
 from .flow_matching import euler_sample, flow_matching_loss, interpolate, sample_timesteps
 from .intention_decoupling import decouple, gathered_weights
 from .model_outputs import SyVLAActionOutput, SyVLAOutput
+from .padding_free import FlattenedBatch
 from .pretrained import SyVLAPreTrainedModel
 from .regression_head import RegressionHead, l1_loss
 from .resizing import resize_chunk, resize_queries
@@ -34,6 +35,8 @@ from .view_features import encode_views  # noqa: F401  isort: skip
 
 class SyVLAModel(ThinkingMixin, SyVLAPreTrainedModel, GenerationMixin):
     """The whole policy: VLM, Feature Query Tokens, adapter and action expert."""
+
+    padding_free = False  # see `padding_free.set_padding_free`
 
     def __init__(self, config: SyVLAConfig) -> None:
         super().__init__(config)
@@ -66,6 +69,13 @@ class SyVLAModel(ThinkingMixin, SyVLAPreTrainedModel, GenerationMixin):
             attention_mask = torch.ones_like(input_ids)
         is_query = input_ids == self.config.query_token_id
         rank = (is_query.cumsum(-1) - 1).clamp(0, self.config.num_query_tokens - 1)
+        positions = self._positions(input_ids, attention_mask, mm_token_type_ids, image_grid_thw)[0]
+        attention: dict[str, Any] = {"attention_mask": attention_mask, "position_ids": positions}
+        row = FlattenedBatch(attention_mask) if self.padding_free and not attention_mask.all() else None
+        if row is not None:
+            input_ids, is_query, rank = (row.flatten(x) for x in (input_ids, is_query, rank))
+            implementation = self.vlm.model.language_model.config._attn_implementation
+            attention = row.attention_arguments(row.flatten(positions), implementation)
         embeds = self.get_input_embeddings()(input_ids)
         embeds = torch.where(is_query[..., None], self.action_queries(rank).to(embeds.dtype), embeds)
         # Qwen3-VL takes either of the two and finds the images by their embedding; Qwen2.5-VL is quicker with both.
@@ -73,14 +83,14 @@ class SyVLAModel(ThinkingMixin, SyVLAPreTrainedModel, GenerationMixin):
         outputs = self.vlm.model(
             input_ids=input_ids if takes_both else None,
             inputs_embeds=embeds,
-            attention_mask=attention_mask,
-            position_ids=self._positions(input_ids, attention_mask, mm_token_type_ids, image_grid_thw)[0],
             pixel_values=pixel_values,
             image_grid_thw=image_grid_thw,
             use_cache=False,
+            **attention,
             **kwargs,
         )
-        return outputs.last_hidden_state
+        hidden = outputs.last_hidden_state
+        return hidden if row is None else row.restore(hidden)
 
     def _positions(
         self,

@@ -208,6 +208,13 @@ class SyVLATrainingArguments(TrainingArguments):
         default=1,
         metadata={"help": "Sequences are padded to a multiple of this many tokens, so that few shapes occur; 1: off."},
     )
+    padding_free: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Run the VLM on the real tokens of a batch alone, all samples in one row, with the same losses; none: "
+            "where model and settings allow it."
+        },
+    )
     resume_from_checkpoint: str | None = field(
         default=None,
         metadata={

@@ -32,7 +32,8 @@ class SyVLAPPOConfig(TrainingArguments):
       `retrieval_top_k`, `same_task`
 
     > Parameters that control the likelihood ratio: `ratio_method`, `num_flow_samples`, `average_flow_samples`,
-      `ratio_temperature`, `flow_sde_noise_level`, `intention_decoupling`, `use_thoughts`
+      `ratio_temperature`, `flow_sde_noise_level`, `intention_decoupling`, `padding_free`,
+      `use_thoughts`
 
     > Parameters that control the update: `objective`, `num_ppo_epochs`, `steps_per_update`, `gamma`, `lam`,
       `advantage_clip`, `cliprange`, `expert_cliprange`, `dual_clip`, `trust_region`, `clamp_logratio`, `clamp_old_cfm`,
@@ -112,6 +113,10 @@ class SyVLAPPOConfig(TrainingArguments):
     flow_sde_noise_level: float = field(default=0.5, metadata={"help": "Noise of the stochastic sampler, flow_sde."})
     intention_decoupling: bool | None = field(
         default=None, metadata={"help": "Intention Decoupling in the update; none: as the checkpoint says."}
+    )
+    padding_free: bool | None = field(
+        default=None,
+        metadata={"help": "Run the VLM on the real tokens of a batch alone; none: where the model allows it."},
     )
     use_thoughts: bool = field(default=True, metadata={"help": "Whether recorded thoughts stand before the queries."})
 

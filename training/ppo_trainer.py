@@ -23,6 +23,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 
 from serving.policy import weights_digest
 
+from .collation import choose_padding_free
 from .expert_samples import ExpertSamples
 from .model_card import write_model_card
 from .policy_and_value import PolicyAndValue
@@ -109,6 +110,7 @@ class SyVLAPPOTrainer(Trainer):
         )
         if problems := processing_class.disagreements(self._module.base_policy.config):
             raise ValueError("processor and model do not fit together:\n- " + "\n- ".join(problems))
+        choose_padding_free(self._module.base_policy, args.padding_free, compiled=args.torch_compile)
         plugin = getattr(self.accelerator.state, "deepspeed_plugin", None)
         if self.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3):
             raise ValueError("syvla-ppo needs whole weights on every process; use DDP or ZeRO-2, not FSDP or ZeRO-3")

@@ -23,7 +23,7 @@ from processing.multimodal_sources import CAUSES
 from .adapters import base_model, describe_adapter, is_adapted, save_config
 from .arguments import SyVLATrainingArguments
 from .checkpoints import AtomicCheckpointMixin, find_checkpoint
-from .collation import TrainingCollator
+from .collation import TrainingCollator, choose_padding_free
 from .ema import RAW_FILE, WeightAverage, WeightAverageCallback, load_raw_weights
 from .global_batch import StepTotals, plan_step
 from .loss_metrics import LossMetrics, source_names
@@ -87,6 +87,9 @@ class SyVLATrainer(AtomicCheckpointMixin, Trainer):
         problems = processing_class.disagreements(self.policy.config)
         if problems:
             raise ValueError("processor and model do not fit together:\n- " + "\n- ".join(problems))
+        choose_padding_free(
+            self.policy, args.padding_free, length_bucket=args.length_bucket, compiled=args.torch_compile
+        )
         self.model_accepts_loss_kwargs = True  # losses are divided by the numbers of the whole step, see `plan_step`
         self._metrics = {"train": self._new_metrics(), "eval": self._new_metrics()}
         self._started, self._waited, self._samples = time.perf_counter(), 0.0, 0  # since the last log

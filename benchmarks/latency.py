@@ -1,0 +1,159 @@
+"""Time from observation to action chunk, SyVLA beside `transformers`' PI0: `python -m benchmarks.latency`.
+
+Both at their published sizes with random weights, same dtype, same views, text, chunk and flow steps (what exactly:
+`benchmarks/latency_models.py`). They take turns, each in a process of its own, so that a busy spell of the machine hits
+both: a round is SyVLA, then PI0. Every round of every model is a piece that is written to `--pieces` when it is measured;
+the same command goes on where an earlier one was stopped, and the report is made of the pieces that are there.
+
+Beside the times stand the machine's own bound (`benchmarks/machine_bound.py`, measured in the same process before and
+after the calls), the work counted per phase, and what share of the bound each phase reaches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.latency_models import POLICIES, SCALES
+from benchmarks.latency_report import print_report, summarise
+from benchmarks.machine_bound import describe_device, device_name, dtype_of, measure_bound
+from benchmarks.phases import Phases
+from benchmarks.reporting import write_section
+
+BOUND_SIZES = {"tiny": {"shapes": [(51, 64, 64)], "nbytes": 2**20}}
+"""What the bound is measured with, where the default takes longer than the model."""
+
+
+def measure_piece(settings: dict[str, Any], name: str) -> dict[str, Any]:
+    """One model, built, warmed up while its work is counted, and measured; in the process that this is called in."""
+    dtype, device, scale = dtype_of(settings["dtype"]), settings["device"], settings["scale"]
+    sizes: dict[str, Any] = BOUND_SIZES.get(scale, {})
+    before = measure_bound(dtype, device, **sizes)
+    policy = POLICIES[name](scale, dtype, device, views=settings["views"], thought_tokens=settings["thought_tokens"])
+    phases = Phases(policy.spans, device)
+    calls: dict[str, Any] = {}
+    with torch.no_grad():  # in inference mode, layers are not taken apart into the products that are counted
+        for call_name, call in policy.calls.items():
+            work = phases.work(call, policy.model)
+            calls[call_name] = {
+                "work": {span: [w.flops, w.weight_bytes] for span, w in work.items()},
+                "seconds": [],
+                "language_calls": [],
+            }
+        for call_name, call in policy.calls.items():
+            if settings["compile"]:
+                call()
+            for _ in range(settings["repeats"]):
+                seconds, each = phases.seconds(call)
+                calls[call_name]["seconds"].append(seconds)
+                calls[call_name]["language_calls"].append(each["language"])
+    after = measure_bound(dtype, device, **sizes)
+    return {
+        "settings": settings,
+        "model": name,
+        "parameters": sum(p.numel() for p in policy.model.parameters()),
+        "bounds": [before.as_dict(), after.as_dict()],
+        "phases": policy.phases,
+        "calls": calls,
+        "peak_bytes": peak_bytes(device),
+    }
+
+
+def peak_bytes(device: str) -> int:
+    """Most memory that this process has held, on the device that the model is on."""
+    import resource
+
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def read_piece(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """A piece measured earlier with the same settings."""
+    if not path.is_file():
+        return None
+    piece = json.loads(path.read_text(encoding="utf-8"))
+    return piece if piece["settings"] == settings else None
+
+
+def measure_all(settings: dict[str, Any], rounds: int, folder: Path, budget: float) -> list[dict[str, Any]]:
+    """The pieces of all rounds, measured where they are missing.
+
+    Args:
+        settings: What a piece depends on.
+        rounds: How often the models take turns.
+        folder: Of the pieces.
+        budget: Seconds after which no further piece is started.
+    """
+    start, longest, pieces = time.monotonic(), 0.0, []
+    for number in range(rounds):
+        for name in POLICIES:
+            path = folder / f"{name}-{number}.json"
+            piece = read_piece(path, settings)
+            if piece is None:
+                begun = time.monotonic()
+                if begun - start + longest > budget:
+                    continue
+                print(f"round {number + 1} of {rounds}: {name}", flush=True)
+                _run_child(settings, name, path)
+                longest = max(longest, time.monotonic() - begun)
+                piece = read_piece(path, settings)
+                assert piece is not None
+            pieces.append(piece)
+    return pieces
+
+
+def _run_child(settings: dict[str, Any], name: str, path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.latency", "--piece", name, "--settings", json.dumps(settings)]
+    done = subprocess.run([*command, "--pieces", str(path)], stderr=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{name}: the measuring process ended with {done.returncode}: {done.stderr[-2000:]}")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", default="bfloat16", help="of both models")
+    parser.add_argument("--scale", choices=SCALES, default="paper", help="small: a scaled-down pair, about a minute")
+    parser.add_argument("--views", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="how often the models take turns")
+    parser.add_argument("--repeats", type=int, default=2, help="measured calls per round")
+    parser.add_argument("--thought-tokens", type=int, default=16)
+    parser.add_argument("--compile", action="store_true", help="compile SyVLA's denoise loop")
+    parser.add_argument("--budget", type=float, default=float("inf"), help="seconds after which no piece is started")
+    parser.add_argument("--pieces", type=Path, help="folder of the pieces; default: outputs/latency/<settings>")
+    parser.add_argument("--fresh", action="store_true", help="measure everything again")
+    parser.add_argument("--piece", choices=list(POLICIES), help=argparse.SUPPRESS)
+    parser.add_argument("--settings", type=json.loads, help=argparse.SUPPRESS)
+    options = parser.parse_args(argv)
+    if options.piece:
+        piece = measure_piece(options.settings, options.piece)
+        options.pieces.write_text(json.dumps(piece), encoding="utf-8")
+        return
+    names = ("device", "dtype", "scale", "views", "repeats", "thought_tokens", "compile")
+    settings = {name: getattr(options, name) for name in names}
+    folder = options.pieces or Path("outputs/latency") / "-".join(str(settings[name]) for name in names)
+    folder.mkdir(parents=True, exist_ok=True)
+    if options.fresh:
+        for path in folder.glob("*.json"):
+            path.unlink()
+    pieces = measure_all(settings, options.rounds, folder, options.budget)
+    if {piece["model"] for piece in pieces} != set(POLICIES):
+        print(f"not both models are measured yet; the same command goes on ({folder})")
+        return
+    result = summarise(pieces)
+    print_report(result)
+    name = "latency" if options.scale == "paper" else f"latency_{options.scale}"
+    print(write_section(name, device_name(options.device), result, describe_device(options.device)))
+
+
+if __name__ == "__main__":
+    main()

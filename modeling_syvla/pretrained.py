@@ -23,6 +23,11 @@ HUB_OPTIONS = ("revision", "cache_dir", "subfolder", "token", "local_files_only"
 """Arguments of `from_pretrained` that say where files come from."""
 
 
+class _NoQueryTokens(SuppressTokensLogitsProcessor):
+    """A class of its own, since a processor that is passed replaces generation's own of the same class: a checkpoint's
+    `suppress_tokens` would be lost."""
+
+
 class StrictPreTrainedModel(PreTrainedModel):
     """Initialisation of our modules, loading that never invents a weight, saving with the code of all Auto classes."""
 
@@ -132,7 +137,7 @@ class SyVLAPreTrainedModel(StrictPreTrainedModel):
         query_token = torch.tensor([self.config.query_token_id])
         # Where all weights are kept on disk, the model itself is on the meta device.
         device = self.vlm.device if input_ids is None else input_ids.device
-        processors.append(SuppressTokensLogitsProcessor(query_token, device=device))
+        processors.append(_NoQueryTokens(query_token, device=device))
         if input_ids is not None and kwargs.get("mm_token_type_ids") is None:
             kwargs["mm_token_type_ids"] = self._token_types(input_ids)
         self.vlm.generation_config = self.generation_config

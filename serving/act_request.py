@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from .rollout_sampler import ChainStep
+
 
 class RequestError(Exception):
     """A request that gets no actions.
@@ -38,6 +40,7 @@ class ActRequest:
         max_new_tokens: Longest thought; None: the policy's own.
         num_steps: Euler steps of the flow; None: the policy's own.
         session: Who asks; None for a request that belongs to no session.
+        rollout: Whether the answer is recorded as a decision of a named episode.
         options: Entries of the request that the policy reads itself, such as `prev_chunk` and `delay_steps`.
     """
 
@@ -51,6 +54,7 @@ class ActRequest:
     max_new_tokens: int | None = None
     num_steps: int | None = None
     session: str | None = None
+    rollout: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -63,12 +67,14 @@ class ActAnswer:
         thought: The thought that was generated or acted on; None without one.
         timings: Seconds per phase: `think`, `queries`, `denoise`.
         extras: Further entries of the reply: numbers, texts, lists.
+        chain: Where the chunk was sampled by a stochastic step: that step, for the recorder alone.
     """
 
     actions: np.ndarray
     thought: str | None = None
     timings: dict[str, float] = field(default_factory=dict)
     extras: dict[str, Any] = field(default_factory=dict)
+    chain: ChainStep | None = None
 
 
 class ServedPolicy(Protocol):

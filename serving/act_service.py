@@ -253,6 +253,7 @@ class ActService:
             max_new_tokens=options.max_new_tokens,
             num_steps=options.num_steps,
             session=session.name or None,
+            rollout=self.recording is not None and options.episode_id is not None,
             options=options.policy,
         )
         decoded = time.monotonic()

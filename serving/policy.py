@@ -16,8 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from modeling_syvla.flow_sde import sample_with_sde_step
+
 from .action_chunks import ActionChunks
 from .chunk_stitching import PreviousChunk, continue_chunk
+from .rollout_sampler import ChainStep, RolloutSampler
 
 Observation = dict[str, Any]
 """`{"images": {camera: uint8 (H, W, 3)}, "state": float32 (D,)}`, state in physical units."""
@@ -213,8 +216,61 @@ class SyVLAPolicy:
             num_steps=self.num_steps if num_steps is None else num_steps,
             noise=self._noise(seeds).to(device),
             continuation=continuation,
-            **{name: tensor.to(device) for name, tensor in self.processor.expert_inputs(items).items()},
+            **self._expert_inputs(items),
         )
+        return self._decoded(actions, items)
+
+    @torch.inference_mode()
+    def sample_rollout(
+        self,
+        observations: Sequence[Observation],
+        intention: Intention,
+        *,
+        seeds: Sequence[int],
+        sampler: RolloutSampler,
+    ) -> tuple[np.ndarray, list[ChainStep]]:
+        """`denoise` with one stochastic step per sample, for rollouts that are scored by it.
+
+        Noise, stochastic step and its number come from each sample's own seed.
+
+        Returns:
+            (chunks (B, T, D_action) in physical units, the stochastic step of each).
+
+        Raises:
+            ValueError: If the action head is no flow.
+        """
+        config = self.model.config
+        if config.action_head != "flow_matching":
+            raise ValueError(f"{sampler.method}: expected a policy that samples a flow, got {config.action_head!r}")
+        items, shape = self._items(observations), (self.chunk_size, config.max_action_dim)
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+        kick = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+        step = torch.stack([torch.randint(sampler.num_steps, (), generator=generator) for generator in generators])
+        context = self.model.encode_expert_context(
+            intention.query_states, condition_mask=intention.mask, **self._expert_inputs(items)
+        )
+        device = self.model.device
+        actions, before, after = sample_with_sde_step(
+            lambda x, t: self.model.expert.predict_velocity(x, t, context),
+            noise.to(device),
+            kick.to(device),
+            step.to(device),
+            num_steps=sampler.num_steps,
+            noise_level=sampler.noise_level,
+        )
+        width = self.processor.embodiments[self.embodiment]["action_dim"]
+        own = [part[..., :width].float().cpu().numpy() for part in (before, after)]
+        chains = [
+            ChainStep(x, following, int(number), sampler) for x, following, number in zip(*own, step, strict=True)
+        ]
+        return self._decoded(actions[..., :width], items), chains
+
+    def _expert_inputs(self, items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        device = self.model.device
+        return {name: tensor.to(device) for name, tensor in self.processor.expert_inputs(items).items()}
+
+    def _decoded(self, actions: torch.Tensor, items: list[dict[str, Any]]) -> np.ndarray:
         states = np.stack([item["state"] for item in items])
         return np.asarray(
             self.processor.decode_actions(actions.float().cpu(), self.embodiment, states), dtype=np.float32

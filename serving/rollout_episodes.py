@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from .rollout_format import COLUMNS, PREFIX, STATE, EpisodeFacts
+from .rollout_format import CHAIN_COLUMNS, CHAIN_STATES, COLUMNS, PREFIX, STATE, EpisodeFacts
 from .rollout_recorder import read_facts
+from .rollout_sampler import ChainStep, RolloutSampler
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class RolloutEpisode:
         seeds, frozen_steps: int64 (K,).
         query_ages: float32 (K,), seconds.
         policy_versions, thoughts, chunk_ids: K texts; a thought is "" where there was none.
+        chains: K steps of the stochastic sampler, None where there was none.
     """
 
     episode_index: int
@@ -48,6 +50,7 @@ class RolloutEpisode:
     policy_versions: list[str]
     thoughts: list[str]
     chunk_ids: list[str]
+    chains: list[ChainStep | None]
 
     @property
     def valid(self) -> np.ndarray:
@@ -67,6 +70,7 @@ def read_rollouts(root: str | Path, *, start: int = 0) -> list[RolloutEpisode]:
     metadata = read_metadata(Path(root))
     if f"{PREFIX}chunk" not in metadata.info.features:
         raise ValueError(f"{root}: has no column {PREFIX}chunk; expected a recording of `syvla-serve --record`")
+    _check_features(Path(root), metadata.info.features)
     firsts = np.concatenate([[0], np.cumsum(metadata.lengths)])
     tables: dict[str, Any] = {}
     episodes = []
@@ -78,12 +82,30 @@ def read_rollouts(root: str | Path, *, start: int = 0) -> list[RolloutEpisode]:
     return episodes
 
 
+def _check_features(root: Path, features: dict[str, dict[str, Any]]) -> None:
+    """Raises ValueError unless the columns are declared as the recorder declares them."""
+    chunk = list(features[f"{PREFIX}chunk"]["shape"])
+    expected: dict[str, tuple[str, list[int]]] = {name: (dtype, [1]) for name, dtype in COLUMNS.items()}
+    expected["chunk"] = ("float32", chunk)
+    if any(PREFIX + name in features for name in (*CHAIN_STATES, *CHAIN_COLUMNS)):
+        expected |= dict.fromkeys(CHAIN_STATES, ("float32", chunk))
+        expected |= {name: (dtype, [1]) for name, dtype in CHAIN_COLUMNS.items()}
+    for name, (dtype, shape) in expected.items():
+        found = features.get(PREFIX + name, {})
+        if (found.get("dtype"), list(found.get("shape", []))) != (dtype, shape) or len(chunk) != 2:
+            raise ValueError(
+                f"{root}: {PREFIX}{name}: expected {dtype} of shape {shape}, meta/info.json says {found.get('dtype')} of shape "
+                f"{found.get('shape')}; leave this recording out, or record anew"
+            )
+
+
 def _read_table(path: Path, features: dict[str, dict[str, Any]]) -> dict[str, Any]:
     import pyarrow.parquet as pq
 
     from processing.arrow_columns import to_numpy
 
-    names = [STATE, f"{PREFIX}chunk", *(PREFIX + name for name in COLUMNS), "episode_index"]
+    own = [*COLUMNS, "chunk", *(name for name in (*CHAIN_STATES, *CHAIN_COLUMNS) if PREFIX + name in features)]
+    names = [STATE, *(PREFIX + name for name in own), "episode_index"]
     with pq.ParquetFile(path) as file:
         table = file.read(columns=names)
     columns: dict[str, Any] = {}
@@ -122,4 +144,30 @@ def _episode(columns: dict[str, Any], root: Path, episode: int, first: int) -> R
         policy_versions=texts("policy_version"),
         thoughts=texts("thought"),
         chunk_ids=texts("chunk_id"),
+        chains=_chains(columns, rows, f"{root}: episode {episode}"),
     )
+
+
+def _chains(columns: dict[str, Any], rows: np.ndarray, where: str) -> list[ChainStep | None]:
+    """The sampler's step of each decision. Raises ValueError for one that no sampler can have taken."""
+    if f"{PREFIX}chain_step" not in columns:
+        return [None] * len(rows)
+    chains: list[ChainStep | None] = []
+    for row in rows:
+        before, after, step, num_steps, level = (
+            columns[PREFIX + name][row] for name in (*CHAIN_STATES, *CHAIN_COLUMNS)
+        )
+        if step == -1:
+            chains.append(None)
+            continue
+        try:
+            sampler = RolloutSampler(int(num_steps), float(level))
+        except ValueError as error:
+            raise ValueError(f"{where}: {PREFIX}chain: {error}; leave it out, or record anew") from None
+        if not 0 <= step < sampler.num_steps or not (np.isfinite(before).all() and np.isfinite(after).all()):
+            raise ValueError(
+                f"{where}: {PREFIX}chain_step: expected 0 to {sampler.num_steps - 1} and finite states, got {step}; leave it "
+                "out, or record anew"
+            )
+        chains.append(ChainStep(before, after, int(step), sampler))
+    return chains

@@ -22,6 +22,8 @@ from typing import Any
 
 import numpy as np
 
+from .rollout_sampler import ChainStep
+
 IMAGE_PREFIX = "observation.images."
 STATE, ACTION = "observation.state", "action"
 PREFIX = "rollout."
@@ -39,6 +41,14 @@ COLUMNS: dict[str, str] = {
     "thought": "string",  # exactly as this decision's reply had it; `language_persistent` holds it for imitation
 }
 """dtype of each column of single values; `rollout.chunk`, float32 (T, D), comes besides: the chunk before safety limits."""
+CHAIN_COLUMNS: dict[str, str] = {
+    "chain_step": "int64",  # number of the stochastic step, from 0; -1 where there is none
+    "chain_num_steps": "int64",  # K, steps of the sampler; the step's time is chain_step / K
+    "chain_noise_level": "float64",
+}
+CHAIN_STATES = ("chain_before", "chain_after")
+"""In recordings of a stochastic sampler (`rollout_sampler`) besides: the columns above, and x before and after the step,
+float32 (T, D) each, normalised as the model sees actions."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +68,7 @@ class ServedDecision:
         request_id: Idempotency key: a repetition of the last one is not recorded twice.
         frozen_steps: Actions at the start of the chunk that continue the previous chunk.
         query_age: Age of the query states in seconds; 0 in synchronous use.
+        chain: The sampler's stochastic step; None where the flow was integrated as it is.
     """
 
     images: Mapping[str, np.ndarray]
@@ -72,10 +83,12 @@ class ServedDecision:
     request_id: str | None = None
     frozen_steps: int = 0
     query_age: float = 0.0
+    chain: ChainStep | None = None
 
     @property
     def nbytes(self) -> int:
-        return sum(image.nbytes for image in self.images.values()) + self.actions.nbytes
+        chain = 0 if self.chain is None else self.chain.before.nbytes + self.chain.after.nbytes
+        return sum(image.nbytes for image in self.images.values()) + self.actions.nbytes + chain
 
 
 @dataclass
@@ -128,7 +141,27 @@ def rollout_features(
     features[f"{PREFIX}chunk"] = {"dtype": "float32", "shape": [steps, width], "names": None}
     for name, dtype in COLUMNS.items():
         features[PREFIX + name] = {"dtype": dtype, "shape": [1], "names": None}
+    if decision.chain is not None:
+        for name in CHAIN_STATES:
+            features[PREFIX + name] = {"dtype": "float32", "shape": [steps, width], "names": None}
+        for name, dtype in CHAIN_COLUMNS.items():
+            features[PREFIX + name] = {"dtype": dtype, "shape": [1], "names": None}
     return features
+
+
+def chain_row(chain: ChainStep | None, like: np.ndarray) -> dict[str, Any]:
+    """A row's values of the columns of the sampler's step; zeros and -1 without one.
+
+    Args:
+        chain: The step.
+        like: A chunk, for the shape.
+    """
+    if chain is None:
+        states = dict.fromkeys(CHAIN_STATES, np.zeros_like(like))
+        return {**states, "chain_step": -1, "chain_num_steps": 0, "chain_noise_level": 0.0}
+    sampler = chain.sampler
+    values = (chain.before, chain.after, chain.step, sampler.num_steps, sampler.noise_level)
+    return dict(zip((*CHAIN_STATES, *CHAIN_COLUMNS), values, strict=True))
 
 
 def check_outcome(outcome: Any) -> int | None:

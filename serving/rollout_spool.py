@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .rollout_format import ACTION, IMAGE_PREFIX, PREFIX, STATE, EpisodeFacts, ServedDecision
+from .rollout_format import ACTION, IMAGE_PREFIX, PREFIX, STATE, EpisodeFacts, ServedDecision, chain_row
 
 
 @dataclass
@@ -95,6 +95,8 @@ class RolloutSpool:
                 "policy_version": decision.policy_version if asked else "",
                 "thought": (decision.thought or "") if asked else "",
             }
+            if self._chunks[0].decision.chain is not None:  # the data set has these columns
+                values |= chain_row(decision.chain if asked else None, predicted)
             frame: dict[str, Any] = {PREFIX + name: value for name, value in values.items()}
             frame |= {IMAGE_PREFIX + camera: image for camera, image in self._images(row).items()}
             frame |= {STATE: row.state, ACTION: decision.actions[row.chunk_step]}

@@ -198,10 +198,13 @@ def _rl_server(arguments: argparse.Namespace, settings: ServerSettings) -> Polic
     )
 
     def load(folder: Path) -> ServedPolicy:
+        from .rollout_sampler import read_sampler
         from .served_policy import SyVLAServedPolicy
 
         chosen = None if settings.embodiment is None else [settings.embodiment]
-        return SyVLAServedPolicy.from_pretrained(str(folder), embodiments=chosen, **_policy_options(arguments))
+        sampler = read_sampler(folder)
+        options = _policy_options(arguments)
+        return SyVLAServedPolicy.from_pretrained(str(folder), embodiments=chosen, sampler=sampler, **options)
 
     return PolicyServer(None, settings, rl=RLScheduler(run, load))
 

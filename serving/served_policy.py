@@ -15,6 +15,7 @@ from .act_request import ActAnswer, ActRequest
 from .async_policy import AsyncSyVLAPolicy
 from .chunk_stitching import PreviousChunk
 from .policy import SyVLAPolicy, weights_digest
+from .rollout_sampler import ChainStep, RolloutSampler
 
 
 class SyVLAServedPolicy:
@@ -30,6 +31,7 @@ class SyVLAServedPolicy:
         dual_system: Let the VLM run in the background, see `AsyncSyVLAPolicy`; requests need a session.
         background_think: In dual-system use, whether the VLM thinks.
         max_query_age: In dual-system use, seconds after which query states are waited for.
+        sampler: Samples the chunks of recorded episodes, and of nothing else; None: they are denoised as all others.
 
     Raises:
         ValueError: The processor knows none of the robots, or does not fit the model.
@@ -48,9 +50,10 @@ class SyVLAServedPolicy:
         dual_system: bool = False,
         background_think: bool = False,
         max_query_age: float | None = None,
+        sampler: RolloutSampler | None = None,
     ) -> None:
         self.name, self.revision = name, revision
-        self.model, self.processor = model, processor
+        self.model, self.processor, self.sampler = model, processor, sampler
         views = list(processor.views)
         self.policies = {
             embodiment: SyVLAPolicy(
@@ -121,6 +124,7 @@ class SyVLAServedPolicy:
             "camera_sizes": {view: [size, size] for view in processor.views},  # what the action expert sees
             "num_steps": int(config.num_inference_steps),
             "dual_system": bool(self.background),
+            "rollout_sampler": None if self.sampler is None else self.sampler.describe(),
             "embodiments": {name: self._describe(name) for name in self.policies},
         }
 
@@ -138,7 +142,8 @@ class SyVLAServedPolicy:
 
     def batch_key(self, request: ActRequest) -> Hashable:
         """See `ServedPolicy.batch_key`."""
-        return request.embodiment, request.think, request.think and request.max_new_tokens, request.num_steps
+        key = (request.embodiment, request.think, request.think and request.max_new_tokens, request.num_steps)
+        return *key, self._sampled(request)
 
     def answer(self, requests: Sequence[ActRequest]) -> list[ActAnswer]:
         """See `ServedPolicy.answer`."""
@@ -147,6 +152,8 @@ class SyVLAServedPolicy:
         previous = [_previous(request) for request in requests]
         if self.background:
             return self._answer_at_once(requests, observations, previous)
+        for request in requests:
+            self._check_sampled(request)
         clock = _PhaseClock(policy.model.device)
         first = requests[0]
         think = first.think
@@ -159,17 +166,38 @@ class SyVLAServedPolicy:
             streamer=clock if think else None,
         )
         clock.mark("queries")
-        actions = policy.denoise(
-            observations,
-            intention,
-            seeds=[request.seed for request in requests],
-            previous=previous,
-            num_steps=first.num_steps,
-        )
+        seeds = [request.seed for request in requests]
+        chains: Sequence[ChainStep | None] = [None] * len(requests)
+        if self._sampled(first):
+            assert self.sampler is not None
+            actions, chains = policy.sample_rollout(observations, intention, seeds=seeds, sampler=self.sampler)
+        else:
+            actions = policy.denoise(observations, intention, seeds=seeds, previous=previous, num_steps=first.num_steps)
         clock.mark("denoise")
         texts = intention.thoughts or [request.thought for request in requests]
-        rows = zip(actions, texts, previous, strict=True)
-        return [ActAnswer(chunk, text, dict(clock.seconds), _extras(before)) for chunk, text, before in rows]
+        rows = zip(actions, texts, previous, chains, strict=True)
+        return [
+            ActAnswer(chunk, text, dict(clock.seconds), _extras(before), chain) for chunk, text, before, chain in rows
+        ]
+
+    def _sampled(self, request: ActRequest) -> bool:
+        return request.rollout and self.sampler is not None
+
+    def _check_sampled(self, request: ActRequest) -> None:
+        """Raises ValueError for what a chunk that is scored by its sampler cannot have."""
+        sampler = self.sampler
+        if sampler is None or not request.rollout:
+            return
+        if "prev_chunk" in request.options:
+            raise ValueError(
+                f"prev_chunk: the episodes of this run are sampled by {sampler.method}, whose chunks stand for themselves; "
+                "leave it out, or train with ratio_method=fpo"
+            )
+        if request.num_steps not in (None, sampler.num_steps):
+            raise ValueError(
+                f"num_steps: expected {sampler.num_steps} in the episodes of this run, by whose steps they are scored, got "
+                f"{request.num_steps}; leave it out"
+            )
 
     def _answer_at_once(
         self, requests: Sequence[ActRequest], observations: list[dict[str, Any]], previous: list[PreviousChunk | None]

@@ -158,6 +158,7 @@ def served_decision(
         request_id=options.request_id,
         frozen_steps=int(answer.extras.get("frozen_steps", 0)),
         query_age=float(answer.extras.get("query_age", 0.0)),
+        chain=answer.chain,
     )
 
 

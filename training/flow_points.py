@@ -5,7 +5,7 @@ Pure functions of chunks and seeds. Time runs as everywhere in this repository: 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 
 from modeling_syvla.expert_inputs import full_width
 from modeling_syvla.flow_matching import interpolate, sample_timesteps, target_velocity
+from modeling_syvla.flow_sde import sde_step
 
 METHODS = ("fpo", "flow_sde")
 
@@ -161,69 +162,6 @@ def chain_points(
     keep, gain, std = sde_step(timestep, num_steps, noise_level)
     target = (after - _wide(keep) * before) / _wide(gain)
     return ScoredPoints(before, timestep, target, (gain / std).square() / 2)
-
-
-def sde_step(
-    timestep: torch.Tensor, num_steps: int, noise_level: float
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gaussian step of the stochastic sampler from t to t + d, d = 1 / num_steps: x' ~ N(keep * x + gain * v, std^2).
-
-    Flow-GRPO's step in this repository's direction of time. With tau = 1 - t: noise scale s = a * sqrt(tau / (1 - tau)),
-    mean = a_hat * (1 - tau + d) + n_hat * (tau - d - s^2 d / (2 tau)) for a_hat = x + tau * v and n_hat = x - (1 - tau) * v.
-    At the first step (tau = 1) the scale of the second one is taken for 1 - tau, as Flow-GRPO does, since s would be
-    infinite. It has the marginals of the deterministic flow.
-
-    Returns:
-        (keep, gain, std), shape of `timestep`.
-    """
-    if num_steps < 2 or noise_level <= 0:
-        raise ValueError(
-            f"flow_sde: expected at least 2 flow steps and a positive noise level, got {num_steps} and {noise_level}"
-        )
-    d = 1.0 / num_steps
-    tau = 1.0 - timestep
-    variance = noise_level**2 * tau / (1.0 - tau).clamp(min=d)  # s^2
-    toward_action = 1.0 - tau + d
-    toward_noise = tau - d - variance * d / (2 * tau)
-    return (
-        toward_action + toward_noise,
-        toward_action * tau - toward_noise * (1.0 - tau),
-        (variance * d).sqrt(),
-    )
-
-
-def sample_with_sde_step(
-    velocity_fn: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-    noise: torch.Tensor,
-    kick: torch.Tensor,
-    step: torch.Tensor,
-    *,
-    num_steps: int,
-    noise_level: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Denoise with one stochastic step per sample, the others being Euler steps (pi_RL's sampler for rollouts).
-
-    Args:
-        velocity_fn: Maps (x (B, T, D), t (B,)) to the velocity.
-        noise: (B, T, D).
-        kick: Standard normal noise of the stochastic step, (B, T, D).
-        step: Number of each sample's stochastic step, int (B,).
-        num_steps, noise_level: See `flow_sde_points`.
-
-    Returns:
-        (actions, x before the stochastic step, x after it), (B, T, D) each.
-    """
-    x, before, after = noise, torch.empty_like(noise), torch.empty_like(noise)
-    for number in range(num_steps):
-        t = torch.full((len(noise),), number / num_steps, device=noise.device)
-        velocity = velocity_fn(x, t).float()
-        keep, gain, std = (part[:, None, None] for part in sde_step(t, num_steps, noise_level))
-        stochastic = keep * x + gain * velocity + std * kick
-        chosen = (step == number)[:, None, None]
-        before = torch.where(chosen, x, before)
-        x = torch.where(chosen, stochastic, x + velocity / num_steps)
-        after = torch.where(chosen, x, after)
-    return x, before, after
 
 
 def _wide(x: torch.Tensor) -> torch.Tensor:

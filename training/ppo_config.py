@@ -101,9 +101,20 @@ class SyVLAPPOConfig(TrainingArguments):
 
     # likelihood ratio
     ratio_method: str = field(
-        default="fpo", metadata={"help": "How chunks are scored, see action_likelihood.", "choices": list(METHODS)}
+        default="fpo",
+        metadata={
+            "help": "How chunks are scored, see action_likelihood. flow_sde: syvla-serve --rl-run samples the rollouts of its "
+            "policies stochastically and records the step, which is scored.",
+            "choices": list(METHODS),
+        },
     )
-    num_flow_samples: int = field(default=8, metadata={"help": "Points of the flow at which a chunk is scored."})
+    num_flow_samples: int = field(
+        default=8,
+        metadata={
+            "help": "Points of the flow at which a chunk is scored. With flow_sde a rollout has its one recorded step, "
+            "whatever this number; experts have so many pseudo-steps."
+        },
+    )
     average_flow_samples: bool = field(
         default=False, metadata={"help": "One ratio per chunk (FPO) instead of one per point (FPO++)."}
     )
@@ -203,6 +214,11 @@ class SyVLAPPOConfig(TrainingArguments):
             raise ValueError(f"dual_clip: expected more than 1, or 0 for none, got {self.dual_clip}")
         if self.objective == "imitation" and self.expert_mode == "none":
             raise ValueError("objective: imitation needs expert samples; set expert_mode to similar or random")
+        if self.objective == "imitation" and self.ratio_method != "fpo":
+            raise ValueError(
+                f"ratio_method: {self.ratio_method} is no flow-matching loss, by which objective=imitation trains; leave "
+                "it at fpo"
+            )
         if self.expert_mode != "none" and not 0 < self.rollouts_per_pass < self.per_device_train_batch_size:
             raise ValueError(
                 f"expert_ratio: {self.expert_ratio} of {self.per_device_train_batch_size} samples leaves no rollout or no "

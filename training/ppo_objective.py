@@ -27,7 +27,7 @@ def policy_objective(
     expert, old, scores = inputs["is_expert"], inputs["old_scores"], outputs["scores"]
     metrics: dict[str, float] = {}
     steps = inputs["policy"]["action_mask"].any(-1).sum(-1).clamp(min=1)
-    cfm = -scores / steps[:, None]  # flow-matching loss per entry, as in imitation
+    cfm = -scores / steps[:, None]  # flow-matching loss per entry, as in imitation; of flow_sde its weighted error
     detached = cfm.detach()
     for name, rows in (("rollout", ~expert), ("expert", expert)):
         if rows.any():

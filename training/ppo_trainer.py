@@ -41,7 +41,7 @@ from .ppo_loss import value_loss
 from .ppo_metrics import StepMetrics
 from .ppo_objective import policy_objective
 from .rl_state import RLState, staleness
-from .rollout_selection import check_family, wait_for_rollouts
+from .rollout_selection import check_family, wait_for_rollouts, wanted_sampler
 from .rollout_store import Decision, RolloutStore
 from .update_data import DATA_FILE, UpdateData
 from .update_preparation import UpdatePreparation
@@ -199,7 +199,7 @@ class SyVLAPPOTrainer(Trainer):
         module = self._module
         self._snapshot = WeightSnapshot.take(module.policy)
         rollouts = self.store.load(ids)
-        check_family(rollouts, self.processing_class, self.args.ratio_method)
+        check_family(rollouts, self.processing_class, wanted_sampler(self.args, module.base_policy.config))
         update, self._decisions = self.preparation.prepare(self.rl.updates, rollouts)
         self.update = update
         stale = [staleness(self.rl.versions, rollout.info.policy_versions) or 0 for rollout in rollouts]
@@ -355,9 +355,7 @@ class SyVLAPPOTrainer(Trainer):
         items = [self.preparation.expert_item(int(row)) for row in rows]
         steps = np.array([(~np.asarray(item["action_is_pad"])).sum() for item in items])
         seeds = np.arange(len(rows))
-        scores = self.preparation.scores(lambda i: items[i], seeds, rollout=False, decoupling=False)
-        if self.args.ratio_method != "fpo":  # scores of another kind, which serve as well to be compared
-            return float(-scores.mean())
+        scores = self.preparation.scores(lambda i: items[i], seeds, rollout=False, decoupling=False, method="fpo")
         return float((-scores / steps[:, None]).mean())
 
     # ------------------------------------------------------------------ publication
@@ -384,6 +382,8 @@ class SyVLAPPOTrainer(Trainer):
             def save(folder: Path) -> None:
                 policy.save_pretrained(folder)
                 self.processing_class.save_pretrained(folder)
+                if (sampler := wanted_sampler(self.args, policy.config)) is not None:
+                    sampler.save(folder)
 
             self.publisher.publish(self.rl.version, self.rl.versions[-1], save)
         self.accelerator.wait_for_everyone()

@@ -9,6 +9,8 @@ from typing import Any
 
 from accelerate.utils import broadcast_object_list
 
+from serving.rollout_sampler import FLOW_SDE, RolloutSampler
+
 from .ppo_config import SyVLAPPOConfig
 from .rl_state import RLState, staleness
 from .rollout_store import Rollout, RolloutInfo, RolloutStore
@@ -86,8 +88,21 @@ def wait_for_rollouts(store: RolloutStore, state: RLState, args: SyVLAPPOConfig,
         time.sleep(args.poll_seconds)
 
 
-def check_family(rollouts: Sequence[Rollout], processor: Any, ratio_method: str) -> None:
-    """Raises ValueError for rollouts of another robot or of a policy with other chunks, or without what is scored."""
+def wanted_sampler(args: SyVLAPPOConfig, model_config: Any) -> RolloutSampler | None:
+    """How the run's rollouts have to be sampled; None: in any way."""
+    if args.ratio_method != FLOW_SDE:
+        return None
+    return RolloutSampler(int(model_config.num_inference_steps), float(args.flow_sde_noise_level))
+
+
+def check_family(rollouts: Sequence[Rollout], processor: Any, sampler: RolloutSampler | None) -> None:
+    """Raises ValueError for rollouts of another robot or of a policy with other chunks, or without what is scored.
+
+    Args:
+        rollouts: Of an update.
+        processor: Of the policy that is trained.
+        sampler: How they must have been sampled; None: in any way.
+    """
     for rollout in rollouts:
         name, entry = rollout.info.episode_id, processor.embodiments.get(rollout.info.embodiment)
         chunk = rollout.decisions[0].chunk.shape
@@ -100,8 +115,24 @@ def check_family(rollouts: Sequence[Rollout], processor: Any, ratio_method: str)
             )
         if rollout.info.reward not in (0, 1):
             raise ValueError(f"rollout {name}: reward {rollout.info.reward!r}, expected 0 or 1; label it anew")
-        if ratio_method == "flow_sde" and any(decision.chain is None for decision in rollout.decisions):
+        if sampler is not None:
+            _check_chains(rollout, sampler)
+
+
+def _check_chains(rollout: Rollout, sampler: RolloutSampler) -> None:
+    name = rollout.info.episode_id
+    for number, decision in enumerate(rollout.decisions):
+        if not decision.valid.any():
+            continue
+        if decision.chain is None:
             raise ValueError(
-                f"rollout {name}: holds no step of a stochastic sampler, by which ratio_method=flow_sde scores rollouts; use "
-                "ratio_method=fpo, or a rollout store that keeps these steps"
+                f"rollout {name}: decision {number} holds no step of a stochastic sampler, by which ratio_method=flow_sde "
+                "scores rollouts; record them with `syvla-serve --rl-run` on policies that a run with this method published "
+                "(start the run in an output_dir of its own), or use ratio_method=fpo"
+            )
+        if decision.chain.sampler != sampler:
+            raise ValueError(
+                f"rollout {name}: decision {number} was sampled with {decision.chain.sampler.describe()}, this run scores "
+                f"steps of {sampler.describe()}; set flow_sde_noise_level (and the checkpoint's num_inference_steps) to what "
+                "it was, or record rollouts anew"
             )

@@ -10,6 +10,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from serving.rollout_sampler import ChainStep
+
 logger = logging.getLogger(__name__)
 
 TIME_OUTS = ("time limit", "timeout")
@@ -33,20 +35,6 @@ class RolloutInfo:
     reward: int
     embodiment: str
     timed_out: bool = False
-
-
-@dataclass(frozen=True)
-class ChainStep:
-    """The stochastic step of the sampler that made a chunk, normalised, for `ratio_method="flow_sde"`.
-
-    Attributes:
-        before, after: (T, D_action).
-        step: Its number, from 0.
-    """
-
-    before: np.ndarray
-    after: np.ndarray
-    step: int
 
 
 @dataclass(frozen=True)
@@ -220,9 +208,10 @@ def _rollout(info: RolloutInfo, episode: Any, dataset: Any, position: int) -> Ro
             state,
             episode.chunks[number],
             valid[number],
-            episode.facts.instruction,
+            dataset.tasks[dataset.task_indices[row]],
             episode.thoughts[number] or None,
             info.embodiment,
+            episode.chains[number],
         )
 
     decisions = [

@@ -9,12 +9,14 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from serving.rollout_sampler import ChainStep
+
 from .advantages import clip_advantages, decision_rewards, explained_variance, generalized_advantages
 from .expert_samples import ExpertSamples
 from .flow_points import make_points
 from .policy_and_value import PolicyAndValue
 from .ppo_config import SyVLAPPOConfig
-from .rollout_store import ChainStep, Decision, Rollout
+from .rollout_store import Decision, Rollout
 from .update_data import UpdateData, plan_experts, plan_rollouts, sample_seeds
 
 Gather = Callable[[list], list]
@@ -114,31 +116,39 @@ class UpdatePreparation:
             batch |= _chains([item.get("chain") for item in items], batch["actions"])
         return batch
 
-    def points(self, batch: dict[str, torch.Tensor], seeds: Sequence[int]) -> tuple[torch.Tensor, ...]:
-        """Fields of the [`ScoredPoints`] of a batch."""
+    def points(
+        self, batch: dict[str, torch.Tensor], seeds: Sequence[int], method: str | None = None
+    ) -> tuple[torch.Tensor, ...]:
+        """Fields of the [`ScoredPoints`] of a batch, by the run's method where `method` is None."""
         args, config = self.args, self.model.base_policy.config
         points = make_points(
             batch,
             seeds,
             config,
-            method=args.ratio_method,
+            method=method or args.ratio_method,
             num_samples=args.num_flow_samples,
             noise_level=args.flow_sde_noise_level,
         )
         return points.x, points.timestep, points.target, points.weight
 
     def scores(
-        self, item: Callable[[int], dict[str, Any]], seeds: np.ndarray, *, rollout: bool, decoupling: bool | None = None
+        self,
+        item: Callable[[int], dict[str, Any]],
+        seeds: np.ndarray,
+        *,
+        rollout: bool,
+        decoupling: bool | None = None,
+        method: str | None = None,
     ) -> np.ndarray:
         """Scores of samples 0 .. len(seeds) - 1, float32 (n, S).
 
-        `decoupling` is the run's setting where it is None.
+        `decoupling` and `method` are the run's settings where they are None.
         """
         chosen = self.args.intention_decoupling if decoupling is None else decoupling
 
         def run(numbers: list[int]) -> torch.Tensor:
             batch = self.policy_batch([item(i) for i in numbers], [not rollout] * len(numbers))
-            points = self.points(batch, [int(seeds[i]) for i in numbers])
+            points = self.points(batch, [int(seeds[i]) for i in numbers], method)
             device = self.model.base_policy.device
             moved = {key: value.to(device) for key, value in batch.items()}
             return self.model(policy=moved, points=tuple(p.to(device) for p in points), decoupling=chosen)["scores"]
@@ -261,7 +271,7 @@ def _chains(chains: Sequence[ChainStep | None], actions: torch.Tensor) -> dict[s
     for row, chain in enumerate(chains):
         if chain is not None:
             steps, dims = chain.before.shape
-            before[row, :steps, :dims] = torch.from_numpy(chain.before)
-            after[row, :steps, :dims] = torch.from_numpy(chain.after)
+            before[row, :steps, :dims] = torch.tensor(chain.before)
+            after[row, :steps, :dims] = torch.tensor(chain.after)
     number = torch.tensor([-1 if chain is None else chain.step for chain in chains])
     return {"chain_before": before, "chain_after": after, "chain_step": number}

@@ -7,8 +7,9 @@ import torch
 
 from modeling_syvla import SyVLAModel
 from modeling_syvla.flow_matching import euler_sample
+from modeling_syvla.flow_sde import sample_with_sde_step, sde_step
 from training.action_likelihood import action_log_ratio, action_scores, disable_dropout
-from training.flow_points import METHODS, chain_points, flow_sde_points, make_points, sample_with_sde_step, sde_step
+from training.flow_points import METHODS, chain_points, flow_sde_points, make_points
 
 SEEDS = [11, 12, 13]
 

@@ -3,9 +3,7 @@
 import json
 import math
 import shutil
-from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -17,7 +15,6 @@ from modeling_syvla import SyVLAModel, SyVLAValueModel
 from serving.policy import weights_digest
 from training.ppo import main
 from training.ppo_trainer import SyVLAPPOTrainer
-from training.rollout_store import ChainStep, LeRobotRolloutStore
 
 
 @pytest.fixture(scope="module")
@@ -258,29 +255,6 @@ def test_switches(run, policy, tmp_path, options):
     if "adapter" in options:
         assert (tmp_path / "adapter_model.safetensors").is_file()
         assert any(name.startswith("vlm.model.language_model") for name in changed)
-
-
-def test_flow_sde_scores_rollouts_by_their_stored_step(run, tmp_path, monkeypatch):
-    """A store that keeps the sampler's steps, here drawn at random."""
-    plain = LeRobotRolloutStore.load
-
-    def with_chains(self, episode_ids):
-        rng = np.random.default_rng(0)
-
-        def chain(step):
-            before, noise = rng.normal(size=(2, 8, 14)).astype(np.float32)
-            return ChainStep(before, before + 0.1 * noise, step)
-
-        return [
-            replace(rollout, decisions=[replace(d, chain=chain(i)) for i, d in enumerate(rollout.decisions)])
-            for rollout in plain(self, episode_ids)
-        ]
-
-    monkeypatch.setattr(LeRobotRolloutStore, "load", with_chains)
-    assert run(tmp_path, ratio_method="flow_sde", max_rl_updates=1, ratio_temperature=0.1) == 0
-    steps = steps_of(tmp_path)
-    assert steps[0]["val/ratio"] == pytest.approx(1.0, abs=1e-3)
-    assert steps[-1]["val/ratio_var"] > 0
 
 
 def test_expert_samples_become_more_likely(run, tmp_path):

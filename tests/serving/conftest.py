@@ -38,7 +38,7 @@ def serve():
             record=record,
             routers=routers,
         )
-        servers.append(server.start(20, wait=wait))
+        servers.append(server.start(120, wait=wait))
         return server
 
     yield start

@@ -4,7 +4,8 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from itertools import islice
 
 import httpx
 import numpy as np
@@ -26,7 +27,7 @@ def opened(server):
 
 def ask(client, request) -> dict:
     client.send(pack(request))
-    answer = client.recv(timeout=20)
+    answer = client.recv(timeout=60)
     if isinstance(answer, str):
         raise RuntimeError(answer)
     return unpack(answer)[0]
@@ -40,16 +41,19 @@ def wait_for(condition, seconds: float = 30) -> None:
 
 
 def test_pings_are_answered_during_a_long_call(serve, request_of):
-    """Client and server ping every second with as short a timeout, while the policy takes 4 s."""
-    server = serve(CountingPolicy(seconds=4), ping_interval_s=1)
-    with connect(f"ws://{server.url}", compression=None, ping_interval=1, ping_timeout=1) as client:
+    policy = CountingPolicy()
+    server = serve(policy)
+    with connect(f"ws://{server.url}", compression=None) as client:
         client.recv()
+        policy.hold()
         client.send(pack(request_of()))
-        started = time.monotonic()
+        assert policy.running.wait(30)
         for _ in range(5):
-            assert client.ping().wait(3)
-            assert httpx.get(f"http://{server.url}/healthz").text == "OK\n"
-        assert time.monotonic() - started < 3, "while the policy was at work"
+            assert client.ping().wait(30)
+            assert httpx.get(f"http://{server.url}/healthz", timeout=30).text == "OK\n"
+        with pytest.raises(TimeoutError):
+            client.recv(timeout=0)  # the policy is still at work
+        policy.release()
         assert unpack(client.recv(timeout=30))[0]["seed"] == 3
 
 
@@ -66,30 +70,27 @@ def test_answers_come_in_the_codec_of_the_request(serve, request_of, codec):
 
 
 def test_requests_of_several_clients_share_a_batch(serve, request_of):
-    policy = CountingPolicy(seconds=0.2)
-    server = serve(policy, max_batch_size=4, max_wait_ms=2000)
-    clients = [opened(server) for _ in range(6)]
-    with ThreadPoolExecutor(6) as pool:
-        replies = list(pool.map(ask, clients, [request_of(seed=seed) for seed in range(6)]))
-    assert [reply["actions"][0, 0] for reply in replies] == list(range(6)), (
-        "everyone gets the answer to the own request"
-    )
-    assert sorted(map(len, policy.batches)) == [2, 4]
-    policy.batches.clear()
-    mixed = [request_of(num_steps=1 + seed % 2) for seed in range(4)]
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(ask, clients, mixed))
+    """A batch waits for as many as it may hold, so that two of four come of eight requests however late each is."""
+    policy = CountingPolicy()
+    server = serve(policy, max_batch_size=4, max_wait_ms=60_000)
+    clients = [opened(server) for _ in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        replies = list(pool.map(ask, clients, [request_of(seed=seed) for seed in range(8)]))
+        assert [reply["actions"][0, 0] for reply in replies] == list(range(8)), (
+            "everyone gets the answer to the own request"
+        )
+        assert [len(batch) for batch in policy.batches] == [4, 4]
+        policy.batches.clear()
+        list(pool.map(ask, clients, [request_of(num_steps=1 + seed % 2) for seed in range(8)]))
+    assert [len(batch) for batch in policy.batches] == [4, 4]
     assert all(len({request.num_steps for request in batch}) == 1 for batch in policy.batches)
     for client in clients:
         client.close()
 
 
 def test_one_client_never_waits_for_others(serve, request_of):
-    server = serve(max_wait_ms=20_000)
-    client = opened(server)
-    started = time.monotonic()
-    ask(client, request_of())
-    assert time.monotonic() - started < 10
+    server = serve(max_wait_ms=300_000)
+    ask(opened(server), request_of())
 
 
 def test_one_bad_request_does_not_cost_the_others_their_answers(serve, request_of):
@@ -106,47 +107,48 @@ def test_one_bad_request_does_not_cost_the_others_their_answers(serve, request_o
 
 
 def test_beyond_the_queue_requests_are_refused_at_once(serve, request_of):
-    policy = CountingPolicy(seconds=2)
-    server = serve(policy, max_batch_size=1, queue_size=2)
+    policy = CountingPolicy()
+    server = serve(policy, max_batch_size=1, queue_size=2, deadline_s=120)
     body, headers = pack(request_of()), {"Content-Type": "application/msgpack"}
-    with ThreadPoolExecutor(6) as pool:
-        running = pool.submit(httpx.post, f"http://{server.url}/v1/act", content=body, headers=headers, timeout=20)
+
+    def post() -> httpx.Response:
+        return httpx.post(f"http://{server.url}/v1/act", content=body, headers=headers, timeout=120)
+
+    policy.hold()
+    with ThreadPoolExecutor(5) as pool:
+        jobs = [pool.submit(post)]
         assert policy.running.wait(30)
-        started = time.monotonic()
-        more = [
-            pool.submit(httpx.post, f"http://{server.url}/v1/act", content=body, headers=headers, timeout=20)
-            for _ in range(4)
-        ]
-        refused = [answer for answer in (job.result() for job in more) if answer.status_code == 503]
-        assert len(refused) == 2
-        assert all(int(answer.headers["Retry-After"]) >= 1 for answer in refused)
-        assert "queue: expected at most 2 waiting requests" in refused[0].json()["error"]
-        assert min(answer.elapsed.total_seconds() for answer in refused) < 1.8
-        assert running.result().status_code == 200
-    assert time.monotonic() - started < 10
+        jobs += [pool.submit(post) for _ in range(4)]
+        refused = [job.result() for job in islice(as_completed(jobs, timeout=60), 2)]  # the policy is still at work
+        policy.release()
+    assert [answer.status_code for answer in refused] == [503, 503]
+    assert all(int(answer.headers["Retry-After"]) >= 1 for answer in refused)
+    assert "queue: expected at most 2 waiting requests" in refused[0].json()["error"]
+    assert sorted(job.result().status_code for job in jobs) == [200, 200, 200, 503, 503]
     assert len(policy.batches) == 3
     assert server.service.metrics.value("rejected", "cause", "queue_full") == 2
 
 
 def test_nothing_is_computed_after_the_deadline(serve, request_of):
-    policy = CountingPolicy(seconds=3)
-    server = serve(policy, max_batch_size=1)
+    policy = CountingPolicy()
+    server = serve(policy, max_batch_size=1, deadline_s=120)
     first, second = opened(server), opened(server)
+    policy.hold()
     first.send(pack(request_of(seed=1)))
     assert policy.running.wait(30)
-    started = time.monotonic()
     with pytest.raises(RuntimeError, match=r"deadline: expected an answer within 0.1 s, which have passed"):
-        ask(second, request_of(seed=2, deadline_ms=100))
-    assert time.monotonic() - started < 2.5, "said at the deadline, not when the policy is free again"
+        ask(second, request_of(seed=2, deadline_ms=100))  # said at the deadline, not when the policy is free again
+    policy.release()
     unpack(first.recv(timeout=30))
     assert ask(second, request_of(seed=4))["seed"] == 4
     assert [request.seed for batch in policy.batches for request in batch] == [1, 4]
 
 
 def test_requests_of_clients_that_left_are_dropped(serve, request_of):
-    policy = CountingPolicy(seconds=2)
-    server = serve(policy, max_batch_size=1)
+    policy = CountingPolicy()
+    server = serve(policy, max_batch_size=1, deadline_s=120)
     first, second, third = opened(server), opened(server), opened(server)
+    policy.hold()
     first.send(pack(request_of(seed=1)))
     assert policy.running.wait(30)
     second.send(pack(request_of(seed=2)))
@@ -155,14 +157,16 @@ def test_requests_of_clients_that_left_are_dropped(serve, request_of):
         httpx.post(f"http://{server.url}/v1/act", content=body, headers=headers, timeout=0.5)
     second.close()
     wait_for(lambda: server.service.metrics.value("rejected", "cause", "disconnected") == 2)
+    policy.release()
     assert ask(third, request_of(seed=4))["seed"] == 4
     assert [request.seed for batch in policy.batches for request in batch] == [1, 4]
 
 
 def test_a_graceful_stop_finishes_what_was_accepted(serve, request_of):
-    policy = CountingPolicy(seconds=0.5)
-    server = serve(policy, max_batch_size=1)
+    policy = CountingPolicy()
+    server = serve(policy, max_batch_size=1, deadline_s=120)
     clients = [opened(server) for _ in range(2)]
+    policy.hold()
     for seed, client in enumerate(clients):
         client.send(pack(request_of(seed=seed)))
     wait_for(lambda: server.service.open_requests == 2)
@@ -171,9 +175,10 @@ def test_a_graceful_stop_finishes_what_was_accepted(serve, request_of):
     wait_for(lambda: server.service.draining)
     assert httpx.get(f"http://{server.url}/readyz").status_code == 503
     assert httpx.get(f"http://{server.url}/healthz").status_code == 200
+    policy.release()
     for seed, client in enumerate(clients):
         assert unpack(client.recv(timeout=30))[0]["seed"] == seed
-    stopping.join(10)
+    stopping.join(60)
     assert not stopping.is_alive()
     with pytest.raises(OSError):
         httpx.get(f"http://{server.url}/healthz")
@@ -184,7 +189,7 @@ def test_nobody_is_answered_before_the_policy_is_loaded_and_warm(serve, request_
 
     class Slow(CountingPolicy):
         def warm_up(self, think: bool = False) -> None:
-            go.wait(10)
+            assert go.wait(120)
             warmed.set()
 
     server = serve(lambda: Slow(), wait=False)

@@ -13,14 +13,23 @@ from serving.act_request import ActAnswer, ActRequest
 class CountingPolicy:
     """Answers action t = seed + t in every dimension, after `seconds`. Notes the batches that it was given.
 
+    `hold` makes it work at its next batches until `release`, so that a test needs no clock to find it at work.
     Requests whose instruction is "nan", "huge", "break" or "impossible" get what their name says.
     """
 
     def __init__(self, seconds: float = 0.0, version: str = "counting", dim: int = 2, horizon: int = 6) -> None:
         self.seconds, self.version, self.dim, self.horizon = seconds, version, dim, horizon
         self.batches: list[list[ActRequest]] = []
-        self.running = threading.Event()
+        self.running, self._free = threading.Event(), threading.Event()
+        self._free.set()
         self.forgotten: list[str] = []
+
+    def hold(self) -> None:
+        self.running.clear()
+        self._free.clear()
+
+    def release(self) -> None:
+        self._free.set()
 
     def metadata(self) -> dict:
         entry = {"state_dim": self.dim, "action_dim": self.dim, "action_names": ["shoulder", "grip"][: self.dim]}
@@ -37,6 +46,7 @@ class CountingPolicy:
     def answer(self, requests) -> list[ActAnswer]:
         self.batches.append(list(requests))
         self.running.set()
+        assert self._free.wait(120)
         time.sleep(self.seconds)
         return [self._one(request) for request in requests]
 

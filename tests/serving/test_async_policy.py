@@ -1,6 +1,6 @@
 """Dual-system policy: the same answers as the plain policy when the VLM has seen the observation, and fresh state always."""
 
-import time
+import threading
 
 import numpy as np
 import pytest
@@ -34,23 +34,24 @@ def test_first_answers_are_those_of_the_plain_policy(policy):
 
 
 def test_the_expert_answers_from_the_fresh_state_while_the_vlm_is_behind(policy, monkeypatch):
-    intention, slow = policy.intention, False
+    intention, free = policy.intention, threading.Event()
+    free.set()
 
     def delayed(observations, texts):
-        if slow:
-            time.sleep(1.5)  # a VLM that thinks
+        assert free.wait(120)  # a VLM that thinks
         return intention(observations, texts)
 
     monkeypatch.setattr(policy, "intention", delayed)
     dual = AsyncSyVLAPolicy(policy)
     first, second, third = (make_observation(seed) for seed in range(3))
     dual.predict([first], ["lift"], seeds=[0], sessions=["a"])
-    slow = True
+    free.clear()
     dual.predict([second], ["lift"], seeds=[0], sessions=["a"])
     answer = dual.predict([third], ["lift"], seeds=[7], sessions=["a"])
     expected = policy.denoise([third], intention([first], ["lift"]), seeds=[7])
     np.testing.assert_allclose(answer.actions, expected, atol=1e-4)
     assert answer.query_ages[0].calls == 2
+    free.set()
     dual.close()
 
 

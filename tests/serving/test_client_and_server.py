@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ports import reserved_port
 from served_policies import CountingPolicy
 
 import processing.robot_dataset_writer  # noqa: F401  takes seconds, which a server that records would be waited for
@@ -52,18 +52,16 @@ def test_websocket_and_http_give_the_same_actions(serve):
 
 
 def test_a_restarted_server_goes_on_answering_the_same_client(serve):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    from serving import PolicyServer
+    from serving.server_settings import ServerSettings
 
-    def start():
-        from serving import PolicyServer
-        from serving.server_settings import ServerSettings
+    with reserved_port() as port:
+        go_on_after_a_restart(lambda: PolicyServer(CountingPolicy(), ServerSettings(port=port)).start(120))
 
-        return PolicyServer(CountingPolicy(), ServerSettings(port=port)).start(20)
 
+def go_on_after_a_restart(start):
     first = start()
-    with PolicyClient(first.url, backoff=0.1) as client:
+    with PolicyClient(first.url, retries=100, backoff=0.1, max_backoff=0.5) as client:
         client.act(IMAGES, STATE, "lift")
         first.stop()
         second: list = []
@@ -83,7 +81,8 @@ def test_an_executor_with_prefetch_tells_the_server_what_runs(serve, tmp_path):
         executor.reset()
         for _ in range(9):
             executor.step(IMAGES, STATE, "lift", seed=5)
-            time.sleep(0.03)
+            if executor._pending is not None:  # answers come within two control periods
+                executor._pending.exception(timeout=60)
         executor.close()
     continued = [request.options for batch in policy.batches for request in batch if request.options]
     assert [options["delay_steps"] for options in continued] == [2, 2]
@@ -119,7 +118,7 @@ def test_a_killed_server_leaves_the_episodes_that_had_ended(tmp_path):
             client.reset()
             for decision in range(4):
                 client.act(IMAGES, STATE, "lift", seed=decision, executed_steps=5 if decision else None)
-        until = time.monotonic() + 60
+        until = time.monotonic() + 120
         while not (root / "meta" / "info.json").is_file() or len(read_rollouts(root)) < 2:
             assert time.monotonic() < until
             time.sleep(0.1)

@@ -55,7 +55,7 @@ def serve_run(run):
             return CountingPolicy(dim=3 if version == 66 else 2, version="to be set")
 
         scheduler = RLScheduler(RLSettings(run, poll_s=0.05, **settings), load)
-        server = PolicyServer(None, ServerSettings(port=0, token=token), rl=scheduler).start(20)
+        server = PolicyServer(None, ServerSettings(port=0, token=token), rl=scheduler).start(120)
         servers.append(server)
         return server
 
@@ -101,7 +101,7 @@ def states(robot):
     return robot.call("/rl/status")["episodes"]
 
 
-def until(condition, seconds=10):
+def until(condition, seconds=60):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -285,7 +285,7 @@ def test_a_restart_serves_the_newest_whole_policy_and_says_so(serve_run, run):
 
 def test_it_waits_for_the_first_policy(tmp_path):
     scheduler = RLScheduler(RLSettings(tmp_path, poll_s=0.05), lambda folder: CountingPolicy())
-    with PolicyServer(None, ServerSettings(port=0), rl=scheduler).start(5, wait=False) as server:
+    with PolicyServer(None, ServerSettings(port=0), rl=scheduler).start(wait=False) as server:
         robot = Robot(server)
         status, text = robot.refused("/rl/status")
         assert (status, "start syvla-ppo" in text) == (503, True)
@@ -374,7 +374,7 @@ def fetch(server, path, **headers):
     """Status, headers and text, as a browser would ask."""
     request = urllib.request.Request(f"http://{server.url}{path}", headers=headers)
     try:
-        with urllib.request.urlopen(request, timeout=10) as response:
+        with urllib.request.urlopen(request, timeout=60) as response:
             return response.status, response.headers, response.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.headers, error.read().decode()

@@ -46,6 +46,9 @@ class NullPolicy:
         robot = {"state_dim": STATE_DIM, "action_dim": ACTION_DIM, "control_hz": 20.0}
         return {"embodiments": {"tabletop": robot}, "views": list(VIEWS), "action_horizon": STEPS}
 
+    def prepare(self, request: ActRequest) -> None:
+        """Nothing comes before."""
+
     def batch_key(self, request: ActRequest) -> None:
         return None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -42,6 +43,7 @@ class ActRequest:
         session: Who asks; None for a request that belongs to no session.
         rollout: Whether the answer is recorded as a decision of a named episode.
         options: Entries of the request that the policy reads itself, such as `prev_chunk` and `delay_steps`.
+        prepared: What the policy's `prepare` returned for it; None where it was not called.
     """
 
     images: Mapping[str, np.ndarray]
@@ -56,6 +58,13 @@ class ActRequest:
     session: str | None = None
     rollout: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
+    prepared: Prepared | None = None
+
+
+class Prepared(Protocol):
+    """Something that happens elsewhere before a request can be answered; done when `ready` is."""
+
+    ready: Future[None]
 
 
 @dataclass
@@ -78,7 +87,7 @@ class ActAnswer:
 
 
 class ServedPolicy(Protocol):
-    """What the server needs of a policy. Only its worker thread calls `answer`.
+    """What the server needs of a policy. Only its worker thread calls `answer`, only its event loop `prepare`.
 
     Attributes:
         version: Hash of all that decides its answers: weights and statistics.
@@ -96,6 +105,14 @@ class ServedPolicy(Protocol):
 
     def batch_key(self, request: ActRequest) -> Hashable:
         """Requests with equal keys may be answered together."""
+        ...
+
+    def prepare(self, request: ActRequest) -> Prepared | None:
+        """What the server waits for before it queues a request, since in the worker all would wait; must not wait itself.
+
+        Raises:
+            ValueError: A request that this policy cannot answer.
+        """
         ...
 
     def answer(self, requests: Sequence[ActRequest]) -> list[ActAnswer]:

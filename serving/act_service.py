@@ -7,11 +7,11 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
-from .act_request import ActAnswer, ActRequest, PolicyHolder, RequestError, ServedPolicy
+from .act_request import ActRequest, PolicyHolder, RequestError, ServedPolicy
 from .action_limits import UnsafeActions
 from .batching import BatchingWorker, Job, internal_error
 from .dialect_choice import ServedRobot, served_robots
@@ -259,8 +259,9 @@ class ActService:
         decoded = time.monotonic()
         allowed = options.deadline_s or self.settings.deadline_s
         job = Job(request, deadline=started + allowed, allowed_s=allowed)
+        await self._prepared(policy, job, gone)
         self.worker.submit(job)
-        answer, version = await self._result(job, gone)
+        answer, version = await self._result(job, job.answer, gone)
         answered = time.monotonic()
         try:
             actions, notes = robot.limits.apply(answer.actions, request.state)
@@ -288,9 +289,19 @@ class ActService:
             reply |= self.recording.record(session.name, options, request, answer, actions, version)
         return reply
 
-    async def _result(self, job: Job, gone: asyncio.Event) -> tuple[ActAnswer, str]:
-        """The worker's answer, unless the client leaves or the deadline passes before."""
-        future: asyncio.Future[Any] = asyncio.wrap_future(job.answer)
+    async def _prepared(self, policy: ServedPolicy, job: Job, gone: asyncio.Event) -> None:
+        """Waits for what the policy wants done before the worker sees the request."""
+        try:
+            prepared = policy.prepare(job.request)
+            if prepared is not None:
+                job.request = replace(job.request, prepared=prepared)
+                await self._result(job, prepared.ready, gone)
+        except ValueError as error:
+            raise RequestError(str(error)[:2000]) from None
+
+    async def _result(self, job: Job, awaited: Future[Any], gone: asyncio.Event) -> Any:
+        """What is awaited for a job, unless the client leaves or the deadline passes before."""
+        future: asyncio.Future[Any] = asyncio.wrap_future(awaited)
         leaving: asyncio.Future[Any] = asyncio.ensure_future(gone.wait())
         try:
             left = max(0.0, job.deadline - time.monotonic())

@@ -1,7 +1,8 @@
 """Dual-system serving (section 3.1 of the paper): the VLM looks on in the background while the expert keeps acting.
 
 A call does not wait for the VLM. It acts on fresh images, state and the newest query states of its session, and says how
-old these are; a bound on the age turns into a wait. See `query_refresher` for sessions and ages.
+old these are; a bound on the age turns into a wait. See `query_refresher` for sessions and ages. Who answers several
+sessions in one thread leaves each observation with `look` first, so that none of them waits for another's VLM.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from .action_chunks import ActionChunks
 from .chunk_stitching import PreviousChunk
 from .policy import Intention, Observation, SyVLAPolicy
-from .query_refresher import QueryRefresher, Sight
+from .query_refresher import Call, QueryRefresher, Sight
 
 
 class AsyncSyVLAPolicy:
@@ -35,27 +36,31 @@ class AsyncSyVLAPolicy:
         self._stream = torch.cuda.Stream() if policy.model.device.type == "cuda" else None
         self.refresher: QueryRefresher[Intention] = QueryRefresher(self._look, max_age=max_query_age, **options)
 
+    def look(self, observation: Observation, instruction: str, session: str) -> Call[Intention]:
+        """Leaves an observation for the VLM; when the result is `ready`, `predict` answers it without waiting.
+
+        Args:
+            session: Whose observation it is; a new episode should have a new name, or `forget` the old one's.
+        """
+        return self.refresher.leave(Sight(session, observation, instruction))
+
     def predict(
         self,
         observations: Sequence[Observation],
-        instructions: Sequence[str],
+        looks: Sequence[Call[Intention]],
         *,
         seeds: Sequence[int],
-        sessions: Sequence[str],
         previous: Sequence[PreviousChunk | None] | None = None,
+        num_steps: int | None = None,
     ) -> ActionChunks:
         """As `SyVLAPolicy.predict`; `query_ages` says how old the query states of each answer are.
 
         Args:
-            sessions: Whose observations these are; a new episode should have a new name, or `forget` the old one's.
+            looks: What `look` returned for these observations; waited for where they are not ready.
         """
-        sights = [
-            Sight(session, observation, instruction)
-            for session, observation, instruction in zip(sessions, observations, instructions, strict=True)
-        ]
-        newest = self.refresher.newest(sights)
+        newest = [self.refresher.take(look) for look in looks]
         intention = join_intentions([states for states, _ in newest])
-        actions = self.policy.denoise(observations, intention, seeds=seeds, previous=previous)
+        actions = self.policy.denoise(observations, intention, seeds=seeds, previous=previous, num_steps=num_steps)
         return ActionChunks(actions, intention.thoughts, query_ages=[age for _, age in newest])
 
     def forget(self, session: str) -> None:

@@ -1,8 +1,8 @@
 """The slow half of dual-system serving: query states that a background thread keeps fresh, per session. No torch.
 
 Section 3.1 of the paper: the VLM refreshes the query states while the expert keeps acting on fresh images and state. Each
-call leaves its observation here and takes the newest states of its session. The thread always works on the newest
-observation of each session; older ones that it did not get to are dropped.
+call leaves its observation here and takes the newest states of its session, at once, or as soon as they are new enough.
+The thread always works on the newest observation of each session; older ones that it did not get to are dropped.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from .action_chunks import QueryAge
@@ -50,6 +52,29 @@ class _Session(Generic[States]):
     seen_call: int = 0  # newest call whose sight was computed, successfully or not
     error: Exception | None = None
     last_used: float = 0.0
+    waiters: list[Call[States]] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class Call(Generic[States]):
+    """An observation that was left for the slow half.
+
+    Attributes:
+        owner: Where it was left.
+        number: Among those of its session.
+        ready: Done once the session has states that are new enough for it. Raises what `compute` raised for this very
+            observation, or ValueError if the session was forgotten or began anew meanwhile.
+    """
+
+    owner: QueryRefresher[States]
+    session: _Session[States]
+    number: int
+    ready: Future[None] = field(default_factory=Future)
+
+    def settle(self, error: Exception | None = None) -> None:
+        """Ends the wait, unless nobody waits any more."""
+        if self.ready.set_running_or_notify_cancel():
+            self.ready.set_result(None) if error is None else self.ready.set_exception(error)
 
 
 class QueryRefresher(Generic[States]):
@@ -57,7 +82,7 @@ class QueryRefresher(Generic[States]):
 
     Args:
         compute: Sights of one group to their states; called in the thread, one batch at a time.
-        max_age: Seconds; a call that finds older states waits until its own observation was looked at. None: no bound.
+        max_age: Seconds; a call that comes upon older states waits until newer ones are there. None: no bound.
         max_age_calls: The same in calls of the session.
         max_sessions: The session that was silent longest is dropped for a further one.
         idle_seconds: Sessions silent for longer are dropped.
@@ -88,30 +113,50 @@ class QueryRefresher(Generic[States]):
     def __len__(self) -> int:
         return len(self._sessions)
 
-    def newest(self, sights: Sequence[Sight], timeout: float | None = None) -> list[tuple[States, QueryAge]]:
-        """Leaves the observations of a call and returns the newest states of their sessions.
+    def leave(self, sight: Sight) -> Call[States]:
+        """Leaves an observation; `take` then gives states for it. Never waits.
+
+        A session's first one is ready when it was looked at, as is the first one after its basis changed.
+
+        Raises:
+            RuntimeError: The refresher is closed.
+        """
+        with self._changed:
+            if self._closed:
+                raise RuntimeError("the refresher of query states is closed")
+            call = self._leave(sight)
+            if self._usable(call):
+                call.settle()
+            else:
+                call.session.waiters.append(call)
+            self._changed.notify_all()
+            return call
+
+    def take(self, call: Call[States], timeout: float | None = None) -> tuple[States, QueryAge]:
+        """The newest states of a call's session and their age; waits until the call is ready.
 
         Args:
-            sights: Of different sessions. A session's first one, and the first after its basis changed, is waited for.
+            call: From `leave`.
             timeout: Longest wait in seconds.
-
-        Returns:
-            Per sight its states and their age.
 
         Raises:
             TimeoutError: The slow half did not answer in time.
-            Exception: What `compute` raised for an observation that had to be waited for.
+            Exception: See `Call.ready`.
         """
-        until = None if timeout is None else time.monotonic() + timeout
+        try:
+            call.ready.result(timeout)
+        except FutureTimeout:
+            raise TimeoutError("query states: the VLM did not answer in time") from None
         with self._changed:
-            marks = [self._leave(sight) for sight in sights]
-            self._changed.notify_all()
-            return [self._take(session, call, until) for session, call in marks]
+            session = call.session
+            assert session.states is not None
+            age = time.monotonic() - session.states_time
+            return session.states, QueryAge(age, max(0, call.number - session.states_call))
 
     def drop(self, session: str) -> None:
         """Forgets a session: its episode is over, or it has gone."""
         with self._changed:
-            self._sessions.pop(session, None)
+            self._forget(self._sessions.pop(session, None))
 
     def close(self) -> None:
         """Ends the thread after the batch that it works on; waiting calls raise RuntimeError."""
@@ -119,43 +164,51 @@ class QueryRefresher(Generic[States]):
             self._closed = True
             self._changed.notify_all()
         self._thread.join()
+        with self._changed:
+            for session in self._sessions.values():
+                self._forget(session, RuntimeError("the refresher of query states is closed"))
 
     # -- under the lock ------------------------------------------------------------------------------------------------
 
-    def _leave(self, sight: Sight) -> tuple[_Session[States], int]:
+    def _leave(self, sight: Sight) -> Call[States]:
         now = time.monotonic()
         while self._sessions and now - next(iter(self._sessions.values())).last_used > self._idle:
-            self._sessions.popitem(last=False)
+            self._forget(self._sessions.popitem(last=False)[1])
         session = self._sessions.pop(sight.session, None)
         if session is None or session.basis != sight.basis:
+            self._forget(session)
             session = _Session(sight.basis)
         while len(self._sessions) >= self._max_sessions:
-            self._sessions.popitem(last=False)
+            self._forget(self._sessions.popitem(last=False)[1])
         self._sessions[sight.session] = session
         session.calls, session.last_used = session.calls + 1, now
         session.waiting = (sight, session.calls, now)
-        return session, session.calls
+        return Call(self, session, session.calls)
 
-    def _take(self, session: _Session[States], call: int, until: float | None) -> tuple[States, QueryAge]:
-        while session.states is None or self._too_old(session, call):
-            if session.seen_call >= call:  # this very observation was looked at
-                if session.error is not None:
-                    raise session.error
-                break
-            if self._closed:
-                raise RuntimeError("the refresher of query states is closed")
-            left = None if until is None else until - time.monotonic()
-            if (left is not None and left <= 0) or not self._changed.wait(left):
-                raise TimeoutError("query states: the VLM did not answer in time")
-        assert session.states is not None
-        age = time.monotonic() - session.states_time
-        return session.states, QueryAge(age, max(0, call - session.states_call))
+    @staticmethod
+    def _forget(session: _Session[States] | None, error: Exception | None = None) -> None:
+        """Tells the calls of a session that nothing is computed for any more; their observations would wait for ever."""
+        for call in () if session is None else session.waiters:
+            call.settle(
+                error or ValueError("session: was forgotten or began anew while this request waited; ask again")
+            )
+        if session is not None:
+            session.waiters.clear()
 
-    def _too_old(self, session: _Session[States], call: int) -> bool:
+    def _usable(self, call: Call[States]) -> bool:
+        session = call.session
         age = time.monotonic() - session.states_time
-        return (self._max_age is not None and age > self._max_age) or (
-            self._max_age_calls is not None and call - session.states_call > self._max_age_calls
+        return (
+            session.states is not None
+            and (self._max_age is None or age <= self._max_age)
+            and (self._max_age_calls is None or call.number - session.states_call <= self._max_age_calls)
         )
+
+    def _settle(self, session: _Session[States]) -> None:
+        """After a look: ends the wait of those calls for which it was new enough, or their own."""
+        for call in [call for call in session.waiters if session.seen_call >= call.number or self._usable(call)]:
+            session.waiters.remove(call)
+            call.settle(None if self._usable(call) or session.error is None else session.error)
 
     def _batch(self) -> list[tuple[_Session[States], Sight, int, float]]:
         """Takes the sights of the group that waits longest."""
@@ -183,7 +236,7 @@ class QueryRefresher(Generic[States]):
                         logger.warning("query states could not be refreshed: %s", problem)
                     else:
                         session.states, session.states_call, session.states_time = result, call, taken
-                self._changed.notify_all()
+                    self._settle(session)
 
     def _computed(self, sights: Sequence[Sight]) -> tuple[list[States | None], list[Exception | None]]:
         try:

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from .act_request import ActAnswer, ActRequest
+from .act_request import ActAnswer, ActRequest, Prepared
 from .async_policy import AsyncSyVLAPolicy
 from .chunk_stitching import PreviousChunk
-from .policy import SyVLAPolicy, weights_digest
+from .policy import Intention, SyVLAPolicy, weights_digest
+from .query_refresher import Call
 from .rollout_sampler import ChainStep, RolloutSampler
 
 
@@ -72,6 +73,7 @@ class SyVLAServedPolicy:
         if not self.policies:
             raise ValueError(f"{name}: expected a processor that knows a robot; see processor.set_embodiment")
         self.background: dict[str, AsyncSyVLAPolicy] = {}
+        self._background_think = background_think
         if dual_system:
             self.background = {
                 embodiment: AsyncSyVLAPolicy(policy, max_query_age=max_query_age)
@@ -145,6 +147,29 @@ class SyVLAServedPolicy:
         key = (request.embodiment, request.think, request.think and request.max_new_tokens, request.num_steps)
         return *key, self._sampled(request)
 
+    def prepare(self, request: ActRequest) -> Prepared | None:
+        """See `ServedPolicy.prepare`: in dual-system use the session's first call waits here for its query states."""
+        if not self.background:
+            return None
+        if request.session is None:
+            raise ValueError("session_id: expected the name of a session, since query states are kept per session")
+        if request.think != self._background_think and request.thought is None:
+            does = "thinks" if self._background_think else "does not think"
+            raise ValueError(f"think: this server's VLM {does}, in the background, for all (--async, --think)")
+        if request.max_new_tokens is not None:
+            raise ValueError("max_new_tokens: expected none, since the VLM runs in the background (--async)")
+        return self._look(request)
+
+    def _look(self, request: ActRequest) -> Call[Intention]:
+        observation = {"images": request.images, "state": request.state}
+        return self.background[request.embodiment].look(observation, request.instruction, str(request.session))
+
+    def _looked(self, request: ActRequest) -> Call[Intention]:
+        """What `prepare` left; a new look where it was not called, or by a policy that has been replaced since."""
+        look = request.prepared
+        own = isinstance(look, Call) and look.owner is self.background[request.embodiment].refresher
+        return look if own else self._look(request)  # type: ignore[return-value]
+
     def answer(self, requests: Sequence[ActRequest]) -> list[ActAnswer]:
         """See `ServedPolicy.answer`."""
         policy = self.policies[requests[0].embodiment]
@@ -203,16 +228,13 @@ class SyVLAServedPolicy:
         self, requests: Sequence[ActRequest], observations: list[dict[str, Any]], previous: list[PreviousChunk | None]
     ) -> list[ActAnswer]:
         """Dual-system use: on query states of the background."""
-        for request in requests:
-            if request.session is None:
-                raise ValueError("session_id: expected the name of a session, since query states are kept per session")
         clock = _PhaseClock(self.model.device)
         answers = self.background[requests[0].embodiment].predict(
             observations,
-            [request.instruction for request in requests],
+            [self._looked(request) for request in requests],
             seeds=[request.seed for request in requests],
-            sessions=[str(request.session) for request in requests],
             previous=previous,
+            num_steps=requests[0].num_steps,
         )
         clock.mark("denoise")
         thoughts: list[str | None] = [None] * len(requests)
@@ -225,7 +247,7 @@ class SyVLAServedPolicy:
                 chunk,
                 thought,
                 dict(clock.seconds),
-                {**_extras(before), "query_age": age.seconds, "query_age_calls": age.calls},
+                {**_extras(before), "query_age": age.seconds, "query_age_calls": age.calls, "thought_age": age.calls},
             )
             for chunk, thought, age, before in rows
         ]

@@ -27,7 +27,8 @@ def test_first_answers_are_those_of_the_plain_policy(policy):
     observations, texts = [make_observation(seed) for seed in range(2)], ["lift the cube", "push"]
     plain = policy.predict(observations, texts, seeds=[3, 4])
     dual = AsyncSyVLAPolicy(policy)
-    answer = dual.predict(observations, texts, seeds=[3, 4], sessions=["a", "b"])
+    looks = [dual.look(*pair, session) for *pair, session in zip(observations, texts, "ab", strict=True)]
+    answer = dual.predict(observations, looks, seeds=[3, 4])
     dual.close()
     np.testing.assert_allclose(answer.actions, plain.actions, atol=1e-4)
     assert [age.calls for age in answer.query_ages] == [0, 0]
@@ -44,10 +45,10 @@ def test_the_expert_answers_from_the_fresh_state_while_the_vlm_is_behind(policy,
     monkeypatch.setattr(policy, "intention", delayed)
     dual = AsyncSyVLAPolicy(policy)
     first, second, third = (make_observation(seed) for seed in range(3))
-    dual.predict([first], ["lift"], seeds=[0], sessions=["a"])
+    dual.predict([first], [dual.look(first, "lift", "a")], seeds=[0])
     free.clear()
-    dual.predict([second], ["lift"], seeds=[0], sessions=["a"])
-    answer = dual.predict([third], ["lift"], seeds=[7], sessions=["a"])
+    dual.predict([second], [dual.look(second, "lift", "a")], seeds=[0])
+    answer = dual.predict([third], [dual.look(third, "lift", "a")], seeds=[7])
     expected = policy.denoise([third], intention([first], ["lift"]), seeds=[7])
     np.testing.assert_allclose(answer.actions, expected, atol=1e-4)
     assert answer.query_ages[0].calls == 2
@@ -59,7 +60,7 @@ def test_thoughts_come_from_the_background(policy, make_model, tiny_processor):
     thinking = SyVLAPolicy(policy.model, tiny_processor, "arm", VIEWS, think=True, max_new_tokens=4)
     dual = AsyncSyVLAPolicy(thinking, max_query_age=0.0)
     observation = make_observation(1)
-    answer = dual.predict([observation], ["lift"], seeds=[0], sessions=["a"])
+    answer = dual.predict([observation], [dual.look(observation, "lift", "a")], seeds=[0])
     assert answer.thoughts == thinking.predict([observation], ["lift"], seeds=[0]).thoughts
     dual.close()
 

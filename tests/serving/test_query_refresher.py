@@ -33,8 +33,12 @@ class SlowHalf:
 
 
 def ask(refresher, observation, session="robot", basis="lift", timeout=30.0):
-    ((states, age),) = refresher.newest([Sight(session, observation, basis)], timeout)
-    return states, age
+    return refresher.take(refresher.leave(Sight(session, observation, basis)), timeout)
+
+
+def ask_all(refresher, sights):
+    calls = [refresher.leave(sight) for sight in sights]
+    return [refresher.take(call, 30)[0] for call in calls]
 
 
 def test_a_call_takes_the_newest_states_and_the_thread_the_newest_observation():
@@ -103,8 +107,9 @@ def test_sessions_share_batches_but_no_states():
     slow = SlowHalf(permits=100)
     refresher = QueryRefresher(slow, max_sessions=3)
     sights = [Sight(f"robot {robot}", robot, "lift", group=robot % 2) for robot in range(3)]
-    assert [states for states, _ in refresher.newest(sights, 30)] == [(robot, "lift") for robot in range(3)]
-    assert sorted(map(sorted, slow.batches)) == [[0, 2], [1]]
+    assert ask_all(refresher, sights) == [(robot, "lift") for robot in range(3)]
+    assert sorted(robot for batch in slow.batches for robot in batch) == [0, 1, 2]
+    assert all(len({robot % 2 for robot in batch}) == 1 for batch in slow.batches), "groups are computed apart"
     ask(refresher, 9, session="robot 3")
     assert len(refresher) == 3  # robot 0 was silent longest
     assert ask(refresher, 7, session="robot 0")[0] == (7, "lift")
@@ -128,8 +133,48 @@ def test_a_failure_reaches_whoever_waits_for_it_and_nobody_else():
     with pytest.raises(ValueError, match="expected a picture"):
         ask(refresher, "bad")
     assert ask(refresher, 2)[0] == (2, "lift")
-    results = refresher.newest([Sight("robot", "bad", "lift"), Sight("other", 5, "lift")], 10)
-    assert [states for states, _ in results] == [(2, "lift"), (5, "lift")]
+    results = ask_all(refresher, [Sight("robot", "bad", "lift"), Sight("other", 5, "lift")])
+    assert results == [(2, "lift"), (5, "lift")]
     refresher.close()
     with pytest.raises(RuntimeError, match="closed"):
         ask(refresher, 6, session="new")
+
+
+def test_sessions_that_wait_are_batched():
+    slow = SlowHalf()
+    refresher = QueryRefresher(slow, max_batch=2)
+    calls = [refresher.leave(Sight(f"robot {robot}", robot, "lift")) for robot in range(4)]
+    slow.wait_for(1)
+    slow.allow(100)
+    assert [refresher.take(call, 30)[0] for call in calls] == [(robot, "lift") for robot in range(4)]
+    assert len(slow.batches) <= 3
+    assert max(map(len, slow.batches)) == 2
+    refresher.close()
+
+
+@pytest.mark.parametrize("how", ["dropped", "another instruction", "pushed out", "closed"])
+def test_nobody_waits_for_a_session_that_is_no_more(how):
+    """The thread would never get to its observation."""
+    slow = SlowHalf()
+    refresher = QueryRefresher(slow, max_sessions=2)
+    busy = refresher.leave(Sight("other", 0, "lift"))
+    slow.wait_for(1)
+    waiting = refresher.leave(Sight("robot", 1, "lift"))
+    if how == "dropped":
+        refresher.drop("robot")
+    if how == "another instruction":
+        after = refresher.leave(Sight("robot", 2, "place"))
+    if how == "pushed out":
+        refresher.leave(Sight("other", 3, "lift"))
+        after = refresher.leave(Sight("third", 2, "place"))
+    if how == "closed":
+        threading.Timer(0.1, slow.allow, [100]).start()
+        refresher.close()
+    with pytest.raises(RuntimeError if how == "closed" else ValueError, match=r"ask again|closed"):
+        refresher.take(waiting, 30)
+    slow.allow(100)
+    if how != "closed":
+        assert refresher.take(busy, 30)[0][1] == "lift"
+    if how in ("another instruction", "pushed out"):
+        assert refresher.take(after, 30)[0] == (2, "place")
+    refresher.close()

@@ -5,6 +5,8 @@ import re
 import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -16,7 +18,7 @@ import torch
 from modeling_syvla import SyVLAConfig, SyVLAModel
 from processing import RobotDataset
 from processing.tiny_processor import build_tiny_processor
-from serving import PolicyClient, PolicyServer, SyVLAPolicy
+from serving import PolicyClient, PolicyError, PolicyServer, SyVLAPolicy
 from serving.act_request import ActRequest
 from serving.codec import pack
 from serving.http_client import http_act, http_metadata
@@ -204,6 +206,43 @@ def test_dual_system_says_how_old_the_query_states_are(checkpoint, dataset):
         assert "session_id: expected" in answer.json()["error"]
 
 
+def test_dual_system_options_are_kept_or_refused(checkpoint, dataset):
+    """The VLM runs for all alike: a request cannot have it think, or not; the expert's steps are its own."""
+    policy = SyVLAServedPolicy.from_pretrained(checkpoint, device="cpu", dual_system=True)
+    with PolicyServer(policy, ServerSettings(port=0)).start(60) as server, PolicyClient(server.url) as client:
+        plain = client.infer(request_of(dataset, 0))
+        more = client.infer(request_of(dataset, 0, num_steps=2))
+        assert not np.allclose(plain["actions"], more["actions"])
+        for option in ({"think": True}, {"think": 3}, {"max_new_tokens": 4}):
+            with pytest.raises(PolicyError, match=f"{next(iter(option))}: .*--async"):
+                client.infer(request_of(dataset, 0, **option))
+        assert client.infer(request_of(dataset, 0, think=False))["thought_age"] >= 1
+
+
+def test_a_session_that_waits_for_its_first_query_states_holds_up_nobody(checkpoint, dataset, monkeypatch):
+    policy = SyVLAServedPolicy.from_pretrained(checkpoint, device="cpu", dual_system=True)
+    with PolicyServer(policy, ServerSettings(port=0, deadline_s=300)).start(60) as server, ExitStack() as stack:
+        old, new = (stack.enter_context(PolicyClient(server.url, read_timeout=300)) for _ in range(2))
+        old.infer(request_of(dataset, 0))
+        plain, free, called = policy.policies["golden"].intention, threading.Event(), threading.Event()
+
+        def slow(*arguments, **options):
+            called.set()
+            assert free.wait(300)
+            return plain(*arguments, **options)
+
+        monkeypatch.setattr(policy.policies["golden"], "intention", slow)
+        first = stack.enter_context(ThreadPoolExecutor(1)).submit(new.infer, request_of(dataset, 1))
+        assert called.wait(60)
+        replies = [old.infer(request_of(dataset, index)) for index in range(3)]
+        assert [reply["query_age_calls"] for reply in replies] == [1, 2, 3], "the expert goes on"
+        with pytest.raises(PolicyError, match=r"deadline: expected an answer within 0.1 s"):
+            http_act(f"http://{server.url}", request_of(dataset, 2, session_id="third", deadline_ms=100))
+        assert not first.done()
+        free.set()
+        assert first.result()["query_age_calls"] == 0
+
+
 @pytest.mark.slow
 def test_the_command_serves_openpi_client_and_stops_gracefully(checkpoint, dataset, tmp_path):
     websocket_client_policy = pytest.importorskip(
@@ -242,8 +281,6 @@ def test_the_command_serves_openpi_client_and_stops_gracefully(checkpoint, datas
 @pytest.mark.slow
 def test_requests_of_many_clients_get_their_own_answers(policy, dataset):
     """Eight clients in one batch: the answers are those that each gets alone, up to the rounding of batched sums."""
-    from concurrent.futures import ThreadPoolExecutor
-
     requests = [request_of(dataset, index, seed=i) for i, index in enumerate([0, 1, 2, 3, 4, 5, 6, 0])]
     settings = ServerSettings(port=0, max_batch_size=8, max_wait_ms=60_000, deadline_s=120)
     with PolicyServer(policy, settings).start(60) as server, ExitStack() as stack:

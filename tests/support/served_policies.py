@@ -43,6 +43,9 @@ class CountingPolicy:
     def batch_key(self, request: ActRequest):
         return request.think, request.num_steps
 
+    def prepare(self, request: ActRequest) -> None:
+        """Nothing comes before."""
+
     def answer(self, requests) -> list[ActAnswer]:
         self.batches.append(list(requests))
         self.running.set()

@@ -15,6 +15,7 @@ from .act_request import ActRequest, PolicyHolder, RequestError, ServedPolicy
 from .action_limits import UnsafeActions
 from .batching import BatchingWorker, Job, internal_error
 from .dialect_choice import ServedRobot, served_robots
+from .memory_budget import Holding, MemoryBudget
 from .metrics import Metrics
 from .request_options import RequestOptions, split_options
 from .served_recording import Recording
@@ -37,6 +38,7 @@ class ActService:
         holder: The policy; may be empty at first, requests are then refused as not ready.
 
     Attributes:
+        memory: What requests hold, over all clients.
         recording: Records answers where it is set.
         connections: Open websockets.
         open_requests: Requests that are being worked on.
@@ -47,6 +49,7 @@ class ActService:
         self.settings, self.holder = settings, holder
         self.recording: Recording | None = None
         self.metrics = Metrics()
+        self.memory = MemoryBudget(settings.max_memory_bytes)
         self.sessions = SessionTable(settings.session_timeout_s)
         self.connections = self.open_requests = 0
         self.draining = False
@@ -62,6 +65,7 @@ class ActService:
         self._robots: tuple[ServedPolicy | None, dict[str, ServedRobot]] = (None, {})
         self.metrics.gauge("sessions", "Sessions remembered.", lambda: len(self.sessions))
         self.metrics.gauge("websockets", "Open websockets.", lambda: self.connections)
+        self.metrics.gauge("request_bytes", "Bytes that requests hold.", lambda: self.memory.used)
         self.metrics.gauge("ready", "1 once the policy is loaded and warm.", lambda: float(self.ready))
 
     # ------------------------------------------------------------------ life
@@ -162,6 +166,7 @@ class ActService:
                 "max_message_bytes": settings.limits.max_message_bytes,
                 "max_array_bytes": settings.limits.max_array_bytes,
                 "max_pixels": settings.max_pixels,
+                "max_memory_bytes": settings.max_memory_bytes,
                 "max_new_tokens": settings.caps.max_new_tokens,
                 "num_steps": settings.caps.num_steps,
                 "deadline_s": settings.caps.deadline_s,
@@ -186,6 +191,12 @@ class ActService:
         Raises:
             RequestError: No actions, and why.
         """
+        with Holding(self.memory) as held:
+            return await self._act(decode, session, gone, held)
+
+    async def _act(
+        self, decode: Decode, session: str | None, gone: asyncio.Event, held: Holding
+    ) -> tuple[dict[str, Any], str]:
         started = time.monotonic()
         self.open_requests += 1
         self.metrics.count("requests")
@@ -193,6 +204,7 @@ class ActService:
             policy = self.require_policy()
             work = asyncio.get_running_loop().run_in_executor(self._decoders, self._read, policy, decode)
             options, robot, observation, codec = await work
+            held.add(sum(image.nbytes for image in observation["images"].values()))
             self.metrics.observe("decode", time.monotonic() - started)
             name = options.session or session
             known = self.sessions.get(name) if name else Session("")

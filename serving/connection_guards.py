@@ -2,32 +2,54 @@
 
 uvicorn closes a websocket whose frame is too large; a robot's client then sees a dead connection instead of an error. The
 filter here lets such a frame pass by without keeping it and puts a short text in its place, which the route answers with
-an error. It also knows when a message has begun and not ended.
+an error; likewise one for which there is no memory now. It also knows when a message has begun and not ended.
 """
 
 from __future__ import annotations
 
 import asyncio
 import struct
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
-OVERSIZED = "\0oversized:"
-"""Begins the text that stands for a skipped frame; its size follows."""
+from .memory_budget import MemoryBudget
+
+OVERSIZED, NO_MEMORY = "\0oversized:", "\0memory:"
+"""Begin the text that stands for a skipped frame; its size follows."""
+
+LINGER_S = 2.0
+"""Seconds for which what a client still sends is read after its connection was ended, and forgotten. A socket that is closed
+with unread bytes takes back what was written to it, the reason included."""
+
+FRAME_BYTES = 100
+"""What a frame costs beside its payload, so that a message of a million empty fragments is not free."""
 
 
 class FrameFilter:
     """Follows the frames of a client's byte stream (RFC 6455, section 5.2).
 
     Args:
-        max_bytes: Largest payload of a frame that passes.
+        max_bytes: Largest message that passes.
+        admit: Asked for the bytes of every frame before it comes; False lets its message pass by.
+
+    Attributes:
+        broken: Why a message cannot go on that has passed in part, as a cause of rejection; nothing passes any more.
+        closed: Once broken: whether the client has closed from its side.
     """
 
-    def __init__(self, max_bytes: int) -> None:
-        self.max_bytes = max_bytes
+    def __init__(self, max_bytes: int, admit: Callable[[int], bool] = lambda count: True) -> None:
+        self.max_bytes, self._admit = max_bytes, admit
+        self.broken: str | None = None
+        self.closed = False
+        self._held = 0
+        self._complete: deque[int] = deque()  # bytes of each message that the library will hand over
+        self._message = self._message_held = 0  # of the one that is coming: payload, and with what its frames cost
         self._header = bytearray()
         self._payload_left = 0
         self._skip = False  # the rest of this frame
@@ -75,103 +97,182 @@ class FrameFilter:
         elif size == 127:
             size = struct.unpack(">Q", header[2:10])[0]
         self._payload_left = size
-        control = opcode >= 8
-        if not control:
-            self._fragmented = not final
-        if control or (opcode == 0 and not self._skip_message):
+        if self.broken is not None:
+            self._skip, self.closed = True, self.closed or opcode == 8
+            return b""
+        if opcode >= 8:  # control frames are small and may come between fragments
             self._skip = False
             return header
-        if opcode == 0:  # goes on with a skipped message
+        self._fragmented = not final
+        if opcode == 0 and self._skip_message:  # goes on with a skipped message
             self._skip, self._skip_message = True, not final
             return b""
-        self._skip = size > self.max_bytes
-        if not self._skip:
-            return header
+        if opcode != 0:
+            self._message, self._message_held, self._skip_message = 0, 0, False
+        self._message += size
+        self._skip, cause = False, OVERSIZED
+        if self._message <= self.max_bytes:
+            if self._admit(size + FRAME_BYTES):
+                self._admitted(size + FRAME_BYTES, final)
+                return header
+            cause = NO_MEMORY
+        self._skip = True
+        if opcode == 0:
+            self.broken = "oversized" if cause == OVERSIZED else "memory"
+            return b""
         self._skip_message = not final
-        text = f"{OVERSIZED}{size}".encode()
+        self._complete.append(0)
+        text = f"{cause}{size}".encode()
         return bytes([0x81, 0x80 | len(text)]) + bytes(4) + text  # a text frame, masked with zeros
 
+    def _admitted(self, count: int, final: bool) -> None:
+        self._held += count
+        self._message_held += count
+        if final:
+            self._complete.append(self._message_held)
 
-def guarded_protocols(max_message_bytes: int, read_timeout_s: float) -> tuple[type[Any], type[Any]]:
-    """uvicorn protocol classes (`http`, `ws`) with these limits."""
+    def delivered(self) -> int:
+        """The oldest message has been handed over: the bytes that were admitted for it, which are held no more."""
+        count = self._complete.popleft() if self._complete else 0
+        self._held -= count
+        return count
 
-    class GuardedWebSocket(WebSocketsSansIOProtocol):
-        _timer: asyncio.TimerHandle | None = None
+    def forget(self) -> int:
+        """The connection is gone: the bytes that were admitted and not delivered."""
+        count, self._held = self._held, 0
+        self._complete.clear()
+        return count
 
-        def connection_made(self, transport: Any) -> None:
-            self._filter = FrameFilter(max_message_bytes)
-            super().connection_made(transport)
 
-        def data_received(self, data: bytes) -> None:
-            if not self.handshake_initiated:  # the request for the upgrade
-                super().data_received(data)
-                return
-            passed = self._filter.feed(data)
-            if passed:
-                super().data_received(passed)
+@dataclass(frozen=True)
+class Guards:
+    """What the protocols hold their peers to.
+
+    Attributes:
+        max_message_bytes: Largest message.
+        read_timeout_s: Seconds within which a message that has begun must be complete.
+        memory: Where messages that come in are counted.
+        rejected: Told the cause when a connection is ended.
+    """
+
+    max_message_bytes: int
+    read_timeout_s: float
+    memory: MemoryBudget
+    rejected: Callable[[str], None]
+
+
+class GuardedWebSocket(WebSocketsSansIOProtocol):
+    """uvicorn's websocket behind a `FrameFilter`."""
+
+    guards: Guards
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        self._filter = FrameFilter(self.guards.max_message_bytes, self.guards.memory.take)
+        super().connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        if not self.handshake_initiated:  # the request for the upgrade
+            super().data_received(data)
+            return
+        passed = self._filter.feed(data)
+        if passed:
+            super().data_received(passed)
+        if self._filter.broken is None:
             self._watch()
+        elif self._filter.closed:
+            self.transport.close()
+        else:
+            self._break_off(self._filter.broken)
 
-        async def receive(self) -> Any:
-            message = await super().receive()
-            self._watch()
-            return message
+    async def receive(self) -> Any:
+        message = await super().receive()
+        if message["type"] == "websocket.receive":
+            self.guards.memory.give(self._filter.delivered())  # the route counts it from here on
+        self._watch()
+        return message
 
-        def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._disarm()
+        self.guards.memory.give(self._filter.forget())
+        super().connection_lost(exc)
+
+    def _watch(self) -> None:
+        """Lets the time run while a message has begun and not ended, unless it is the server that does not read on."""
+        if not self._filter.incomplete or self.read_paused:
             self._disarm()
-            super().connection_lost(exc)
+        elif self._timer is None:
+            self._timer = self.loop.call_later(self.guards.read_timeout_s, self._too_slow)
 
-        def _watch(self) -> None:
-            """Lets the time run while a message has begun and not ended, unless it is the server that does not read on."""
-            if not self._filter.incomplete or self.read_paused:
-                self._disarm()
-            elif self._timer is None:
-                self._timer = self.loop.call_later(read_timeout_s, self._too_slow)
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
-        def _disarm(self) -> None:
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
-
-        def _too_slow(self) -> None:
-            if self.close_sent or self.transport.is_closing():
-                return
-            reason = f"message: expected the rest of it within {read_timeout_s:g} s"
-            self.conn.send_text(reason.encode())
-            self.conn.send_close(1008, reason)
-            self.transport.write(b"".join(self.conn.data_to_send()))
-            self.close_sent = True
+    def _too_slow(self) -> None:
+        if self._end("read_timeout", 1008, f"message: expected the rest of it within {self.guards.read_timeout_s:g} s"):
             self.transport.close()
 
-    class GuardedHttp(H11Protocol):
-        _timer: asyncio.TimerHandle | None = None
+    def _break_off(self, cause: str) -> None:
+        code, limit = 1009, self.guards.max_message_bytes
+        reason = f"message: expected at most {limit} bytes, got more in fragments"
+        if cause == "memory":
+            code, reason = 1013, str(self.guards.memory.refusal(FRAME_BYTES))
+        if self._end(cause, code, reason):
+            self.transport.resume_reading()
+            self.loop.call_later(LINGER_S, self.transport.close)
 
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            self._arm()
+    def _end(self, cause: str, code: int, reason: str) -> bool:
+        """Says why in a text frame, which clients show, and in the close frame; returns False if all was said before."""
+        if self.close_sent or self.transport.is_closing():
+            return False
+        self._disarm()
+        self.guards.rejected(cause)
+        self.conn.send_text(reason.encode())
+        self.conn.send_close(code, reason[:120])
+        self.transport.write(b"".join(self.conn.data_to_send()))
+        self.close_sent = self.disconnected = True
+        return True
 
-        def data_received(self, data: bytes) -> None:
-            super().data_received(data)
-            if self.conn.their_state is h11.IDLE and self.transport.get_protocol() is self:
-                self._arm()  # a request line or headers that are not complete
-            else:
-                self._disarm()
 
-        def connection_lost(self, exc: Exception | None) -> None:
+class GuardedHttp(H11Protocol):
+    """uvicorn's HTTP with a time limit on request lines and headers; bodies have that of `read_body`."""
+
+    guards: Guards
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._arm()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.conn.their_state is h11.IDLE and self.transport.get_protocol() is self:
+            self._arm()  # a request line or headers that are not complete
+        else:
             self._disarm()
-            super().connection_lost(exc)
 
-        def _arm(self) -> None:
-            if self._timer is None:
-                self._timer = self.loop.call_later(read_timeout_s, self._too_slow)
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._disarm()
+        super().connection_lost(exc)
 
-        def _disarm(self) -> None:
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
+    def _arm(self) -> None:
+        if self._timer is None:
+            self._timer = self.loop.call_later(self.guards.read_timeout_s, self._too_slow)
 
-        def _too_slow(self) -> None:
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
             self._timer = None
-            if self.conn.their_state is h11.IDLE and self.transport.get_protocol() is self:
-                self.transport.close()
 
-    return GuardedHttp, GuardedWebSocket
+    def _too_slow(self) -> None:
+        self._timer = None
+        if self.conn.their_state is h11.IDLE and self.transport.get_protocol() is self:
+            self.guards.rejected("read_timeout")
+            self.transport.close()
+
+
+def guarded_protocols(guards: Guards) -> tuple[type[Any], type[Any]]:
+    """uvicorn protocol classes (`http`, `ws`) with these guards."""
+    http = type("Http", (GuardedHttp,), {"guards": guards})
+    return http, type("WebSocket", (GuardedWebSocket,), {"guards": guards})

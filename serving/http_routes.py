@@ -12,6 +12,7 @@ from .act_request import RequestError
 from .act_service import ActService
 from .codec import unpack
 from .json_codec import decode_json
+from .memory_budget import Holding
 from .replies import encode_reply
 
 _MSGPACK = ("application/msgpack", "application/x-msgpack", "application/vnd.msgpack")
@@ -64,7 +65,11 @@ async def _act(service: ActService, request: Request) -> Response:
     if kind not in (*_MSGPACK, "application/json"):
         service.metrics.count("rejected", "cause", "bad_request")
         raise RequestError(f"content-type: expected application/json or application/msgpack, got {kind[:60]!r}")
-    body = await read_body(service, request)
+    with Holding(service.memory) as held:
+        return await _answered(service, request, kind, await read_body(service, request, held))
+
+
+async def _answered(service: ActService, request: Request, kind: str, body: bytes) -> Response:
     limits = service.settings.limits
     gone = asyncio.Event()
     watcher = asyncio.create_task(_watch(request, gone))
@@ -79,20 +84,28 @@ async def _act(service: ActService, request: Request) -> Response:
     return Response(encode_reply(reply, codec, service.metrics), media_type=kind)
 
 
-async def read_body(service: ActService, request: Request) -> bytes:
+async def read_body(service: ActService, request: Request, held: Holding | None = None) -> bytes:
     """The body of a request, within the server's size and time limits; for further routers as well.
 
+    Args:
+        held: Where its bytes count as long as it is kept; None: only while it comes, for small bodies.
+
     Raises:
-        RequestError: Too large (422) or not complete in time (408).
+        RequestError: Too large (422), not complete in time (408), or no memory for it now (503).
     """
+    if held is None:
+        with Holding(service.memory) as meanwhile:
+            return await read_body(service, request, meanwhile)
     limit, seconds = service.settings.limits.max_message_bytes, service.settings.read_timeout_s
     parts: list[bytes] = []
     size = 0
+    refusal: RequestError | None = None
     try:
         async with asyncio.timeout(seconds):
             async for part in request.stream():
                 size += len(part)
-                if size <= limit:
+                if size <= limit and refusal is None:
+                    refusal = _counted(held, len(part))
                     parts.append(part)
                 else:
                     parts.clear()  # read to the end, unless it never ends: then the client gets to read the answer
@@ -109,7 +122,18 @@ async def read_body(service: ActService, request: Request) -> bytes:
         service.metrics.count("rejected", "cause", "oversized")
         more = "more than " if size > 8 * limit else ""
         raise RequestError(f"message: expected at most {limit} bytes, got {more}{size}", cause="oversized")
+    if refusal is not None:
+        service.metrics.count("rejected", "cause", refusal.cause)
+        raise refusal
     return b"".join(parts)
+
+
+def _counted(held: Holding, size: int) -> RequestError | None:
+    try:
+        held.add(size)
+    except RequestError as refusal:
+        return refusal
+    return None
 
 
 async def _watch(request: Request, gone: asyncio.Event) -> None:

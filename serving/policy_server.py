@@ -23,7 +23,7 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from .access_control import AccessControl
 from .act_request import PolicyHolder, RequestError, ServedPolicy
 from .act_service import ActService
-from .connection_guards import guarded_protocols
+from .connection_guards import Guards, guarded_protocols
 from .http_routes import error_response, http_router
 from .rl_routes import rl_router
 from .rl_scheduler import RLScheduler
@@ -128,7 +128,13 @@ class PolicyServer:
 
     def _config(self, app: FastAPI) -> uvicorn.Config:
         settings = self.settings
-        http, websocket = guarded_protocols(settings.limits.max_message_bytes, settings.read_timeout_s)
+        guards = Guards(
+            settings.limits.max_message_bytes,
+            settings.read_timeout_s,
+            self.service.memory,
+            lambda cause: self.service.metrics.count("rejected", "cause", cause),
+        )
+        http, websocket = guarded_protocols(guards)
         return uvicorn.Config(
             app,
             http=http,

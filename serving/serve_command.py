@@ -94,6 +94,12 @@ def build_parser() -> argparse.ArgumentParser:
     load.add_argument(
         "--max-message-mb", type=float, default=default.limits.max_message_bytes / 2**20, help="largest message, MiB"
     )
+    load.add_argument(
+        "--max-memory-mb",
+        type=float,
+        default=default.max_memory_bytes / 2**20,
+        help="what the requests of all clients may hold at once, MiB; beyond it 503",
+    )
     load.add_argument("--verbose", action="store_true", help="log every connection")
     return parser
 
@@ -123,6 +129,7 @@ def settings_of(arguments: argparse.Namespace) -> ServerSettings:
         deadline_s=arguments.deadline_s,
         read_timeout_s=arguments.read_timeout_s,
         max_connections=arguments.max_connections,
+        max_memory_bytes=int(arguments.max_memory_mb * 2**20),
         limits=limits,
         caps=OptionCaps(max_new_tokens=cap, deadline_s=max(default.caps.deadline_s, arguments.deadline_s)),
         action_limits={} if arguments.limits is None else load_limits(arguments.limits),

@@ -31,6 +31,8 @@ class ServerSettings:
         session_timeout_s: Seconds without a word after which a session is forgotten.
         drain_timeout_s: Seconds that a graceful stop waits for answers.
         max_connections: Open connections.
+        max_memory_bytes: What the requests of all clients may hold at once, received or decoded. Ours: 28 requests of
+            three uncompressed 1080p images, which are counted twice, as they came and decoded.
         ping_interval_s: Seconds between keepalive pings, and for their answer.
         limits: Of decoded messages.
         caps: Of request options.
@@ -55,6 +57,7 @@ class ServerSettings:
     session_timeout_s: float = 60.0
     drain_timeout_s: float = 60.0
     max_connections: int = 512
+    max_memory_bytes: int = 2**30
     ping_interval_s: float = 20.0
     limits: CodecLimits = field(default_factory=CodecLimits)
     caps: OptionCaps = field(default_factory=OptionCaps)
@@ -78,6 +81,12 @@ class ServerSettings:
             raise ValueError(
                 f"host: {self.host} is reachable from other machines, and no token is set; give --token-file, or "
                 "--insecure where everyone who reaches this port may move the robot"
+            )
+        least = 2 * self.limits.max_message_bytes + 9 * self.max_pixels
+        if self.max_memory_bytes < least:
+            raise ValueError(
+                f"max_memory_bytes: expected at least {least}, what one message and its three images may take, got "
+                f"{self.max_memory_bytes}; raise it or lower the limits of messages and pixels"
             )
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ValueError("tls: expected certificate and key together")

@@ -12,7 +12,8 @@ from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 from .act_request import RequestError
 from .act_service import ActService
 from .codec import pack, unpack
-from .connection_guards import OVERSIZED
+from .connection_guards import NO_MEMORY, OVERSIZED
+from .memory_budget import Holding
 from .replies import encode_reply
 
 ERRORS = (WebSocketDisconnect, RuntimeError, OSError)
@@ -52,11 +53,13 @@ class _Connection:
         self._messages: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue(1)
         self._reader = asyncio.create_task(self._read())
         self._previous_ms: float | None = None
+        self._held = Holding(service.memory)
         service.connections += 1
         service.sessions.joined(self.session)
 
     def close(self) -> None:
         self._reader.cancel()
+        self._held.release()
         self.service.connections -= 1
         self.service.sessions.left(self.session)
 
@@ -73,6 +76,7 @@ class _Connection:
                 if error.cause == "disconnected":
                     return
                 answer = str(error)
+            self._held.give(len(message.get("bytes") or ""))
             if isinstance(answer, bytes):
                 await self.socket.send_bytes(answer)
             else:
@@ -82,15 +86,23 @@ class _Connection:
     async def _answer(self, message: dict[str, Any]) -> bytes:
         data, text = message.get("bytes"), message.get("text") or ""
         if data is None:
-            oversized = text.startswith(OVERSIZED)
-            self.service.metrics.count("rejected", "cause", "oversized" if oversized else "bad_request")
-            if oversized:
-                limit = self.service.settings.limits.max_message_bytes
-                raise RequestError(f"message: expected at most {limit} bytes, got {text[len(OVERSIZED) :][:20]}")
-            raise RequestError(f"message: expected a binary frame of msgpack, got a text of {len(text)} characters")
+            refusal = self._refusal(text)
+            self.service.metrics.count("rejected", "cause", refusal.cause)
+            raise refusal
         limits = self.service.settings.limits
         reply, codec = await self.service.act(lambda: unpack(data, limits), self.session, self.gone)
         return encode_reply(reply, codec, self.service.metrics, self._previous_ms)
+
+    def _refusal(self, text: str) -> RequestError:
+        """The error of a text frame, be it the client's or one that stands for a message which was skipped."""
+        for mark in (OVERSIZED, NO_MEMORY):
+            size = text.removeprefix(mark)
+            if size != text and size.isdecimal() and len(size) < 20:
+                if mark == NO_MEMORY:
+                    return self.service.memory.refusal(int(size))
+                limit = self.service.settings.limits.max_message_bytes
+                return RequestError(f"message: expected at most {limit} bytes, got {size}", cause="oversized")
+        return RequestError(f"message: expected a binary frame of msgpack, got a text of {len(text)} characters")
 
     async def _ready(self) -> bool:
         """Waits until the policy is loaded; False if the client leaves or the server stops before."""
@@ -107,4 +119,5 @@ class _Connection:
                 self.gone.set()
                 await self._messages.put(None)
                 return
+            self._held.keep(len(message.get("bytes") or ""))
             await self._messages.put(dict(message))

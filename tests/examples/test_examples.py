@@ -1,7 +1,6 @@
 """The examples run as they stand, as processes of their own, against a real server with a tiny checkpoint."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ports import reserved_port
 
 from serving.http_client import http_ready
 from serving.rollout_episodes import read_rollouts
@@ -37,22 +37,20 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture(scope="module")
 def server(checkpoint, tmp_path_factory):
     """(port, folder of the recording) of a server that records."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     recording = tmp_path_factory.mktemp("served") / "rollouts"
-    command = [sys.executable, "-m", "serving.serve_command", "--model", str(checkpoint), "--port", str(port)]
-    process = subprocess.Popen([*command, "--record", str(recording)], cwd=ROOT)
-    try:
-        until = time.monotonic() + 120
-        while not http_ready(f"http://127.0.0.1:{port}"):
-            assert process.poll() is None
-            assert time.monotonic() < until
-            time.sleep(0.2)
-        yield port, recording
-    finally:
-        process.terminate()
-        process.wait(60)
+    with reserved_port() as port:
+        command = [sys.executable, "-m", "serving.serve_command", "--model", str(checkpoint), "--port", str(port)]
+        process = subprocess.Popen([*command, "--record", str(recording)], cwd=ROOT)
+        try:
+            until = time.monotonic() + 300
+            while not http_ready(f"http://127.0.0.1:{port}"):
+                assert process.poll() is None
+                assert time.monotonic() < until
+                time.sleep(0.2)
+            yield port, recording
+        finally:
+            process.terminate()
+            process.wait(120)
 
 
 def run(example: str, *arguments: str) -> str:
@@ -70,7 +68,7 @@ def test_openpi_client_closes_the_loop_with_the_demo_environment(server):
     port, recording = server
     out = run("closed_loop_openpi_client.py", "--port", str(port), "--episodes", "2", "--max-steps", "12")
     assert "of 2 episodes solved" in out
-    until = time.monotonic() + 30
+    until = time.monotonic() + 120
     while not (recording / "meta" / "info.json").is_file() or not (episodes := read_rollouts(recording)):
         assert time.monotonic() < until
         time.sleep(0.1)

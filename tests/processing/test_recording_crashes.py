@@ -113,7 +113,8 @@ def test_a_process_killed_at_any_time_loses_nothing_it_had_saved(tmp_path):
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
-        time.sleep(float(generator.uniform(0.3, 0.8)))
+        process.stdout.readline()  # one is saved, whatever the machine is busy with
+        time.sleep(float(generator.uniform(0, 0.5)))
         os.kill(process.pid, signal.SIGKILL)
         acknowledged = [int(line) for line in process.stdout.read().split()]
         process.wait()

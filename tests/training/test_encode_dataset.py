@@ -5,12 +5,11 @@ import os
 import re
 import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from killed_processes import killed_at
 
 from modeling_syvla import SyVLAConfig, SyVLAModel
 from processing import RobotDataset, build_tiny_processor
@@ -84,19 +83,14 @@ def test_a_killed_run_goes_on_where_it_stopped(dataset, encoder, policy, robot_d
         tmp_path / "store",
     ]
     arguments = [str(a) for a in (*arguments, "--shard_rows", 2, "--batch_size", 1)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen([sys.executable, "-m", "training.encode_dataset", *arguments], cwd=ROOT, env=environment)
-    progress = tmp_path / "store" / "progress.json"
-    deadline = time.monotonic() + 120
-    while process.poll() is None and not (progress.is_file() and len(json.loads(progress.read_text())) >= 2):
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "it was still running"
+    mark = "training.embedding_store:EmbeddingStore.mark_done"
+    command = killed_at("training.encode_dataset", mark, "len(args[0].missing_shards()) == 15")
+    killed = subprocess.run([*command, *arguments], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert killed.returncode == -signal.SIGKILL
     store = EmbeddingStore(tmp_path / "store")
     done = sorted(set(range(18)) - set(store.missing_shards()))
-    assert 2 <= len(done) < 18
-    with pytest.raises(ValueError, match=r"of 18 parts are not encoded yet; run syvla-encode again"):
+    assert len(done) == 3, "a fourth was encoded but is not marked"
+    with pytest.raises(ValueError, match=r"15 of 18 parts are not encoded yet; run syvla-encode again"):
         store.require_complete()
     marked = store.array("vectors", "r+")
     marked[2 * done[0]] = 7.0  # encoded again it would be overwritten

@@ -4,12 +4,12 @@ import importlib.util
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
 
 import pytest
+from killed_processes import killed_at
+from ports import reserved_port
 from transformers import AutoModel
 
 from training.checkpoints import last_whole_checkpoint
@@ -25,23 +25,10 @@ def history(folder):
     return [entry for entry in json.loads((folder / "log_history.json").read_text()) if "loss" in entry]
 
 
-def start(engine, arguments, processes=2):
-    """Starts the processes of an engine as torchrun does, so that the test can kill them."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        "training.cpu_engines",
-        "--worker",
-        "--engine",
-        engine,
-        "--script",
-        "finetune",
-        "--",
-    ]
-    command += [*arguments, "--accelerator_config", SETTINGS]
+def start(engine, arguments, port, processes=2, command=(sys.executable, "-m", "training.cpu_engines")):
+    """Starts the processes of an engine as torchrun does, so that one alone may die."""
+    command = [*command, "--worker", "--engine", engine, "--script", "finetune", "--", *arguments]
+    command += ["--accelerator_config", SETTINGS]
     shared = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "OMP_NUM_THREADS": "1"}
     shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     return [
@@ -57,8 +44,9 @@ def start(engine, arguments, processes=2):
 
 
 def run(engine, arguments):
-    started = start(engine, arguments)
-    outputs = [process.communicate()[0] for process in started]
+    with reserved_port() as port:
+        started = start(engine, arguments, port)
+        outputs = [process.communicate()[0] for process in started]
     for process, output in zip(started, outputs, strict=True):
         assert process.returncode == 0, output[-3000:]
 
@@ -95,19 +83,21 @@ def test_an_engine_gives_the_losses_of_one_process_and_resumes(engine, unbroken,
     assert [e["loss"] for e in resumed] == pytest.approx([e["loss"] for e in losses], rel=TOLERANCE)
 
 
-def test_two_processes_killed_at_any_moment_go_on_as_if_nothing_had_been(
+def test_two_processes_of_which_one_was_killed_go_on_as_if_nothing_had_been(
     unbroken, options, finetune_arguments, tmp_path
 ):
-    """The same command starts and continues the run; the kill comes whenever the first checkpoint has appeared."""
+    """The same command starts and continues the run; the second process dies in the third step, the first one waits."""
     options |= {"save_strategy": "steps", "save_steps": 1, "resume_from_checkpoint": "auto"}
     out = tmp_path / "out"
-    started = start("ddp", finetune_arguments(out, **options))
-    deadline = time.monotonic() + 300
-    while last_whole_checkpoint(out) is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    for process in started:
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    assert not (out / "log_history.json").exists(), "the run ended before it was killed"
+    step = "training.trainer:SyVLATrainer.training_step"
+    moment = 'os.environ["RANK"] == "1" and args[0].state.global_step == 2'
+    command = killed_at("training.cpu_engines", step, moment)
+    with reserved_port() as port:
+        first, second = start("ddp", finetune_arguments(out, **options), port, command=command)
+        output, _ = second.communicate()
+        first.kill()
+        first.communicate()
+    assert second.returncode == -signal.SIGKILL, output[-3000:]
+    assert last_whole_checkpoint(out) == out / "checkpoint-2"
     run("ddp", finetune_arguments(out, **options))
     assert [e["loss"] for e in history(out)] == pytest.approx([e["loss"] for e in unbroken], rel=TOLERANCE)

@@ -5,11 +5,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
+from killed_processes import killed_at
 from safetensors.torch import load_file
 
 pytest.importorskip("faiss", reason="FAISS (extra rl) is not installed")
@@ -26,8 +26,7 @@ def start(rl_options):
     """`start(output, **options) -> process` of one or several workers, with a log beside the output."""
     running = []
 
-    def run(output, processes=1, **more):
-        command = [sys.executable, str(SCRIPT)]
+    def run(output, processes=1, command=(sys.executable, str(SCRIPT)), **more):
         if processes > 1:  # what `accelerate launch` runs on several GPUs; with --cpu it starts a single process
             several = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
             command = [sys.executable, "-m", *several, str(SCRIPT)]
@@ -68,20 +67,11 @@ def run_here(rl_options):
 
 
 def finish(process, output):
-    assert process.wait(timeout=240) == 0, (output / "worker.log").read_text()[-3000:]
+    assert process.wait(timeout=600) == 0, (output / "worker.log").read_text()[-3000:]
 
 
-def wait_for(condition, process, output, seconds=120):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, (output / "worker.log").read_text()[-3000:]
-        assert time.monotonic() < deadline, (output / "worker.log").read_text()[-3000:]
-        time.sleep(0.005)
-
-
-def kill(process):
-    os.killpg(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+def die(process, output):
+    assert process.wait(timeout=600) == -signal.SIGKILL, (output / "worker.log").read_text()[-3000:]
 
 
 def result(output):
@@ -94,13 +84,12 @@ def test_kills_lose_no_rollout_and_train_none_twice(start, run_here, tmp_path):
     options = {"steps_per_update": 4, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 20}
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     run_here(whole, **options)
-    process = start(broken, **options)
-    wait_for(lambda: (broken / "checkpoint-2").is_dir(), process, broken)
-    kill(process)
-    process = start(broken, **options)
-    # `.saving` holds a checkpoint that has no name yet.
-    wait_for(lambda: (broken / ".saving" / "checkpoint-6" / "config.json").is_file(), process, broken)
-    kill(process)
+    trainer = "training.ppo_trainer:SyVLAPPOTrainer.compute_loss"
+    die(start(broken, command=killed_at("training.ppo", trainer, "args[0].state.global_step == 2"), **options), broken)
+    assert (broken / "checkpoint-2").is_dir()
+    naming = "training.ppo_trainer:put_checkpoint"
+    die(start(broken, command=killed_at("training.ppo", naming, "args[1] == 6"), **options), broken)
+    assert (broken / ".saving" / "checkpoint-6" / "config.json").is_file(), "it has no name yet"
     assert not (broken / "checkpoint-6").exists()
     finish(start(broken, **options), broken)
     assert "going on with" in (broken / "worker.log").read_text()

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -11,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from killed_processes import killed_at
+from ports import reserved_port
 
 from modeling_syvla import SyVLAConfig, SyVLAModel, SyVLAValueConfig, SyVLAValueModel
 from processing import RobotDataset, build_tiny_processor
@@ -45,40 +46,39 @@ def parts(tmp_path_factory):
 
 
 class Processes:
-    """Server, worker and robot of one run."""
+    """Server, worker and robot of one run. Each may be told to die at a moment, see `killed_at`."""
 
-    def __init__(self, run, parts):
-        self.run, self.parts, self.running = run, parts, []
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+    def __init__(self, run, parts, port):
+        self.run, self.parts, self.port, self.running = run, parts, port, []
         self.url = f"http://127.0.0.1:{self.port}"
 
-    def start(self, name, module, **options):
+    def start(self, name, module, die_at=None, **options):
+        command = [sys.executable, "-m", module] if die_at is None else killed_at(module, *die_at)
         arguments = [text for key, value in options.items() for text in (f"--{key}", str(value))]
         with (self.run / f"{name}.log").open("a") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", module, *arguments],
+                [*command, *arguments],
                 cwd=ROOT,
                 env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
-        self.running.append(process)
+        self.running.append((name, process))
         return process
 
-    def server(self):
+    def server(self, die_at=None):
         options = {"rl-run": self.run, "port": self.port, "rl-rollouts": 3, "rl-updates": 2}
-        return self.start("server", "serving.serve_command", **options)
+        return self.start("server", "serving.serve_command", die_at, **options)
 
     def robot(self):
         options = {"url": self.url, "env-option": "max_steps=10", "replan-steps": 4, "output": self.run / "robot.json"}
         return self.start("robot", "evaluation.simulated_robot", **options)
 
-    def worker(self):
+    def worker(self, die_at=None):
         return self.start(
             "worker",
             "training.ppo",
+            die_at,
             model_path=self.parts / "policy",
             value_model_path=self.parts / "value",
             robot_datasets=self.parts / "demonstrations",
@@ -105,18 +105,18 @@ class Processes:
     def log(self, name):
         return (self.run / f"{name}.log").read_text() if (self.run / f"{name}.log").is_file() else ""
 
-    def wait(self, condition, seconds=300):
+    def wait(self, condition, seconds=600):
         deadline = time.monotonic() + seconds
         while not condition():
             logs = {name: self.log(name)[-2000:] for name in ("server", "worker", "robot")}
             assert time.monotonic() < deadline, logs
-            dead = [process.args[2] for process in self.running if process.poll() not in (None, 0, -signal.SIGKILL)]
+            dead = [name for name, process in self.running if process.poll() not in (None, 0, -signal.SIGKILL)]
             assert not dead, (dead, logs)
-            time.sleep(0.005)
+            time.sleep(0.02)
 
-    def kill(self, process):
-        process.kill()
-        assert process.wait() == -signal.SIGKILL
+    def died(self, process):
+        self.wait(lambda: process.poll() is not None)
+        assert process.returncode == -signal.SIGKILL, "it ended before its moment"
 
     def events(self, kind):
         path = self.run / "journal.jsonl"
@@ -131,36 +131,41 @@ class Processes:
 
 @pytest.fixture
 def processes(parts, tmp_path):
-    made = Processes(tmp_path, parts)
-    yield made
-    for process in made.running:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
+    with reserved_port() as port:
+        made = Processes(tmp_path, parts, port)
+        yield made
+        for _, process in made.running:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
 
 
 def test_a_run_survives_the_death_of_its_server_and_its_worker(processes):
     run = processes.run
-    server, robot, worker = processes.server(), processes.robot(), processes.worker()
+    in_third_rollout = "sum(e.state == 'sealed' for e in args[0].episodes.values()) == 2"
+    in_third_step = "args[0].state.global_step == 2"
+    server = processes.server(("serving.rl_episodes:RLEpisodes.observe", in_third_rollout))
+    worker = processes.worker(("training.ppo_trainer:SyVLAPPOTrainer.compute_loss", in_third_step))
+    robot = processes.robot()
 
     # kill -9 of the Scheduler during a rollout, and its newest sealed rollout cut short
-    processes.wait(lambda: len(processes.events("reward")) >= 2 and processes.open_episodes())
-    processes.kill(server)
+    processes.died(server)
     (interrupted,) = processes.open_episodes()
     kept, cut = [event["episode_id"] for event in processes.events("reward")][:2]
     data = next((run / "rollouts" / cut / "data").rglob("*.parquet"))
     data.write_bytes(data.read_bytes()[:-64])
     server = processes.server()
     processes.wait(lambda: f"episode {cut}: damaged" in processes.log("server"))
-    assert f"episode {interrupted}: was open when the server ended; aborted" in processes.log("server")
+    aborted = f"episode {interrupted}: was open when the server ended; aborted"
+    processes.wait(lambda: aborted in processes.log("server"))
     assert (run / "rollouts" / kept / "seal.json").is_file()
 
     # kill -9 of the Worker during an update, then while it saves
-    processes.wait((run / "checkpoint-2").is_dir)
-    processes.kill(worker)
-    worker = processes.worker()
-    processes.wait(lambda: (run / ".saving" / "checkpoint-5" / "config.json").is_file())
-    processes.kill(worker)
+    processes.died(worker)
+    assert (run / "checkpoint-2").is_dir()
+    worker = processes.worker(("training.ppo_trainer:put_checkpoint", "args[1] == 5"))
+    processes.died(worker)
+    assert (run / ".saving" / "checkpoint-5" / "config.json").is_file()
     assert not (run / "checkpoint-5").exists()
     worker = processes.worker()
     processes.wait(lambda: worker.poll() == 0)
@@ -186,4 +191,4 @@ def test_a_run_survives_the_death_of_its_server_and_its_worker(processes):
     rollouts = json.loads((run / "robot.json").read_text())["episodes"]
     assert {entry["episode_id"] for entry in rollouts} >= set(state["consumed"])
     server.terminate()
-    assert server.wait(timeout=60) == 0
+    assert server.wait(timeout=300) == 0

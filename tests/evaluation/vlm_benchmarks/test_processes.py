@@ -3,14 +3,13 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import yaml
+from killed_processes import killed_at
 
 from evaluation import evaluate_vlm
 from evaluation.vlm_benchmarks.answer_log import AnswerLog
@@ -59,16 +58,11 @@ def fresh(lmms_eval, checkpoint, data_root, tmp_path_factory):
 def test_a_killed_run_is_resumed_and_equals_a_fresh_one(fresh, checkpoint, data_root, tmp_path):
     output = tmp_path / "run"
     arguments = command(checkpoint, data_root, output, "--max-batch-size", "1", "--quiet")
-    with subprocess.Popen([sys.executable, *arguments], env=environment(), stderr=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 120
-        while not (AnswerLog.files(output) and answers_so_far(output) >= 3):
-            assert process.poll() is None, "it ended before it could be killed"
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-    killed_at = answers_so_far(output)
-    assert 3 <= killed_at < 40
+    log = "evaluation.vlm_benchmarks.answer_log:AnswerLog.append"
+    moment = killed_at("evaluation.vlm_benchmarks.evaluate_vlm", log, "len(args[0].known) >= 3")
+    killed = subprocess.run([*moment, *arguments[2:]], env=environment(), stderr=subprocess.DEVNULL)
+    assert killed.returncode == -signal.SIGKILL
+    assert 3 <= answers_so_far(output) < 40
     assert not (output / "summary.json").exists()
     with AnswerLog.files(output)[0].open("ab") as file:
         file.write(b'{"task": "ai2d", "doc_id": 19, "prom')  # torn, as a full disk would
@@ -89,10 +83,7 @@ def answers_so_far(folder):
 
 def test_two_processes_equal_one(fresh, checkpoint, data_root, tmp_path):
     output = tmp_path / "run"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     arguments = command(checkpoint, data_root, output, "--device", "cpu", "--quiet")
     result = subprocess.run(
         [sys.executable, *launcher, *arguments], env=environment(), capture_output=True, text=True, timeout=300

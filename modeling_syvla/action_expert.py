@@ -11,7 +11,7 @@ The sequence has fixed slots, so learned embeddings name view and chunk step; no
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,7 +20,8 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_syvla import SyVLAConfig, SyVLAExpertConfig
-from .embodiment_mlps import apply_per_embodiment, make_mlp
+from .embodiment_mlps import Route, apply_routed, embodiment_route, make_mlp
+from .fused_projections import FusedProjections
 from .view_features import all_rows, encode_views, feature_width, make_vision_tower
 
 KeyValue = tuple[torch.Tensor, torch.Tensor]  # keys and values, each (B, heads, tokens, head_dim)
@@ -36,6 +37,10 @@ class ExpertContext:
         prefix_mask: bool (B, P), True for real prefix tokens.
         embodiment_ids: (B,).
         condition_mask: bool (B, 1, 1, N), True for real states of the condition; None where all are.
+        buffers: Per layer, keys and values of prefix and suffix, (B, heads, P + 1 + T, head_dim); only while denoising,
+            where every flow step writes those of the suffix in place, so that the prefix's are never copied again.
+        mask: bool (B, 1, 1, P + 1 + T), what the suffix attends to; None where all is real. Only with `buffers`.
+        route: Which MLPs each robot takes; None: found from `embodiment_ids` when needed.
     """
 
     prefix: list[KeyValue]
@@ -43,6 +48,22 @@ class ExpertContext:
     prefix_mask: torch.Tensor
     embodiment_ids: torch.Tensor
     condition_mask: torch.Tensor | None = None
+    buffers: list[KeyValue] | None = None
+    mask: torch.Tensor | None = None
+    route: Route | None = None
+
+    def with_buffers(self, suffix_tokens: int) -> ExpertContext:
+        """For flow steps over `suffix_tokens` tokens without gradient; `mask` and `route` stay as they are."""
+        buffers = []
+        for key_value in self.prefix:
+            whole = []
+            for own in key_value:
+                batch, heads, tokens, head_dim = own.shape
+                buffer = own.new_empty(batch, heads, tokens + suffix_tokens, head_dim)
+                buffer[:, :, :tokens] = own
+                whole.append(buffer)
+            buffers.append((whole[0], whole[1]))
+        return replace(self, buffers=buffers)
 
 
 class ExpertRMSNorm(nn.RMSNorm):
@@ -64,21 +85,37 @@ class ExpertAttention(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, inner, bias=False)
         self.v_proj = nn.Linear(config.hidden_size, inner, bias=False)
         self.o_proj = nn.Linear(inner, config.hidden_size, bias=False)
+        self.fused: FusedProjections | None = None
+
+    def fuse(self, *names: str) -> None:
+        """Make one product of these projections: keys and values, or all three where they read the same tokens."""
+        self.fused = FusedProjections(self, *names)
 
     def _heads(self, x: torch.Tensor) -> torch.Tensor:
         return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, heads, tokens, head_dim)
 
     def key_value(self, x: torch.Tensor) -> KeyValue:
+        if self.fused is not None and len(self.fused.names) == 2 and self.fused.usable():
+            keys, values = self.fused(x).chunk(2, dim=-1)
+            return self._heads(keys), self._heads(values)
         return self._heads(self.k_proj(x)), self._heads(self.v_proj(x))
 
-    def forward(self, x: torch.Tensor, key_value: KeyValue, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """x: (B, Q, D); mask: bool, broadcastable to (B, heads, Q, K), True = attend."""
-        keys, values = key_value
+    def query_key_value(self, x: torch.Tensor) -> tuple[torch.Tensor, KeyValue]:
+        """Queries, and keys and values, of the same tokens."""
+        if self.fused is not None and len(self.fused.names) == 3 and self.fused.usable():
+            queries, keys, values = self.fused(x).chunk(3, dim=-1)
+            return self._heads(queries), (self._heads(keys), self._heads(values))
+        return self._heads(self.q_proj(x)), self.key_value(x)
+
+    def attend(self, queries: torch.Tensor, key_value: KeyValue, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """queries: (B, heads, Q, head_dim); mask: bool, broadcastable to (B, heads, Q, K), True = attend. (B, Q, D)"""
         dropout = self.dropout if self.training else 0.0
-        out = F.scaled_dot_product_attention(
-            self._heads(self.q_proj(x)), keys, values, attn_mask=mask, dropout_p=dropout
-        )
+        out = F.scaled_dot_product_attention(queries, *key_value, attn_mask=mask, dropout_p=dropout)
         return self.o_proj(out.transpose(1, 2).flatten(2))
+
+    def forward(self, x: torch.Tensor, key_value: KeyValue, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """x: (B, Q, D); mask: as in `attend`."""
+        return self.attend(self._heads(self.q_proj(x)), key_value, mask)
 
 
 class ExpertMLP(nn.Module):
@@ -88,8 +125,17 @@ class ExpertMLP(nn.Module):
         self.gate_proj = nn.Linear(config.hidden_size, width, bias=False) if config.mlp_type == "swiglu" else None
         self.up_proj = nn.Linear(config.hidden_size, width, bias=False)
         self.down_proj = nn.Linear(width, config.hidden_size, bias=False)
+        self.fused: FusedProjections | None = None
+
+    def fuse(self) -> None:
+        """Make one product of gate and up projection, where there is a gate."""
+        if self.gate_proj is not None:
+            self.fused = FusedProjections(self, "gate_proj", "up_proj")
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.fused is not None and self.fused.usable():
+            gate, up = self.fused(x).chunk(2, dim=-1)
+            return self.down_proj(F.silu(gate) * up)
         up = self.up_proj(x)
         return self.down_proj(F.gelu(up) if self.gate_proj is None else F.silu(self.gate_proj(x)) * up)
 
@@ -106,6 +152,12 @@ class ExpertLayer(GradientCheckpointingLayer):
         self.mlp_norm = ExpertRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.mlp = ExpertMLP(config)
 
+    def fuse(self) -> None:
+        """For inference; see `FusedProjections`."""
+        self.self_attn.fuse("q_proj", "k_proj", "v_proj")
+        self.cross_attn.fuse("k_proj", "v_proj")
+        self.mlp.fuse()
+
     def forward(
         self,
         x: torch.Tensor,
@@ -114,6 +166,7 @@ class ExpertLayer(GradientCheckpointingLayer):
         mask: torch.Tensor | None,
         condition_mask: torch.Tensor | None = None,
         project_condition: bool = False,
+        buffer: KeyValue | None = None,
     ) -> Any:
         """Run one block of tokens (prefix or suffix) through the layer.
 
@@ -125,18 +178,22 @@ class ExpertLayer(GradientCheckpointingLayer):
             condition_mask: Over the control condition; None attends to all of it.
             project_condition: `x` is the control condition; return its keys and values and do nothing else. Sharded training
                 has a layer's weights at hand only while the layer is called.
+            buffer: Keys and values of all attended tokens, instead of `prefix`; the block's own are written into its end.
 
         Returns:
             (block (B, tokens, D), keys and values of the block).
         """
         if project_condition:
             return self.cross_attn.key_value(x)
-        normed = self.self_attn_norm(x)
-        own = self.self_attn.key_value(normed)
+        queries, own = self.self_attn.query_key_value(self.self_attn_norm(x))
         attended = own
-        if prefix is not None:
+        if buffer is not None:
+            attended = buffer
+            for whole, part in zip(buffer, own, strict=True):
+                whole[:, :, -x.shape[1] :] = part
+        elif prefix is not None:
             attended = (torch.cat((prefix[0], own[0]), dim=2), torch.cat((prefix[1], own[1]), dim=2))
-        x = x + self.self_attn(normed, attended, mask)
+        x = x + self.self_attn.attend(queries, attended, mask)
         if condition is not None:
             x = x + self.cross_attn(self.cross_attn_norm(x), condition, condition_mask)
         return x + self.mlp(self.mlp_norm(x)), own
@@ -209,7 +266,8 @@ class ActionExpert(nn.Module):
         images = (
             self.image_proj(image_features) + all_rows(self.view_embedding, state.device)[:, None, :]
         )  # (B, V, P, D)
-        state_token = self._per_embodiment("state_encoder", state[:, None, :], embodiment_ids)
+        hidden = self.config.expert_config.hidden_size
+        state_token = self._routed("state_encoder", state[:, None, :], self.route(embodiment_ids), hidden)
         x = torch.cat((images.flatten(1, 2), state_token), dim=1)
         mask = _prefix_mask(view_mask, image_features.shape[2])[:, None, None, :]
         prefix = []
@@ -259,18 +317,30 @@ class ActionExpert(nn.Module):
         Returns:
             (B, T, D_action_max), zero beyond the embodiment's own dimensions.
         """
-        ids = context.embodiment_ids
+        return self.velocity_at(noisy_actions, self.encode_times(timestep), context)
+
+    def encode_times(self, timestep: torch.Tensor) -> torch.Tensor:
+        """Timestep tokens. (B,) -> (B, D)"""
+        return self.time_mlp(self._time_embedding(timestep).to(self.image_proj.bias.dtype))
+
+    def velocity_at(self, noisy_actions: torch.Tensor, time: torch.Tensor, context: ExpertContext) -> torch.Tensor:
+        """As `predict_velocity`, with the timestep's token, (B, D) or (1, D), at hand."""
         steps = noisy_actions.shape[1]
         if steps > self.config.chunk_size:
             raise ValueError(f"actions: expected at most chunk_size={self.config.chunk_size} steps, got {steps}")
-        actions = self._per_embodiment("action_encoder", noisy_actions, ids)
+        route = self.route(context.embodiment_ids) if context.route is None else context.route
+        hidden = self.config.expert_config.hidden_size
+        actions = self._routed("action_encoder", noisy_actions, route, hidden)
         actions = actions + all_rows(self.action_position_embedding, actions.device)[:steps]
-        time = self.time_mlp(self._time_embedding(timestep).to(actions.dtype))
-        x = torch.cat((time[:, None, :], actions), dim=1)  # (B, 1 + T, D)
-        mask = F.pad(context.prefix_mask, (0, steps + 1), value=True)[:, None, None, :]
-        for layer, prefix, condition in zip(self.layers, context.prefix, context.condition, strict=True):
-            x, _ = layer(x, prefix, condition, mask, context.condition_mask)
-        return self._per_embodiment("action_decoder", self.norm(x[:, 1:]), ids)
+        x = torch.cat((time[:, None, :].expand(len(actions), -1, -1), actions), dim=1)  # (B, 1 + T, D)
+        if context.buffers is None:
+            mask = F.pad(context.prefix_mask, (0, steps + 1), value=True)[:, None, None, :]
+            for layer, prefix, condition in zip(self.layers, context.prefix, context.condition, strict=True):
+                x, _ = layer(x, prefix, condition, mask, context.condition_mask)
+        else:
+            for layer, buffer, condition in zip(self.layers, context.buffers, context.condition, strict=True):
+                x, _ = layer(x, None, condition, context.mask, context.condition_mask, buffer=buffer)
+        return self._routed("action_decoder", self.norm(x[:, 1:]), route, noisy_actions.shape[-1])
 
     def _time_embedding(self, timestep: torch.Tensor) -> torch.Tensor:
         """Sinusoids with periods from time_min_period to time_max_period, as pi0. (B,) -> float32 (B, D)."""
@@ -282,12 +352,14 @@ class ActionExpert(nn.Module):
 
     # ------------------------------------------------------------------ many robots in one batch
 
-    def _per_embodiment(self, part: str, x: torch.Tensor, embodiment_ids: torch.Tensor) -> torch.Tensor:
+    def route(self, embodiment_ids: torch.Tensor) -> Route:
+        """Which MLPs each sample takes; see `embodiment_route`."""
+        return embodiment_route(self.config.embodiments, embodiment_ids)
+
+    def _routed(self, part: str, x: torch.Tensor, route: Route, out_width: int) -> torch.Tensor:
         """Apply each sample's own MLP. x: (B, T, features), zero-padded where robots differ in dimension."""
-        decode = part == "action_decoder"
-        out_width = self.config.max_action_dim if decode else self.config.expert_config.hidden_size
         mlps = {name: getattr(coders, part) for name, coders in self.embodiments.items()}
-        return apply_per_embodiment(mlps, self.config.embodiments, x, embodiment_ids, out_width)
+        return apply_routed(mlps, route, x, out_width)
 
 
 class QueryAdapter(nn.Sequential):

@@ -14,6 +14,10 @@ def make_mlp(in_features: int, hidden: int, out_features: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(in_features, hidden), nn.SiLU(), nn.Linear(hidden, out_features))
 
 
+Route = list[tuple[str, torch.Tensor | None]]
+"""Robots of a batch: name, and the rows of its samples; None for all of them."""
+
+
 def apply_per_embodiment(
     mlps: Mapping[str, Any],
     embodiments: Mapping[str, Mapping[str, int]],
@@ -36,27 +40,53 @@ def apply_per_embodiment(
     Raises:
         ValueError: If an id is unknown, or `x` is narrower than its robot needs.
     """
-    out: torch.Tensor | None = None
+    return apply_routed(mlps, embodiment_route(embodiments, embodiment_ids), x, out_width)
+
+
+def embodiment_route(embodiments: Mapping[str, Mapping[str, int]], embodiment_ids: torch.Tensor) -> Route:
+    """Sort a batch by robot, once for all its MLPs: it waits for the device.
+
+    Args:
+        embodiments: `config.embodiments`, which gives the ids.
+        embodiment_ids: (B,).
+
+    Raises:
+        ValueError: If an id is unknown.
+    """
+    route: Route = []
     matched = 0
-    for name, mlp in mlps.items():
-        rows = (embodiment_ids == embodiments[name]["id"]).nonzero().squeeze(1)
+    for name, embodiment in embodiments.items():
+        rows = (embodiment_ids == embodiment["id"]).nonzero().squeeze(1)
         if rows.numel() == 0:
             continue
+        if rows.numel() == len(embodiment_ids):
+            return [(name, None)]
+        matched += rows.numel()
+        route.append((name, rows))
+    if not route or matched < len(embodiment_ids):
+        raise ValueError(
+            f"embodiment_ids: {embodiment_ids.tolist()} are not all among this model's embodiments "
+            f"{ {name: e['id'] for name, e in embodiments.items()} }"
+        )
+    return route
+
+
+def apply_routed(mlps: Mapping[str, Any], route: Route, x: torch.Tensor, out_width: int) -> torch.Tensor:
+    """`apply_per_embodiment` on a route."""
+    out: torch.Tensor | None = None
+    for name, rows in route:
+        mlp = mlps[name]
         if x.shape[-1] < mlp[0].in_features:
             raise ValueError(
                 f"embodiment {name!r}: expected at least {mlp[0].in_features} dimensions of state or action, got shape "
                 f"{tuple(x.shape)}"
             )
-        y = mlp(x[rows, :, : mlp[0].in_features].to(mlp[0].bias.dtype))
+        own = x if rows is None else x[rows]
+        y = mlp(own[:, :, : mlp[0].in_features].to(mlp[0].bias.dtype))
         y = F.pad(y, (0, out_width - y.shape[-1]))
-        if rows.numel() == x.shape[0]:
+        if rows is None:
             return y
-        matched += rows.numel()
         out = y.new_zeros(*x.shape[:2], out_width) if out is None else out
         out = out.index_copy(0, rows, y)
-    if out is None or matched < x.shape[0]:
-        raise ValueError(
-            f"embodiment_ids: {embodiment_ids.tolist()} are not all among this model's embodiments "
-            f"{ {name: e['id'] for name, e in embodiments.items()} }"
-        )
+    assert out is not None
     return out

@@ -92,12 +92,23 @@ def euler_sample(
     x = noise
     for step in range(num_steps):
         t = torch.full((noise.shape[0],), step / num_steps, device=noise.device, dtype=torch.float32)
-        velocity = velocity_fn(x, t).to(x.dtype)
-        if continuation is not None:
-            target, weights = continuation
-            velocity = (1 - weights) * velocity + weights * (target - x) * (num_steps / (num_steps - step))
-        x = x + velocity / num_steps
+        x = euler_step(x, velocity_fn(x, t), step, num_steps, continuation)
     return x
+
+
+def euler_step(
+    x: torch.Tensor,
+    velocity: torch.Tensor,
+    step: int,
+    num_steps: int,
+    continuation: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """Step number `step` of `num_steps`, see `euler_sample`: from t = step / num_steps on. (B, T, D)"""
+    velocity = velocity.to(x.dtype)
+    if continuation is not None:
+        target, weights = continuation
+        velocity = (1 - weights) * velocity + weights * (target - x) * (num_steps / (num_steps - step))
+    return x + velocity / num_steps
 
 
 def continuation_weights(delay: int, overlap: int, num_steps: int) -> torch.Tensor:

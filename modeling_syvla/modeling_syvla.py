@@ -16,8 +16,10 @@ from transformers import AutoModelForImageTextToText, GenerationMixin
 
 from .action_expert import ActionExpert, ExpertContext, KeyValue, QueryAdapter
 from .configuration_syvla import SyVLAConfig, require_consistent_design
+from .denoise_loop import denoise, fixed_context, step_times
 from .expert_inputs import full_width, own_action_dims, robot_rows
-from .flow_matching import euler_sample, flow_matching_loss, interpolate, sample_timesteps
+from .flow_matching import flow_matching_loss, interpolate, sample_timesteps
+from .inference_optimization import InferenceOptimizationMixin
 from .intention_decoupling import decouple, gathered_weights
 from .model_outputs import SyVLAActionOutput, SyVLAOutput
 from .padding_free import FlattenedBatch
@@ -30,10 +32,12 @@ from .vlm_positions import use_right_image_positions
 
 # Used by the files above: older transformers bring only what the entry file names itself.
 from .embodiment_mlps import apply_per_embodiment  # noqa: F401  isort: skip
+from .fused_projections import FusedProjections  # noqa: F401  isort: skip
+from .onednn_linear import use_onednn  # noqa: F401  isort: skip
 from .view_features import encode_views  # noqa: F401  isort: skip
 
 
-class SyVLAModel(ThinkingMixin, SyVLAPreTrainedModel, GenerationMixin):
+class SyVLAModel(ThinkingMixin, InferenceOptimizationMixin, SyVLAPreTrainedModel, GenerationMixin):
     """The whole policy: VLM, Feature Query Tokens, adapter and action expert."""
 
     padding_free = False  # see `padding_free.set_padding_free`
@@ -402,12 +406,13 @@ class SyVLAModel(ThinkingMixin, SyVLAPreTrainedModel, GenerationMixin):
         context = self.encode_expert_context(
             query_states, state, embodiment_ids, expert_pixel_values, expert_view_mask, condition_mask
         )
-        actions = euler_sample(
-            lambda x, t: self.expert.predict_velocity(x, t, context),
-            noise.float(),
-            self.config.num_inference_steps if num_steps is None else num_steps,
-            continuation,
-        )
+        steps = self.config.num_inference_steps if num_steps is None else num_steps
+        times = step_times(self.expert, steps, noise.device)
+        if self.compiled_denoising is None:
+            context = fixed_context(self.expert, context, shape[1])
+            actions = denoise(self.expert, noise.float(), times, context, continuation)
+        else:
+            actions = self.compiled_denoising(self.expert, noise.float(), times, context, continuation)
         own_dims = own_action_dims(self.config, actions, embodiment_ids)
         return torch.where(own_dims, actions, torch.zeros_like(actions))
 

@@ -24,6 +24,10 @@ from .expert_inputs import robot_rows
 from .pretrained import StrictPreTrainedModel
 from .view_features import all_rows, encode_views, feature_width, make_vision_tower
 
+# Used by the files above: older transformers bring only what the entry file names itself.
+from .fused_projections import FusedProjections  # noqa: F401  isort: skip
+from .onednn_linear import use_onednn  # noqa: F401  isort: skip
+
 
 @dataclass
 class SyVLAValueOutput(ModelOutput):

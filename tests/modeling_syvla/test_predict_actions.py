@@ -80,11 +80,13 @@ def test_seed_fixes_the_actions(tiny_model, observation):
 
 
 def test_number_of_flow_steps_comes_from_the_call_or_the_config(tiny_model, observation, noise):
-    calls = []
-    original = tiny_model.expert.predict_velocity
-    tiny_model.expert.predict_velocity = lambda *a: calls.append(a[1][0].item()) or original(*a)
+    calls, times = [], []
+    encode, velocity = tiny_model.expert.encode_times, tiny_model.expert.velocity_at
+    tiny_model.expert.encode_times = lambda t: times.append(t.tolist()) or encode(t)
+    tiny_model.expert.velocity_at = lambda *a: calls.append(a[1]) or velocity(*a)
     tiny_model.predict_actions(**observation(1), noise=noise, num_steps=4)
-    assert calls == pytest.approx([0.0, 0.25, 0.5, 0.75])
+    assert times == [pytest.approx([0.0, 0.25, 0.5, 0.75])]
+    assert len(calls) == 4
     calls.clear()
     tiny_model.config.num_inference_steps = 3
     tiny_model.predict_actions(**observation(1), noise=noise)

@@ -1,0 +1,61 @@
+"""`benchmarks.loading`: both ways read the same bytes, memory is seen, figures follow from each other."""
+
+import json
+import time
+
+import pytest
+import torch
+
+from benchmarks import loading, reporting
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint")
+    assert loading.run_child("make", folder, "--scale", "tiny", "--shard", "1MB") == {}
+    return folder
+
+
+def test_the_checkpoint_is_sharded_and_both_ways_read_the_same_weights(folder):
+    assert len(list(folder.glob("*.safetensors"))) > 1
+    ours, theirs = (loader(folder) for loader in loading.LOADERS.values())
+    expected = dict(theirs.named_parameters())
+    assert expected
+    for name, parameter in ours.vlm.named_parameters():
+        assert parameter.dtype == torch.bfloat16
+        assert torch.equal(parameter, expected.pop(name)), name
+    assert not expected
+
+
+def test_report_of_both_ways(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(reporting, "RESULTS", tmp_path)
+    runs = {name: [loading.measure_loading(name, folder) for _ in range(3)] for name in loading.LOADERS}
+    assert runs["SyVLA"][0]["checksum"] == runs["SyVLA"][1]["checksum"] != runs["Qwen2.5-VL"][0]["checksum"]
+    small = {name: [loading.measure_small(name, folder)["seconds"]] for name in (*loading.IMPORTS, "config")}
+    loading.report(loading.summarise(runs, small), "tiny", 3)
+    content = json.loads((tmp_path / "loading_tiny.json").read_text())
+    (section,) = content["devices"].values()
+    ours, theirs = section["loads"].values()
+    assert content["ratio_per_byte"] == (ours["seconds"] / ours["bytes"]) / (theirs["seconds"] / theirs["bytes"])
+    assert content["peak_of_bytes"] == ours["peak_bytes"] / ours["bytes"]
+    for row in (ours, theirs):
+        assert 0 < row["seconds"] <= row["seconds_until_read"]
+    assert ours["bytes"] > theirs["bytes"] > 0
+    assert "seconds per byte" in capsys.readouterr().out
+
+
+def test_peak_memory_is_seen_although_it_is_given_back():
+    with loading.PeakMemory() as peak:
+        held = torch.ones(2**26, dtype=torch.uint8)
+        while peak.anonymous < 2**25:  # until the watching thread has had its turn
+            time.sleep(0.001)
+        del held
+    assert peak.anonymous == pytest.approx(2**26, rel=0.2)
+    assert peak.total >= 0.8 * 2**26
+
+
+def test_an_import_that_does_not_exist_fails():
+    with pytest.raises(ModuleNotFoundError):
+        loading.exec_import("import no_such_module_here")
+    with pytest.raises(AttributeError):
+        loading.exec_import("from json import loads, no_such_name")

@@ -28,6 +28,7 @@ from training.embedding_store import (
     dataset_fingerprint,
     weighted_vectors,
 )
+from training.expert_dataset import STATISTICS_TOLERANCE
 from training.image_encoders import ImageEncoder, load_encoder
 
 logger = logging.getLogger("training.encode_dataset")
@@ -229,6 +230,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--devices", nargs="+", default=["cpu"], help="devices of the processes, in turns: cuda:0 cuda:1"
     )
+    parser.add_argument(
+        "--statistics_tolerance", type=float, default=STATISTICS_TOLERANCE, help="as in syvla-ppo"
+    )
     return parser
 
 
@@ -246,7 +250,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         specs = [dataset_spec(entry, "robot_datasets", ROBOT_KEYS) for entry in arguments.robot_datasets]
         processor = AutoProcessor.from_pretrained(arguments.policy_path)
         store = encode_datasets(
-            open_expert_datasets(specs, processor),
+            open_expert_datasets(specs, processor, tolerance=arguments.statistics_tolerance),
             arguments.encoder,
             arguments.output,
             views=processor.views,

@@ -21,6 +21,21 @@ def parse_recipe(dataclass_types: Sequence[type], argv: Sequence[str] | None = N
     Raises:
         ValueError: If the recipe has a key that is no field; the message lists it with the closest field.
     """
+    parser, rest = recipe_parser(dataclass_types, argv, **parser_kwargs)
+    *parsed, unknown = parser.parse_args_into_dataclasses(args=rest, return_remaining_strings=True)
+    if unknown:
+        parser.error(f"unknown arguments: {' '.join(unknown)}")
+    return tuple(parsed[: len(dataclass_types)])
+
+
+def recipe_parser(
+    dataclass_types: Sequence[type], argv: Sequence[str] | None = None, **parser_kwargs: Any
+) -> tuple[HfArgumentParser, list[str]]:
+    """The parser of a command line, with the recipe's values as its defaults, and what it has to parse.
+
+    Raises:
+        ValueError: As `parse_recipe`.
+    """
     first = argparse.ArgumentParser(add_help=False)
     first.add_argument("--config")
     config, rest = first.parse_known_args(argv)
@@ -29,16 +44,23 @@ def parse_recipe(dataclass_types: Sequence[type], argv: Sequence[str] | None = N
     )
     parser.add_argument("--config", metavar="FILE", help="YAML recipe; its keys are the options below")
     if config.config:
-        recipe = _read(Path(config.config))
+        recipe = _read(shipped_path(config.config))
         _check_keys(recipe, parser, config.config)
         parser.set_defaults(**recipe)
         for action in parser._actions:
             if action.dest in recipe:
                 action.required = False
-    *parsed, unknown = parser.parse_args_into_dataclasses(args=rest, return_remaining_strings=True)
-    if unknown:
-        parser.error(f"unknown arguments: {' '.join(unknown)}")
-    return tuple(parsed[: len(dataclass_types)])
+    return parser, rest
+
+
+def shipped_path(text: str) -> Path:
+    """A file as it is named, or the one that comes with the package where the working directory has none of that name.
+
+    So `training/recipes/ppo.yaml` can be written anywhere, not only in a clone of the repository.
+    """
+    path = Path(text)
+    shipped = Path(__file__).parents[1] / path
+    return shipped if not path.exists() and path.parts[:1] == ("training",) and shipped.exists() else path
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from benchmarks.reporting import RESULTS
 from benchmarks.rl_ablation_report import write_report
 from benchmarks.rl_ablation_run import ARMS, robot_data
 from training.table_jobs import Job
-from training.table_scales import TinyScale
+from training.table_scale_tiny import TinyScale
 
 logger = logging.getLogger(__name__)
 

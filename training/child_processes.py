@@ -98,14 +98,16 @@ class ChildProcesses:
         )
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         try:
             for child in reversed(self.children):
                 self.stop(child)
         finally:
-            assert self._guard is not None and self._guard.stdin is not None and self._lock is not None
-            self._guard.stdin.close()
-            self._guard.wait()
+            assert self._guard is not None
+            assert self._lock is not None
+            self._guard.communicate()  # ends its input, and waits for it
             self._lock.close()
 
     def start(self, name: str, command: Sequence[str]) -> Child:
@@ -114,7 +116,12 @@ class ChildProcesses:
         with path.open("ab") as log:
             start = log.tell()
             process = subprocess.Popen(
-                list(command), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment(), start_new_session=True
+                list(command),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment(),
+                start_new_session=True,
             )
         self._tell("+", process.pid)
         child = Child(name, process, path, start)
@@ -138,7 +145,8 @@ class ChildProcesses:
         self.children.remove(child)
 
     def _tell(self, sign: str, group: int) -> None:
-        assert self._guard is not None and self._guard.stdin is not None
+        assert self._guard is not None
+        assert self._guard.stdin is not None
         try:
             self._guard.stdin.write(f"{sign}{group}\n".encode())
             self._guard.stdin.flush()

@@ -230,9 +230,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--devices", nargs="+", default=["cpu"], help="devices of the processes, in turns: cuda:0 cuda:1"
     )
-    parser.add_argument(
-        "--statistics_tolerance", type=float, default=STATISTICS_TOLERANCE, help="as in syvla-ppo"
-    )
+    parser.add_argument("--statistics_tolerance", type=float, default=STATISTICS_TOLERANCE, help="as in syvla-ppo")
     return parser
 
 

@@ -14,36 +14,31 @@ import argparse
 import logging
 import os
 import platform
-import shutil
 import sys
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from evaluation.paper_tables import PAPER_TABLES, cells_to_json, markdown_table, paper_table
 from training.table_jobs import Job, write_json
-from training.table_plans import PLANS, Plan
+from training.table_plans import ARMS, PLANS, Plan
 from training.table_results import our_cells, success_note
-from training.table_rl import rl_jobs
-from training.table_scales import FullScale, Scale, TinyScale
+from training.table_scale_full import FullScale
+from training.table_scale_tiny import TinyScale
+from training.table_scales import Scale
 
 logger = logging.getLogger(__name__)
 
 
 def jobs_of(plan: Plan, scale: Scale, seeds: Sequence[int], arms: Sequence[str]) -> list[Job]:
-    """Every job of a table, each once, in an order in which they can run."""
-    jobs = scale.prepare(arms, plan.measures)
-    for seed in seeds:
-        for arm in arms:
-            jobs.append(scale.train(arm, seed, plan.measures))
-            jobs += measurements(plan, scale, arm, seed)
-    return jobs
-
-
-def measurements(plan: Plan, scale: Scale, arm: str, seed: int) -> list[Job]:
-    """The jobs that measure one run."""
-    names = [plan.measures, *(["ablation"] if plan.also_success else [])]
-    return [job for name in names for job in scale.measure(arm, seed, name).values()]
+    """Every job of a table, each once, in the order in which they run."""
+    jobs = [job for measures in plan.all_measures for job in scale.prepare(arms, measures)] if arms else []
+    for seed, measures, arm in product(seeds, plan.all_measures, arms):
+        jobs += scale.training(arm, seed, measures)
+        for name in (measures, *(["ablation"] if plan.also_success else [])):
+            jobs += scale.measure(arm, seed, name).values()
+    return list({job.output: job for job in jobs}.values())
 
 
 def chosen_arms(plan: Plan, names: Sequence[str] | None) -> list[str]:
@@ -69,6 +64,7 @@ def report(number: str, plan: Plan, scale: Scale, seeds: Sequence[int]) -> tuple
         "`n seeds [..]` is the 95% Student interval of the mean over seeds, `Wilson [..]` that of all episodes together.",
         *_measured_by(plan, scale),
         *plan.notes,
+        *_rl_note(plan, scale),
         *(success_note(plan, scale, seeds) if plan.also_success else ()),
     ]
     command = " ".join(["syvla-tables", number, "--scale", scale.name, *_seeds(done), *_changed(scale)])
@@ -118,6 +114,18 @@ def _measured_by(plan: Plan, scale: Scale) -> list[str]:
     return []
 
 
+def _rl_note(plan: Plan, scale: Scale) -> list[str]:
+    """How much RL there was, in a table with RL stages."""
+    if not any(ARMS[arm].rl is not None for arm in plan.arms):
+        return []
+    updates, rollouts = scale.budget
+    steps = f", {scale.rl_steps} steps each" if scale.rl_steps else ""
+    return [
+        f"RL: {updates} updates of {rollouts} rollouts (the paper: at most 10 of 20){steps}, by `syvla-rl`: policy server, a "
+        f"simulated robot with the environment's success as reward, and trainer as processes. {scale.rl_differs}"
+    ]
+
+
 def run_table(number: str, scale: Scale, seeds: Sequence[int], arms: Sequence[str]) -> None:
     """Runs what is missing of a table.
 
@@ -126,22 +134,17 @@ def run_table(number: str, scale: Scale, seeds: Sequence[int], arms: Sequence[st
         RuntimeError: If a job fails.
     """
     plan = PLANS[number]
-    if not arms:
-        raise ValueError(
-            f"table {number}: {'; '.join(dict.fromkeys(plan.not_run.values()))}. See --list for the commands"
-        )
-    if problems := scale.problems(arms, plan.measures):
+    if problems := needs(plan, scale, arms):
         raise ValueError("\n- ".join([f"table {number} at {scale.name} scale needs:", *problems]))
-    for job in scale.prepare(arms, plan.measures):
+    jobs = jobs_of(plan, scale, seeds, arms)
+    for index, job in enumerate(jobs, 1):
+        logger.info("job %d/%d: %s", index, len(jobs), job.output)
         job.run()
-    runs = [(arm, seed) for seed in seeds for arm in arms]
-    for index, (arm, seed) in enumerate(runs, 1):
-        logger.info("run %d/%d: %s, seed %d", index, len(runs), arm, seed)
-        training = scale.train(arm, seed, plan.measures)
-        if training.result is None:  # what an earlier checkpoint was measured at is no result of this one
-            shutil.rmtree(scale.run_folder(arm, seed, plan.measures), ignore_errors=True)
-        for job in (training, *measurements(plan, scale, arm, seed)):
-            job.run()
+
+
+def needs(plan: Plan, scale: Scale, arms: Sequence[str]) -> list[str]:
+    """What the user has to bring before the arms can run."""
+    return list(dict.fromkeys(need for measures in plan.all_measures for need in scale.problems(arms, measures)))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -161,6 +164,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--train-steps", type=int, help="steps of each run; by default the recipe's")
     parser.add_argument("--episodes", type=int, help="evaluation episodes per task; by default the scale's own")
     parser.add_argument("--demonstrations", type=int, help="recorded per task; by default the scale's own")
+    rl = parser.add_argument_group("reinforcement learning (tables 3, 10 and 11)")
+    rl.add_argument("--rl-updates", type=int, help="updates of each run; by default the scale's own")
+    rl.add_argument("--rl-rollouts", type=int, help="rollouts of each update; by default the scale's own")
+    rl.add_argument("--rl-steps", type=int, help="steps of each update; by default the recipe's")
+    rl.add_argument("--rollout-steps", type=int, help="control steps of a rollout; by default the environment's")
+    rl.add_argument("--value-steps", type=int, help="steps of the value model's warm-up; by default the recipe's")
     tiny = parser.add_argument_group("tiny scale")
     tiny.add_argument("--base-steps", type=int, help="steps of the base; by default the recipe's")
     tiny.add_argument("--chats", type=int, default=TinyScale.chats, help="chats of the multi-modal data")
@@ -186,7 +195,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `syvla-tables`; returns the exit status."""
     arguments = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    for name in (__name__, "training.table_jobs"):
+    for name in ("training.paper_tables", "training.table_jobs", "training.rl_run", "training.child_processes"):
         logging.getLogger(name).setLevel(logging.INFO)
     try:
         paper_table(arguments.table)
@@ -195,15 +204,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         arms = chosen_arms(plan, arguments.arms)
         if arguments.list:
             print(f"# Table {arguments.table}, {scale.label}")
-            for need in scale.problems(arms, plan.measures):
+            for need in needs(plan, scale, arms):
                 print(f"# needs {need}")
-            for job in jobs_of(plan, scale, seeds, arms) if arms else []:
+            for job in jobs_of(plan, scale, seeds, arms):
                 print(job.shell())
             for row, reason in plan.not_run.items():
                 print(f"# {row}: {reason}")
-                for seed in seeds:
-                    for job in rl_jobs(row, scale, seed, plan.measures):
-                        print(job.shell())
             return 0
         if not arguments.report:
             run_table(arguments.table, scale, seeds, arms)

@@ -6,9 +6,10 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import HfArgumentParser
+if TYPE_CHECKING:
+    from transformers import HfArgumentParser
 
 
 def parse_recipe(dataclass_types: Sequence[type], argv: Sequence[str] | None = None, **parser_kwargs: Any) -> tuple:
@@ -36,6 +37,8 @@ def recipe_parser(
     Raises:
         ValueError: As `parse_recipe`.
     """
+    from transformers import HfArgumentParser
+
     first = argparse.ArgumentParser(add_help=False)
     first.add_argument("--config")
     config, rest = first.parse_known_args(argv)

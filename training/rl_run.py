@@ -106,7 +106,13 @@ class RLRun:
         if self.accelerate_config is None:
             return [*_module("training.ppo"), *self.trainer]
         launch = _module("accelerate.commands.launch")
-        return [*launch, "--config_file", str(self.accelerate_config), str(Path(__file__).with_name("ppo.py")), *self.trainer]
+        return [
+            *launch,
+            "--config_file",
+            str(self.accelerate_config),
+            str(Path(__file__).with_name("ppo.py")),
+            *self.trainer,
+        ]
 
 
 def run_rl(run: RLRun) -> dict[str, Any]:
@@ -198,10 +204,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--think", action="store_true", help="think before each chunk")
     parser.add_argument("--max-new-tokens", type=int, help="longest thought in tokens; by default the model's")
     parser.add_argument("--port", type=int, default=RLRun.port, help="of the server; 0: a free one")
-    parser.add_argument("--server-device", help="torch device of the policy that acts; by default a GPU where there is one")
+    parser.add_argument(
+        "--server-device", help="torch device of the policy that acts; by default a GPU where there is one"
+    )
     parser.add_argument("--server-dtype", default=RLRun.server_dtype, help="its dtype, such as bfloat16")
     parser.add_argument(
-        "--accelerate-config", help="file of accelerate launch, for a trainer of several processes; by default one process"
+        "--accelerate-config",
+        help="file of accelerate launch, for a trainer of several processes; by default one process",
     )
     return parser
 
@@ -273,7 +282,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = shlex.join(["syvla-rl", *(sys.argv[1:] if argv is None else argv)])
         print(f"syvla-rl: stopped; this goes on with it: {command}", file=sys.stderr)
         return 130
-    print(json.dumps({"checkpoint": str(run.output), **{key: summary[key] for key in ("updates", "version", "rollouts")}}))
+    print(
+        json.dumps({"checkpoint": str(run.output), **{key: summary[key] for key in ("updates", "version", "rollouts")}})
+    )
     return 0
 
 

@@ -11,9 +11,13 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from training.child_processes import environment
+from training.recipe import shipped_path
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +26,9 @@ COMMANDS = {
     "evaluation.closed_loop": "syvla-eval",
     "evaluation.vlm_benchmarks.evaluate_vlm": "syvla-eval-vlm",
     "evaluation.record_demonstrations": "syvla-record",
-    "serving.serve_command": "syvla-serve",
+    "training.value_warmup": "syvla-value-warmup",
+    "training.encode_dataset": "syvla-encode",
+    "training.rl_run": "syvla-rl",
 }
 """Modules whose `main` has a console script."""
 
@@ -40,6 +46,7 @@ class Job:
             result is removed, and the command starts anew.
         launcher: Words before the script's path, such as `accelerate launch ...`; a process of its own then runs it.
         separate: Whether to run in a process of its own in any case, which gives a GPU's memory back when it ends.
+        makes_stale: Folders of what was made out of an earlier output, removed before it is made anew.
     """
 
     module: str
@@ -49,6 +56,7 @@ class Job:
     keeps_partial: bool = False
     launcher: tuple[str, ...] = ()
     separate: bool = False
+    makes_stale: tuple[Path, ...] = ()
 
     @property
     def result_path(self) -> Path:
@@ -75,7 +83,7 @@ class Job:
     def shell(self) -> str:
         """The command as a user would type it."""
         if self.launcher:
-            words = [*self.launcher, self.module.replace(".", "/") + ".py"]
+            words = self._launched()
         else:
             words = [COMMANDS[self.module]] if self.module in COMMANDS else ["python", "-m", self.module]
         return shlex.join([*words, *self.arguments])
@@ -91,6 +99,8 @@ class Job:
         if self.output.exists() and not self.keeps_partial:
             logger.info("%s is unfinished; starting it anew", self.output)
             shutil.rmtree(self.output)
+        for folder in self.makes_stale:
+            shutil.rmtree(folder, ignore_errors=True)
         self.output.parent.mkdir(parents=True, exist_ok=True)
         logger.info("%s", self.shell())
         started = time.monotonic()
@@ -108,14 +118,29 @@ class Job:
 
     def _execute(self) -> int:
         if self.launcher:
-            script = Path(__file__).parents[1] / (self.module.replace(".", "/") + ".py")
-            return subprocess.run([*self.launcher, str(script), *self.arguments], check=False).returncode
-        if self.separate:
-            return subprocess.run([sys.executable, "-m", self.module, *self.arguments], check=False).returncode
+            command = [*self._launched(), *self.arguments]
+        elif self.separate:
+            command = [sys.executable, "-m", self.module, *self.arguments]
+        if self.launcher or self.separate:
+            return subprocess.run(command, check=False, env=environment()).returncode
         try:
             return int(importlib.import_module(self.module).main(list(self.arguments)) or 0)
         except SystemExit as error:  # how argparse refuses arguments
             return int(error.code or 0) if isinstance(error.code, int) else 1
+
+    def _launched(self) -> list[str]:
+        """Launcher and script, both found from any folder."""
+        words = [*self.launcher, self.module.replace(".", "/") + ".py"]
+        return [str(shipped_path(word)) for word in words]
+
+
+def option_words(options: Mapping[str, Any]) -> tuple[str, ...]:
+    """Options of a training script as words; what is no text is written as JSON."""
+    words: list[str] = []
+    for name, value in options.items():
+        values = list(value) if isinstance(value, list | tuple) else [value]
+        words += [f"--{name}", *(v if isinstance(v, str) else json.dumps(v) for v in values)]
+    return tuple(words)
 
 
 def write_json(path: Path, content: Any) -> None:

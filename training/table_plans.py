@@ -21,12 +21,22 @@ class Arm:
         options: Further options of `training/finetune.py`, on top of the recipe.
         thinks: Whether it thinks before it acts when it is measured.
         base: Which checkpoint it starts from: "flow", or "regression" for the head that a flow checkpoint lacks.
+        start: Arm whose finished policy it goes on from instead, in the stage of RL.
+        rl: Options of `training/ppo.py`, on top of the recipe, for an arm that goes on by RL. An arm that goes on without
+            goes on by imitation, with as many further demonstrations as RL makes rollouts.
     """
 
     overrides: Mapping[str, Any] = field(default_factory=lambda: DECOUPLING)
     options: Mapping[str, Any] = field(default_factory=dict)
     thinks: bool = True
     base: str = "flow"
+    start: str | None = None
+    rl: Mapping[str, Any] | None = None
+
+
+def rl_arm(start: str = "all", **options: Any) -> Arm:
+    """What becomes of another arm's policy by RL."""
+    return Arm({}, thinks=ARMS[start].thinks, start=start, rl=options)
 
 
 def quantile_arm(percent: int) -> str:
@@ -49,8 +59,20 @@ ARMS: dict[str, Arm] = {
     "all_hidden_states": Arm({**NO_DECOUPLING, "conditioning": "all_hidden_states"}),
     "l1_regression": Arm(NO_DECOUPLING, base="regression"),
 }
-"""By name. "all" is the paper's method: 20 queries, quantile 5%, mixed data, thoughts. "unannotated" is the same on
-demonstrations that have no thoughts, as LIBERO's; the paper disables thinking for such data (appendix A)."""
+"""By name. "all" is the paper's method up to imitation: 20 queries, quantile 5%, mixed data, thoughts. "unannotated" is the
+same on demonstrations that have no thoughts, as LIBERO's; the paper disables thinking for such data (appendix A)."""
+
+ARMS |= {
+    "rl_similar": rl_arm(),
+    "rl_random": rl_arm(expert_mode="random"),
+    "rl_none": rl_arm(expert_mode="none"),
+    "rl_gae": rl_arm(expert_advantages="gae"),
+    "rl_imitation": rl_arm(objective="imitation"),
+    "rl_without_decoupling": rl_arm("without_decoupling"),
+    "rl_without_thoughts": rl_arm("without_thoughts", use_thoughts=False),
+    "more_demonstrations": Arm(start="all"),
+}
+"""The third stage: "rl_similar" is the paper's method; "rl_imitation", a control that it lacks, imitates the same samples."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +81,10 @@ class Plan:
 
     Attributes:
         rows: The paper's row to our arm.
-        measures: "ablation" (success on one task), "tasks" (three tasks, in domain and out of distribution), "libero"
-            or "benchmarks" (five VLM benchmarks).
+        measures: "ablation" (success on one task), "tasks" (three tasks, in domain and out of distribution), "libero",
+            "benchmarks" (five VLM benchmarks), or "columns".
+        columns: With "columns", the table's column to the task on which each of the arms is measured for it, after an RL
+            stage on that task.
         extra_rows: Rows of ours that the paper lacks, to our arm.
         not_run: The paper's row to why it has no number here.
         notes: Printed below the table.
@@ -74,11 +98,17 @@ class Plan:
     not_run: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     also_success: bool = False
+    columns: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def arms(self) -> list[str]:
         """Every arm once, in the order of the rows."""
         return list(dict.fromkeys([*self.rows.values(), *self.extra_rows.values()]))
+
+    @property
+    def all_measures(self) -> list[str]:
+        """What the arms are trained for and measured at, one after the other."""
+        return list(self.columns.values()) or [self.measures]
 
 
 def masked_queries(quantile: float, count: int) -> int:
@@ -97,7 +127,8 @@ def distinct_quantile(percent: int, count: int = SyVLAConfig().num_query_tokens)
 
 
 IMITATION = "Our runs end with imitation; the paper's numbers include its RL stage."
-RL = "RL stage, not run here: rollouts and their rewards come from a robot at the policy server"
+STARTS = "imitation, where RL starts"
+OTHERS = "not reimplemented"
 _BASELINES = {
     "SyVLA with all hidden states (as GR00T)": "all_hidden_states",
     "SyVLA with L1 regression (as OpenVLA-OFT)": "l1_regression",
@@ -118,12 +149,19 @@ PLANS: dict[str, Plan] = {
     ),
     "2": Plan({"SyVLA": "all"}, "benchmarks"),
     "3": Plan(
-        {"w/o CoT": "without_thoughts", "w/o Intention Decoupling": "without_decoupling", "w/o RL": "all"},
+        {
+            "w/o CoT": "rl_without_thoughts",
+            "w/o Intention Decoupling": "rl_without_decoupling",
+            "w/o RL": "more_demonstrations",
+            "w/o Expert Dataset": "rl_none",
+            "w/o Similar Sample": "rl_random",
+            "w/ Standard Advantage": "rl_gae",
+            "SyVLA (all)": "rl_similar",
+        },
         "ablation",
-        not_run=dict.fromkeys(("w/o Expert Dataset", "w/o Similar Sample", "w/ Standard Advantage", "SyVLA (all)"), RL),
+        {STARTS: "all", "imitation of the same similar samples, no RL": "rl_imitation"},
         notes=(
-            "Without RL our full method is the row w/o RL; the paper trained that row on as many further demonstrations as "
-            "RL had episodes.",
+            "The row w/o RL goes on by imitation, with as many further demonstrations as RL makes rollouts, as in the paper.",
         ),
     ),
     "4": Plan(
@@ -159,15 +197,15 @@ PLANS: dict[str, Plan] = {
         "benchmarks",
         also_success=True,
     ),
-    "10": Plan({}, "tasks", not_run={"w/o Similar Retrieval": RL, "SyVLA": RL}),
-    "11": Plan(
-        {},
-        "ablation",
-        not_run={
-            "Pi-RL": "another project's method; not reimplemented",
-            "SimpleVLA-RL": "another project's method; not reimplemented",
-            "SyVLA": RL,
-        },
+    "10": Plan(
+        {"w/o Similar Retrieval": "rl_random", "SyVLA": "rl_similar"},
+        "columns",
+        {STARTS: "all"},
+        columns={"Task 2": "calculating", "Task 3": "bagging"},
+        notes=(
+            "Our tasks are `calculating` and `bagging`, in simulation, in domain; each has an RL stage of its own.",
+        ),
     ),
+    "11": Plan({"SyVLA": "rl_similar"}, "ablation", {STARTS: "all"}, {"Pi-RL": OTHERS, "SimpleVLA-RL": OTHERS}),
 }
 """By the table's number."""

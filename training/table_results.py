@@ -22,12 +22,13 @@ def our_cells(table: PaperTable, plan: Plan, scale: Scale, seeds: Sequence[int])
         scale: Where the results lie.
         seeds: Which runs to take; those without a result are left out.
     """
-    runs = [run for arm in plan.arms for seed in seeds if (run := _finished(plan, scale, arm, seed))]
+    found = ((m, a, s) for m in plan.all_measures for a in plan.arms for s in seeds)
+    runs = [run for measures, arm, seed in found if (run := _finished(measures, scale, arm, seed))]
     cells: Cells = {row: dict.fromkeys(table.columns, reason) for row, reason in plan.not_run.items()}
     for row, arm in {**plan.rows, **plan.extra_rows}.items():
         summaries = [run["results"] for run in runs if run["arm"] == arm]
         if summaries:
-            cells[row] = _row(table, plan.measures, row, summaries)
+            cells[row] = _columns(plan, summaries) if plan.columns else _row(table, plan.measures, row, summaries)
     return cells, runs
 
 
@@ -42,14 +43,24 @@ def success_note(plan: Plan, scale: Scale, seeds: Sequence[int]) -> list[str]:
     return [f"Success of the same checkpoints on the task of Table 4: {'; '.join(parts)}."] if parts else []
 
 
-def _finished(plan: Plan, scale: Scale, arm: str, seed: int) -> dict[str, Any] | None:
+def _finished(measures: str, scale: Scale, arm: str, seed: int) -> dict[str, Any] | None:
     """Results of one run, None unless every measurement is there."""
-    training = scale.train(arm, seed, plan.measures).result
-    found = {name: job.result for name, job in scale.measure(arm, seed, plan.measures).items()}
+    training = scale.train(arm, seed, measures).result
+    found = {name: job.result for name, job in scale.measure(arm, seed, measures).items()}
     if training is None or any(result is None for result in found.values()):
         return None
     results = {name: _condensed(result["summary"]) for name, result in found.items() if result is not None}
-    return {"arm": arm, "seed": seed, "training_seconds": training["seconds"], "results": results}
+    rl = {"rl": training["summary"]} if "summary" in training else {}
+    return {"arm": arm, "seed": seed, "training_seconds": training["seconds"], **rl, "results": results}
+
+
+def _columns(plan: Plan, summaries: Sequence[dict[str, Any]]) -> dict[str, Cell | str]:
+    """Cells of a row in a table in which every column has runs of its own."""
+    cells: dict[str, Cell | str] = {}
+    for column, task in plan.columns.items():
+        if counts := [list(s[task].values()) for s in summaries if task in s]:
+            cells[column] = rate_cell(counts)
+    return cells
 
 
 def _condensed(summary: dict[str, Any]) -> dict[str, Any]:

@@ -1,49 +1,94 @@
-"""Commands of the RL arms of Tables 3, 10 and 11. `syvla-tables --list` prints them; it does not run them.
-
-Their rollouts come from a robot or a simulator at the policy server, and each one's 0/1 reward from a person or from the
-environment, so that no single command makes such a run.
-"""
+"""The stage of RL in the runs of Tables 3, 10 and 11: value warm-up, vectors for retrieval, and `syvla-rl` as jobs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from training.table_jobs import Job
-from training.table_scales import Scale
-
-RL_ARMS: dict[str, Mapping[str, Any]] = {
-    "SyVLA": {},
-    "SyVLA (all)": {},
-    "w/o Expert Dataset": {"expert_mode": "none"},
-    "w/o Similar Sample": {"expert_mode": "random"},
-    "w/o Similar Retrieval": {"expert_mode": "random"},
-    "w/ Standard Advantage": {"expert_advantages": "gae"},
-}
-"""The paper's row to options of `training/ppo.py`."""
+from training.table_jobs import Job, option_words
 
 
-def rl_jobs(row: str, scale: Scale, seed: int, measures: str) -> list[Job]:
-    """Value warm-up, the RL run, and the server that its rollouts come from; empty for a row that is no RL arm of ours."""
-    if row not in RL_ARMS:
-        return []
-    start = scale.run_folder("all", seed, measures)
-    value, output = start / "value", start / "rl" / ("_".join(map(str, RL_ARMS[row].values())) or "similar")
-    data = scale.robot_data(measures)
-    warmup = ("--policy_path", str(start / "checkpoint"), "--robot_datasets", *data, "--output_dir", str(value))
-    options = {
-        "config": "training/recipes/tables/rl.yaml",
-        "model_path": start / "checkpoint",
-        "value_model_path": value,
-        **RL_ARMS[row],
-        "seed": seed,
-        "output_dir": output,
-    }
-    words = [word for name, text in options.items() for word in (f"--{name}", str(text))]
-    serve = ("--model", str(start / "checkpoint"), "--think", "on", "--record", str(output / "rollouts"))
-    launcher = ("accelerate", "launch")
-    return [
-        Job("training.value_warmup", warmup, value, launcher=launcher),
-        Job("training.ppo", (*words, "--robot_datasets", *data), output, launcher=launcher),
-        Job("serving.serve_command", serve, output / "rollouts"),
-    ]
+@dataclass(frozen=True)
+class RLStage:
+    """RL from one policy on one task. Its value model and vectors are made once for all arms that start from it.
+
+    Attributes:
+        start: Folder of the run whose policy it starts from.
+        task: What the robots do.
+        data: Data specifications of the demonstrations of that task, which expert samples come from.
+        encoder: Of images, for retrieval.
+        trainer: Options of `training/ppo.py`.
+        value: Options of `training/value_warmup.py`.
+        robot: Words for `syvla-rl` beside the task.
+        tolerance: Largest accepted difference of statistics; None: the default of what is called.
+        device: Of the encoder.
+        value_launcher: Words before `training/value_warmup.py`; none: no process of its own.
+        separate: Whether to encode in a process of its own.
+    """
+
+    start: Path
+    task: str
+    data: list[str]
+    encoder: str
+    trainer: Mapping[str, Any]
+    value: Mapping[str, Any]
+    robot: tuple[str, ...]
+    tolerance: float | None = None
+    device: str = "cpu"
+    value_launcher: tuple[str, ...] = ()
+    separate: bool = False
+    _common: dict[str, Any] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        tolerance = {} if self.tolerance is None else {"statistics_tolerance": self.tolerance}
+        object.__setattr__(self, "_common", {"robot_datasets": self.data, **tolerance})
+
+    @property
+    def policy(self) -> str:
+        return str(self.start / "checkpoint")
+
+    def jobs(self, arm: Mapping[str, Any], seed: int, output: Path, think: bool) -> list[Job]:
+        """The jobs of one arm in order; the last one makes the policy.
+
+        Args:
+            arm: What it changes of the trainer's options.
+            seed: Of value model, rollouts and updates.
+            output: Folder of the run of RL, and of its last policy.
+            think: Whether the policy thinks before each chunk.
+        """
+        value, vectors = self.start / f"value_{self.task}", self.start / f"vectors_{self.task}"
+        warm_up = {**self.value, "policy_path": self.policy, **self._common, "seed": seed, "output_dir": str(value)}
+        jobs = [Job("training.value_warmup", option_words(warm_up), value, launcher=self.value_launcher)]
+        options = {
+            **self.trainer,
+            "model_path": self.policy,
+            "value_model_path": str(value),
+            **self._common,
+            "seed": seed,
+            **arm,
+        }
+        if arm.get("expert_mode", "similar") == "similar":
+            encode = {
+                "policy_path": self.policy,
+                **self._common,
+                "encoder": self.encoder,
+                "devices": self.device,
+                "output": str(vectors),
+            }
+            jobs.append(
+                Job(
+                    "training.encode_dataset",
+                    option_words(encode),
+                    vectors,
+                    keeps_partial=True,
+                    separate=self.separate,
+                )
+            )
+            retrieval = {"encoder": self.encoder, "encoder_device": self.device, "retrieval_path": str(vectors)}
+            options = {**options, **retrieval}
+        words = ("--task", self.task, *self.robot, *(("--think",) if think else ()))
+        words = (*words, *option_words({**options, "output_dir": str(output)}))
+        jobs.append(Job("training.rl_run", words, output, "summary.json", keeps_partial=True))
+        return jobs

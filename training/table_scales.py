@@ -1,29 +1,33 @@
-"""The two scales of `syvla-tables`: tiny, which runs on a CPU, and full, for a pretrained SyVLA on GPUs.
+"""What the scales of `syvla-tables` share (`table_scale_tiny`, `table_scale_full`).
 
-Each turns arms and measurements into jobs: what has to be prepared, how an arm is trained, how it is measured.
+A scale turns arms and measurements into jobs: what has to be prepared, how an arm is trained, how it is measured.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from training.demo import CAMERAS, EMBODIMENT
-from training.table_jobs import Job
+from training.table_jobs import Job, option_words
 from training.table_plans import ARMS
+from training.table_rl import RLStage
 
 TASKS = {"Task 1": "place", "Task 2": "calculating", "Task 3": "bagging"}
 """The paper's tasks to ours; `place` stands in for folding, which needs cloth."""
 
+ALONE = ("calculating", "bagging")
+"""Tasks that are also measured alone, each after an RL stage of its own (Table 10)."""
+
 SUITES = {"Spatial": "libero_spatial", "Object": "libero_object", "Goal": "libero_goal", "Long": "libero_10"}
-_EVAL, _EVAL_VLM = "evaluation.closed_loop", "evaluation.vlm_benchmarks.evaluate_vlm"
-_RECIPES = "training/recipes"
-_TWO_OBJECTS = ("--env-option", "distractors=1")
-"""With a second object on the table only the instruction tells which to lift, so that the action expert, which does not read
-it, depends on the query states."""
+EVAL, EVAL_VLM = "evaluation.closed_loop", "evaluation.vlm_benchmarks.evaluate_vlm"
+RECIPES = "training/recipes"
+FURTHER_SEED = ("--seed", "100000")  # of further demonstrations: other starts than those that all runs learn from
+STATISTICS_TOLERANCE = 2.0
+"""Of statistics, where a checkpoint that learned several tasks goes on with one of them."""
 
 
 @dataclass(frozen=True)
@@ -35,23 +39,52 @@ class Scale:
         train_steps: Optimiser steps of each run; None: the recipe's.
         episodes: Evaluation episodes per task; None: the scale's own.
         demonstrations: Recorded per task; None: the scale's own.
+        rl_updates, rl_rollouts: Updates of an RL run and rollouts of each; None: the scale's own.
+        rl_steps: Optimiser steps of an update; None: the recipe's.
+        rollout_steps: Control steps after which a rollout has failed; None: the environment's.
+        value_steps: Optimiser steps of the value model's warm-up; None: the recipe's.
     """
 
     output: Path
     train_steps: int | None = None
     episodes: int | None = None
     demonstrations: int | None = None
+    rl_updates: int | None = None
+    rl_rollouts: int | None = None
+    rl_steps: int | None = None
+    rollout_steps: int | None = None
+    value_steps: int | None = None
 
     name = ""
     label = ""
     separate = False  # whether measurements run in processes of their own
+    rl_budget = (0, 0)  # updates of an RL run and rollouts of each, by default
+    rl_differs = ""  # from the paper's RL
 
     def prepare(self, arms: Sequence[str], measures: str) -> list[Job]:
         """What has to be there before any of the arms is trained, in order."""
         raise NotImplementedError
 
     def train(self, arm: str, seed: int, measures: str) -> Job:
-        """The training of an arm."""
+        """The job that makes an arm's policy."""
+        return self.training(arm, seed, measures)[-1]
+
+    def training(self, arm: str, seed: int, measures: str) -> list[Job]:
+        """Every job that an arm's policy needs beyond what `prepare` makes, the last one makes it."""
+        start, rl = ARMS[arm].start, ARMS[arm].rl
+        if start is None or rl is None:
+            before = [] if start is None else self.training(start, seed, measures)
+            return [*before, self._imitate(arm, seed, measures)]
+        stage = self.rl_stage(start, seed, measures)
+        output = self.run_folder(arm, seed, measures) / "checkpoint"
+        return [*self.training(start, seed, measures), *stage.jobs(rl, seed, output, ARMS[arm].thinks)]
+
+    def _imitate(self, arm: str, seed: int, measures: str) -> Job:
+        """Training by imitation."""
+        raise NotImplementedError
+
+    def rl_stage(self, start: str, seed: int, measures: str) -> RLStage:
+        """The stage of RL from the policy of an arm."""
         raise NotImplementedError
 
     def measure(self, arm: str, seed: int, measures: str) -> dict[str, Job]:
@@ -63,11 +96,19 @@ class Scale:
         return []
 
     def run_folder(self, arm: str, seed: int, measures: str) -> Path:
-        """Folder of one run; tables that train on the same data share it."""
-        return self.output / self.name / "runs" / self._data(measures) / arm / f"seed{seed}"
+        """Folder of one run; tables that train on the same data share it, and RL has one for each task."""
+        name = arm if ARMS[arm].rl is None else f"{arm}_{self._rl_task(measures)[0]}"
+        return self._runs(measures) / name / f"seed{seed}"
+
+    def _runs(self, measures: str) -> Path:
+        return self.output / self.name / "runs" / self._data(measures)
 
     def _data(self, measures: str) -> str:
         """Name of the demonstrations that a measurement needs."""
+        raise NotImplementedError
+
+    def _rl_task(self, measures: str) -> tuple[str, tuple[str, ...]]:
+        """Task of the RL stage before a measurement, and options of its environment."""
         raise NotImplementedError
 
     def robot_data(self, measures: str) -> list[str]:
@@ -75,11 +116,19 @@ class Scale:
         return [self._robot_data(self._data(measures))]
 
     def _record(self, name: str, tasks: Sequence[str], episodes: int, *options: str) -> Job:
+        return self._record_exactly(name, tasks, self.demonstrations or episodes, *options)
+
+    def _record_exactly(self, name: str, tasks: Sequence[str], episodes: int, *options: str) -> Job:
         output = self.output / self.name / "data" / name
         words = [word for task in tasks for word in ("--task", task)]
-        arguments = (*words, "--episodes", str(self.demonstrations or episodes), *options, "--output", str(output))
+        arguments = (*words, "--episodes", str(episodes), *options, "--output", str(output))
         arguments = ("--env", "tabletop", *arguments)
         return Job("evaluation.record_demonstrations", arguments, output, separate=self.separate)
+
+    def demonstrations_of(self, arm: str, measures: str) -> list[str]:
+        """Data specifications of what an arm learns from by imitation."""
+        further = [] if ARMS[arm].start is None else [self._robot_data(f"{self._data(measures)}_further")]
+        return [*self.robot_data(measures), *further]
 
     def _robot_data(self, name: str) -> str:
         path = str(self.output / self.name / "data" / name)
@@ -91,12 +140,12 @@ class Scale:
         think = ("--think",) if ARMS[arm].thinks else ()
         output = run / name
         arguments = (*arguments, *think, "--quiet", "--output", str(output))
-        return Job(_EVAL, arguments, output, "summary.json", keeps_partial=True, separate=self.separate)
+        return Job(EVAL, arguments, output, "summary.json", keeps_partial=True, separate=self.separate)
 
     def _benchmarks(self, run: Path, options: tuple[str, ...]) -> Job:
         output = run / "benchmarks"
         arguments = ("--model", str(run / "checkpoint"), *options, "--quiet", "--output", str(output))
-        return Job(_EVAL_VLM, arguments, output, "summary.json", separate=self.separate)
+        return Job(EVAL_VLM, arguments, output, "summary.json", separate=self.separate)
 
     def _splits(self, run: Path, arm: str, episodes: int, loop: tuple[str, ...]) -> dict[str, Job]:
         """Three tasks in domain; the two with an out-of-distribution split there as well."""
@@ -106,174 +155,53 @@ class Scale:
             "ood": self._closed_loop(run, "ood", tasks[1:], episodes, arm, *loop, "--env-option", "split=ood"),
         }
 
-    def _finetune(self, output: Path, options: Mapping[str, Any], launcher: tuple[str, ...] = ()) -> Job:
-        words: list[str] = []
-        for name, value in options.items():
-            values = list(value) if isinstance(value, list | tuple) else [value]
-            words += [f"--{name}", *(v if isinstance(v, str) else json.dumps(v) for v in values)]
-        return Job("training.finetune", (*words, "--output_dir", str(output)), output, launcher=launcher)
+    def _finetune(
+        self,
+        output: Path,
+        options: Mapping[str, Any],
+        launcher: tuple[str, ...] = (),
+        makes_stale: tuple[Path, ...] = (),
+    ) -> Job:
+        arguments = (*option_words(options), "--output_dir", str(output))
+        return Job("training.finetune", arguments, output, launcher=launcher, makes_stale=makes_stale)
+
+    def _stale(self, arm: str, seed: int, measures: str) -> tuple[Path, ...]:
+        """What is made out of an arm's policy: its measurements and value model, and the runs that go on from it."""
+        names = [arm]
+        for name, other in ARMS.items():
+            if other.start == arm:
+                names += [name] if other.rl is None else [f"{name}_{task}" for task in ("lift", *ALONE)]
+        return tuple(self._runs(measures) / name / f"seed{seed}" for name in names)
+
+    @property
+    def budget(self) -> tuple[int, int]:
+        """Updates of an RL run, and rollouts of each."""
+        updates, rollouts = self.rl_budget
+        return self.rl_updates or updates, self.rl_rollouts or rollouts
+
+    def _rl_options(self, config: str) -> dict[str, Any]:
+        updates, rollouts = self.budget
+        steps = {} if self.rl_steps is None else {"steps_per_update": self.rl_steps}
+        return {"config": config, "max_rl_updates": updates, "rollouts_per_update": rollouts, **steps}
+
+    def _rl_robot(self, measures: str, *options: str) -> tuple[str, ...]:
+        limit = () if self.rollout_steps is None else ("--env-option", f"max_steps={self.rollout_steps}")
+        return ("--env", "tabletop", *self._rl_task(measures)[1], *limit, *options)
+
+    def _value_options(self, **options: Any) -> dict[str, Any]:
+        return {**options, **({} if self.value_steps is None else {"max_steps": self.value_steps})}
+
+    def _rl_recordings(self, arms: Sequence[str], measures: str, tasks: Sequence[str], *options: str) -> list[Job]:
+        """Of demonstrations: of a task alone, for its RL stage, and further ones for arms that go on by imitation."""
+        jobs = []
+        if any(ARMS[arm].start and ARMS[arm].rl is None for arm in arms):
+            updates, rollouts = self.budget
+            name = f"{self._data(measures)}_further"
+            jobs.append(self._record_exactly(name, tasks, updates * rollouts, *FURTHER_SEED, *options))
+        return jobs
 
     def _arm_options(self, arm: str, seed: int) -> dict[str, Any]:
         options: dict[str, Any] = {"model_overrides": dict(ARMS[arm].overrides), "seed": seed, **ARMS[arm].options}
         if self.train_steps is not None:
             options["max_steps"] = self.train_steps
         return options
-
-
-@dataclass(frozen=True)
-class TinyScale(Scale):
-    """1.2 million parameters, a simulator, synthetic benchmarks; everything is made here.
-
-    Attributes:
-        base_steps: Optimiser steps of the common base; None: the recipe's.
-        chats: Chats of the multi-modal data.
-        rows: Rows of each synthetic benchmark; a multiple of four keeps HallusionBench's sets whole.
-    """
-
-    base_steps: int | None = None
-    chats: int = 6000
-    rows: int = 120
-
-    name = "tiny"
-    label = "tiny: 1.2 M parameters, simulator, CPU"
-
-    def _data(self, measures: str) -> str:
-        return "tasks" if measures == "tasks" else "two_objects"
-
-    def problems(self, arms: Sequence[str], measures: str) -> list[str]:
-        if measures in ("ablation", "tasks", "benchmarks"):
-            return []
-        return ["--scale full: what it measures has no tiny counterpart that fits a CPU"]
-
-    def prepare(self, arms: Sequence[str], measures: str) -> list[Job]:
-        root = self.output / self.name
-        data = self._data(measures)
-        jobs = [self._record("lift", ["lift"], 120)]  # of the base, which is the same for every table
-        if data == "tasks":
-            jobs.append(self._record(data, list(TASKS.values()), 120))
-        else:
-            jobs.append(self._record(data, ["lift"], 240, *_TWO_OBJECTS))
-        synthetic = ("--output", str(root / "synthetic"), "--rows", str(self.rows), "--train-rows", str(self.chats))
-        jobs.append(Job("evaluation.vlm_benchmarks.synthetic_data", synthetic, root / "synthetic"))
-        for base in dict.fromkeys(ARMS[arm].base for arm in arms):
-            head = "l1_regression" if base == "regression" else "flow_matching"
-            random, pretrained, start = (self._base(base, stage) for stage in ("random", "pretrained", "base"))
-            making = ("random", "--action-head", head, str(root / "data" / "lift"), str(random))
-            jobs.append(Job("training.tiny_base", making, random))
-            options = {
-                "config": f"{_RECIPES}/tables/tiny_base.yaml",
-                "model_path": str(random),
-                "robot_datasets": self._robot_data("lift"),
-                "multimodal_datasets": str(root / "synthetic" / "train" / "chats.jsonl"),
-                "disable_tqdm": True,
-                **({} if self.base_steps is None else {"max_steps": self.base_steps}),
-            }
-            jobs.append(self._finetune(pretrained, options))
-            jobs.append(Job("training.tiny_base", ("fresh-queries", str(pretrained), str(start)), start))
-        return jobs
-
-    def train(self, arm: str, seed: int, measures: str) -> Job:
-        options = {
-            "config": f"{_RECIPES}/tables/tiny_run.yaml",
-            "model_path": str(self._base(ARMS[arm].base, "base")),
-            "robot_datasets": self._robot_data(self._data(measures)),
-            "multimodal_datasets": str(self.output / self.name / "synthetic" / "train" / "chats.jsonl"),
-            "disable_tqdm": True,
-            **self._arm_options(arm, seed),
-        }
-        return self._finetune(self.run_folder(arm, seed, measures) / "checkpoint", options)
-
-    def measure(self, arm: str, seed: int, measures: str) -> dict[str, Job]:
-        run = self.run_folder(arm, seed, measures)
-        loop = ("--batch-size", "20", "--replan-steps", "4", "--max-new-tokens", "20", "--device", "cpu")
-        if measures == "ablation":
-            return {"ablation": self._closed_loop(run, "closed_loop", ["lift"], 60, arm, *loop, *_TWO_OBJECTS)}
-        if measures == "tasks":
-            return self._splits(run, arm, 60, loop)
-        if measures == "benchmarks":
-            data = self.output / self.name / "synthetic" / "benchmarks"
-            options = ("--data-root", str(data), "--max-new-tokens", "16", "--device", "cpu")
-            return {"benchmarks": self._benchmarks(run, options)}
-        if measures == "libero":
-            return {}
-        raise ValueError(f"measures: expected ablation, tasks, benchmarks or libero, got {measures!r}")
-
-    def _base(self, base: str, stage: str) -> Path:
-        return self.output / self.name / base / stage
-
-
-@dataclass(frozen=True)
-class FullScale(Scale):
-    """Fine-tuning of a pretrained SyVLA-3B as in Table 7, and the simulators and benchmarks as they are.
-
-    Attributes:
-        model_path: Pretrained SyVLA, after the first stage of training.
-        regression_model_path: One with `action_head="l1_regression"`, for that baseline.
-        multimodal_datasets: The data mixed in.
-        libero_datasets: LIBERO's demonstrations as LeRobot data sets (paths, Hub ids or JSON objects), for Table 8.
-        data_root: Folder of the VLM benchmarks; None: the Hub.
-        accelerate_config: File of `accelerate launch`.
-    """
-
-    model_path: str | None = None
-    regression_model_path: str | None = None
-    multimodal_datasets: list[str] = field(default_factory=list)
-    libero_datasets: list[str] = field(default_factory=list)
-    data_root: str | None = None
-    accelerate_config: str = "training/accelerate_configs/zero2.yaml"
-
-    name = "full"
-    label = "full: 3B, simulator"
-    separate = True
-
-    def _data(self, measures: str) -> str:
-        return {"tasks": "tasks", "libero": "libero"}.get(measures, "calculating")
-
-    def robot_data(self, measures: str) -> list[str]:
-        if self._data(measures) == "libero":
-            return list(self.libero_datasets) or ["LIBERO_DATASETS"]
-        return super().robot_data(measures)
-
-    def problems(self, arms: Sequence[str], measures: str) -> list[str]:
-        missing = []
-        bases = {ARMS[arm].base for arm in arms}
-        if "flow" in bases and self.model_path is None:
-            missing.append("--model-path: a pretrained SyVLA, from training/pretrain.py or syvla-assemble")
-        if "regression" in bases and self.regression_model_path is None:
-            missing.append("--regression-model-path: the same with action_head='l1_regression' in its config")
-        if not self.multimodal_datasets and any("multimodal_share" not in ARMS[arm].options for arm in arms):
-            missing.append("--multimodal-datasets: chats to mix in (the paper: COCO, VQA-v2, PixMo, Cambrian)")
-        if measures == "libero" and not self.libero_datasets:
-            missing.append("--libero-datasets: LIBERO's demonstrations as LeRobot data sets")
-        return missing
-
-    def prepare(self, arms: Sequence[str], measures: str) -> list[Job]:
-        data = self._data(measures)
-        tasks = {"tasks": list(TASKS.values()), "calculating": ["calculating"], "libero": []}[data]
-        return [self._record(data, tasks, 300, "--image-size", "224", "--videos")] if tasks else []
-
-    def train(self, arm: str, seed: int, measures: str) -> Job:
-        paths = {"flow": self.model_path or "MODEL_PATH", "regression": self.regression_model_path or "REGRESSION"}
-        options = {
-            "config": f"{_RECIPES}/finetune.yaml",
-            "model_path": paths[ARMS[arm].base],
-            "robot_datasets": self.robot_data(measures),
-            "multimodal_datasets": list(self.multimodal_datasets) or ["MULTIMODAL_DATASETS"],
-            **self._arm_options(arm, seed),
-        }
-        launcher = ("accelerate", "launch", "--config_file", self.accelerate_config)
-        return self._finetune(self.run_folder(arm, seed, measures) / "checkpoint", options, launcher)
-
-    def measure(self, arm: str, seed: int, measures: str) -> dict[str, Job]:
-        run = self.run_folder(arm, seed, measures)
-        loop = ("--batch-size", "20", "--replan-steps", "10", "--env-option", "image_size=224", "--dtype", "bfloat16")
-        if measures == "ablation":
-            return {"ablation": self._closed_loop(run, "closed_loop", ["calculating"], 100, arm, *loop)}
-        if measures == "tasks":
-            return self._splits(run, arm, 100, loop)
-        if measures == "libero":
-            tasks = [f"{suite}_{number}" for suite in SUITES.values() for number in range(10)]
-            options = ("--env", "libero", "--batch-size", "10", "--replan-steps", "10", "--dtype", "bfloat16")
-            return {"libero": self._closed_loop(run, "libero", tasks, 50, arm, *options)}
-        options = ("--dtype", "bfloat16", *(() if self.data_root is None else ("--data-root", self.data_root)))
-        return {"benchmarks": self._benchmarks(run, options)}

@@ -15,7 +15,8 @@ from training.paper_tables import main
 from training.table_jobs import Job, write_json
 from training.table_plans import ARMS, PLANS, distinct_quantile, masked_queries
 from training.table_results import rate_cell
-from training.table_scales import FullScale, TinyScale
+from training.table_scale_full import FullScale
+from training.table_scale_tiny import TinyScale
 
 MICRO = ["--demonstrations", "2", "--chats", "10", "--rows", "4", "--base-steps", "1", "--train-steps", "1"]
 

@@ -1,7 +1,14 @@
 """`syvla-tables`: exact commands, runs that are not repeated, and tables that say at what scale they were measured."""
 
 import json
+import os
 import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from itertools import pairwise
 
 import pytest
 import torch
@@ -11,7 +18,8 @@ from evaluation.paper_tables import PAPER_TABLES
 from modeling_syvla import SyVLAConfig
 from modeling_syvla.intention_decoupling import decoupling_mask
 from training import paper_tables
-from training.paper_tables import main
+from training.paper_tables import jobs_of, main
+from training.rl_run import main as rl_command
 from training.table_jobs import Job, write_json
 from training.table_plans import ARMS, PLANS, distinct_quantile, masked_queries
 from training.table_results import rate_cell
@@ -89,7 +97,7 @@ def test_the_commands_are_understood_by_what_they_call(tmp_path, capsys):
     types = (ModelArguments, DataArguments, SyVLATrainingArguments)
     full = FullScale(tmp_path, model_path="org/syvla-3b", multimodal_datasets=["a.jsonl", "b.jsonl"])
     for scale in (TinyScale(tmp_path), full):
-        for name, arm in ARMS.items():
+        for name, arm in ((name, arm) for name, arm in ARMS.items() if arm.rl is None):
             job = scale.train(name, 7, "ablation")
             model, data, args = parse_recipe(types, [*job.arguments, "--use_cpu", "true", "--bf16", "false"])
             assert json.loads(model.model_overrides) == dict(arm.overrides)
@@ -141,8 +149,6 @@ def test_libero_whose_demonstrations_have_no_thoughts_is_measured_without(tmp_pa
 
 
 def test_tables_that_cannot_run_say_why(tmp_path, capsys):
-    assert main(["10", "--scale", "tiny", "--output", str(tmp_path)]) == 1
-    assert "RL stage" in capsys.readouterr().err
     assert main(["8", "--scale", "tiny", "--output", str(tmp_path)]) == 1
     assert "table 8 at tiny scale needs:\n- --scale full" in capsys.readouterr().err
     assert main(["12", "--output", str(tmp_path)]) == 1
@@ -152,36 +158,77 @@ def test_tables_that_cannot_run_say_why(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_rl_arms_are_listed_with_commands_that_the_rl_scripts_understand(tmp_path, capsys):
-    from serving.serve_command import build_parser as serve_parser
-    from training.arguments import ModelArguments
-    from training.ppo import RLDataArguments
-    from training.ppo_config import SyVLAPPOConfig
+@pytest.mark.parametrize("number", ["3", "10", "11"])
+@pytest.mark.parametrize("scale", ["tiny", "full"])
+def test_the_commands_of_rl_are_understood_by_what_they_call(tmp_path, number, scale):
+    from training.encode_dataset import build_parser as encode_parser
     from training.recipe import parse_recipe
+    from training.rl_run import parse_run
     from training.value_warmup import ValueArguments, ValueTrainingArguments
 
-    text = printed(capsys, "3", "--list", "--model-path", "org/syvla-3b", "--output", str(tmp_path))
-    blocks = text.split("# w/o Expert Dataset: RL stage, not run here")
-    assert len(blocks) == 2
-    commands = [shlex.split(line) for line in blocks[1].splitlines() if line and not line.startswith(("#", ":"))]
-    got = []
-    for words in commands:
-        script = next((i for i, word in enumerate(words) if word.endswith(".py")), 0)
-        if words[script] == "training/ppo.py":
-            argv = [*words[script + 1 :], "--bf16", "false", "--use_cpu", "true"]
-            _, data, args = parse_recipe((ModelArguments, RLDataArguments, SyVLAPPOConfig), argv)
-            got.append((args.expert_mode, args.expert_advantages))
-            assert (args.rollouts_per_update, args.max_rl_updates, args.advantage_clip) == (20, 10, 0.8)
-            assert data.robot_specs[0]["embodiment"] == "tabletop"
-        elif words[script] == "training/value_warmup.py":
-            values, _ = parse_recipe(
-                (ValueArguments, ValueTrainingArguments), [*words[script + 1 :], "--use_cpu", "true"]
-            )
-            assert values.policy_path.endswith("all/seed0/checkpoint")
-        else:
-            assert words[0] == "syvla-serve"
-            serve_parser().parse_args(words[1:])
-    assert got == [("none", "constant"), ("random", "constant"), ("similar", "gae"), ("similar", "constant")]
+    made = TinyScale(tmp_path) if scale == "tiny" else FullScale(tmp_path, "org/syvla-3b", multimodal_datasets=["a"])
+    plan, made_before, rl = PLANS[number], {tmp_path / "tiny/flow/base"}, []
+    for job in jobs_of(plan, made, [5], plan.arms):
+        words = list(job.arguments)
+        if job.module == "training.value_warmup":
+            values, args = parse_recipe((ValueArguments, ValueTrainingArguments), [*words, "--use_cpu", "true"])
+            assert paper_tables.Path(values.policy_path) in made_before
+            assert (values.decision_steps, args.seed) == (4 if scale == "tiny" else 10, 5)
+        elif job.module == "training.encode_dataset":
+            assert paper_tables.Path(encode_parser().parse_args(words).policy_path) in made_before
+        elif job.module == "training.rl_run":
+            run = parse_run(words)
+            assert (run.updates, run.rollouts, run.seed) == (*made.budget, 5)
+            options = dict(pairwise(run.trainer))
+            needs = ["--model_path", "--value_model_path", *(["--retrieval_path"] if "--encoder" in options else [])]
+            assert {paper_tables.Path(options[name]) for name in needs} <= made_before
+            assert json.loads(options["--robot_datasets"])["path"] in map(str, made_before)
+            rl.append((run.task, run.think, options.get("--expert_mode"), options.get("--expert_advantages")))
+        made_before.add(job.output)
+    task = "lift" if scale == "tiny" else "calculating"
+    expected = {
+        "3": [
+            (task, False, None, None),
+            (task, True, None, None),
+            (task, True, "none", None),
+            (task, True, "random", None),
+            (task, True, None, "gae"),
+            (task, True, None, None),
+            (task, True, None, None),
+        ],
+        "10": [(task, True, mode, None) for task in ("calculating", "bagging") for mode in ("random", None)],
+        "11": [(task, True, None, None)],
+    }
+    assert rl == expected[number]
+
+
+def test_full_scale_is_the_papers_budget():
+    recipe = yaml.safe_load((paper_tables.Path("training/recipes/tables/rl.yaml")).read_text())
+    assert FullScale.rl_budget == (recipe["max_rl_updates"], recipe["rollouts_per_update"]) == (10, 20)
+
+
+def test_table_10_has_a_run_for_each_column_and_table_11_says_what_is_not_ours(tmp_path, capsys):
+    scale = TinyScale(tmp_path)
+    for task, successes in (("calculating", 12), ("bagging", 18)):
+        finish(scale, "rl_similar", 0, [successes], task)
+    finish(scale, "rl_random", 0, [6], "bagging")
+    text = printed(capsys, "10", "--scale", "tiny", "--report", "--output", str(tmp_path))
+    content = json.loads((tmp_path / "tiny" / "table_10.json").read_text())
+    assert content["ours"]["SyVLA"]["Task 2"]["value"] == pytest.approx(0.2)
+    assert content["ours"]["SyVLA"]["Task 3"]["value"] == pytest.approx(0.3)
+    assert content["ours"]["w/o Similar Retrieval"].keys() == {"Task 3"}
+    assert "RL: 2 updates of 16 rollouts (the paper: at most 10 of 20)" in text
+    text = printed(capsys, "11", "--scale", "tiny", "--report", "--output", str(tmp_path))
+    assert "| Pi-RL | 0.714 | not reimplemented |" in text
+
+
+def test_what_goes_on_from_a_policy_is_made_anew_with_it(tmp_path):
+    scale = TinyScale(tmp_path)
+    gone = scale.train("all", 0, "calculating").makes_stale
+    for arm in ("all", "rl_similar", "rl_none", "more_demonstrations"):
+        assert scale.run_folder(arm, 0, "calculating") in gone
+    for arm, seed in (("rl_without_decoupling", 0), ("rl_similar", 1)):
+        assert scale.run_folder(arm, seed, "calculating") not in gone
 
 
 def test_an_empty_report_prints_the_paper_and_the_scale(tmp_path, capsys):
@@ -189,7 +236,7 @@ def test_an_empty_report_prints_the_paper_and_the_scale(tmp_path, capsys):
         for scale in (TinyScale, FullScale):
             text = printed(capsys, number, "--scale", scale.name, "--report", "--output", str(tmp_path))
             assert text.startswith(f"## Table {number}")
-            assert f"ours ({scale.label})" in text or number in ("1", "2", "9")
+            assert f"ours ({scale.label})" in text or number in ("1", "2", "9", "10")
             assert f"Scale of our column: {scale.label}" in text
             content = json.loads((tmp_path / scale.name / f"table_{number}.json").read_text())
             assert content["scale"] == scale.label
@@ -339,3 +386,53 @@ def test_one_arm_end_to_end_and_not_twice(tmp_path, capsys):
     made_again = {path for path, time in times.items() if path.stat().st_mtime_ns != time}
     assert {path.name for path in made_again} == {"model.safetensors", "episodes.jsonl"}
     assert all(path.is_relative_to(run_folder) for path in made_again), "the base stayed"
+
+
+@pytest.mark.slow
+def test_an_rl_row_end_to_end_killed_once_and_not_run_twice(tmp_path, capsys, caplog):
+    """Table 11 from nothing: server, robot, trainer and closed loop. kill -9 of it all, a server that cannot start, the end."""
+    pytest.importorskip("faiss", reason="FAISS (extra rl) is not installed")
+    sizes = ["--rl-updates", "1", "--rl-rollouts", "2", "--rl-steps", "2", "--rollout-steps", "8", "--value-steps", "1"]
+    argv = ["11", "--scale", "tiny", "--episodes", "2", *MICRO, *sizes, "--output", str(tmp_path)]
+    listed = printed(capsys, *argv, "--list", "--arms", "rl_similar").splitlines()
+    run = tmp_path / "tiny/runs/two_objects/rl_similar_lift/seed0/checkpoint"
+
+    with (tmp_path / "first.log").open("wb") as log:
+        first = subprocess.Popen(
+            [sys.executable, "-m", "training.paper_tables", *argv, "--arms", "rl_similar"],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=log,
+            stderr=log,
+        )
+    journal, until = run / "journal.jsonl", time.monotonic() + 400
+    while not (journal.is_file() and "begin" in journal.read_text()):
+        assert first.poll() is None, (tmp_path / "first.log").read_text()[-4000:]
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    first.kill()
+    assert first.wait() == -signal.SIGKILL
+    said = (tmp_path / "first.log").read_text().splitlines()
+
+    job = TinyScale(tmp_path, 1, 2, 2, 1, 2, 2, 8, 1, base_steps=1, chats=10, rows=4).train("rl_similar", 0, "ablation")
+    assert job.shell() in said, "the process was killed in the job of RL"
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        assert rl_command([*job.arguments, "--port", str(taken.getsockname()[1])]) == 1
+    error = capsys.readouterr().err
+    assert "syvla-rl: server: the process ended (exit status 1)" in error
+    assert "cannot listen there" in error, "the end of its log"
+
+    caplog.set_level("INFO", logger="training.table_jobs")
+    table = printed(capsys, *argv, "--arms", "rl_similar")
+    assert "| Pi-RL | 0.714 | not reimplemented |" in table
+    (entry,) = json.loads((tmp_path / "tiny" / "table_11.json").read_text())["runs"]
+    assert (entry["arm"], entry["results"]["ablation"]["lift"]["episodes"]) == ("rl_similar", 2)
+    assert (entry["rl"]["updates"], entry["rl"]["rollouts"], entry["rl"]["history"][0]["steps"]) == (1, 2, 2)
+    ran = [line for line in said if line in listed]
+    again = [record.getMessage() for record in caplog.records if record.name == "training.table_jobs"]
+    assert ran[-1] == again[0] == job.shell()
+    assert [*ran, *again[1:]] == listed[1 : 1 + len(ran) + len(again) - 1], "what is listed is what is run"
+
+    caplog.clear()
+    printed(capsys, *argv, "--arms", "rl_similar")
+    assert not [record for record in caplog.records if record.name == "training.table_jobs"]

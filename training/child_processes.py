@@ -122,8 +122,8 @@ class ChildProcesses:
                 stderr=log,
                 env=environment(),
                 start_new_session=True,
+                preexec_fn=self._tell_guard,  # by itself, before it is anything: this process may be killed at any moment
             )
-        self._tell("+", process.pid)
         child = Child(name, process, path, start)
         self.children.append(child)
         logger.info("started %s, process %d, log %s", name, process.pid, path)
@@ -141,15 +141,15 @@ class ChildProcesses:
                 send(group, signal.SIGKILL)
                 child.process.wait()
         end_groups([group], 1.0)  # what it may have left
-        self._tell("-", group)
+        self._tell_guard("-", group)
         self.children.remove(child)
 
-    def _tell(self, sign: str, group: int) -> None:
+    def _tell_guard(self, sign: str = "+", group: int | None = None) -> None:
+        """Tells the guard of a process group, by default that of the caller."""
         assert self._guard is not None
         assert self._guard.stdin is not None
         try:
-            self._guard.stdin.write(f"{sign}{group}\n".encode())
-            self._guard.stdin.flush()
+            os.write(self._guard.stdin.fileno(), f"{sign}{group or os.getpid()}\n".encode())
         except BrokenPipeError:
             logger.warning("the guard process has gone; should this process be killed, its children will go on")
 

@@ -15,13 +15,13 @@ from collections.abc import Iterable, Sequence
 
 def end_groups(groups: Iterable[int], seconds: float) -> None:
     """Ends process groups: SIGTERM, and SIGKILL to those that are still there after `seconds`."""
-    left = {group for group in groups if send(group, signal.SIGTERM)}
-    until = time.monotonic() + seconds
-    while left and time.monotonic() < until:
-        time.sleep(0.05)
-        left = {group for group in left if send(group, 0)}
-    for group in left:
-        send(group, signal.SIGKILL)
+    left = set(groups)
+    for number, patience in ((signal.SIGTERM, seconds), (signal.SIGKILL, 1.0)):
+        left = {group for group in left if send(group, number)}
+        until = time.monotonic() + patience
+        while left and time.monotonic() < until:
+            time.sleep(0.05)
+            left = {group for group in left if send(group, 0)}
 
 
 def send(group: int, number: int) -> bool:

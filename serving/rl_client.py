@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -63,7 +64,12 @@ class RLClient:
         Raises:
             EpisodeAborted: Stop.
         """
-        named = {"request_id": uuid.uuid4().hex, "session_id": self.episode_id, "episode_id": self.episode_id}
+        named = {
+            "request_id": uuid.uuid4().hex,
+            "session_id": self.episode_id,
+            "episode_id": self.episode_id,
+            "seed": secrets.randbits(31),  # so that a repetition gets the chunk that was recorded
+        }
         request = observation_request(images, state, prompt, **{**named, **extras})
         return self._attempts(lambda: http_act(self.url, request, token=self.token, timeout=self.options.read_timeout))
 
@@ -87,14 +93,28 @@ class RLClient:
             raise EpisodeAborted(f"episode {self.episode_id}: an observation was lost ({error})") from error
 
     def end(self, executed_steps: int | None = None, *, timed_out: bool = False) -> dict[str, Any]:
-        """Ends the episode; once this returns, the rollout survives a crash of the server."""
+        """Ends the episode; once this returns, the rollout survives a crash of the server.
+
+        Args:
+            executed_steps: How many actions of the last chunk ran.
+            timed_out: Whether only a time limit ended it. Labelled 0, it then counts as cut off rather than as failed.
+        """
         said = {} if executed_steps is None else {"executed_steps": executed_steps}
         return self._post(f"/rl/episodes/{self.episode_id}/end", {**said, "timed_out": timed_out})
 
-    def reward(self, reward: int, episode_id: str | None = None, *, override: bool = False) -> dict[str, Any]:
-        """Labels an episode that has ended, by default the last one: 1 success, 0 failure."""
-        name = episode_id or self.episode_id
-        return self._post(f"/rl/episodes/{name}/reward", {"reward": reward, "override": override})
+    def reward(
+        self, reward: int, episode_id: str | None = None, *, override: bool = False, timed_out: bool | None = None
+    ) -> dict[str, Any]:
+        """Labels an episode that has ended, by default the last one: 1 success, 0 failure.
+
+        Args:
+            reward: 1 or 0.
+            episode_id: None: the last one.
+            override: Change another label.
+            timed_out: Whether a 0 only means that the time was up (True) or that it failed (False); None: as `end` said.
+        """
+        name, said = episode_id or self.episode_id, {} if timed_out is None else {"timed_out": timed_out}
+        return self._post(f"/rl/episodes/{name}/reward", {"reward": reward, "override": override, **said})
 
     def abort(self, reason: str = "by the robot") -> None:
         """Drops the open episode."""

@@ -148,8 +148,15 @@ class RLEpisodes:
             self.journal.write("end", episode_id=name, decisions=facts.decisions, ended=facts.ended)
         return episode
 
-    def label(self, name: str, reward: int, *, override: bool, consumed: bool) -> None:
+    def label(self, name: str, reward: int, *, override: bool, consumed: bool, timed_out: bool | None = None) -> None:
         """Sets the reward of an ended episode; the same one may come again.
+
+        Args:
+            name: The episode.
+            reward: 1 success, 0 failure.
+            override: Whether another label before may be changed.
+            consumed: Whether an update has used it, and nothing may be changed.
+            timed_out: Whether a 0 only means that the time was up (True) or that it failed (False); None: as the robot said.
 
         Raises:
             RequestError: Not 0 or 1 (422), no such episode (404), still open or another reward before (409), aborted (410).
@@ -163,17 +170,18 @@ class RLEpisodes:
                 raise RequestError(f"episode {name}: was aborted: {episode.why}", status=410, cause="aborted")
             if facts is None:
                 raise RequestError(f"episode {name}: is not over; end it first", status=409, cause="episode_state")
-            if facts.outcome == reward:
+            if facts.outcome == reward and timed_out in (None, facts.cut_off):
                 return
             if facts.outcome is not None and (consumed or not override):
                 hint = "an update has already used it" if consumed else 'send "override": true to change it on purpose'
+                before, given = (_shown(r, t) for r, t in ((facts.outcome, facts.cut_off), (reward, timed_out)))
                 raise RequestError(
-                    f"episode {name}: is already labelled {facts.outcome}, got {reward}; {hint}",
+                    f"episode {name}: is already labelled {before}, got {given}; {hint}",
                     status=409,
                     cause="reward_conflict",
                 )
-            self.journal.write("reward", episode_id=name, reward=reward, before=facts.outcome)
-            facts.outcome = reward
+            self.journal.write("reward", episode_id=name, reward=reward, timed_out=timed_out, before=facts.outcome)
+            facts.outcome, facts.cut_off = reward, timed_out
             write_facts(self.root / name, 0, facts)
             episode.state = SEALED
 
@@ -309,6 +317,10 @@ class RLEpisodes:
 
     def _unlock_file(self, name: str) -> None:
         (self._open_folder / f".{name}.recording").unlink(missing_ok=True)
+
+
+def _shown(reward: int, timed_out: bool | None) -> str:
+    return f"{reward}" + ("" if timed_out is None else f" (timed_out {str(timed_out).lower()})")
 
 
 def _version(facts: EpisodeFacts) -> str:

@@ -27,7 +27,7 @@ def recover_rollouts(root: Path, journal: Journal) -> tuple[dict[str, EpisodeFac
     Returns:
         (episode to its facts, None for those that are no more; what was done, one text each).
     """
-    begun, rewards, unfinished = _read(journal)
+    begun, labels, unfinished = _read(journal)
     done: list[str] = []
     if journal.torn:
         done.append(f"journal: a last line of {journal.torn} bytes was cut off and is removed")
@@ -42,7 +42,7 @@ def recover_rollouts(root: Path, journal: Journal) -> tuple[dict[str, EpisodeFac
             done.append(f"episode {folder.name}: damaged ({problem}); moved to {root.name}/.damaged")
             journal.write("abort", episode_id=folder.name, why=f"damaged: {problem}")
         else:
-            begun[folder.name] = _facts(folder, rewards.get(folder.name), done)
+            begun[folder.name] = _facts(folder, labels.get(folder.name), done)
     for name in [name for name, facts in begun.items() if facts is None and name in unfinished]:
         done.append(f"episode {name}: was open when the server ended; aborted")
         journal.write("abort", episode_id=name, why="the server was restarted")
@@ -56,10 +56,14 @@ def recover_rollouts(root: Path, journal: Journal) -> tuple[dict[str, EpisodeFac
     return begun, done
 
 
-def _read(journal: Journal) -> tuple[dict[str, EpisodeFacts | None], dict[str, int], set[str]]:
-    """(all episodes, last reward of each labelled one, those without an end)."""
+Label = tuple[int, bool | None]
+"""Reward, and whether a 0 only means that the time was up, see `EpisodeFacts.cut_off`."""
+
+
+def _read(journal: Journal) -> tuple[dict[str, EpisodeFacts | None], dict[str, Label], set[str]]:
+    """(all episodes, last label of each labelled one, those without an end)."""
     begun: dict[str, EpisodeFacts | None] = {}
-    rewards: dict[str, int] = {}
+    labels: dict[str, Label] = {}
     unfinished: set[str] = set()
     for event in journal.events:
         name = event.get("episode_id")
@@ -71,21 +75,22 @@ def _read(journal: Journal) -> tuple[dict[str, EpisodeFacts | None], dict[str, i
         elif event["event"] in ("end", "abort"):
             unfinished.discard(name)
         elif event["event"] == "reward" and event.get("reward") in (0, 1):
-            rewards[name] = event["reward"]
-    return begun, rewards, unfinished
+            labels[name] = (event["reward"], event.get("timed_out"))
+    return begun, labels, unfinished
 
 
-def _facts(folder: Path, reward: int | None, done: list[str]) -> EpisodeFacts:
+def _facts(folder: Path, label: Label | None, done: list[str]) -> EpisodeFacts:
     """The facts of a sealed rollout, made anew from its seal and the journal where they are damaged or behind."""
+    reward, cut_off = (None, None) if label is None else label
     try:
         facts = read_facts(folder, 0)
     except ValueError:
         facts = sealed_facts(folder)
-        facts.outcome = reward
+        facts.outcome, facts.cut_off = reward, cut_off
         done.append(f"episode {folder.name}: its facts were damaged and are restored; reward {reward}")
         write_facts(folder, 0, facts)
-    if reward is not None and facts.outcome != reward:
+    if reward is not None and (facts.outcome, facts.cut_off) != (reward, cut_off):
         done.append(f"episode {folder.name}: reward {reward} is set as the journal has it")
-        facts.outcome = reward
+        facts.outcome, facts.cut_off = reward, cut_off
         write_facts(folder, 0, facts)
     return facts

@@ -64,10 +64,10 @@ def rl_router(scheduler: RLScheduler) -> APIRouter:
 
     @router.post("/rl/episodes/{name}/reward")
     async def reward(name: str, request: Request) -> Response:
-        body = await _body(scheduler, request, reward=object, override=bool)
-        override = body.get("override", False)
+        body = await _body(scheduler, request, reward=object, override=bool, timed_out=bool)
+        override, timed_out = body.get("override", False), body.get("timed_out")
         given: Any = body.get("reward")
-        return JSONResponse(await asyncio.to_thread(scheduler.label, name, given, override))
+        return JSONResponse(await asyncio.to_thread(scheduler.label, name, given, override, timed_out))
 
     @router.post("/rl/episodes/{name}/abort")
     async def abort(name: str, request: Request) -> Response:

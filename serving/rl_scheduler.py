@@ -165,10 +165,11 @@ class RLScheduler:
             name = episodes.begin(version, request_id)
             return {"episode_id": name, "policy_version": version, "version": self.served.version}
 
-    def label(self, name: str, reward: int, override: bool) -> dict[str, Any]:
+    def label(self, name: str, reward: int, override: bool, timed_out: bool | None = None) -> dict[str, Any]:
         """See `RLEpisodes.label`."""
         self._look_at_progress()
-        self.episodes.label(name, reward, override=override, consumed=name in self._progress.consumed)
+        consumed = name in self._progress.consumed
+        self.episodes.label(name, reward, override=override, consumed=consumed, timed_out=timed_out)
         return {"episode_id": name, "state": self.state_of(name), "reward": reward}
 
     def abort(self, name: str, why: str) -> dict[str, Any]:

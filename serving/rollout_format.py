@@ -91,6 +91,10 @@ class ServedDecision:
         return sum(image.nbytes for image in self.images.values()) + self.actions.nbytes + chain
 
 
+TIME_OUTS = ("time limit", "timeout")
+"""Values of an episode's `ended` that say that a time limit cut it off."""
+
+
 @dataclass
 class EpisodeFacts:
     """Contents of an episode's JSON file.
@@ -101,7 +105,9 @@ class EpisodeFacts:
         embodiment: Name of the robot.
         instruction: The first one, if the client changed it on the way.
         outcome: 1 success, 0 failure, None as long as nobody has said.
-        ended: "client", "new episode", "disconnected", "expired" or "server stopped".
+        ended: "client", "time limit", "new episode", "disconnected", "expired" or "server stopped".
+        cut_off: By the word of who labelled it, whether outcome 0 only means that the time was up (True) or that it failed
+            (False); None: as `ended` says.
         started_at, ended_at: Unix time, seconds.
         decisions: Number of chunks.
         policy_versions: Distinct, in order of use; one alone unless weights were swapped in mid-episode.
@@ -113,10 +119,16 @@ class EpisodeFacts:
     instruction: str = ""
     outcome: int | None = None
     ended: str = ""
+    cut_off: bool | None = None
     started_at: float = 0.0
     ended_at: float = 0.0
     decisions: int = 0
     policy_versions: list[str] = field(default_factory=list)
+
+    @property
+    def timed_out(self) -> bool:
+        """Whether a time limit cut it off, so that outcome 0 does not say that it would have failed."""
+        return self.ended in TIME_OUTS if self.cut_off is None else self.cut_off
 
 
 def facts_path(root: Path, episode_index: int) -> Path:

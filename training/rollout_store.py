@@ -14,9 +14,6 @@ from serving.rollout_sampler import ChainStep
 
 logger = logging.getLogger(__name__)
 
-TIME_OUTS = ("time limit", "timeout")
-"""Values of an episode's `ended` that say that a time limit cut it off."""
-
 
 @dataclass(frozen=True)
 class RolloutInfo:
@@ -27,7 +24,7 @@ class RolloutInfo:
         policy_versions: Hashes of the weights that acted; more than one if they were swapped on the way.
         reward: 1 success, 0 failure.
         embodiment: Robot.
-        timed_out: Whether a time limit ended it.
+        timed_out: Whether a time limit cut it off, see `EpisodeFacts.timed_out`.
     """
 
     episode_id: str
@@ -86,7 +83,8 @@ class Rollout:
     Attributes:
         info: See [`RolloutInfo`].
         decisions: In order; at least one.
-        final: The last observation, for the value of a state that a time limit cut off.
+        final: The last observation that the robot sent, for the value of the state that a time limit cut off; of a robot
+            that sends none between its decisions, that of its last decision.
     """
 
     info: RolloutInfo
@@ -189,7 +187,7 @@ class LeRobotRolloutStore:
                     tuple(facts.policy_versions),
                     int(facts.outcome),
                     facts.embodiment,
-                    facts.ended in TIME_OUTS,
+                    facts.timed_out,
                 )
                 found.append((facts.ended_at, info, root, index))
         return [entry[1:] for entry in sorted(found, key=lambda entry: entry[0])]

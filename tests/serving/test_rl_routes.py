@@ -13,9 +13,10 @@ import pytest
 from served_policies import CountingPolicy
 
 from serving import PolicyServer
-from serving.client import PolicyError
+from serving.client import ClientOptions, PolicyError
 from serving.http_client import http_act, http_json
 from serving.published_policies import FACTS, LATEST, PublishedPolicy, point_latest, sha256_of
+from serving.rl_client import RLClient
 from serving.rl_scheduler import RLScheduler, RLSettings
 from serving.server_settings import ServerSettings
 from training.rollout_store import LeRobotRolloutStore
@@ -141,6 +142,28 @@ def test_an_episode_from_its_beginning_to_its_label(serve_run, run):
     assert robot.refused(f"/rl/episodes/{name}/reward", {"reward": 0, "override": True})[0] == 409, "it has trained"
 
 
+def test_a_repeated_request_gets_the_chunk_that_was_recorded(serve_run, run, monkeypatch):
+    """The answer is lost after the server has recorded it; no seed was given."""
+    answers = []
+
+    def losing(*args, **kwargs):
+        answers.append(http_act(*args, **kwargs))
+        if len(answers) == 1:
+            raise ConnectionResetError("the answer was lost")
+        return answers[-1]
+
+    monkeypatch.setattr("serving.rl_client.http_act", losing)
+    client = RLClient(f"http://{serve_run().url}", options=ClientOptions(retries=1, backoff=0.01))
+    client.begin()
+    reply = client.act({"center": np.zeros((8, 8, 3), np.uint8)}, np.zeros(2, np.float32), "lift")
+    assert len(answers) == 2
+    client.end(3)
+    client.reward(1)
+    store = LeRobotRolloutStore(run / "rollouts")
+    (decision,) = store.load([client.episode_id])[0].decisions
+    np.testing.assert_array_equal(decision.chunk, reply["actions"])
+
+
 def test_requests_outside_of_episodes_leave_no_trace(serve_run, run):
     robot = Robot(serve_run())
     assert "chunk_id" not in robot.act(None, session_id="evaluation")
@@ -179,6 +202,31 @@ def test_repeated_and_conflicting_rewards(serve_run):
     assert robot.call(f"/rl/episodes/{name}")["outcome"] == 1
     assert robot.refused(f"/rl/episodes/{name}/abort", {})[0] == 409
     assert robot.refused("/rl/episodes/other/reward", {"reward": 1})[0] == 404
+
+
+def test_whether_a_zero_means_failure_is_the_word_of_who_labels(serve_run, run):
+    """Left out it is what the robot said at the end; on the page F is failure, T that only the time was up."""
+    server = serve_run()
+    robot = Robot(server)
+    names = []
+    for said, labelled in ((True, None), (True, False), (False, None), (False, True)):
+        name = robot.begin()
+        robot.act(name)
+        robot.call(f"/rl/episodes/{name}/end", {"timed_out": said})
+        label = {"reward": 0} if labelled is None else {"reward": 0, "timed_out": labelled}
+        robot.call(f"/rl/episodes/{name}/reward", label)
+        assert robot.call(f"/rl/episodes/{name}/reward", label)["state"] == "sealed", "the same label, sent again"
+        names.append(name)
+    wanted = [True, False, False, True]
+    assert [info.timed_out for info in LeRobotRolloutStore(run / "rollouts").labelled()] == wanted
+    status, text = robot.refused(f"/rl/episodes/{names[1]}/reward", {"reward": 0, "timed_out": True})
+    assert (status, "already labelled 0 (timed_out false), got 0 (timed_out true)" in text) == (409, True)
+    assert robot.refused(f"/rl/episodes/{names[0]}/reward", {"reward": 0, "timed_out": 1})[0] == 422
+    server.stop()
+    facts = run / "rollouts" / names[1] / "meta" / "rollouts" / "episode-000000.json"
+    facts.write_text(facts.read_text()[:20])
+    serve_run()
+    assert [info.timed_out for info in LeRobotRolloutStore(run / "rollouts").labelled()] == wanted, "from the journal"
 
 
 def test_aborted_episodes_stop_their_robot(serve_run, run):

@@ -93,6 +93,12 @@ class ExpertSamples:
             raise ValueError("retrieval: no vectors are open; encode the data (syvla-encode) and pass their folder")
         return self.index.search(self.index.encode(samples), k, tasks)
 
+    def require_tasks(self, tasks: Sequence[str]) -> None:
+        """Raises ValueError for a task that `similar` has no sample of."""
+        assert self.index is not None
+        for task in dict.fromkeys(tasks):
+            self.index.rows_of(task)
+
     def random(self, count: int, k: int, tasks: Sequence[str] | None, generator: np.random.Generator) -> Neighbours:
         """k random usable rows for each of `count` samples, of the same task where `tasks` says so."""
         rows = np.empty((count, k), np.int64)

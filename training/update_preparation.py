@@ -170,8 +170,7 @@ class UpdatePreparation:
     def _run(self, run: Callable[[list[int]], torch.Tensor], count: int, what: str) -> list:
         """Results of all samples, of which each process computes its share."""
         args = self.args
-        size, world, rank = args.local_rollout_forward_batch_size, args.world_size, args.process_index
-        own = list(range(rank * count // world, (rank + 1) * count // world))
+        size, rank, own = args.local_rollout_forward_batch_size, args.process_index, list(self._share(count))
         results: list = []
         silent = args.disable_tqdm or len(own) < 20 * size or rank > 0
         for low in tqdm(range(0, len(own), size), desc=what, leave=False, disable=silent):
@@ -226,20 +225,29 @@ class UpdatePreparation:
         tasks = [decision.text for decision in decisions] if args.same_task else None
         if args.expert_mode == "random":
             return self.experts.random(len(decisions), args.retrieval_top_k, tasks, generator).rows, {}
-        size, rows, best = args.local_rollout_forward_batch_size, [], []
-        for low in range(0, len(decisions), size):
-            part = decisions[low : low + size]
+        if tasks is not None:
+            self.experts.require_tasks(tasks)  # all processes have to stop, not the one whose share it is
+        size, own = args.local_rollout_forward_batch_size, self._share(len(decisions))
+        rows, best = [], []
+        for low in range(own.start, own.stop, size):
+            part = slice(low, min(low + size, own.stop))
             found = self.experts.similar(
-                [decision.images() for decision in part],
+                [decision.images() for decision in decisions[part]],
                 args.retrieval_top_k,
-                None if tasks is None else tasks[low : low + size],
+                None if tasks is None else tasks[part],
             )
-            rows.append(found.rows)
-            best.append(found.similarities)
-        similarity = np.concatenate(best)
+            rows += found.rows.tolist()
+            best += found.similarities.tolist()
+        # Shared, so that all processes plan with the same rows, whatever rounding their encoders do.
+        similarity = np.array(self._gather(best), np.float32)
         known = similarity[np.isfinite(similarity)]
         metrics = {"retrieval/sim_mean": float(known.mean()), "retrieval/sim_min": float(known.min())}
-        return np.concatenate(rows), metrics
+        return np.array(self._gather(rows), np.int64), metrics
+
+    def _share(self, count: int) -> range:
+        """This process's part of `count` samples."""
+        world, rank = self.args.world_size, self.args.process_index
+        return range(rank * count // world, (rank + 1) * count // world)
 
     def _expert_advantages(self, rows: np.ndarray) -> np.ndarray:
         """The constant, or GAE along the demonstration by the value model, neither clipped nor whitened."""

@@ -112,6 +112,16 @@ def action_scores(
     return ActionScores(scores_of(query_states, features, prefix), query_mask)
 
 
+def require_scored_design(config: Any) -> None:
+    """Raises ValueError for a baseline's design, whose chunks `action_scores` cannot score."""
+    for name, expected in (("action_head", "flow_matching"), ("conditioning", "query_states")):
+        if (found := getattr(config, name)) != expected:
+            raise ValueError(
+                f"{name}: reinforcement learning scores policies with {expected!r}, this checkpoint has {found!r}; pass one "
+                "that was trained without this override"
+            )
+
+
 def action_log_ratio(
     policy: Any,
     batch: Mapping[str, torch.Tensor],

@@ -56,7 +56,7 @@ def write_model_card(folder: str | Path, config: Any, processor: Any, fields: di
         fields: JSON values of the run, all optional: `step`, `world_size`, `final` (last logged losses), `arguments` (the
             `RECIPE_FIELDS`), `freeze`, `multimodal_share`, `datasets` (see `training.run_description`), `base_model`
             (Hub id), `adapter` (`{"kind", "scope", "rank", "alpha"}`), `evaluations` (summaries of `syvla-eval`),
-            `model_name`, `model_id`, `instruction`, `reinforcement_learning` (facts by name).
+            `model_name`, `model_id`, `instruction`, `reinforcement_learning` (facts by name), `tags` (further ones).
 
     Returns:
         Path of the card.
@@ -154,7 +154,7 @@ def _card_data(config: Any, fields: dict[str, Any], title: str) -> ModelCardData
         license_link="https://huggingface.co/Qwen/Qwen2.5-VL-3B-Instruct/blob/main/LICENSE" if qwen else None,
         library_name="peft" if adapter else "transformers",
         pipeline_tag="robotics",
-        tags=[*TAGS, adapter["kind"]] if adapter else [*TAGS, "custom_code"],
+        tags=list(dict.fromkeys([*TAGS, adapter["kind"] if adapter else "custom_code", *(fields.get("tags") or [])])),
         base_model=base,
         datasets=list(dict.fromkeys(d["id"] for d in fields.get("datasets") or [] if d.get("id"))) or None,
         model_name=title if evaluations else None,

@@ -23,7 +23,16 @@ VALUE_FOLDER = "value_model"
 STAGING = ".saving"
 """Folder in which checkpoints are written before they get their name."""
 
-_CARD_SETTINGS = ("objective", "expert_mode", "expert_advantages", "expert_ratio", "ratio_method", "cliprange")
+_CARD_SETTINGS = (
+    "objective",
+    "expert_mode",
+    "expert_advantages",
+    "expert_ratio",
+    "ratio_method",
+    "cliprange",
+    "use_thoughts",
+)
+_CARD_METRICS = ("objective/success_rate", "policy/cfm_heldout", "val/explained_variance")
 
 
 def save_policy_and_value(
@@ -82,10 +91,14 @@ def merged_policy(policy: Any) -> Any:
 
 def ppo_card_fields(args: SyVLAPPOConfig, state: RLState, policy: Any, step: int) -> dict[str, Any]:
     """What the model card says about the run, see `write_model_card`."""
+    decoupling = args.intention_decoupling
+    decoupling = base_model(policy).config.intention_decoupling if decoupling is None else decoupling
+    last = state.history[-1] if state.history else {}
     return {
         "step": step,
         "world_size": args.world_size,
         "arguments": {key: value for key, value in args.to_dict().items() if key in RECIPE_FIELDS},
+        "final": {name: f"{last[name]:.4g}" for name in _CARD_METRICS if last.get(name) is not None},
         "adapter": describe_adapter(policy),
         "model_id": args.hub_model_id,
         "model_name": (args.hub_model_id or Path(args.output_dir).resolve().name).split("/")[-1],
@@ -95,6 +108,7 @@ def ppo_card_fields(args: SyVLAPPOConfig, state: RLState, policy: Any, step: int
             "rollouts' success by update": [round(entry["objective/success_rate"], 3) for entry in state.history],
             "updates that the guard refused": sum(entry["refused"] is not None for entry in state.history),
             **{name.replace("_", " "): getattr(args, name) for name in _CARD_SETTINGS},
+            "intention decoupling": decoupling,
         },
     }
 

@@ -77,7 +77,11 @@ class SyVLAPPOConfig(TrainingArguments):
         default=None, metadata={"help": "End the run when an update waits longer than this for rollouts; none: never."}
     )
     bootstrap_timeouts: bool = field(
-        default=True, metadata={"help": "Value the state at a time limit instead of taking it for a failure."}
+        default=True,
+        metadata={
+            "help": "Value the last state of a rollout that a time limit cut off and that is labelled 0, instead of taking it "
+            "for a failure. A person's F on the page /rl means failure, whatever the limit."
+        },
     )
 
     # expert samples

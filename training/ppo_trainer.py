@@ -23,6 +23,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 
 from serving.policy import weights_digest
 
+from .action_likelihood import require_scored_design
 from .collation import choose_padding_free
 from .expert_samples import ExpertSamples
 from .model_card import write_model_card
@@ -110,6 +111,7 @@ class SyVLAPPOTrainer(Trainer):
         )
         if problems := processing_class.disagreements(self._module.base_policy.config):
             raise ValueError("processor and model do not fit together:\n- " + "\n- ".join(problems))
+        require_scored_design(self._module.base_policy.config)
         choose_padding_free(self._module.base_policy, args.padding_free, compiled=args.torch_compile)
         plugin = getattr(self.accelerator.state, "deepspeed_plugin", None)
         if self.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3):
@@ -198,6 +200,7 @@ class SyVLAPPOTrainer(Trainer):
             return False
         module = self._module
         self._snapshot = WeightSnapshot.take(module.policy)
+        self.rl.settings = fixed_settings(self.args)  # between updates they may have changed
         rollouts = self.store.load(ids)
         check_family(rollouts, self.processing_class, wanted_sampler(self.args, module.base_policy.config))
         update, self._decisions = self.preparation.prepare(self.rl.updates, rollouts)
@@ -366,7 +369,6 @@ class SyVLAPPOTrainer(Trainer):
             shutil.rmtree(Path(self.args.output_dir) / STAGING, ignore_errors=True)  # what a kill left
         self.accelerator.wait_for_everyone()
         if not self.rl.versions:
-            self.rl.settings = fixed_settings(self.args)
             self.rl.versions = [self._policy_version()]
             self.rl.baseline_cfm = self.heldout_cfm()
             self.rl.retrieval = self.experts.fingerprints
@@ -458,6 +460,10 @@ class SyVLAPPOTrainer(Trainer):
 
     def _write_card(self, folder: Path) -> None:
         facts = {**ppo_card_fields(self.args, self.rl, self._module.policy, self.state.global_step), **self.card}
+        facts |= {
+            "tags": self._tag_names,
+            "reinforcement_learning": {"trainer": self._name, **facts["reinforcement_learning"]},
+        }
         write_model_card(folder, self._module.base_policy.config, self.processing_class, facts)
 
 

@@ -5,10 +5,10 @@ import copy
 import pytest
 import torch
 
-from modeling_syvla import SyVLAModel
+from modeling_syvla import SyVLAConfig, SyVLAModel
 from modeling_syvla.flow_matching import euler_sample
 from modeling_syvla.flow_sde import sample_with_sde_step, sde_step
-from training.action_likelihood import action_log_ratio, action_scores, disable_dropout
+from training.action_likelihood import action_log_ratio, action_scores, disable_dropout, require_scored_design
 from training.flow_points import METHODS, chain_points, flow_sde_points, make_points
 
 SEEDS = [11, 12, 13]
@@ -122,6 +122,21 @@ def test_a_seed_decides_the_points_whatever_the_batch(tiny_model, batch):
             assert torch.equal(getattr(alone, name)[0], getattr(together, name)[1]), (method, name)
         other = make_points(one, [99], tiny_model.config, method=method, num_samples=2)
         assert not torch.equal(alone.x, other.x)
+
+
+@pytest.mark.parametrize(
+    "design",
+    [
+        {"action_head": "l1_regression", "intention_decoupling": False},
+        {"conditioning": "all_hidden_states", "intention_decoupling": False},
+    ],
+    ids=lambda design: next(iter(design.values())),
+)
+def test_a_baselines_design_is_refused(design):
+    require_scored_design(SyVLAConfig.tiny())
+    name, value = next(iter(design.items()))
+    with pytest.raises(ValueError, match=f"{name}: reinforcement learning scores .*{value}.*without this override"):
+        require_scored_design(SyVLAConfig.tiny(**design))
 
 
 # ---------------------------------------------------------------------- flow_sde

@@ -73,6 +73,7 @@ def test_a_run_publishes_a_policy_per_update_and_leaves_loadable_checkpoints(fin
     assert (finished / "value_model" / "value_fit.json").is_file()
     card = (finished / "README.md").read_text()
     assert "rollouts' success by update: [0.5, 0.5]" in card
+    assert all(text in card for text in ("- ppo\n", "trainer: SyVLA-PPO", "ratio method: fpo", "policy/cfm_heldout"))
     assert not list(finished.glob("*.bin"))
     updates = history(finished)
     assert [u["version"] for u in updates] == [1, 2]
@@ -98,7 +99,8 @@ METRICS = {
         "objective/non_score_reward",
         "objective/success_rate",
     ),
-    *("objective/advantage_rollout_mean", "objective/advantage_expert_max", "objective/frac_adv_clipped"),
+    *(f"objective/advantage_{part}_{what}" for part in ("rollout", "expert") for what in ("mean", "min", "max")),
+    "objective/frac_adv_clipped",
     *("policy/approxkl_avg", "policy/clipfrac_avg", "policy/logratio_min", "policy/logratio_max", "policy/cfm_rollout"),
     *("policy/cfm_expert", "policy/cfm_heldout", "loss/policy_avg", "loss/value_avg", "val/clipfrac_avg", "val/ratio"),
     *("val/ratio_var", "val/explained_variance", "grad_norm/policy", "grad_norm/value", "retrieval/sim_mean"),
@@ -142,6 +144,19 @@ def test_started_again_it_goes_on_by_itself(finished, run, tmp_path):
 def test_settings_that_an_update_was_prepared_with_may_not_change(finished, run, tmp_path, capsys):
     assert run(tmp_path, resume_from_checkpoint=finished / "checkpoint-1", num_flow_samples=3) == 1
     assert "settings changed: num_flow_samples was 2, is 3" in capsys.readouterr().err
+
+
+def test_settings_that_changed_between_updates_hold_in_the_next_one(finished, run, tmp_path):
+    """Resumed after an update with other settings, and killed within the next one, it goes on with those."""
+    changed = {
+        "retrieval_path": finished / "retrieval",
+        "num_flow_samples": 3,
+        "save_strategy": "steps",
+        "save_steps": 1,
+    }
+    assert run(tmp_path / "a", resume_from_checkpoint=finished / "checkpoint-3", **changed) == 0
+    assert run(tmp_path / "b", resume_from_checkpoint=tmp_path / "a" / "checkpoint-5", **changed) == 0
+    assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
 
 
 # ---------------------------------------------------------------------- guards
@@ -285,6 +300,7 @@ def test_a_resumed_adapter_is_the_unbroken_one(run, tmp_path):
         ({"ratio_method": "flow_sde"}, "holds no step of a stochastic sampler"),
         ({"expert_ratio": 1.0}, "expert_ratio: 1.0 of 4 samples leaves no rollout or no expert sample"),
         ({"objective": "imitation", "expert_mode": "none"}, "objective: imitation needs expert samples"),
+        ({"objective": "imitation", "ratio_method": "flow_sde"}, "flow_sde is no flow-matching loss"),
         ({"fp16": True}, "fp16: likelihood ratios need float32 losses"),
         ({"max_grad_norm": 0}, "max_grad_norm: expected a positive number"),
         ({"rollout_cameras": "["}, "rollout_cameras: expected a JSON object"),

@@ -6,6 +6,7 @@ import pytest
 from modeling_syvla import SyVLAConfig
 from processing import RobotDataset, RobotDatasetWriter, build_tiny_processor
 from training.expert_dataset import episode_rewards, open_expert_datasets, split_episodes
+from training.expert_samples import ExpertSamples
 
 CAMERAS = {"center": "observation.images.head", "left_wrist": "observation.images.left_wrist"}
 
@@ -50,7 +51,10 @@ def test_the_data_set_of_the_checkpoint_fits_and_so_does_a_part_of_it(processor,
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"embodiment": "arm"}, r"embodiment 'arm' is unknown to the checkpoint, which has \['two_arms'\]"),
+        (
+            {"embodiment": "arm"},
+            r"embodiment 'arm' is unknown to the checkpoint, which has \['two_arms'\]; name one of these",
+        ),
         ({"path": "missing/place/x"}, "missing/place/x: "),
         ({"cameras": {"front": "observation.images.head"}}, r"cameras: \['front'\] are no views of the checkpoint"),
     ],
@@ -65,9 +69,25 @@ def test_other_statistics_are_refused_unless_allowed(processor, spec, offset, fa
     action = processor.embodiments["two_arms"]["statistics"]["action"]
     action["mean"] = [mean + offset * std for mean, std in zip(action["mean"], action["std"], strict=True)]
     action["std"] = [factor * std for std in action["std"]]
-    with pytest.raises(ValueError, match=r"action: statistics differ from the checkpoint's \(by"):
+    with pytest.raises(
+        ValueError, match=r"action: statistics differ from the checkpoint's \(by .*recompute_statistics"
+    ):
         open_expert_datasets([spec], processor)
     assert open_expert_datasets([spec], processor, tolerance=None)
+
+
+def test_a_checkpoint_that_knows_no_robot_is_refused(spec):
+    bare = build_tiny_processor(SyVLAConfig.tiny(embodiments={}))
+    with pytest.raises(
+        ValueError, match=r"unknown to the checkpoint, which has none.*fine-tune the policy on this robot"
+    ):
+        open_expert_datasets([spec], bare)
+
+
+def test_an_empty_set_of_expert_samples_is_refused(tmp_path):
+    """One success is held out, so that none is left to learn from; failures are no expert samples."""
+    with pytest.raises(ValueError, match=r"robot_datasets: 1 successful episode\(s\) in all.* needs at least 2"):
+        ExpertSamples([labelled(tmp_path / "data", [True, False, False])])
 
 
 def test_nothing_given_is_an_error(processor):

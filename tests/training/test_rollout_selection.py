@@ -1,6 +1,9 @@
 """Which rollouts train: sealed, labelled, of this run's policies, not too old, and each one once."""
 
 import hashlib
+import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,9 +11,10 @@ import pytest
 from processing import RobotDataset
 from serving.rollout_format import ServedDecision
 from serving.rollout_recorder import RolloutRecorder
+from serving.rollout_sampler import ChainStep, RolloutSampler
 from training.policy_publisher import FolderPublisher
 from training.rl_state import RLState, staleness
-from training.rollout_selection import choose_rollouts
+from training.rollout_selection import check_family, choose_rollouts
 from training.rollout_store import LeRobotRolloutStore, RolloutInfo
 
 
@@ -149,3 +153,54 @@ def test_state_survives_saving_and_guards_settings(tmp_path):
         state.require_settings({"seed": 2})
     with pytest.raises(ValueError, match="needs a checkpoint of syvla-ppo"):
         RLState.load(tmp_path / "other")
+
+
+# ---------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize("reward", [2, -1, 0.5, "1", [1]])
+def test_rewards_other_than_zero_and_one_are_refused(store, reward):
+    path = store.root / "meta" / "rollouts" / "episode-000002.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "outcome": reward}))
+    with pytest.raises(ValueError, match=r"episode episode 2 has outcome .*, expected 0 or 1; label it anew"):
+        store.labelled()
+
+
+def test_rollouts_of_another_policy_family_are_refused(store):
+    """Another robot, another length of chunks, another number of action dimensions."""
+    rollouts = store.load(["episode 0"])
+    known = {"arm": {"action_dim": 2}}
+    check_family(rollouts, SimpleNamespace(embodiments=known, chunk_size=5), None)
+    for embodiments, size in ((known, 8), ({"arm": {"action_dim": 3}}, 5), ({"hand": {"action_dim": 2}}, 5)):
+        with pytest.raises(
+            ValueError, match=r"rollout episode 0: robot 'arm' with chunks of shape \(5, 2\); this policy knows"
+        ):
+            check_family(rollouts, SimpleNamespace(embodiments=embodiments, chunk_size=size), None)
+
+
+def test_flow_sde_wants_the_chain_of_its_own_sampler(store):
+    processor = SimpleNamespace(embodiments={"arm": {"action_dim": 2}}, chunk_size=5)
+    (rollout,), sampler = store.load(["episode 0"]), RolloutSampler(10, 0.5)
+    with pytest.raises(ValueError, match=r"decision 0 holds no step of a stochastic sampler.*syvla-serve --rl-run"):
+        check_family([rollout], processor, sampler)
+    state = np.zeros((5, 2), np.float32)
+
+    def sampled(settings):
+        return replace(
+            rollout, decisions=[replace(d, chain=ChainStep(state, state, 0, settings)) for d in rollout.decisions]
+        )
+
+    check_family([sampled(sampler)], processor, sampler)
+    for other in (RolloutSampler(9, 0.5), RolloutSampler(10, 0.7)):
+        with pytest.raises(ValueError, match=r"was sampled with .* set flow_sde_noise_level"):
+            check_family([sampled(other)], processor, sampler)
+
+
+def test_a_decision_keeps_the_instruction_that_it_was_made_for(tmp_path):
+    recorder = RolloutRecorder(tmp_path / "rollouts", fps=10, embodiment="arm")
+    for number, text in enumerate(["reach", "return"]):
+        recorder.record("robot", decision(number, instruction=text), episode_id="one")
+    recorder.end("robot", outcome=1)
+    recorder.close()
+    (rollout,) = LeRobotRolloutStore(tmp_path / "rollouts").load(["one"])
+    assert [d.text for d in rollout.decisions] == ["reach", "return"]

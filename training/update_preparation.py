@@ -181,16 +181,24 @@ class UpdatePreparation:
     # ------------------------------------------------------------------ parts
 
     def _advantages(self, rollouts: Sequence[Rollout]) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, float]]:
-        """Clipped advantages, returns and values of the decisions that count, and metrics."""
+        """Clipped advantages, returns and values of the decisions that count, and metrics.
+
+        A decision at the end of which nothing ran is none: the rollout ended at its observation, and the reward is the one
+        before's. One in the middle is passed through, as a state like any other.
+        """
         args = self.args
         observed = [decision for rollout in rollouts for decision in (*rollout.decisions, rollout.final)]
         values = self.values(lambda i: observed[i].item(), len(observed))
         found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         start = 0
         for rollout in rollouts:
-            count = len(rollout.decisions)
-            own, last = values[start : start + count], float(values[start + count])
-            start += count + 1
+            own, last = values[start : start + len(rollout.decisions)], float(values[start + len(rollout.decisions)])
+            start += len(rollout.decisions) + 1
+            counted = np.array([decision.valid.any() for decision in rollout.decisions])
+            if not counted.any():
+                continue
+            count = int(np.flatnonzero(counted)[-1]) + 1
+            own, counted = own[:count], counted[:count]
             cut_off = args.bootstrap_timeouts and rollout.info.timed_out and rollout.info.reward == 0
             advantages, returns = generalized_advantages(
                 decision_rewards(count, rollout.info.reward),
@@ -199,7 +207,6 @@ class UpdatePreparation:
                 lam=args.lam,
                 bootstrap_value=last if cut_off else None,
             )
-            counted = np.array([decision.valid.any() for decision in rollout.decisions])
             found.append((advantages[counted], returns[counted], own[counted]))
         raw, returns, kept = (np.concatenate(part) for part in zip(*found, strict=True))
         clipped, share = clip_advantages(raw, args.advantage_clip)

@@ -167,6 +167,7 @@ class ExpertLayer(GradientCheckpointingLayer):
         condition_mask: torch.Tensor | None = None,
         project_condition: bool = False,
         buffer: KeyValue | None = None,
+        key_value_only: bool = False,
     ) -> Any:
         """Run one block of tokens (prefix or suffix) through the layer.
 
@@ -179,10 +180,13 @@ class ExpertLayer(GradientCheckpointingLayer):
             project_condition: `x` is the control condition; return its keys and values and do nothing else. Sharded training
                 has a layer's weights at hand only while the layer is called.
             buffer: Keys and values of all attended tokens, instead of `prefix`; the block's own are written into its end.
+            key_value_only: Return the block's keys and values for self-attention and do nothing else.
 
         Returns:
             (block (B, tokens, D), keys and values of the block).
         """
+        if key_value_only:
+            return self.self_attn.key_value(self.self_attn_norm(x))
         if project_condition:
             return self.cross_attn.key_value(x)
         queries, own = self.self_attn.query_key_value(self.self_attn_norm(x))
@@ -253,7 +257,9 @@ class ActionExpert(nn.Module):
         conditions: list[KeyValue | None],
         condition_mask: torch.Tensor | None = None,
     ) -> list[KeyValue]:
-        """Run the prefix [image tokens, state] through all layers and keep its keys and values.
+        """Run the prefix [image tokens, state] through the layers and keep its keys and values.
+
+        Nothing reads the prefix after the last layer, so that one stops at its keys and values.
 
         Args:
             image_features: From `encode_images`, (B, V, P, width).
@@ -271,9 +277,10 @@ class ActionExpert(nn.Module):
         x = torch.cat((images.flatten(1, 2), state_token), dim=1)
         mask = _prefix_mask(view_mask, image_features.shape[2])[:, None, None, :]
         prefix = []
-        for layer, condition in zip(self.layers, conditions, strict=True):
+        for layer, condition in zip(self.layers[:-1], conditions[:-1], strict=True):
             x, own = layer(x, None, condition, mask, condition_mask)
             prefix.append(own)
+        prefix.append(self.layers[-1](x, None, None, None, key_value_only=True))
         return prefix
 
     def encode_context(

@@ -106,7 +106,7 @@ def test_two_workers_share_an_update(start, run_here, tmp_path):
 
     With plain gradient descent: Adam's first steps take the sign of a gradient, be it rounding noise.
     """
-    options = {"max_rl_updates": 1, "steps_per_update": 2, "expert_mode": "none", "optim": "sgd"}
+    options = {"max_rl_updates": 1, "steps_per_update": 2, "optim": "sgd"}
     alone, pair = tmp_path / "alone", tmp_path / "pair"
     run_here(alone, per_device_train_batch_size=4, **options)
     finish(start(pair, processes=2, per_device_train_batch_size=2, **options), pair)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+
+RUN_FILE = "rl_run.json"
+"""In the run's folder: how many rollouts and updates the trainer wants."""
 
 STATE_FILE = "rollout_state.json"
 """In every checkpoint of the trainer; see `training.rl_state.RLState`."""
@@ -23,6 +26,34 @@ class RunProgress:
     updates: int = 0
     consumed: frozenset[str] = frozenset()
     dropped: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class RunSize:
+    """How much of it a run wants.
+
+    Attributes:
+        rollouts_per_update: Rollouts of a policy that an update takes (paper: at most 20).
+        max_updates: Updates of the run (paper: at most 10 RL episodes).
+    """
+
+    rollouts_per_update: int = 20
+    max_updates: int = 10
+
+    def save(self, run: Path) -> None:
+        """Leaves it for the server."""
+        from processing.lerobot_format import write_json
+
+        write_json(run / RUN_FILE, asdict(self))
+
+
+def read_size(run: Path, before: RunSize) -> RunSize:
+    """What the trainer left in the run's folder; `before` where there is nothing to be read."""
+    try:
+        found = RunSize(**json.loads((run / RUN_FILE).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return before
+    return found if all(type(value) is int and value > 0 for value in vars(found).values()) else before
 
 
 def read_progress(run: Path, before: RunProgress | None = None) -> RunProgress:

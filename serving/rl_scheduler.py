@@ -25,7 +25,7 @@ from .published_policies import (
     version_names,
 )
 from .rl_episodes import AWAITING, ENDING, OPEN, SEALED, RLEpisodes
-from .rl_progress import RunProgress, read_progress
+from .rl_progress import RunProgress, RunSize, read_progress, read_size
 
 if TYPE_CHECKING:
     from .act_service import ActService
@@ -39,24 +39,25 @@ class RLSettings:
 
     Attributes:
         run: Folder of the run, the trainer's `output_dir`: `policies/`, `rollouts/`, `journal.jsonl`.
-        rollouts_per_update: Rollouts of a policy that an update takes (paper: at most 20). Further ones do not begin.
-        max_updates: Updates of the run (paper: at most 10 RL episodes).
+        rollouts_per_update: Rollouts of a policy that an update takes; further ones do not begin. None: the trainer's number.
+        max_updates: Updates of the run; None: the trainer's number.
         ahead: Rollouts that may be made beyond those; of use only where the trainer's `max_staleness` is above 0.
         silent_s: Seconds after which the episode of a silent robot is aborted, so that it holds nobody up. Ours.
         poll_s: Seconds between looks at the run's folder.
     """
 
     run: Path
-    rollouts_per_update: int = 20
-    max_updates: int = 10
+    rollouts_per_update: int | None = None
+    max_updates: int | None = None
     ahead: int = 0
     silent_s: float = 300.0
     poll_s: float = 0.5
 
     def __post_init__(self) -> None:
         for name, least in (("rollouts_per_update", 1), ("max_updates", 1), ("ahead", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name}: expected at least {least}, got {value}")
         if not self.silent_s > 0 or not self.poll_s > 0:
             raise ValueError("silent_s, poll_s: expected more than 0 seconds")
 
@@ -80,7 +81,8 @@ class RLScheduler:
         self.served: PublishedPolicy | None = None
         self._pending: PublishedPolicy | None = None
         self._refused: dict[str, str] = {}  # hash of a policy -> why it is not served
-        self._progress = RunProgress()
+        self._progress, self._trainers_size = RunProgress(), RunSize()
+        self._too_few: str | None = None
         self._notes: list[str] = []
         self._stop = threading.Event()
         self._follower = threading.Thread(target=self._follow, name="policy-follower", daemon=True)
@@ -123,6 +125,7 @@ class RLScheduler:
         ((name, entry),) = embodiments.items()
         self._episodes = RLEpisodes(self.settings.run, name, entry)
         self._notes += self._episodes.recovered
+        self._look_at_progress()
         self._follower.start()
         return self._episodes
 
@@ -140,6 +143,14 @@ class RLScheduler:
             raise RequestError(text, status=503, cause="not_ready", retry_after=2)
         return self._episodes
 
+    @property
+    def size(self) -> RunSize:
+        """Rollouts per update and updates, as set or as the trainer wants them."""
+        settings, theirs = self.settings, self._trainers_size
+        return RunSize(
+            settings.rollouts_per_update or theirs.rollouts_per_update, settings.max_updates or theirs.max_updates
+        )
+
     # ------------------------------------------------------------------ episodes
 
     def begin(self, request_id: str | None = None) -> dict[str, Any]:
@@ -154,8 +165,8 @@ class RLScheduler:
         with episodes.lock:
             assert self.served is not None
             version = self.served.policy_version
-            if self._progress.updates >= self.settings.max_updates:
-                text = f"run: all {self.settings.max_updates} updates are done; no further rollouts are needed"
+            if self._progress.updates >= self.size.max_updates:
+                text = f"run: all {self.size.max_updates} updates are done; no further rollouts are needed"
                 raise RequestError(text, status=409, cause="run_complete")
             if self._pending is not None:
                 text = f"policy {self._pending.name}: waits for open episodes to end"
@@ -190,7 +201,7 @@ class RLScheduler:
         made = [
             n for n, e in episodes.episodes.items() if e.version == version and e.state in counted and n not in done
         ]
-        if len(made) >= self.settings.rollouts_per_update + self.settings.ahead:
+        if len(made) >= self.size.rollouts_per_update + self.settings.ahead:
             waiting = sum(episodes.episodes[name].state == AWAITING for name in made)
             text = f"update {self._progress.updates + 1}: has its {len(made)} rollouts, of which {waiting} wait for a reward"
             raise RequestError(text, status=503, cause="enough_rollouts", retry_after=2)
@@ -237,6 +248,15 @@ class RLScheduler:
 
     def _look_at_progress(self) -> None:
         self._progress = read_progress(self.settings.run, self._progress)
+        self._trainers_size = read_size(self.settings.run, self._trainers_size)
+        before, self._too_few = self._too_few, None
+        wanted, made = self._trainers_size.rollouts_per_update, self.size.rollouts_per_update + self.settings.ahead
+        if made < wanted:
+            self._too_few = (
+                f"rollouts: at most {made} are made per update, the trainer waits for {wanted}; raise --rl-rollouts"
+            )
+            if self._too_few != before:
+                logger.error("%s", self._too_few)
 
     def _look_for_policy(self) -> None:
         """Loads the policy that `LATEST.json` names, if it is another one, and puts it in place between episodes."""
@@ -291,7 +311,7 @@ class RLScheduler:
         """All that a person or a program wants to know about the run."""
         episodes = self.episodes
         assert self.served is not None
-        progress, settings = self._progress, self.settings
+        progress = self._progress
         with episodes.lock:
             waiting = [
                 {"episode_id": name, "instruction": e.facts.instruction, "ended_at": e.facts.ended_at}
@@ -313,7 +333,7 @@ class RLScheduler:
                 "refused": dict(self._refused),
             },
             "updates": progress.updates,
-            "max_updates": settings.max_updates,
-            "rollouts_per_update": settings.rollouts_per_update,
-            "notes": list(self._notes),
+            "max_updates": self.size.max_updates,
+            "rollouts_per_update": self.size.rollouts_per_update,
+            "notes": [*self._notes, *([self._too_few] if self._too_few else [])],
         }

@@ -66,8 +66,8 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="serve a run of syvla-ppo (its output_dir): its policies, episodes, rewards",
     )
-    learning.add_argument("--rl-rollouts", type=int, default=20, help="rollouts per update; the trainer's number")
-    learning.add_argument("--rl-updates", type=int, default=10, help="updates of the run; the trainer's number")
+    learning.add_argument("--rl-rollouts", type=int, help="rollouts per update; by default the trainer's number")
+    learning.add_argument("--rl-updates", type=int, help="updates of the run; by default the trainer's number")
     learning.add_argument(
         "--rl-ahead", type=int, default=0, help="rollouts beyond those, for a trainer that allows stale ones"
     )

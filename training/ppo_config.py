@@ -207,7 +207,8 @@ class SyVLAPPOConfig(TrainingArguments):
         for name in ("rollouts_per_update", "max_rl_updates", "num_flow_samples", "num_ppo_epochs", "retrieval_top_k"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        for name in ("cliprange", "clamp_logratio", "advantage_clip", "ratio_temperature", "guard_heldout_cfm"):
+        positive = ("cliprange", "clamp_logratio", "advantage_clip", "ratio_temperature", "guard_heldout_cfm")
+        for name in (*positive, "flow_sde_noise_level"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}: expected a positive number, got {getattr(self, name)}")
         if self.fp16:

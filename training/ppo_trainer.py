@@ -22,6 +22,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from serving.policy import weights_digest
+from serving.rl_progress import RunSize
 
 from .action_likelihood import require_scored_design
 from .collation import choose_padding_free
@@ -366,7 +367,10 @@ class SyVLAPPOTrainer(Trainer):
     def start(self) -> None:
         """Before the first step: the first policy is published, or the one that a crash kept from it."""
         if self.is_world_process_zero():
-            shutil.rmtree(Path(self.args.output_dir) / STAGING, ignore_errors=True)  # what a kill left
+            output = Path(self.args.output_dir)
+            shutil.rmtree(output / STAGING, ignore_errors=True)  # what a kill left
+            output.mkdir(parents=True, exist_ok=True)
+            RunSize(self.args.rollouts_per_update, self.args.max_rl_updates).save(output)
         self.accelerator.wait_for_everyone()
         if not self.rl.versions:
             self.rl.versions = [self._policy_version()]

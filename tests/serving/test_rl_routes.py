@@ -17,6 +17,7 @@ from serving.client import ClientOptions, PolicyError
 from serving.http_client import http_act, http_json
 from serving.published_policies import FACTS, LATEST, PublishedPolicy, point_latest, sha256_of
 from serving.rl_client import RLClient
+from serving.rl_progress import RunSize
 from serving.rl_scheduler import RLScheduler, RLSettings
 from serving.server_settings import ServerSettings
 from training.rollout_store import LeRobotRolloutStore
@@ -267,6 +268,30 @@ def test_no_more_rollouts_than_an_update_takes(serve_run, run):
     robot.call(f"/rl/episodes/{name}/end", {})
     status, text = robot.refused("/rl/episodes", {})
     assert (status, "all 1 updates are done" in text) == (409, True)
+
+
+def test_the_trainer_says_how_many_rollouts_it_wants(serve_run, run):
+    robot = Robot(serve_run())
+    assert (robot.call("/rl/status")["rollouts_per_update"], robot.call("/rl/status")["max_updates"]) == (20, 10)
+    RunSize(rollouts_per_update=1, max_updates=3).save(run)
+    until(lambda: robot.call("/rl/status")["max_updates"] == 3)
+    robot.rollout()
+    assert "has its 1 rollouts" in robot.refused("/rl/episodes", {})[1]
+    RunSize(rollouts_per_update=2, max_updates=3).save(run)
+    until(lambda: robot.call("/rl/status")["rollouts_per_update"] == 2)
+    robot.rollout()
+    (run / "rl_run.json").write_text('{"rollouts_per_update": -1}')
+    time.sleep(0.2)
+    assert robot.call("/rl/status")["rollouts_per_update"] == 2, "damaged, it changes nothing"
+
+
+def test_a_server_that_makes_too_few_rollouts_says_so(serve_run, run):
+    """The trainer would wait for ever."""
+    robot = Robot(serve_run(rollouts_per_update=2))
+    text = "at most 2 are made per update, the trainer waits for 5; raise --rl-rollouts"
+    for wanted, said in ((5, True), (2, False)):
+        RunSize(rollouts_per_update=wanted).save(run)
+        until(lambda said=said: any(text in note for note in robot.call("/rl/status")["notes"]) == said)
 
 
 def test_policies_change_between_episodes_alone(serve_run, run):

@@ -10,8 +10,8 @@ import argparse
 
 import torch
 
-from benchmarks.decoupling import make_batch, scaled_config
 from benchmarks.reporting import interleaved_seconds, print_table, write_result
+from benchmarks.scaled_model import make_batch, scaled_config
 from modeling_syvla import SyVLAModel
 from modeling_syvla.flow_matching import euler_sample
 

@@ -51,19 +51,31 @@ def _attention_flops(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     return 2 * query.shape[:-1].numel() * key.shape[-2] * (query.shape[-1] + value.shape[-1])
 
 
-def interleaved_seconds(variants: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median seconds per call of each variant.
+def interleaved_rounds(
+    variants: dict[str, Callable[[], Any]], repeats: int, synchronize: Callable[[], Any] = lambda: None
+) -> dict[str, list[float]]:
+    """Seconds of each variant in each round.
 
     The variants take turns, so that a busy spell of the machine hits all of them; one unmeasured round comes first.
+
+    Args:
+        synchronize: Waits until the device is done.
     """
     times: dict[str, list[float]] = {name: [] for name in variants}
     for round_number in range(repeats + 1):
         for name, run in variants.items():
+            synchronize()
             start = time.perf_counter()
             run()
+            synchronize()
             if round_number:
                 times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
+    return times
+
+
+def interleaved_seconds(variants: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Median seconds per call of each variant, see `interleaved_rounds`."""
+    return {name: statistics.median(values) for name, values in interleaved_rounds(variants, repeats).items()}
 
 
 def write_result(name: str, result: dict[str, Any]) -> Path:

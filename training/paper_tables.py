@@ -6,6 +6,7 @@ as JSON and markdown. A run whose result is there is not run again; one that was
     syvla-tables 4 --scale tiny --list          # the commands, without running any
     syvla-tables 9 --scale tiny --report        # the table of the runs that are there
     syvla-tables 5 --model-path org/syvla-3b --multimodal-datasets chats.jsonl     # full scale, on GPUs
+    syvla-tables 3 --scale tiny --arms rl_similar rl_random    # RL rows; also tables 10 and 11
 """
 
 from __future__ import annotations

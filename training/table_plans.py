@@ -142,7 +142,8 @@ PLANS: dict[str, Plan] = {
         notes=(
             "Our tasks are simulated: `place` stands in for folding a shirt (cloth is out of reach), `calculating` and "
             "`bagging` for Tasks 2 and 3.",
-            "`place` has no out-of-distribution split, so our OoD average is that of two tasks; the paper moves its shirt.",
+            "Out of distribution: for `place` the object lies beyond all places of the demonstrations, as the paper moves its "
+            "shirt; for the others expression, phrasing and position are unseen.",
             "Rows of ours with another design are SyVLA with one part exchanged, not the named models.",
             IMITATION,
         ),

@@ -74,7 +74,7 @@ class FullScale(Scale):
         jobs = [self._record(data, tasks, 300, *pictures)] if tasks else []
         if measures in ALONE:
             jobs.append(self._record(measures, [measures], 300, *pictures))
-        return [*jobs, *self._rl_recordings(arms, measures, tasks, *pictures)]
+        return [*jobs, *self._further_demonstrations(arms, measures, tasks, *pictures)]
 
     def _imitate(self, arm: str, seed: int, measures: str) -> Job:
         paths = {"flow": self.model_path or "MODEL_PATH", "regression": self.regression_model_path or "REGRESSION"}

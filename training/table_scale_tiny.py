@@ -59,7 +59,7 @@ class TinyScale(Scale):
             jobs.append(self._record(data, ["lift"], 240, *TWO_OBJECTS))
         if measures in ALONE:  # the same episodes as among those of the three tasks
             jobs.append(self._record(measures, [measures], 120))
-        jobs += self._rl_recordings(arms, measures, ["lift"], *TWO_OBJECTS)
+        jobs += self._further_demonstrations(arms, measures, ["lift"], *TWO_OBJECTS)
         synthetic = ("--output", str(root / "synthetic"), "--rows", str(self.rows), "--train-rows", str(self.chats))
         jobs.append(Job("evaluation.vlm_benchmarks.synthetic_data", synthetic, root / "synthetic"))
         for base in dict.fromkeys(ARMS[arm].base for arm in arms):

@@ -148,11 +148,11 @@ class Scale:
         return Job(EVAL_VLM, arguments, output, "summary.json", separate=self.separate)
 
     def _splits(self, run: Path, arm: str, episodes: int, loop: tuple[str, ...]) -> dict[str, Job]:
-        """Three tasks in domain; the two with an out-of-distribution split there as well."""
+        """Three tasks in domain and out of distribution."""
         tasks = list(TASKS.values())
         return {
             "in_domain": self._closed_loop(run, "in_domain", tasks, episodes, arm, *loop),
-            "ood": self._closed_loop(run, "ood", tasks[1:], episodes, arm, *loop, "--env-option", "split=ood"),
+            "ood": self._closed_loop(run, "ood", tasks, episodes, arm, *loop, "--env-option", "split=ood"),
         }
 
     def _finetune(
@@ -191,14 +191,15 @@ class Scale:
     def _value_options(self, **options: Any) -> dict[str, Any]:
         return {**options, **({} if self.value_steps is None else {"max_steps": self.value_steps})}
 
-    def _rl_recordings(self, arms: Sequence[str], measures: str, tasks: Sequence[str], *options: str) -> list[Job]:
-        """Of demonstrations: of a task alone, for its RL stage, and further ones for arms that go on by imitation."""
-        jobs = []
-        if any(ARMS[arm].start and ARMS[arm].rl is None for arm in arms):
-            updates, rollouts = self.budget
-            name = f"{self._data(measures)}_further"
-            jobs.append(self._record_exactly(name, tasks, updates * rollouts, *FURTHER_SEED, *options))
-        return jobs
+    def _further_demonstrations(
+        self, arms: Sequence[str], measures: str, tasks: Sequence[str], *options: str
+    ) -> list[Job]:
+        """Recording of further demonstrations, where an arm goes on by imitation: as many as RL makes rollouts."""
+        if not any(ARMS[arm].start and ARMS[arm].rl is None for arm in arms):
+            return []
+        updates, rollouts = self.budget
+        name = f"{self._data(measures)}_further"
+        return [self._record_exactly(name, tasks, updates * rollouts, *FURTHER_SEED, *options)]
 
     def _arm_options(self, arm: str, seed: int) -> dict[str, Any]:
         options: dict[str, Any] = {"model_overrides": dict(ARMS[arm].overrides), "seed": seed, **ARMS[arm].options}

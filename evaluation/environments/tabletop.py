@@ -68,7 +68,7 @@ class TabletopEnv(gymnasium.Env):
         control_hz: Control steps per second; the physics runs at 200 Hz.
         max_steps: Control steps after which the episode is truncated.
         split: "in_domain" (None means this) or "ood": draw episodes as in demonstrations, or out of their distribution
-            (`calculating` and `bagging`; see `tabletop_choice_tasks`).
+            (`calculating` and `bagging`, see `tabletop_choice_tasks`; `place`, position alone).
         ood: Only these aspects out of distribution: some of "expression", "phrasing", "position".
         render_mode: None or "rgb_array" (pictures of the head camera).
 

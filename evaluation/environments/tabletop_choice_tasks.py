@@ -29,7 +29,7 @@ from .choice_shapes import (
     NUMBER_HALF_SIZE,
 )
 from .tabletop_scene import COLOURS, SIDES, SceneObject
-from .tabletop_tasks import PLACE_RADIUS, REST_SPEED, Draw, Layout, Task, lowest_extent
+from .tabletop_tasks import PLACE_RADIUS, REST_SPEED, Draw, Layout, Place, Task, lowest_extent
 
 T = TypeVar("T")
 
@@ -154,13 +154,16 @@ class Bagging(ChoiceTask):
 
 CHOICE_TASKS: dict[str, Task] = {task.name: task for task in (Calculating(), Bagging())}
 
+ASPECTS_OF = {**dict.fromkeys(CHOICE_TASKS, UNSEEN_ASPECTS), Place.name: ("position",)}
+"""By task, what can be out of distribution."""
+
 
 def unseen_aspects(task: str, split: str | None, ood: Sequence[str] | None) -> tuple[str, ...]:
     """Aspects of the instruction and the scene to draw from what demonstrations do not show.
 
     Args:
         task: Name of the task.
-        split: "in_domain" (None means this), or "ood" for all of `UNSEEN_ASPECTS`.
+        split: "in_domain" (None means this), or "ood" for all aspects of the task, see `ASPECTS_OF`.
         ood: Only these aspects; implies "ood".
 
     Raises:
@@ -174,9 +177,11 @@ def unseen_aspects(task: str, split: str | None, ood: Sequence[str] | None) -> t
         raise ValueError(f"split='in_domain' has no unseen aspects, got ood={list(ood)}; drop one of them")
     unseen = tuple(aspect for aspect in UNSEEN_ASPECTS if aspect in (ood or ())) if ood is not None else ()
     if split == "ood" and not unseen:
-        unseen = UNSEEN_ASPECTS
-    if unseen and task not in CHOICE_TASKS:
-        raise ValueError(f"task {task!r} has no out-of-distribution split; tasks with one are {list(CHOICE_TASKS)}")
+        unseen = ASPECTS_OF.get(task, UNSEEN_ASPECTS)
+    if unseen and task not in ASPECTS_OF:
+        raise ValueError(f"task {task!r} has no out-of-distribution split; tasks with one are {list(ASPECTS_OF)}")
+    if never := set(unseen) - set(ASPECTS_OF.get(task, ())):
+        raise ValueError(f"ood: of task {task!r} only {list(ASPECTS_OF[task])} can be unseen, got {sorted(never)}")
     return unseen
 
 

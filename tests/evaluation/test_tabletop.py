@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
+from evaluation.closed_loop import evaluate_closed_loop
 from evaluation.environments import (
     ENVIRONMENTS,
     EVALUATION_SEED_OFFSET,
@@ -19,7 +20,14 @@ from evaluation.environments.demonstration import demonstrate
 from evaluation.environments.ray_camera import RayCamera
 from evaluation.environments.tabletop import CONTROLS, TabletopEnv
 from evaluation.environments.tabletop_scene import COLOURS, JOINT_LIMITS, OBJECT_HALF_SIZE
-from evaluation.environments.tabletop_tasks import CLEARANCE, HOLD_STEPS, LIFT_HEIGHT, lowest_extent
+from evaluation.environments.tabletop_tasks import (
+    CLEARANCE,
+    HOLD_STEPS,
+    LIFT_HEIGHT,
+    UNSEEN_X_RANGE,
+    X_RANGE,
+    lowest_extent,
+)
 
 SEEDS = range(EVALUATION_SEED_OFFSET - 10, EVALUATION_SEED_OFFSET)
 
@@ -145,6 +153,21 @@ def test_published_seeds_keep_their_episodes(task, instruction, place):
     env.reset(seed=0)
     assert env.layout.instruction == instruction
     assert env.layout.poses["object"][:2] == pytest.approx(place, abs=1e-15)
+
+
+def test_place_out_of_distribution_begins_beyond_every_place_of_the_demonstrations():
+    """An aspect of its own: instruction and pad are drawn as ever."""
+    for split, (low, high) in (("in_domain", X_RANGE), ("ood", UNSEEN_X_RANGE)):
+        env = TabletopEnv("place", image_size=8, split=split)
+        for seed in range(20):
+            env.reset(seed=seed)
+            assert low <= env.layout.poses["object"][0] <= high
+            assert X_RANGE[0] <= env.layout.poses["pad"][0] <= X_RANGE[1]
+    assert UNSEEN_X_RANGE[0] - X_RANGE[1] >= 0.015 - 1e-9
+    result = evaluate_closed_loop(
+        "expert", tasks="place", episodes=6, environment_options={"split": "ood", "image_size": 8}, progress=False
+    )
+    assert result.total.successes == 6
 
 
 def test_state_equals_the_commanded_joints_after_settling():

@@ -264,7 +264,12 @@ def test_command_line_evaluates_the_out_of_distribution_split(tmp_path, capsys):
         ("bagging", {"ood": ["words"]}, r"ood: expected a list out of \['expression', 'phrasing', 'position'\]"),
         ("bagging", {"ood": "position"}, "ood: expected a list"),
         ("bagging", {"split": "in_domain", "ood": ["position"]}, "drop one of them"),
-        ("lift", {"split": "ood"}, r"task 'lift' has no out-of-distribution split; .*\['calculating', 'bagging'\]"),
+        (
+            "lift",
+            {"split": "ood"},
+            r"task 'lift' has no out-of-distribution split; .*\['calculating', 'bagging', 'place'\]",
+        ),
+        ("place", {"ood": ["phrasing"]}, r"ood: of task 'place' only \['position'\] can be unseen, got \['phrasing'\]"),
     ],
 )
 def test_bad_splits_are_named(task, arguments, message):

@@ -105,7 +105,7 @@ class SyVLAPreTrainedModel(StrictPreTrainedModel):
     model_tags = ["robotics", "vision-language-action", "vla", "syvla"]
     input_modalities = ("image", "text")
     _no_split_modules = ["Qwen2_5_VLDecoderLayer", "Qwen2_5_VLVisionBlock", "ExpertLayer", "SiglipEncoderLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["past_key_values", "cache"]
     auto_map = {
         "AutoConfig": "configuration_syvla.SyVLAConfig",
         "AutoModel": "modeling_syvla.SyVLAModel",

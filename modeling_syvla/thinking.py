@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -96,7 +97,8 @@ class ThinkingMixin:
             use_cache=True,
             **generate_kwargs,
         )
-        cache, sequences = generated.past_key_values, generated.sequences
+        cache = generated.cache if hasattr(generated, "cache") else generated.past_key_values
+        sequences = generated.sequences
         cached = cache.get_seq_length()  # the last generated token is not in the cache yet
         thought = sequences[:, prompt_length:]
         end_ids = torch.tensor(self._end_token_ids(), device=thought.device)
@@ -122,12 +124,15 @@ class ThinkingMixin:
             return *self.condition_states(self.encode(whole, mask, **images), whole, mask), thought
         offset = self._positions(input_ids, attention_mask, None, generate_kwargs.get("image_grid_thw"))[1]
         positions = (mask.cumsum(-1) - 1)[:, cached:] + offset
-        outputs = self.vlm.model.language_model(
+        language_model = self.vlm.model.language_model
+        # transformers calls a cache `past_key_values` in older versions and no more from 5.40 on.
+        new_name = "cache" in inspect.signature(language_model.forward).parameters
+        outputs = language_model(
             inputs_embeds=embeds,
             attention_mask=mask,
             position_ids=positions[None].expand(3, -1, -1),
-            past_key_values=cache,
             use_cache=True,
+            **{"cache" if new_name else "past_key_values": cache},
         )
         return outputs.last_hidden_state[:, -queries.shape[1] :], None, thought
 

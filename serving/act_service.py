@@ -210,12 +210,14 @@ class ActService:
             known = self.sessions.get(name) if name else Session("")
             if session and name:
                 self.sessions.speaks_for(session, name)
+            repeated = known.repeats(options.request_id)
             if options.reset:
-                known.forget_thought()
-                policy.forget(known.name)
-                if self.recording is not None and name:
+                if not repeated:
+                    known.forget_thought()
+                    policy.forget(known.name)
+                if not repeated and self.recording is not None and name:
                     self.recording.reset(name, options.executed_steps)
-                    options = options.after_reset()
+                options = options.after_reset()
             if self.recording is not None:
                 self.recording.check(options, robot.name)
             if options.observe_only:

@@ -39,7 +39,7 @@ class RequestOptions:
         episode_id: Name of the episode; another one than before begins a new episode.
         reset: A new episode begins with this request.
         deadline_s: Seconds after which an answer is of no use.
-        request_id: Returned as it came.
+        request_id: Returned as it came. The session's last one again means that its answer was lost: nothing happens twice.
         executed_steps: How many actions of the previous chunk ran, for the recorder.
         observe_only: The observation of a step at which no actions are asked for, for the recorder.
         policy: Entries for the policy, see `POLICY_OPTIONS`.

@@ -23,6 +23,7 @@ class Session:
         thought: The thought in force, None before the first.
         thought_basis: Instruction, robot and policy version that it was made for; it holds for no others.
         thought_age: Calls since it was made.
+        request_id: Of the last request; the same one again is that request, sent again since its answer was lost.
         last_seen: Monotonic time.
         named: Of a connection's own session: those that its requests named, up to `MAX_NAMED`.
     """
@@ -32,11 +33,24 @@ class Session:
     thought: str | None = None
     thought_basis: tuple[str, ...] = ()
     thought_age: int = 0
+    request_id: str | None = None
     last_seen: float = field(default_factory=time.monotonic)
     named: set[str] = field(default_factory=set)
+    _before: tuple[str | None, tuple[str, ...], int] = (None, (), 0)  # the thought as the last request found it
+
+    def repeats(self, request_id: str | None) -> bool:
+        """Whether a request is the last one, sent again: it then finds the session as it was the first time."""
+        again = request_id is not None and request_id == self.request_id
+        now = (self.thought, self.thought_basis, self.thought_age)
+        if again:
+            self.thought, self.thought_basis, self.thought_age = self._before
+        else:
+            self.request_id, self._before = request_id, now
+        return again
 
     def forget_thought(self) -> None:
         self.thought, self.thought_basis, self.thought_age = None, (), 0
+        self._before = (None, (), 0)
 
     def plan_thought(self, think: bool | int, basis: tuple[str, ...]) -> tuple[bool, str | None]:
         """Whether to think at this call, and otherwise the thought to act on.

@@ -287,12 +287,30 @@ def test_a_session_outlives_its_connection(serve, request_of):
     server = serve(think=10)
     for age in range(2):
         client = opened(server)
-        reply = ask(client, request_of(session_id="robot 7", request_id="a"))
-        assert (reply["thought_age"], reply["request_id"]) == (age, "a")
+        reply = ask(client, request_of(session_id="robot 7", request_id=f"{age}"))
+        assert (reply["thought_age"], reply["request_id"]) == (age, f"{age}")
         client.close()
     assert http_act(f"http://{server.url}", request_of())["thought_age"] == 0, (
         "HTTP without a session remembers nothing"
     )
+
+
+def test_a_request_that_is_sent_again_happens_once(serve, request_of, tmp_path):
+    """As a client does whose connection was lost before the answer came: no episode, thought or decision of its own."""
+    pytest.importorskip("pandas", reason="recording needs the train extra")
+    from serving.rollout_episodes import read_rollouts
+
+    server = serve(record=tmp_path / "rollouts", think=2)
+    first = request_of(session_id="robot", request_id="1", reset=True)
+    second = request_of(session_id="robot", request_id="2", executed_steps=3, seed=4)
+    third = request_of(session_id="robot", request_id="3", executed_steps=2, seed=5)
+    url = f"http://{server.url}"
+    ages = [http_act(url, request)["thought_age"] for request in (first, first, second, second, second, third)]
+    assert ages == [0, 0, 1, 1, 1, 0]
+    server.stop()
+    (episode,) = read_rollouts(tmp_path / "rollouts")
+    assert episode.seeds.tolist() == [3, 4, 5]
+    assert episode.executed.tolist()[:2] == [3, 2]
 
 
 @pytest.mark.slow

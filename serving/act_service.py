@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -66,6 +66,7 @@ class ActService:
         self.metrics.gauge("sessions", "Sessions remembered.", lambda: len(self.sessions))
         self.metrics.gauge("websockets", "Open websockets.", lambda: self.connections)
         self.metrics.gauge("request_bytes", "Bytes that requests hold.", lambda: self.memory.used)
+        self.metrics.gauge("episodes", "Recorded episodes; those that are lost are in the log.", self._recorded)
         self.metrics.gauge("ready", "1 once the policy is loaded and warm.", lambda: float(self.ready))
 
     # ------------------------------------------------------------------ life
@@ -83,10 +84,19 @@ class ActService:
         while True:
             await asyncio.sleep(min(5.0, self.settings.session_timeout_s / 2))
             for session in self.sessions.expire():
-                if self.holder.current is not None:
-                    self.holder.current.forget(session.name)
-                if self.recording is not None:
-                    self.recording.ended(session.name, "disconnected")
+                self._forget(session.name)
+
+    def disconnected(self, connection: str) -> None:
+        """A websocket has closed. Nobody can come back to the session that bears its name."""
+        self.connections -= 1
+        self.sessions.left(connection)
+        self._forget(connection)
+
+    def _forget(self, session: str) -> None:
+        if self.holder.current is not None:
+            self.holder.current.forget(session)
+        if self.recording is not None:
+            self.recording.ended(session, "disconnected")
 
     async def drain(self) -> None:
         """Takes no new requests, and returns when all that were accepted are answered, or the time is up."""
@@ -104,6 +114,9 @@ class ActService:
             self.holder.current.close()
         if self.recording is not None:
             self.recording.close()
+
+    def _recorded(self) -> Mapping[str, int]:
+        return {} if self.recording is None else self.recording.status()
 
     # ------------------------------------------------------------------ what is known
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 """Upper bounds in seconds: from a decoded message to a thought on a slow machine."""
@@ -23,7 +23,7 @@ class Metrics:
         self._counts: dict[tuple[str, str, str], float] = {}
         self._histograms = {phase: [0] * (len(BUCKETS) + 1) for phase in PHASES}
         self._sums = dict.fromkeys(PHASES, 0.0)
-        self._gauges: dict[str, tuple[str, Callable[[], float]]] = {}
+        self._gauges: dict[str, tuple[str, Callable[[], float | Mapping[str, float]]]] = {}
 
     def count(self, name: str, label: str = "", value: str = "", by: float = 1) -> None:
         """Adds to a counter, `syvla_<name>_total{label="value"}`; values must come from a fixed set."""
@@ -37,8 +37,8 @@ class Metrics:
             self._histograms[phase][bisect_left(BUCKETS, seconds)] += 1
             self._sums[phase] += seconds
 
-    def gauge(self, name: str, help: str, read: Callable[[], float]) -> None:
-        """Registers a value that is read when the page is asked for."""
+    def gauge(self, name: str, help: str, read: Callable[[], float | Mapping[str, float]]) -> None:
+        """Registers a value that is read when the page is asked for, or values by `state`."""
         self._gauges[name] = (help, read)
 
     def value(self, name: str, label: str = "", value: str = "") -> float:
@@ -50,7 +50,14 @@ class Metrics:
         """The page."""
         lines: list[str] = []
         for name, (help, read) in self._gauges.items():
-            lines += [f"# HELP syvla_{name} {help}", f"# TYPE syvla_{name} gauge", f"syvla_{name} {read():g}"]
+            lines += [f"# HELP syvla_{name} {help}", f"# TYPE syvla_{name} gauge"]
+            found = read()
+            by_label = (
+                {f'{{state="{state}"}}': value for state, value in found.items()}
+                if isinstance(found, Mapping)
+                else {"": found}
+            )
+            lines += [f"syvla_{name}{label} {value:g}" for label, value in by_label.items()]
         with self._lock:
             for name in dict.fromkeys(key[0] for key in self._counts):
                 lines.append(f"# TYPE syvla_{name}_total counter")

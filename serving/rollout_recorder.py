@@ -272,7 +272,7 @@ class RolloutRecorder:
         return self._cause
 
     def status(self) -> dict[str, Any]:
-        """Counts for health and metrics pages."""
+        """Episodes that are open, saved and lost, bytes that wait for the disk, and the last cause of a loss."""
         with self._lock:
             return {
                 "open": len(self._open),

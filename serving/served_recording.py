@@ -56,8 +56,8 @@ class Recording(Protocol):
         """The session is forgotten."""
         ...
 
-    def status(self) -> dict[str, Any]:
-        """Counts."""
+    def status(self) -> Mapping[str, int]:
+        """Episodes by state."""
         ...
 
     def close(self) -> None:
@@ -128,9 +128,10 @@ class ServedRecording:
         for recorder in self.recorders.values():
             recorder.end(session, ended=why)
 
-    def status(self) -> dict[str, Any]:
-        """Robot to the recorder's counts."""
-        return {name: recorder.status() for name, recorder in self.recorders.items()}
+    def status(self) -> Mapping[str, int]:
+        """Episodes of all robots that are open, saved and lost since the server started."""
+        counts = [recorder.status() for recorder in self.recorders.values()]
+        return {state: sum(count[state] for count in counts) for state in ("open", "saved", "lost")}
 
     def close(self) -> None:
         """Seals what is open; losses are logged."""

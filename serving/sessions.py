@@ -107,11 +107,9 @@ class SessionTable:
             self.get(name).connections += 1
 
     def left(self, connection: str) -> None:
-        """A connection has closed; its sessions stay for a while, in case the client comes back."""
-        own = self.get(connection)
-        for session in (own, *(self.get(name) for name in own.named)):
-            session.connections -= 1
-        own.named.clear()
+        """A connection has closed. Its own session is gone; those that it named stay for a while: the client may come back."""
+        for name in self._sessions.pop(connection).named:
+            self.get(name).connections -= 1
 
     def expire(self) -> list[Session]:
         """Takes out and returns sessions that were silent too long, and the oldest of too many."""

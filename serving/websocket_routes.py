@@ -60,8 +60,7 @@ class _Connection:
     def close(self) -> None:
         self._reader.cancel()
         self._held.release()
-        self.service.connections -= 1
-        self.service.sessions.left(self.session)
+        self.service.disconnected(self.session)
 
     async def serve(self) -> None:
         """Answers until the client leaves."""

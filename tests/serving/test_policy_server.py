@@ -313,6 +313,28 @@ def test_a_request_that_is_sent_again_happens_once(serve, request_of, tmp_path):
     assert episode.executed.tolist()[:2] == [3, 2]
 
 
+def test_the_episode_of_a_connection_is_sealed_when_it_closes(serve, request_of, tmp_path):
+    """A client without a session id cannot come back to it; a named session may."""
+    pytest.importorskip("pandas", reason="recording needs the train extra")
+    from serving.rollout_episodes import read_rollouts
+
+    server = serve(record=tmp_path / "rollouts")
+    for name in (None, "robot"):
+        client = opened(server)
+        ask(client, request_of(session_id=name))
+        client.close()
+    wait_for(lambda: server.service.connections == 0)
+    page = f"http://{server.url}/metrics"
+    wait_for(lambda: 'syvla_episodes{state="saved"} 1\n' in httpx.get(page).text, 60)
+    assert 'syvla_episodes{state="open"} 1\n' in httpx.get(page).text
+    assert 'syvla_episodes{state="lost"} 0\n' in httpx.get(page).text
+    server.stop()
+    assert [episode.facts.ended for episode in read_rollouts(tmp_path / "rollouts")] == [
+        "disconnected",
+        "server stopped",
+    ]
+
+
 @pytest.mark.slow
 def test_served_episodes_are_recorded(serve, request_of, tmp_path):
     pytest.importorskip("pandas", reason="recording needs the train extra")

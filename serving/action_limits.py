@@ -156,6 +156,11 @@ def _vector(values: Any, name: str, dim: int, missing: float) -> np.ndarray:
     if not isinstance(values, list) or len(values) != dim:
         raise ValueError(f"action_limits.{name}: expected a list of {dim} numbers or nulls, got {str(values)[:80]}")
     try:
-        return np.array([missing if value is None else float(value) for value in values], np.float32)
+        vector = np.array([missing if value is None else float(value) for value in values], np.float32)
+        if np.isnan(
+            vector
+        ).any():  # every comparison with it is false: no action would be limited, or all would be lost
+            raise ValueError
+        return vector
     except (TypeError, ValueError):
         raise ValueError(f"action_limits.{name}: expected numbers or nulls, got {str(values)[:80]}") from None

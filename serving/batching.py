@@ -178,6 +178,8 @@ class BatchingWorker:
     def _answer(self, policy: ServedPolicy, jobs: list[Job]) -> None:
         try:
             answers = policy.answer([job.request for job in jobs])
+            if len(answers) != len(jobs):
+                raise RuntimeError(f"the policy gave {len(answers)} answers to {len(jobs)} requests")
             for job, answer in zip(jobs, answers, strict=True):
                 job.answer.set_result((answer, policy.version))
         except Exception as error:

@@ -13,6 +13,9 @@ _MODES = ("RGB", "RGBA", "L", "LA", "P", "PA", "1", "CMYK", "YCbCr")
 MAX_PIXELS = 4096 * 4096
 """Pixels of an encoded image; 48 MiB once decoded. Ours: beyond what robots' cameras deliver."""
 
+MAX_ASPECT = 200
+"""Longer side over the shorter one; Qwen2.5-VL's image processor takes no more."""
+
 
 def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """A JPEG or PNG file as uint8 (H, W, 3).
@@ -30,9 +33,7 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         raise ValueError(
             f"expected an image of 8 bits per channel, got one of mode {image.mode!r}; send a colour image"
         )
-    width, height = image.size
-    if width * height > max_pixels:
-        raise ValueError(f"expected an image of at most {max_pixels} pixels, got {width} x {height}")
+    _check_size(*image.size, max_pixels)
     try:
         return np.asarray(image.convert("RGB"))
     except Exception as error:
@@ -66,8 +67,7 @@ def rgb_image(value: Any, layouts: tuple[str, ...], max_pixels: int = MAX_PIXELS
         image = value.transpose(1, 2, 0)
     else:
         raise ValueError(f"expected {wanted} uint8 or float in [0, 1], got {kind}")
-    if image.shape[0] * image.shape[1] > max_pixels:
-        raise ValueError(f"expected an image of at most {max_pixels} pixels, got {kind}")
+    _check_size(image.shape[1], image.shape[0], max_pixels)
     if value.dtype == np.uint8:
         return np.ascontiguousarray(image)
     if value.dtype.kind != "f":
@@ -75,6 +75,13 @@ def rgb_image(value: Any, layouts: tuple[str, ...], max_pixels: int = MAX_PIXELS
     if not (image.min() >= 0 and image.max() <= 1):  # false for NaN
         raise ValueError(f"expected float values in [0, 1], got {image.min():g} to {image.max():g}; send uint8 0..255")
     return np.rint(np.ascontiguousarray(image, dtype=np.float32) * 255).astype(np.uint8)
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise ValueError(f"expected an image of at most {max_pixels} pixels, got {width} x {height}")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise ValueError(f"expected sides of which one is at most {MAX_ASPECT} times the other, got {width} x {height}")
 
 
 def resize_with_pad(image: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -60,6 +60,7 @@ def test_numbers_that_are_not_finite_are_refused_without_any_limits(bad):
         ({"on_violation": "ignore"}, "on_violation 'ignore'"),
         ({"low": [0, 0]}, r"action_limits.low: expected a list of 1 numbers or nulls"),
         ({"high": ["x"]}, r"action_limits.high: expected numbers or nulls"),
+        ({"low": [float("nan")]}, r"action_limits.low: expected numbers or nulls, got \[nan\]"),
         ({"low": [2], "high": [1]}, "low <= high"),
         ({"max_step": [0]}, "max_step > 0"),
     ],

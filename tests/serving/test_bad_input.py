@@ -35,6 +35,10 @@ CASES = {  # changes to a good request, and what the error says
         r"observation.images.center: expected .*uint8.*got \(4, 4, 3\) int64",
     ),
     "wrong shape": ({"observation.state": np.zeros((2, 2))}, r"observation.state: expected \(2,\) numbers, got shape \(2, 2\)"),
+    "a line as image": (
+        {"observation.images.center": np.zeros((1, 201, 3), np.uint8)},
+        r"observation.images.center: expected sides of which one is at most 200 times the other, got 201 x 1",
+    ),
     "NaN state": ({"observation.state": np.array([0, np.nan])}, r"observation.state: expected finite numbers, got nan"),
     "truncated JPEG": (
         {"observation.images.center": TRUNCATED.getvalue()[:-500]},

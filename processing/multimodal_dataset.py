@@ -42,7 +42,7 @@ class MultimodalDataset(Dataset):
         annotations: JSON file with the answers, for the official question files of VQA-v2.
         resized_size: Size that the VLM resizes an image to, for points; see `resized_size`.
         streaming: Read the rows of a Hub data set as they come instead of downloading them first. They then come in the
-            order of the stream whatever the index, and a resumed run begins it anew.
+            order of the stream whatever the index; a resumed run begins it anew in another order, see `begin_at`.
         rows: Number of rows of a stream, which cannot be asked.
         shuffle_buffer: Rows of a stream among which the next is drawn.
 
@@ -114,6 +114,13 @@ class MultimodalDataset(Dataset):
                 self._count(error)
         raise ValueError(f"{self.name}: {tries} rows in a row are unusable: {self.report()}")
 
+    def begin_at(self, step: int) -> None:
+        """For a run that goes on at `step`: a stream is shuffled anew, by this number, so that its first rows are not those
+        that the run began with. Finding the row where it stopped would mean to download all before it again.
+        """
+        if self._stream is not None:
+            self._stream.begin_at(step)
+
     def read_row(self, index: int) -> dict[str, Any]:
         """The chat of one row.
 
@@ -149,6 +156,10 @@ class _Stream:
         self._open, self._shuffle_buffer = open_source, shuffle_buffer
         self._iterator: Iterator[Mapping[str, Any]] | None = None
         self._epoch, self._position = 0, 0
+        self._begun_at = 0
+
+    def begin_at(self, step: int) -> None:
+        self._iterator, self._epoch, self._position, self._begun_at = None, 0, 0, step
 
     def next(self) -> tuple[Mapping[str, Any], int]:
         """The next row and its number in this process."""
@@ -174,7 +185,8 @@ class _Stream:
         if parts > 1:
             rows = rows.shard(parts, part) if rows.num_shards >= parts else _every(rows, parts, part)
         if self._shuffle_buffer > 1:
-            rows = rows.shuffle(seed=self._epoch, buffer_size=self._shuffle_buffer)
+            seed = self._epoch + (self._begun_at << 16)
+            rows = rows.shuffle(seed=seed, buffer_size=self._shuffle_buffer)
         return rows
 
     def __getstate__(self) -> dict[str, Any]:

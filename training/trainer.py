@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from huggingface_hub import HfApi
 from torch.utils.data import DataLoader
-from transformers import Trainer
-from transformers.trainer import TRAINING_ARGS_NAME
+from transformers import Trainer, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import HubStrategy
 from transformers.utils.hub import PushInProgress
 
@@ -229,10 +229,8 @@ class SyVLATrainer(AtomicCheckpointMixin, Trainer):
         }
 
     def _skipped_rows(self) -> dict[str, float]:
-        """Rows of multi-modal data that could not be used since this process started, by dataset and cause."""
-        datasets = getattr(self.train_dataset, "datasets", ())
-        counted = [(name, d) for name, d in zip(source_names(datasets), datasets, strict=True) if hasattr(d, "skipped")]
-        if not counted:
+        """Rows of multi-modal data that could not be used since the run began, by dataset and cause."""
+        if not (counted := self._counted()):
             return {}
         own = torch.stack([dataset.skipped for _, dataset in counted])
         total = self._gather(own[None]).sum(0)
@@ -242,6 +240,11 @@ class SyVLATrainer(AtomicCheckpointMixin, Trainer):
             for cause, count in zip(CAUSES, row, strict=True)
             if count
         }
+
+    def _counted(self) -> list[tuple[str, Any]]:
+        """Name and dataset of the multi-modal ones, which count the rows that they skip."""
+        datasets = getattr(self.train_dataset, "datasets", ())
+        return [(name, d) for name, d in zip(source_names(datasets), datasets, strict=True) if hasattr(d, "skipped")]
 
     # ------------------------------------------------------------------ average of the weights
 
@@ -289,6 +292,10 @@ class SyVLATrainer(AtomicCheckpointMixin, Trainer):
         """As [`Trainer.train`]; see `find_checkpoint` for what `resume_from_checkpoint` may be."""
         found = find_checkpoint(resume_from_checkpoint, self.args.output_dir)
         self._started, self._waited, self._samples = time.perf_counter(), 0.0, 0
+        if found is not None:
+            step = TrainerState.load_from_json(str(Path(found) / TRAINER_STATE_NAME)).global_step
+            for _, dataset in self._counted():
+                dataset.begin_at(step)
         return super().train(found, *args, **kwargs)
 
     def _save_rng_state(self, output_dir: str) -> None:
@@ -298,6 +305,7 @@ class SyVLATrainer(AtomicCheckpointMixin, Trainer):
             "loss": self._tr_loss.item(),
             "last_logged_step": self._globalstep_last_logged,
             "metrics": self._metrics["train"].state_dict(),
+            "skipped_rows": {name: dataset.skipped.tolist() for name, dataset in self._counted()},
         }
         path = Path(output_dir) / f"unlogged_losses_{self.args.process_index}.json"
         path.write_text(json.dumps(sums) + "\n", encoding="utf-8")
@@ -310,6 +318,8 @@ class SyVLATrainer(AtomicCheckpointMixin, Trainer):
             self._tr_loss += sums["loss"]
             self._globalstep_last_logged = sums["last_logged_step"]
             self._metrics["train"].load_state_dict(sums["metrics"])
+            for name, dataset in self._counted():
+                dataset.skipped += torch.tensor(sums.get("skipped_rows", {}).get(name, 0))
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)

@@ -292,6 +292,20 @@ def test_a_stream_gives_its_rows_in_turn_and_each_worker_its_own(tmp_path):
     assert [turns(again[0]) for _ in range(6)] != [*usable, *usable]
 
 
+def test_a_resumed_stream_comes_in_another_order(tmp_path):
+    data = open_format("cambrian", tmp_path / "data", streaming=True, rows=7, shuffle_buffer=100)
+    usable = sorted(str(EXPECTED["cambrian", row]) for row in range(3))
+
+    def order(step):
+        data.begin_at(step)
+        return [str(turns(data[0])) for _ in range(3)]
+
+    orders = {step: order(step) for step in range(0, 1000, 100)}
+    assert all(sorted(found) == usable for found in orders.values())
+    assert len(set(map(tuple, orders.values()))) > 1
+    assert order(300) == orders[300]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

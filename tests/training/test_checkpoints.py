@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -150,8 +151,11 @@ def test_a_run_that_was_killed_in_a_step_goes_on_bit_for_bit(
     finetune, finetune_arguments, multimodal_path, tmp_path, adapter
 ):
     """Killed by SIGKILL in the second micro-batch of step 5; logs every second step, saves every third: the loss logged at
-    step 4 was summed up on both sides of the checkpoint."""
-    options = {**OPTIONS, "adapter": adapter, "multimodal_datasets": multimodal_path}
+    step 4 was summed up on both sides of the checkpoint, as were the rows that cannot be used, every second one."""
+    folder = shutil.copytree(multimodal_path.parent, tmp_path / "chats")
+    lines = [line for usable in multimodal_path.read_text().splitlines() for line in ('{"messages": []}', usable)]
+    (folder / multimodal_path.name).write_text("\n".join(lines) + "\n")
+    options = {**OPTIONS, "adapter": adapter, "multimodal_datasets": folder / multimodal_path.name}
     assert finetune(tmp_path / "whole", **options) == 0
     killed = run(KILL_IN_A_STEP, finetune_arguments(tmp_path / "killed", **options))
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
@@ -159,6 +163,7 @@ def test_a_run_that_was_killed_in_a_step_goes_on_bit_for_bit(
     whole, resumed = (history(tmp_path / name) for name in ("whole", "killed"))
     assert [entry["step"] for entry in resumed] == [2, 4, 6]
     assert [timeless(entry) for entry in resumed] == [timeless(entry) for entry in whole]
+    assert any(key.startswith("skipped_rows/") for key in whole[0])
     file = "model.safetensors" if adapter == "none" else "adapter_model.safetensors"
     weights = [load_file(tmp_path / name / file) for name in ("whole", "killed")]
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])

@@ -22,35 +22,31 @@ from typing import Any
 
 import torch
 
-from benchmarks.latency_models import POLICIES, SCALES
+from benchmarks.latency_models import BOUND_SIZES, CALLS, POLICIES, SCALES
 from benchmarks.latency_report import print_report, summarise
 from benchmarks.machine_bound import describe_device, device_name, dtype_of, measure_bound
 from benchmarks.phases import Phases
 from benchmarks.reporting import write_section
 
-BOUND_SIZES = {"tiny": {"shapes": [(51, 64, 64)], "nbytes": 2**20}}
-"""What the bound is measured with, where the default takes longer than the model."""
-
 
 def measure_piece(settings: dict[str, Any], name: str) -> dict[str, Any]:
     """One model, built, warmed up while its work is counted, and measured; in the process that this is called in."""
     dtype, device, scale = dtype_of(settings["dtype"]), settings["device"], settings["scale"]
-    sizes: dict[str, Any] = BOUND_SIZES.get(scale, {})
+    sizes = BOUND_SIZES[scale]
     before = measure_bound(dtype, device, **sizes)
     policy = POLICIES[name](scale, dtype, device, views=settings["views"], thought_tokens=settings["thought_tokens"])
     phases = Phases(policy.spans, device)
+    chosen = {call: run for call, run in policy.calls.items() if call in settings["calls"]}
     calls: dict[str, Any] = {}
     with torch.no_grad():  # in inference mode, layers are not taken apart into the products that are counted
-        for call_name, call in policy.calls.items():
-            work = phases.work(call, policy.model)
-            calls[call_name] = {
-                "work": {span: [w.flops, w.weight_bytes] for span, w in work.items()},
-                "seconds": [],
-                "language_calls": [],
-            }
-        for call_name, call in policy.calls.items():
-            if settings["compile"]:
-                call()
+        for call_name, call in chosen.items():
+            work = {span: [w.flops, w.weight_bytes] for span, w in phases.work(call, policy.model).items()}
+            calls[call_name] = {"work": work, "seconds": [], "language_calls": []}
+        policy.optimize(settings["compile"])
+        for call_name, call in chosen.items():
+            if settings["compile"] or call_name == "action":
+                call()  # warm-up; the others run the same code
+        for call_name, call in chosen.items():
             for _ in range(settings["repeats"]):
                 seconds, each = phases.seconds(call)
                 calls[call_name]["seconds"].append(seconds)
@@ -63,17 +59,7 @@ def measure_piece(settings: dict[str, Any], name: str) -> dict[str, Any]:
         "bounds": [before.as_dict(), after.as_dict()],
         "phases": policy.phases,
         "calls": calls,
-        "peak_bytes": peak_bytes(device),
     }
-
-
-def peak_bytes(device: str) -> int:
-    """Most memory that this process has held, on the device that the model is on."""
-    import resource
-
-    if torch.device(device).type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def read_piece(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
@@ -126,6 +112,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--views", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=3, help="how often the models take turns")
     parser.add_argument("--repeats", type=int, default=2, help="measured calls per round")
+    parser.add_argument("--calls", nargs="+", choices=CALLS, default=list(CALLS), help="what is measured, of SyVLA")
     parser.add_argument("--thought-tokens", type=int, default=16)
     parser.add_argument("--compile", action="store_true", help="compile SyVLA's denoise loop")
     parser.add_argument("--budget", type=float, default=float("inf"), help="seconds after which no piece is started")
@@ -138,9 +125,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         piece = measure_piece(options.settings, options.piece)
         options.pieces.write_text(json.dumps(piece), encoding="utf-8")
         return
-    names = ("device", "dtype", "scale", "views", "repeats", "thought_tokens", "compile")
+    names = ("device", "dtype", "scale", "views", "repeats", "calls", "thought_tokens", "compile")
     settings = {name: getattr(options, name) for name in names}
-    folder = options.pieces or Path("outputs/latency") / "-".join(str(settings[name]) for name in names)
+    settings["calls"] = [call for call in CALLS if call in ("action", "refresh", *options.calls)]
+    folder = options.pieces or Path("outputs/latency") / "-".join(
+        str(settings[name]) for name in ("device", "dtype", "scale", "views", "compile")
+    )
     folder.mkdir(parents=True, exist_ok=True)
     if options.fresh:
         for path in folder.glob("*.json"):
@@ -152,7 +142,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     result = summarise(pieces)
     print_report(result)
     name = "latency" if options.scale == "paper" else f"latency_{options.scale}"
-    print(write_section(name, device_name(options.device), result, describe_device(options.device)))
+    section = f"{device_name(options.device)}, {options.dtype}{', compiled' if options.compile else ''}"
+    print(write_section(name, section, result, describe_device(options.device)))
 
 
 if __name__ == "__main__":

@@ -22,8 +22,13 @@ from benchmarks.phases import Spans
 TEXT_TOKENS = 48
 GRID = 16  # patches per side of a view of 224 px, for both models
 FLOW_STEPS = 10
+CALLS = ("action", "refresh", "action, 4 steps", "think")
+"""A chunk from images and text; the expert alone on new images and old query states; with 4 flow steps; with a thought."""
 SCALES = ("paper", "small", "tiny")
 """The published sizes; about a quarter of their width and a third of their depth; one for tests."""
+
+BOUND_SIZES: dict[str, dict[str, Any]] = {"paper": {}, "small": {}, "tiny": {"shapes": [(51, 64, 64)], "nbytes": 2**20}}
+"""What the machine's bound is measured with, where the default would take longer than the model."""
 
 
 @dataclass
@@ -35,36 +40,62 @@ class Policy:
         calls: What is measured: "action", and for SyVLA further ones. Each answers with a chunk (1, T, D).
         spans: See `benchmarks.phases`.
         phases: Phase -> spans that are added and spans that are subtracted.
+        optimize: Makes the model quick; its argument is whether to compile. Counting comes before.
     """
 
     model: nn.Module
     calls: dict[str, Callable[[], torch.Tensor]]
     spans: Spans
     phases: dict[str, tuple[tuple[str, ...], tuple[str, ...]]]
+    optimize: Callable[[bool], Any] = lambda compile: None
 
 
-def random_model(build: Callable[[], nn.Module], dtype: torch.dtype, device: str) -> nn.Module:
-    """A model in `dtype` whose weights are one random block over and over; seconds instead of minutes for billions."""
+POOL_BYTES = 2**31
+"""Far beyond any cache, so that every weight comes from memory, as those of a trained model do."""
+
+
+def random_model(
+    build: Callable[[], nn.Module], dtype: torch.dtype, device: str, pool_bytes: int | None = POOL_BYTES
+) -> nn.Module:
+    """A model whose weights are windows, one after the other, of a pool of random numbers that starts over at its end.
+
+    However many billions of weights there are, they are there in seconds and in two gigabytes of memory; the work of a call
+    and what it reads from memory are those of a model with weights of its own.
+
+    Args:
+        build: Makes the model, on the device and in the dtype that are set while it is called.
+        dtype: Of the weights.
+        device: Where they are.
+        pool_bytes: Size of the pool, beyond that of the largest weight; None: every weight has numbers of its own.
+    """
+    from transformers import PreTrainedModel
     from transformers.initialization import no_init_weights
 
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        with no_init_weights(), torch.device(device):
-            model = build().eval()
+        with no_init_weights(), torch.device(device):  # memory that is not written takes no room on a CPU
+            model: Any = build().eval().requires_grad_(False)
     finally:
         torch.set_default_dtype(before)
+    sizes = [p.numel() for p in model.parameters()]
+    size = min(sum(sizes), max(*sizes, pool_bytes // dtype.itemsize)) if pool_bytes else sum(sizes)
+    pool = torch.empty(size, device=device, dtype=dtype)
     block = torch.randn(2**20, generator=torch.Generator().manual_seed(0)).mul_(0.02).to(device, dtype)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim == 1:  # scales of norms near one, biases near zero
-                parameter.fill_(0.0 if name.endswith("bias") else 1.0)
-                continue
-            flat = parameter.view(-1)
-            for start in range(0, len(flat), len(block)):
-                part = flat[start : start + len(block)]
-                part.copy_(block[: len(part)])
-    return model.requires_grad_(False)
+    for part in pool.split(len(block)):
+        part.copy_(block[: len(part)])
+    position = 0
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 1:  # scales of norms one, biases zero
+            parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+            continue
+        if position + parameter.numel() > len(pool):
+            position = 0
+        parameter.data = pool[position : position + parameter.numel()].view(parameter.shape)
+        position += parameter.numel()
+    if isinstance(model, PreTrainedModel):
+        model.tie_weights()
+    return model
 
 
 # ---------------------------------------------------------------------------------------------------------------- SyVLA
@@ -176,9 +207,7 @@ def syvla_policy(scale: str, dtype: torch.dtype, device: str, *, views: int = 3,
             "refresh": lambda: model.predict_actions(query_states=queries, num_steps=FLOW_STEPS, **observation).actions,
             "action, 4 steps": lambda: model.predict_actions(**inputs, num_steps=4).actions,
             "think": lambda: (
-                model.predict_actions(
-                    **inputs, think=True, num_steps=FLOW_STEPS, tokenizer=_NoText(), **thought
-                ).actions
+                model.predict_actions(**inputs, think=True, num_steps=FLOW_STEPS, tokenizer=NoText(), **thought).actions
             ),
         },
         spans,
@@ -189,10 +218,11 @@ def syvla_policy(scale: str, dtype: torch.dtype, device: str, *, views: int = 3,
             "expert prefix": (("context",), ("images",)),
             "denoise": (("fast",), ("context",)),
         },
+        lambda compile: model.optimize_for_inference(compile=compile),
     )
 
 
-class _NoText:
+class NoText:
     """Thoughts of random weights mean nothing and are not turned into text."""
 
     def batch_decode(self, ids: torch.Tensor, **kwargs: Any) -> list[str]:

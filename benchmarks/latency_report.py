@@ -60,7 +60,6 @@ def summarise_model(pieces: list[Piece], bound: MachineBound) -> dict[str, Any]:
             calls[name] |= summarise_thought([piece["calls"][name] for piece in pieces])
     return {
         "parameters": pieces[0]["parameters"],
-        "peak_bytes": max(piece["peak_bytes"] for piece in pieces),
         "calls": calls,
     }
 

@@ -83,7 +83,7 @@ def make_checkpoint(folder: Path, scale: str, shard: str) -> None:
     from processing import build_tiny_processor
 
     config = syvla_config(scale)
-    model = random_model(lambda: SyVLAModel(config), torch.bfloat16, "cpu")
+    model = random_model(lambda: SyVLAModel(config), torch.bfloat16, "cpu", pool_bytes=None)
     model.save_pretrained(folder, max_shard_size=shard)
     build_tiny_processor(config).save_pretrained(folder)
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.reporting import FlopCount, print_table, write_section
+from modeling_syvla.onednn_linear import linear as onednn_linear
 
 Shape = tuple[int, int, int]
 """(rows of the activations, input width, output width) of a linear layer."""
@@ -49,7 +51,10 @@ def seconds_of(work: Callable[[], Any], device: str | torch.device = "cpu") -> f
 def gemm_rates(
     dtype: torch.dtype, device: str | torch.device = "cpu", shapes: Iterable[Shape] | None = None, repeats: int = 3
 ) -> dict[Shape, float]:
-    """Best FLOP/s of a linear layer of each shape. The weights change from call to call and do not stay in the cache."""
+    """Best FLOP/s of a linear layer of each shape, by whichever library is quicker.
+
+    The weights change from call to call and do not stay in the cache.
+    """
     if shapes is None:
         shapes = GPU_GEMM_SHAPES if torch.device(device).type == "cuda" else GEMM_SHAPES
     rates = {}
@@ -59,14 +64,25 @@ def gemm_rates(
         copies = min(max(2, -(-CACHE_BYTES // weight.nbytes)), 64)
         weights = [weight.clone() for _ in range(copies)]
 
-        def run(x: torch.Tensor = x, weights: list[torch.Tensor] = weights) -> None:
-            for weight in weights:
-                F.linear(x, weight)
+        best = float("inf")
+        for product in _products(dtype, device):
 
-        run()
-        best = min(seconds_of(run, device) for _ in range(repeats))
+            def run(product: Any = product, x: torch.Tensor = x, weights: list[torch.Tensor] = weights) -> None:
+                for weight in weights:
+                    product(x, weight)
+
+            with torch.no_grad():
+                run()
+                best = min(best, *(seconds_of(run, device) for _ in range(repeats)))
         rates[rows, inner, outer] = 2 * rows * inner * outer * copies / best
     return rates
+
+
+def _products(dtype: torch.dtype, device: str | torch.device) -> list[Callable[..., torch.Tensor]]:
+    """PyTorch's own choice, and oneDNN where it would choose MKL."""
+    if dtype == torch.float32 and torch.device(device).type == "cpu" and torch.backends.mkldnn.is_available():
+        return [F.linear, onednn_linear]
+    return [F.linear]
 
 
 def read_bandwidth(device: str | torch.device = "cpu", nbytes: int = 2**29, repeats: int = 3) -> float:
@@ -141,7 +157,9 @@ class WorkCount(FlopCount):
     def counted(self, args: tuple[Any, ...]) -> None:
         for x in args:
             if isinstance(x, torch.Tensor) and x.untyped_storage()._cdata in self._storages:
-                self.weight_bytes += x.numel() * x.element_size()
+                # A weight that is repeated for a batch of products is read once.
+                numbers = prod(size for size, stride in zip(x.shape, x.stride(), strict=True) if stride)
+                self.weight_bytes += numbers * x.element_size()
 
     @property
     def work(self) -> Work:

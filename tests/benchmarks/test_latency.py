@@ -137,3 +137,17 @@ def test_spans_are_taken_off_again_when_the_call_fails():
     seconds, each = Phases({"layer": (layer, "forward")}).seconds(lambda: [layer(torch.zeros(1, 2)) for _ in range(3)])
     assert len(each["layer"]) == 3
     assert 0 < seconds["layer"] <= seconds["total"]
+
+
+def test_windows_of_one_pool_are_weights_like_any_other():
+    def build():
+        return torch.nn.Sequential(torch.nn.Linear(64, 128), torch.nn.Linear(128, 64), torch.nn.Linear(64, 128))
+
+    own = latency_models.random_model(build, torch.bfloat16, "cpu", pool_bytes=None)
+    shared = latency_models.random_model(build, torch.bfloat16, "cpu", pool_bytes=2 * 64 * 128 * 2)
+    assert [p.shape for p in own.parameters()] == [p.shape for p in shared.parameters()]
+    assert {p.dtype for p in shared.parameters()} == {torch.bfloat16}
+    addresses = [[layer.weight.data_ptr() for layer in model] for model in (own, shared)]
+    assert len(set(addresses[0])) == 3
+    assert addresses[1][0] == addresses[1][2] != addresses[1][1], "the pool starts over at its end"
+    assert all(0.015 < layer.weight.float().std() < 0.025 and layer.bias.count_nonzero() == 0 for layer in shared)

@@ -21,11 +21,13 @@ class RunProgress:
         updates: Finished updates.
         consumed: Rollouts that updates have taken.
         dropped: Rollouts that were too old.
+        version: Number of the newest policy, which may not be published yet; None: not known.
     """
 
     updates: int = 0
     consumed: frozenset[str] = frozenset()
     dropped: frozenset[str] = frozenset()
+    version: int | None = None
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,8 @@ def read_progress(run: Path, before: RunProgress | None = None) -> RunProgress:
     for path in [*run.glob(f"checkpoint-*/{STATE_FILE}"), run / STATE_FILE]:
         try:
             state = json.loads(path.read_text(encoding="utf-8"))
-            found = RunProgress(state["updates"], frozenset(state["consumed"]), frozenset(state["dropped"]))
+            used, old = frozenset(state["consumed"]), frozenset(state["dropped"])
+            found = RunProgress(state["updates"], used, old, len(state["versions"]) - 1)
         except (OSError, ValueError, KeyError, TypeError):
             continue
         if (found.updates, len(found.dropped)) >= (best.updates, len(best.dropped)):

@@ -168,13 +168,22 @@ class RLScheduler:
             if self._progress.updates >= self.size.max_updates:
                 text = f"run: all {self.size.max_updates} updates are done; no further rollouts are needed"
                 raise RequestError(text, status=409, cause="run_complete")
-            if self._pending is not None:
-                text = f"policy {self._pending.name}: waits for open episodes to end"
+            if (coming := self._coming()) is not None:
+                text = f"policy {coming}: comes next; no further episode of {self.served.name} begins"
                 raise RequestError(text, status=503, cause="swapping", retry_after=1)
             if not any(e.request_id == request_id for e in episodes.episodes.values() if request_id is not None):
                 self._require_need(episodes, version)
             name = episodes.begin(version, request_id)
             return {"episode_id": name, "policy_version": version, "version": self.served.version}
+
+    def _coming(self) -> str | None:
+        """Name of a policy that will replace the present one: it is loading, or the Workers have yet to publish it."""
+        if self._pending is not None:
+            return self._pending.name
+        if self._progress.version is None:
+            return None
+        newest = f"v{self._progress.version:04d}"
+        return None if (self.settings.policies / newest).is_dir() else newest
 
     def label(self, name: str, reward: int, override: bool, timed_out: bool | None = None) -> dict[str, Any]:
         """See `RLEpisodes.label`."""
@@ -266,14 +275,15 @@ class RLScheduler:
             served = self.served.policy_version if self.served is not None else None
             if policy is None or policy.policy_version == served or policy.policy_version in self._refused:
                 return
+            self._pending = policy  # a rollout that began now would be of an old policy when it ends
             policy.verify()
             loaded = self._loaded(policy)
             assert self.service is not None
             loaded.warm_up(bool(self.service.settings.think))
         except Exception as error:  # whatever is wrong with it: the present policy goes on
             self._refuse(policy.policy_version if policy is not None else "LATEST", str(error))
+            self._pending = None
             return
-        self._pending = policy
         try:
             while not self._stop.is_set():
                 if self.episodes.when_idle(lambda: self._swap(policy, loaded)):

@@ -1,11 +1,15 @@
 """A run of reinforcement learning over HTTP: episodes, rewards, policies; with a policy whose answers are known."""
 
 import json
+import os
 import re
+import shutil
+import subprocess
 import threading
 import time
 import urllib.error
 import urllib.request
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -137,7 +141,7 @@ def test_an_episode_from_its_beginning_to_its_label(serve_run, run):
     np.testing.assert_array_equal(rollout.decisions[1].chunk[:, 0], 4 + np.arange(6))
     assert store.load([name])[0].decisions[0].images()["center"][0, 0, 0] == 3
     (run / "checkpoint-7").mkdir()
-    progress = {"updates": 1, "consumed": [name], "dropped": []}
+    progress = {"updates": 1, "consumed": [name], "dropped": [], "versions": ["hash 0"]}
     (run / "checkpoint-7" / "rollout_state.json").write_text(json.dumps(progress))
     until(lambda: states(robot)["consumed"] == 1)
     assert robot.refused(f"/rl/episodes/{name}/reward", {"reward": 0, "override": True})[0] == 409, "it has trained"
@@ -261,7 +265,7 @@ def test_no_more_rollouts_than_an_update_takes(serve_run, run):
     robot.call(f"/rl/episodes/{second}/abort", {})
     name = robot.begin()
     (run / "checkpoint-1").mkdir()
-    state = {"updates": 1, "consumed": [first], "dropped": []}
+    state = {"updates": 1, "consumed": [first], "dropped": [], "versions": ["hash 0"]}
     (run / "checkpoint-1" / "rollout_state.json").write_text(json.dumps(state))
     until(lambda: robot.call("/rl/status")["updates"] == 1)
     robot.act(name)
@@ -300,9 +304,24 @@ def test_policies_change_between_episodes_alone(serve_run, run):
     publish(run, 1)
     until(lambda: robot.call("/rl/status")["policy"]["pending"] == "v0001")
     status, text = robot.refused("/rl/episodes", {})
-    assert (status, "waits for open episodes to end" in text) == (503, True)
+    assert (status, "no further episode of v0000 begins" in text) == (503, True)
     assert robot.act(name)["policy_version"] == "hash 0"
     robot.call(f"/rl/episodes/{name}/end", {})
+    until(lambda: robot.call("/rl/status")["policy"]["serving"] == "v0001")
+    assert robot.act(robot.begin())["policy_version"] == "hash 1"
+
+
+def test_no_episode_begins_with_a_policy_that_an_update_has_left_behind(serve_run, run):
+    """Its rollout would be too old. The checkpoint after an update comes before the policy."""
+    robot = Robot(serve_run())
+    robot.rollout()
+    (run / "checkpoint-1").mkdir()
+    state = {"updates": 1, "consumed": [], "dropped": [], "versions": ["hash 0", "hash 1"]}
+    (run / "checkpoint-1" / "rollout_state.json").write_text(json.dumps(state))
+    until(lambda: robot.call("/rl/status")["updates"] == 1)
+    status, text = robot.refused("/rl/episodes", {})
+    assert (status, "policy v0001: comes next" in text) == (503, True)
+    publish(run, 1)
     until(lambda: robot.call("/rl/status")["policy"]["serving"] == "v0001")
     assert robot.act(robot.begin())["policy_version"] == "hash 1"
 
@@ -484,3 +503,80 @@ def test_with_a_token_the_page_works_from_other_machines(serve_run):
     browser = {"Origin": f"http://{named}", "Host": named}
     assert fetch(server, "/rl/status", **browser)[0] == 401
     assert fetch(server, "/rl/status", **browser, Authorization="Bearer secret")[0] == 200
+
+
+READY = "!document.getElementById('success').disabled && document.querySelectorAll('#frames img').length > 0"
+
+
+class Page:
+    """`/rl` in a browser without a window, driven by the browser's own debugging protocol."""
+
+    def __init__(self, profile, held):
+        from websockets.sync.client import connect
+
+        port = profile / "DevToolsActivePort"
+        until(lambda: port.is_file() and port.read_text().count("\n") == 1, 60)
+        listing = f"http://127.0.0.1:{port.read_text().split()[0]}/json/list"
+        with urllib.request.urlopen(listing, timeout=30) as reply:
+            (page,) = [target for target in json.load(reply) if target["type"] == "page"]
+        self.socket, self.count = held.enter_context(connect(page["webSocketDebuggerUrl"], open_timeout=30)), 0
+
+    def call(self, method, **parameters):
+        self.count += 1
+        self.socket.send(json.dumps({"id": self.count, "method": method, "params": parameters}))
+        while (reply := json.loads(self.socket.recv(timeout=30))).get("id") != self.count:
+            pass
+        return reply["result"]
+
+    def value(self, expression):
+        return self.call("Runtime.evaluate", expression=expression)["result"].get("value")
+
+    def press(self, key, when=READY):
+        until(lambda: self.value(when), 30)
+        for kind in ("keyDown", "keyUp"):
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, text=key if kind == "keyDown" else "")
+
+
+@pytest.fixture
+def open_page(tmp_path_factory):
+    """Opens an address in a browser of its own: `open_page(url) -> Page`."""
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("chromium or google-chrome is not installed")
+    held = ExitStack()
+
+    def start(url):
+        profile = tmp_path_factory.mktemp("browser")
+        options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0"]
+        command = [program, *options, f"--user-data-dir={profile}", url]
+        environment = {**os.environ, "HOME": str(profile)}
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+        held.callback(process.wait)
+        held.callback(process.kill)
+        return Page(profile, held)
+
+    with held:
+        yield start
+
+
+def test_a_person_labels_rollouts_with_two_keys(serve_run, open_page):
+    server = serve_run()
+    robot = Robot(server)
+    names = robot.rollout(), robot.rollout()
+
+    def wait_for(*outcomes):
+        def given():
+            return {robot.call(f"/rl/episodes/{name}")["outcome"] for name in names}
+
+        until(lambda: given() == set(outcomes), 30)
+
+    page = open_page(f"http://{server.url}/rl")
+    page.press("s")
+    wait_for(1, None)
+    page.press("f")
+    wait_for(1, 0)
+    assert states(robot)["sealed"] == 2
+    until(lambda: "No rollout waits." in page.value("document.body.textContent"), 30)
+    page.press("u", when="!document.getElementById('undo').disabled")
+    page.press("s")
+    wait_for(1)

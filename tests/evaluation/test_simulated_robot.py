@@ -75,7 +75,13 @@ def test_the_command_makes_rollouts_and_may_leave_the_labels(server, run, tmp_pa
     assert main([*options, "--episodes", "1", *output]) == 0
     assert json.loads(capsys.readouterr().out) == {"rollouts": 1, "success": {"0": [0, 1]}}
     assert main([*options, "--episodes", "1", "--no-label"]) == 0
-    assert RLClient(f"http://{server.url}").status()["episodes"]["awaiting_reward"] == 1
+    client = RLClient(f"http://{server.url}")
+    assert client.status()["episodes"]["awaiting_reward"] == 1
     assert main([*options, "--wait-s", "0.1"]) == 1, "the update has its rollouts"
     assert "no episode could begin within 0.1 s" in capsys.readouterr().err
+    store = LeRobotRolloutStore(run / "rollouts")
+    assert len(store.labelled()) == 1, "unlabelled, the other one waits"
+    (waiting,) = client.status()["queue"]
+    assert client.reward(1, waiting["episode_id"])["state"] == "sealed"
+    assert [info.reward for info in store.labelled()] == [0, 1]
     assert main([*options, "--seed", "-1"]) == 1

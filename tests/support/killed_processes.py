@@ -34,4 +34,9 @@ def killed_at(module: str, function: str, condition: str) -> list[str]:
         function: `package.module:name` or `package.module:Class.name`; its call is the moment, before anything of it runs.
         condition: Python over the call's `args` and `kwargs`.
     """
-    return [sys.executable, "-c", _SCRIPT.format(module=module, function=function, condition=condition)]
+    return [sys.executable, "-c", script_killed_at(module, function, condition)]
+
+
+def script_killed_at(module: str, function: str, condition: str) -> str:
+    """The same as the text of a script, for launchers that start a file; `condition` may also ask for `os.environ["RANK"]`."""
+    return _SCRIPT.format(module=module, function=function, condition=condition)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from killed_processes import killed_at
+from launching import launch
 from safetensors.torch import load_file
 
 pytest.importorskip("faiss", reason="FAISS (extra rl) is not installed")
@@ -21,15 +22,31 @@ SCRIPT = ROOT / "training" / "ppo.py"
 pytestmark = pytest.mark.slow
 
 
+NOTE_PUBLICATIONS = """
+import os, sys
+from training.policy_publisher import FolderPublisher
+from training.ppo import main
+
+publish = FolderPublisher.publish
+
+def noted(self, version, *rest):
+    with open(os.environ["PUBLICATIONS"], "a") as log:
+        log.write(f"{os.environ['RANK']} {version}\\n")
+    publish(self, version, *rest)
+
+FolderPublisher.publish = noted
+sys.exit(main())
+"""
+
+
 @pytest.fixture
 def start(rl_options):
     """`start(output, **options) -> process` of one or several workers, with a log beside the output."""
     running = []
 
     def run(output, processes=1, command=(sys.executable, str(SCRIPT)), **more):
-        if processes > 1:  # what `accelerate launch` runs on several GPUs; with --cpu it starts a single process
-            several = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-            command = [sys.executable, "-m", *several, str(SCRIPT)]
+        if processes > 1:
+            command = [sys.executable, "-m", *launch(processes), *command[1:]]
         arguments = [
             text for name, v in {**rl_options, "output_dir": output, **more}.items() for text in (f"--{name}", str(v))
         ]
@@ -101,19 +118,33 @@ def test_kills_lose_no_rollout_and_train_none_twice(start, run_here, tmp_path):
     assert len(state["consumed"]) == len(set(state["consumed"])) == 8
 
 
-def test_two_workers_share_an_update(start, run_here, tmp_path):
-    """The same samples in one process of twice the batch and in two processes: the same policy up to rounding.
+def test_two_workers_share_an_update(start, run_here, tmp_path, monkeypatch):
+    """The same samples in one process of twice the batch and in two processes: the same losses, and the same policy up to
+    rounding, which process 0 alone publishes.
 
     With plain gradient descent: Adam's first steps take the sign of a gradient, be it rounding noise.
     """
-    options = {"max_rl_updates": 1, "steps_per_update": 2, "optim": "sgd"}
-    alone, pair = tmp_path / "alone", tmp_path / "pair"
+    options = {"max_rl_updates": 1, "steps_per_update": 3, "optim": "sgd"}
+    alone, pair, script = tmp_path / "alone", tmp_path / "pair", tmp_path / "noting.py"
+    script.write_text(NOTE_PUBLICATIONS)
+    monkeypatch.setenv("PUBLICATIONS", str(tmp_path / "publications"))
     run_here(alone, per_device_train_batch_size=4, **options)
-    finish(start(pair, processes=2, per_device_train_batch_size=2, **options), pair)
+    command = (sys.executable, str(script))
+    finish(start(pair, processes=2, command=command, per_device_train_batch_size=2, **options), pair)
     (mine, _), (theirs, _) = result(pair), result(alone)
     for a, b in zip(mine, theirs, strict=True):
         for name in b:
             torch.testing.assert_close(a[name], b[name], atol=1e-6, rtol=1e-5, msg=name)
-    first = [json.loads((folder / "log_history.json").read_text())[0] for folder in (pair, alone)]
-    assert first[0]["policy/cfm_rollout"] == pytest.approx(first[1]["policy/cfm_rollout"], rel=1e-4)
-    assert first[0]["val/ratio"] == pytest.approx(1.0, abs=1e-4)
+    logs = [json.loads((folder / "log_history.json").read_text())[:3] for folder in (pair, alone)]
+    for one, other in zip(*logs, strict=True):
+        for name in (
+            "loss",
+            "loss/policy_avg",
+            "loss/value_avg",
+            "policy/cfm_rollout",
+            "policy/cfm_expert",
+            "val/ratio",
+        ):
+            assert one[name] == pytest.approx(other[name], rel=1e-4, abs=1e-6), name
+    assert logs[0][0]["val/ratio"] == pytest.approx(1.0, abs=1e-4)
+    assert (tmp_path / "publications").read_text().split("\n") == ["0 0", "0 1", ""]

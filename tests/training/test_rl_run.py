@@ -2,16 +2,20 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
-from killed_processes import killed_at
+from killed_processes import killed_at, script_killed_at
+from launching import launch
 from ports import reserved_port
+from safetensors.torch import load_file
 
 from modeling_syvla import SyVLAConfig, SyVLAModel, SyVLAValueConfig, SyVLAValueModel
 from processing import RobotDataset, build_tiny_processor
@@ -45,6 +49,10 @@ def parts(tmp_path_factory):
     return folder
 
 
+def state_of(folder):
+    return json.loads((folder / "rollout_state.json").read_text())
+
+
 class Processes:
     """Server, worker and robot of one run. Each may be told to die at a moment, see `killed_at`."""
 
@@ -52,8 +60,9 @@ class Processes:
         self.run, self.parts, self.port, self.running = run, parts, port, []
         self.url = f"http://127.0.0.1:{self.port}"
 
-    def start(self, name, module, die_at=None, **options):
-        command = [sys.executable, "-m", module] if die_at is None else killed_at(module, *die_at)
+    def start(self, name, module, die_at=None, command=None, **options):
+        if command is None:
+            command = [sys.executable, "-m", module] if die_at is None else killed_at(module, *die_at)
         arguments = [text for key, value in options.items() for text in (f"--{key}", str(value))]
         with (self.run / f"{name}.log").open("a") as log:
             process = subprocess.Popen(
@@ -66,41 +75,48 @@ class Processes:
         self.running.append((name, process))
         return process
 
-    def server(self, die_at=None):
-        options = {"rl-run": self.run, "port": self.port, "rl-rollouts": 3, "rl-updates": 2}
+    def server(self, die_at=None, updates=2):
+        options = {"rl-run": self.run, "port": self.port, "rl-rollouts": 3, "rl-updates": updates}
         return self.start("server", "serving.serve_command", die_at, **options)
 
     def robot(self):
         options = {"url": self.url, "env-option": "max_steps=10", "replan-steps": 4, "output": self.run / "robot.json"}
         return self.start("robot", "evaluation.simulated_robot", **options)
 
+    def training(self, **more):
+        """Options of the trainer."""
+        return {
+            "model_path": self.parts / "policy",
+            "value_model_path": self.parts / "value",
+            "robot_datasets": self.parts / "demonstrations",
+            "output_dir": self.run,
+            "expert_mode": "random",
+            "same_task": False,
+            "rollouts_per_update": 3,
+            "max_rl_updates": 2,
+            "steps_per_update": 6,
+            "per_device_train_batch_size": 4,
+            "num_flow_samples": 2,
+            "guard_heldout_cfm": 1000,
+            "target_kl": 0,
+            "guard_samples": 4,
+            "poll_seconds": 0.2,
+            "save_strategy": "steps",
+            "save_steps": 1,
+            "save_total_limit": 20,
+            "logging_steps": 1,
+            "use_cpu": True,
+            "disable_tqdm": True,
+            **more,
+        }
+
     def worker(self, die_at=None):
-        return self.start(
-            "worker",
-            "training.ppo",
-            die_at,
-            model_path=self.parts / "policy",
-            value_model_path=self.parts / "value",
-            robot_datasets=self.parts / "demonstrations",
-            output_dir=self.run,
-            expert_mode="random",
-            same_task=False,
-            rollouts_per_update=3,
-            max_rl_updates=2,
-            steps_per_update=6,
-            per_device_train_batch_size=4,
-            num_flow_samples=2,
-            guard_heldout_cfm=1000,
-            target_kl=0,
-            guard_samples=4,
-            poll_seconds=0.2,
-            save_strategy="steps",
-            save_steps=1,
-            save_total_limit=20,
-            logging_steps=1,
-            use_cpu=True,
-            disable_tqdm=True,
-        )
+        return self.start("worker", "training.ppo", die_at, **self.training())
+
+    def two_workers(self, name="worker", script=ROOT / "training" / "ppo.py", **more):
+        """One job of two processes, for one update; the process that is returned is its launcher."""
+        command = [sys.executable, "-m", *launch(2), str(script)]
+        return self.start(name, "training.ppo", command=command, **self.training(max_rl_updates=1, **more))
 
     def log(self, name):
         return (self.run / f"{name}.log").read_text() if (self.run / f"{name}.log").is_file() else ""
@@ -136,6 +152,8 @@ def processes(parts, tmp_path):
         yield made
         for _, process in made.running:
             if process.poll() is None:
+                for child in psutil.Process(process.pid).children():
+                    child.kill()
                 process.kill()
                 process.wait()
 
@@ -173,7 +191,7 @@ def test_a_run_survives_the_death_of_its_server_and_its_worker(processes):
     assert "going on with" in processes.log("worker")
 
     # nothing sealed is lost, none is used twice, what is served is what was published
-    state = json.loads((run / "rollout_state.json").read_text())
+    state = state_of(run)
     history = json.loads((run / "rl_history.json").read_text())
     assert [update["version"] for update in history] == [1, 2]
     assert len(state["consumed"]) == len(set(state["consumed"])) == 6
@@ -192,3 +210,36 @@ def test_a_run_survives_the_death_of_its_server_and_its_worker(processes):
     assert {entry["episode_id"] for entry in rollouts} >= set(state["consumed"])
     server.terminate()
     assert server.wait(timeout=300) == 0
+
+
+def test_two_workers_share_a_run_and_the_death_of_one_costs_nothing(processes):
+    """One job of two processes learns from the server's rollouts. When one dies the job ends; started again it ends as a job
+    does that was never touched, bit for bit."""
+    run, script = processes.run, processes.run / "dying.py"
+    third_step_of_one = "os.environ['RANK'] == '1' and args[0].state.global_step == 2"
+    trainer = "training.ppo_trainer:SyVLAPPOTrainer.compute_loss"
+    script.write_text(script_killed_at("training.ppo", trainer, third_step_of_one))
+    server, robot, job = processes.server(updates=1), processes.robot(), processes.two_workers(script=script)
+    processes.running.pop()
+    assert job.wait(timeout=600) not in (0, -signal.SIGKILL), "the launcher says that a process died"
+    assert f"exitcode  : {-signal.SIGKILL}" in processes.log("worker")
+    assert (run / "checkpoint-2").is_dir()
+    assert not (run / "policies" / "v0001").exists()
+    job = processes.two_workers()
+    processes.wait(lambda: job.poll() == 0 and robot.poll() == 0)
+    assert "going on with" in processes.log("worker")
+    processes.wait(lambda: http_json(processes.url, "/rl/status")["policy"]["serving"] == "v0001")
+    server.terminate()
+    assert server.wait(timeout=300) == 0
+
+    # the same sealed rollouts, by two processes that live
+    state, untouched = state_of(run), run / "untouched"
+    for name in state["consumed"]:
+        shutil.copytree(run / "rollouts" / name, untouched / "rollouts" / name)
+    job = processes.two_workers("untouched", output_dir=untouched, save_strategy="no")
+    processes.wait(lambda: job.poll() == 0)
+    assert state_of(untouched)["versions"] == state["versions"]
+    assert sorted(state_of(untouched)["consumed"]) == sorted(state["consumed"])
+    for name in ("model.safetensors", "value_model/model.safetensors"):
+        mine, theirs = load_file(run / name), load_file(untouched / name)
+        assert all(torch.equal(mine[key], theirs[key]) for key in theirs)

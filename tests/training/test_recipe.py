@@ -16,9 +16,12 @@ from training.arguments import (
 from training.ppo import RLDataArguments
 from training.ppo_config import SyVLAPPOConfig
 from training.recipe import parse_recipe
+from training.value_warmup import ValueArguments, ValueTrainingArguments
 
 TYPES = (ModelArguments, DataArguments, SyVLATrainingArguments)
 RL_TYPES = (ModelArguments, RLDataArguments, SyVLAPPOConfig)
+VALUE_TYPES = (ValueArguments, ValueTrainingArguments)
+RECIPE_TYPES = {"ppo": RL_TYPES, "demo_ppo": RL_TYPES, "demo_value": VALUE_TYPES}
 RECIPES = Path(__file__).parents[2] / "training" / "recipes"
 
 
@@ -93,11 +96,13 @@ def test_table_7_is_the_pretraining_recipe(argv, tmp_path):
 def test_every_recipe_parses(recipe, tmp_path):
     """And what it names reaches the arguments, but for what the command line overrides."""
     argv = ["--config", str(recipe), "--output_dir", str(tmp_path), "--bf16", "false", "--use_cpu", "true"]
-    types = RL_TYPES if recipe.stem == "ppo" else TYPES
+    types = RECIPE_TYPES.get(recipe.stem, TYPES)
     parsed = {key: value for arguments in parse_recipe(types, argv) for key, value in vars(arguments).items()}
     for key, value in yaml.safe_load(recipe.read_text()).items():
         if key.endswith("_datasets"):
             value, parsed[key] = [spec["path"] for spec in value], [json.loads(entry)["path"] for entry in parsed[key]]
+        if isinstance(value, dict):
+            parsed[key] = json.loads(parsed[key])
         assert key in ("bf16", "use_cpu", "save_strategy") or parsed[key] == value, key
 
 

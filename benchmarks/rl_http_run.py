@@ -1,0 +1,283 @@
+"""Similar-Sample Guided RL as the README shows it: server, trainer and robot as three processes that talk over HTTP.
+
+    python -m training.demo --train-steps 800 --output outputs/demo_short      # imitation learning that leaves room
+    python -m benchmarks.rl_http_run --demo outputs/demo_short
+
+Every seed has a run of its own. Its policies are measured by `syvla-eval` on the starts of the evaluation seed of that number,
+which neither demonstrations nor rollouts use. Processes go on where they were stopped, and nothing is measured twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.reporting import RESULTS
+from evaluation.success_rate import wilson_interval
+from serving.published_policies import FACTS as FACTS_FILE
+from training.table_jobs import Job, write_json
+
+logger = logging.getLogger(__name__)
+
+ROOT = Path(__file__).parents[1]
+RECIPES = "training/recipes"
+FIRST_STARTS = 10_000
+"""Robots of different runs begin this many starts apart."""
+
+FACTS = {
+    "rollout_success": "objective/success_rate",
+    "advantage_mean": "objective/advantage_rollout_mean",
+    "heldout_loss": "policy/cfm_heldout",
+    "stopped_by_kl": "policy/stopped_by_kl",
+}
+"""What is reported of an update, by the trainer's names."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is run.
+
+    Attributes:
+        demo: Folder of `training.demo`: where the policy and its demonstrations are.
+        output: Folder of everything else.
+        seeds: Of the runs.
+        updates, rollouts: Of a run.
+        episodes: Evaluation episodes of each policy.
+        port: Of the server.
+    """
+
+    demo: Path
+    output: Path
+    seeds: tuple[int, ...] = (0, 1)
+    updates: int = 6
+    rollouts: int = 20
+    episodes: int = 100
+    port: int = 8000
+
+    @property
+    def value(self) -> Job:
+        """The warm-up of the value model, which all runs begin with."""
+        options = {"config": f"{RECIPES}/demo_value.yaml", "policy_path": self.demo / "checkpoint"}
+        options |= {"robot_datasets": self.demo / "dataset", "output_dir": self.output / "value"}
+        return Job("training.value_warmup", tuple(_words(options)), self.output / "value", "value_warmup.json")
+
+    def folder(self, seed: int) -> Path:
+        return self.output / f"seed{seed}"
+
+    def commands(self, seed: int) -> dict[str, list[str]]:
+        """The three processes of a run, by name: what stands behind `python -m`."""
+        run, checkpoint = self.folder(seed) / "run", self.demo / "checkpoint"
+        serve = {"rl-run": run, "port": self.port, "rl-rollouts": self.rollouts, "rl-updates": self.updates}
+        train = {
+            "config": f"{RECIPES}/demo_ppo.yaml",
+            "model_path": checkpoint,
+            "value_model_path": self.output / "value",
+            "robot_datasets": self.demo / "dataset",
+            "encoder": f"policy:{checkpoint}",
+            "output_dir": run,
+            "rollouts_per_update": self.rollouts,
+            "max_rl_updates": self.updates,
+            "seed": seed,
+        }
+        robot = {"url": f"http://127.0.0.1:{self.port}", "env": "tabletop", "task": "lift", "replan-steps": 4}
+        robot |= {"seed": FIRST_STARTS * seed, "output": self.folder(seed) / "robot.json"}
+        launch = ["accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1", "--cpu"]
+        launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "training/ppo.py"]
+        return {
+            "server": ["serving.serve_command", *_words(serve), "--think", "on", "--max-new-tokens", "20"],
+            "worker": [*launch, *_words(train)],
+            "robot": ["evaluation.simulated_robot", *_words(robot), "--think"],
+        }
+
+    def measurement(self, seed: int, policy: Path) -> Job:
+        """The closed-loop evaluation of a published policy."""
+        output = self.folder(seed) / "evaluation" / policy.name
+        options = {"model": policy, "task": "lift", "episodes": self.episodes, "seed": seed, "batch-size": 20}
+        options |= {"replan-steps": 4, "max-new-tokens": 20, "output": output}
+        words = (*_words(options), "--think", "--quiet")
+        return Job("evaluation.closed_loop", words, output, "summary.json", keeps_partial=True)
+
+
+def _words(options: dict[str, Any]) -> list[str]:
+    return [text for name, value in options.items() for text in (f"--{name}", str(value))]
+
+
+def run(plan: Plan, seed: int) -> None:
+    """Server, trainer and robot until the run is over.
+
+    Raises:
+        RuntimeError: If one of them fails; the others are then ended.
+    """
+    folder = plan.folder(seed)
+    if (folder / "robot.json").is_file():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # the tiny models gain nothing from more
+    running: dict[str, subprocess.Popen] = {}
+    try:
+        for name, words in plan.commands(seed).items():
+            logger.info("seed %d, %s: python -m %s", seed, name, shlex.join(words))
+            with (folder / f"{name}.log").open("a") as log:
+                running[name] = subprocess.Popen(
+                    [sys.executable, "-m", *words], cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT
+                )
+        while any(running[name].poll() is None for name in ("worker", "robot")):
+            for name, process in running.items():
+                if process.poll() or (name == "server" and process.poll() == 0):
+                    raise RuntimeError(f"{name}: ended with exit status {process.poll()}; see {folder / name}.log")
+            time.sleep(1)
+    finally:
+        for process in running.values():
+            process.terminate()
+        for process in running.values():
+            process.wait()
+
+
+def measure(plan: Plan, seed: int) -> list[dict[str, Any]]:
+    """Success of every policy of a run, by version; the same weights under two versions are measured once."""
+    found: dict[str, dict[str, Any]] = {}
+    versions = []
+    for facts in sorted((plan.folder(seed) / "run" / "policies").glob(f"v*/{FACTS_FILE}")):
+        policy = json.loads(facts.read_text(encoding="utf-8"))
+        key = policy["policy_version"]
+        if key not in found:
+            total = plan.measurement(seed, facts.parent).run()["summary"]["total"]
+            found[key] = {"successes": total["successes"], "episodes": total["episodes"]}
+        versions.append({"version": policy["version"], "policy_version": key, **found[key]})
+    return versions
+
+
+def describe(plan: Plan, seed: int) -> dict[str, Any]:
+    """What became of one run."""
+    folder = plan.folder(seed)
+    history = json.loads((folder / "run" / "rl_history.json").read_text(encoding="utf-8"))
+    robot = json.loads((folder / "robot.json").read_text(encoding="utf-8"))
+    lines = (folder / "run" / "journal.jsonl").read_text(encoding="utf-8").splitlines()
+    times = [json.loads(line)["time"] for line in (lines[0], lines[-1])]
+    updates = [
+        {**{key: entry[key] for key in ("update", "version", "steps", "refused")},
+         **{name: entry.get(key) for name, key in FACTS.items()}}
+        for entry in history
+    ]  # fmt: skip
+    versions = measure(plan, seed)
+    return {
+        "seed": seed,
+        "before": versions[0],
+        "after": versions[-1],
+        "versions": versions,
+        "updates": updates,
+        "robot": {"rollouts": robot["rollouts"], "success_by_version": robot["success"]},
+        "seconds": round(times[1] - times[0]),
+        "commands": {name: "python -m " + shlex.join(words) for name, words in plan.commands(seed).items()},
+    }
+
+
+def report(plan: Plan, results: Path) -> Path:
+    """Writes `rl_http_run.json` and `.md`; returns the JSON's path."""
+    runs = [describe(plan, seed) for seed in plan.seeds]
+    content = {
+        "benchmark": "Similar-Sample Guided RL over HTTP: server, trainer and robot as processes",
+        "settings": {"updates": plan.updates, "rollouts": plan.rollouts, "recipe": f"{RECIPES}/demo_ppo.yaml"},
+        "commands": {"demo": "python -m training.demo --train-steps 800", "value": plan.value.shell()},
+        "total": {when: _sum([run[when] for run in runs]) for when in ("before", "after")},
+        "runs": runs,
+    }
+    path = results / "rl_http_run.json"
+    write_json(path, content)
+    path.with_suffix(".md").write_text(_table(content), encoding="utf-8")
+    return path
+
+
+def _sum(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    successes, episodes = (sum(part[key] for part in parts) for key in ("successes", "episodes"))
+    return {"successes": successes, "episodes": episodes, "wilson95": list(wilson_interval(successes, episodes))}
+
+
+def _table(content: dict[str, Any]) -> str:
+    lines = [
+        "# Similar-Sample Guided RL over HTTP",
+        "",
+        "Server, trainer and robot as three processes; each policy measured by `syvla-eval` on starts that neither "
+        "demonstrations nor rollouts use.",
+        "",
+        "| | " + " | ".join(f"seed {run['seed']}" for run in content["runs"]) + " | together |",
+        "|---|" + "---|" * (len(content["runs"]) + 1),
+    ]
+    for when in ("before", "after"):
+        cells = [_rate(run[when]) for run in content["runs"]]
+        lines.append(f"| {when} | {' | '.join(cells)} | {_rate(content['total'][when])} |")
+    for run in content["runs"]:
+        lines += [
+            "",
+            f"## Seed {run['seed']}: {run['robot']['rollouts']} rollouts, {run['seconds'] / 60:.0f} minutes",
+            "",
+        ]
+        lines += ["| update | rollouts' success | mean advantage | steps | held-out loss | policy | its success |"]
+        lines += ["|---|---|---|---|---|---|---|"]
+        measured = {entry["version"]: entry for entry in run["versions"]}
+        for entry in run["updates"]:
+            outcome = f"v{entry['version']}" if entry["refused"] is None else f"refused ({entry['refused']})"
+            steps = f"{entry['steps']}{', stopped by the KL' if entry['stopped_by_kl'] else ''}"
+            success = _rate(measured[entry["version"]])
+            lines.append(
+                f"| {entry['update'] + 1} | {entry['rollout_success']:.2f} | {entry['advantage_mean']:+.2f} | {steps} | "
+                f"{entry['heldout_loss']:.4f} | {outcome} | {success} |"
+            )
+    return "\n".join([*lines, "", "`python -m benchmarks.rl_http_run`", ""])
+
+
+def _rate(part: dict[str, Any]) -> str:
+    low, high = wilson_interval(part["successes"], part["episodes"])
+    share = part["successes"] / part["episodes"]
+    return f"{part['successes']}/{part['episodes']} = {100 * share:.0f}% [{100 * low:.0f}, {100 * high:.0f}]"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--demo", type=Path, default=Path("outputs/demo_short"), help="folder of training.demo")
+    parser.add_argument("--output", type=Path, default=Path("outputs/rl_http_run"))
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where JSON and table go")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(Plan.seeds))
+    for name, text in (
+        ("updates", "of each run"),
+        ("rollouts", "per update"),
+        ("episodes", "evaluation episodes of each policy"),
+        ("port", "of the server"),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=getattr(Plan, name), help=text)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    arguments = vars(build_parser().parse_args(argv))
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    for name in (__name__, "training.table_jobs"):
+        logging.getLogger(name).setLevel(logging.INFO)
+    results, seeds = arguments.pop("results"), arguments.pop("seeds")
+    plan = Plan(**arguments, seeds=tuple(seeds))
+    try:
+        plan.value.run()
+        for seed in plan.seeds:
+            run(plan, seed)
+        path = report(plan, results)
+    except (ValueError, RuntimeError, OSError, ImportError) as error:
+        print(f"rl_http_run: {error}", file=sys.stderr)
+        return 1
+    print(path.with_suffix(".md").read_text(encoding="utf-8"))
+    print(f"written to {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

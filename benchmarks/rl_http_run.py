@@ -1,10 +1,11 @@
 """Similar-Sample Guided RL as the README shows it: server, trainer and robot as three processes that talk over HTTP.
 
-    python -m training.demo --train-steps 800 --output outputs/demo_short      # imitation learning that leaves room
+    python -m training.demo --train-steps 800 --episodes 100 --output outputs/demo_short     # stops early: leaves room
     python -m benchmarks.rl_http_run --demo outputs/demo_short
 
-Every seed has a run of its own. Its policies are measured by `syvla-eval` on the starts of the evaluation seed of that number,
-which neither demonstrations nor rollouts use. Processes go on where they were stopped, and nothing is measured twice.
+Every seed has a run of its own. Its policies are measured by `syvla-eval` as the demo has measured the one that all begin with:
+on the same starts, which neither demonstrations nor rollouts use. Processes go on where they were stopped, and nothing is
+measured twice.
 """
 
 from __future__ import annotations
@@ -52,16 +53,14 @@ class Plan:
         output: Folder of everything else.
         seeds: Of the runs.
         updates, rollouts: Of a run.
-        episodes: Evaluation episodes of each policy.
         port: Of the server.
     """
 
     demo: Path
     output: Path
     seeds: tuple[int, ...] = (0, 1)
-    updates: int = 6
+    updates: int = 3
     rollouts: int = 20
-    episodes: int = 100
     port: int = 8000
 
     @property
@@ -70,6 +69,12 @@ class Plan:
         options = {"config": f"{RECIPES}/demo_value.yaml", "policy_path": self.demo / "checkpoint"}
         options |= {"robot_datasets": self.demo / "dataset", "output_dir": self.output / "value"}
         return Job("training.value_warmup", tuple(_words(options)), self.output / "value", "value_warmup.json")
+
+    @property
+    def before(self) -> dict[str, int]:
+        """Successes and episodes of the policy that all runs begin with."""
+        found = json.loads((self.demo / "report.json").read_text(encoding="utf-8"))
+        return {"successes": round(found["success_after"] * found["episodes"]), "episodes": found["episodes"]}
 
     def folder(self, seed: int) -> Path:
         return self.output / f"seed{seed}"
@@ -102,7 +107,7 @@ class Plan:
     def measurement(self, seed: int, policy: Path) -> Job:
         """The closed-loop evaluation of a published policy."""
         output = self.folder(seed) / "evaluation" / policy.name
-        options = {"model": policy, "task": "lift", "episodes": self.episodes, "seed": seed, "batch-size": 20}
+        options = {"model": policy, "task": "lift", "episodes": self.before["episodes"], "batch-size": 20}
         options |= {"replan-steps": 4, "max-new-tokens": 20, "output": output}
         words = (*_words(options), "--think", "--quiet")
         return Job("evaluation.closed_loop", words, output, "summary.json", keeps_partial=True)
@@ -146,10 +151,12 @@ def run(plan: Plan, seed: int) -> None:
 def measure(plan: Plan, seed: int) -> list[dict[str, Any]]:
     """Success of every policy of a run, by version; the same weights under two versions are measured once."""
     found: dict[str, dict[str, Any]] = {}
-    versions = []
+    versions: list[dict[str, Any]] = []
     for facts in sorted((plan.folder(seed) / "run" / "policies").glob(f"v*/{FACTS_FILE}")):
         policy = json.loads(facts.read_text(encoding="utf-8"))
         key = policy["policy_version"]
+        if not found:
+            found[key] = dict(plan.before)
         if key not in found:
             total = plan.measurement(seed, facts.parent).run()["summary"]["total"]
             found[key] = {"successes": total["successes"], "episodes": total["episodes"]}
@@ -172,7 +179,6 @@ def describe(plan: Plan, seed: int) -> dict[str, Any]:
     versions = measure(plan, seed)
     return {
         "seed": seed,
-        "before": versions[0],
         "after": versions[-1],
         "versions": versions,
         "updates": updates,
@@ -188,8 +194,9 @@ def report(plan: Plan, results: Path) -> Path:
     content = {
         "benchmark": "Similar-Sample Guided RL over HTTP: server, trainer and robot as processes",
         "settings": {"updates": plan.updates, "rollouts": plan.rollouts, "recipe": f"{RECIPES}/demo_ppo.yaml"},
-        "commands": {"demo": "python -m training.demo --train-steps 800", "value": plan.value.shell()},
-        "total": {when: _sum([run[when] for run in runs]) for when in ("before", "after")},
+        "commands": {"demo": "python -m training.demo --train-steps 800 --episodes 100", "value": plan.value.shell()},
+        "before": _with_interval([plan.before]),
+        "after": _with_interval([run["after"] for run in runs]),
         "runs": runs,
     }
     path = results / "rl_http_run.json"
@@ -198,7 +205,7 @@ def report(plan: Plan, results: Path) -> Path:
     return path
 
 
-def _sum(parts: list[dict[str, Any]]) -> dict[str, Any]:
+def _with_interval(parts: list[dict[str, Any]]) -> dict[str, Any]:
     successes, episodes = (sum(part[key] for part in parts) for key in ("successes", "episodes"))
     return {"successes": successes, "episodes": episodes, "wilson95": list(wilson_interval(successes, episodes))}
 
@@ -208,14 +215,14 @@ def _table(content: dict[str, Any]) -> str:
         "# Similar-Sample Guided RL over HTTP",
         "",
         "Server, trainer and robot as three processes; each policy measured by `syvla-eval` on starts that neither "
-        "demonstrations nor rollouts use.",
+        "demonstrations nor rollouts use, the same for all.",
         "",
-        "| | " + " | ".join(f"seed {run['seed']}" for run in content["runs"]) + " | together |",
-        "|---|" + "---|" * (len(content["runs"]) + 1),
+        "| policy | success |",
+        "|---|---|",
+        f"| before | {_rate(content['before'])} |",
+        *(f"| after, seed {run['seed']} | {_rate(run['after'])} |" for run in content["runs"]),
+        f"| after, all seeds on the same starts | {_rate(content['after'])} |",
     ]
-    for when in ("before", "after"):
-        cells = [_rate(run[when]) for run in content["runs"]]
-        lines.append(f"| {when} | {' | '.join(cells)} | {_rate(content['total'][when])} |")
     for run in content["runs"]:
         lines += [
             "",
@@ -248,10 +255,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, default=Path("outputs/rl_http_run"))
     parser.add_argument("--results", type=Path, default=RESULTS, help="where JSON and table go")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(Plan.seeds))
+    parser.add_argument("--report", action="store_true", help="measure and report the runs that are there")
     for name, text in (
         ("updates", "of each run"),
         ("rollouts", "per update"),
-        ("episodes", "evaluation episodes of each policy"),
         ("port", "of the server"),
     ):
         parser.add_argument(f"--{name}", type=int, default=getattr(Plan, name), help=text)
@@ -264,12 +271,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     for name in (__name__, "training.table_jobs"):
         logging.getLogger(name).setLevel(logging.INFO)
-    results, seeds = arguments.pop("results"), arguments.pop("seeds")
+    results, seeds, only_report = (arguments.pop(name) for name in ("results", "seeds", "report"))
     plan = Plan(**arguments, seeds=tuple(seeds))
     try:
-        plan.value.run()
-        for seed in plan.seeds:
-            run(plan, seed)
+        if not only_report:
+            plan.value.run()
+            for seed in plan.seeds:
+                run(plan, seed)
         path = report(plan, results)
     except (ValueError, RuntimeError, OSError, ImportError) as error:
         print(f"rl_http_run: {error}", file=sys.stderr)

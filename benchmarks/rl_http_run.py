@@ -43,6 +43,12 @@ FACTS = {
 }
 """What is reported of an update, by the trainer's names."""
 
+SETTINGS = (
+    "learning_rate", "lr_scheduler_type", "steps_per_update", "num_value_only_steps", "value_learning_rate", "cliprange_value",
+    "cliprange", "expert_cliprange", "expert_ratio", "target_kl", "guard_heldout_cfm", "rollouts_per_update", "max_rl_updates",
+)  # fmt: skip
+"""What is reported of the trainer's options; the recipe may have changed since."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -59,7 +65,7 @@ class Plan:
     demo: Path
     output: Path
     seeds: tuple[int, ...] = (0, 1)
-    updates: int = 3
+    updates: int = 6
     rollouts: int = 20
     port: int = 8000
 
@@ -193,7 +199,7 @@ def report(plan: Plan, results: Path) -> Path:
     runs = [describe(plan, seed) for seed in plan.seeds]
     content = {
         "benchmark": "Similar-Sample Guided RL over HTTP: server, trainer and robot as processes",
-        "settings": {"updates": plan.updates, "rollouts": plan.rollouts, "recipe": f"{RECIPES}/demo_ppo.yaml"},
+        "settings": _settings(plan.folder(plan.seeds[0]) / "run"),
         "commands": {"demo": "python -m training.demo --train-steps 800 --episodes 100", "value": plan.value.shell()},
         "before": _with_interval([plan.before]),
         "after": _with_interval([run["after"] for run in runs]),
@@ -203,6 +209,11 @@ def report(plan: Plan, results: Path) -> Path:
     write_json(path, content)
     path.with_suffix(".md").write_text(_table(content), encoding="utf-8")
     return path
+
+
+def _settings(run: Path) -> dict[str, Any]:
+    options = json.loads((run / "training_args.json").read_text(encoding="utf-8"))
+    return {name: options.get(name) for name in SETTINGS}
 
 
 def _with_interval(parts: list[dict[str, Any]]) -> dict[str, Any]:
@@ -240,7 +251,8 @@ def _table(content: dict[str, Any]) -> str:
                 f"| {entry['update'] + 1} | {entry['rollout_success']:.2f} | {entry['advantage_mean']:+.2f} | {steps} | "
                 f"{entry['heldout_loss']:.4f} | {outcome} | {success} |"
             )
-    return "\n".join([*lines, "", "`python -m benchmarks.rl_http_run`", ""])
+    options = ", ".join(f"{name} {value}" for name, value in content["settings"].items())
+    return "\n".join([*lines, "", f"Trained with {options}.", "", "`python -m benchmarks.rl_http_run`", ""])
 
 
 def _rate(part: dict[str, Any]) -> str:

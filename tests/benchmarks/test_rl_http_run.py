@@ -26,6 +26,7 @@ def leave_run(plan, seed):
         {**update, "update": 2, "version": 2, "refused": None},
     ]
     write_json(folder / "run" / "rl_history.json", history)
+    write_json(folder / "run" / "training_args.json", {"learning_rate": 0.5, "seed": seed})
     write_json(folder / "robot.json", {"rollouts": 6, "success": {"0": [2, 4], "2": [1, 2]}, "episodes": []})
     events = [{"time": 100.0, "event": "begin"}, {"time": 700.0, "event": "reward"}]
     (folder / "run" / "journal.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
@@ -44,6 +45,7 @@ def test_a_report_counts_every_policy_once_and_says_what_was_refused(tmp_path):
     assert [content[when][key] for when in ("before", "after") for key in ("successes", "episodes")] == [4, 10, 16, 20]
     assert [run["seconds"] for run in content["runs"]] == [600, 600]
     assert [v["successes"] for v in content["runs"][0]["versions"]] == [4, 4, 8]
+    assert content["settings"]["learning_rate"] == 0.5
     text = path.with_suffix(".md").read_text()
     assert "| 2 | 0.50 | -0.25 | 3, stopped by the KL | 0.1000 | refused (held-out loss) | 4/10 = 40%" in text
     assert "| 3 | 0.50 | -0.25 | 40 | 0.1000 | v2 | 8/10 = 80%" in text

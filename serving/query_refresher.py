@@ -13,7 +13,6 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -145,7 +144,7 @@ class QueryRefresher(Generic[States]):
         """
         try:
             call.ready.result(timeout)
-        except FutureTimeout:
+        except TimeoutError:
             raise TimeoutError("query states: the VLM did not answer in time") from None
         with self._changed:
             session = call.session

@@ -1,7 +1,8 @@
 """Observations in JSON, for programs that have no msgpack: `POST /v1/act` with `application/json`.
 
 A number array is a (nested) list, or `{"data": BASE64, "dtype": "<f4", "shape": [14]}` with its bytes in C order; an image
-is such an array of `|u1` or `{"jpeg": BASE64}` or `{"png": BASE64}`. In answers, arrays are lists.
+is such an array of `|u1` or `{"jpeg": BASE64}` or `{"png": BASE64}`: written out as lists it would have more entries than
+`CodecLimits` lets pass. In answers, arrays are lists.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def _read(value: Any, path: str, depth: int, limits: CodecLimits) -> Any:
 
 
 def _numbers(entries: list[Any]) -> Any:
-    """A list of equally long lists of numbers as an array, so that images and chunks may be written out; else the list."""
+    """A list of equally long lists of numbers as an array, so that states and chunks may be written out; else the list."""
     if entries and all(isinstance(entry, np.ndarray) for entry in entries):
         same = len({entry.shape for entry in entries}) == 1
         return np.stack(entries) if same else entries

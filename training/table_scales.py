@@ -26,8 +26,8 @@ SUITES = {"Spatial": "libero_spatial", "Object": "libero_object", "Goal": "liber
 EVAL, EVAL_VLM = "evaluation.closed_loop", "evaluation.vlm_benchmarks.evaluate_vlm"
 RECIPES = "training/recipes"
 FURTHER_SEED = ("--seed", "100000")  # of further demonstrations: other starts than those that all runs learn from
-STATISTICS_TOLERANCE = 2.0
-"""Of statistics, where a checkpoint that learned several tasks goes on with one of them."""
+STATISTICS_TOLERANCE = 10.0
+"""Where a checkpoint that learned several tasks goes on with one of them. At tiny scale its statistics are those of `lift`."""
 
 
 @dataclass(frozen=True)

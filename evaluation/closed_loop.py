@@ -164,7 +164,12 @@ def build_parser() -> argparse.ArgumentParser:
     served.add_argument("--connections", type=int, default=1, help="requests of one batch at the same time")
     served.add_argument("--token-file", type=Path, help="file with the server's token")
     parser.add_argument("--device", help="torch device; by default a GPU where there is one")
-    parser.add_argument("--dtype", default="auto", help="parameter dtype, such as bfloat16; auto: the checkpoint's")
+    parser.add_argument(
+        "--dtype",
+        default="auto",
+        help="parameter dtype, such as bfloat16; auto: bfloat16 on a GPU that has it, else the checkpoint's",
+    )
+    parser.add_argument("--compile", action="store_true", help="torch.compile for the full batch size")
     parser.add_argument(
         "--env-option",
         type=environment_option,
@@ -190,7 +195,7 @@ def _policy_options(arguments: argparse.Namespace) -> dict[str, Any]:
         return {"token": token, "name": arguments.model, **{name: getattr(arguments, name) for name in names}}
     if arguments.model in BASELINES:
         return {}
-    return {name: getattr(arguments, name) for name in [*names, "device", "dtype"]}
+    return {name: getattr(arguments, name) for name in [*names, "device", "dtype", "compile"]}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

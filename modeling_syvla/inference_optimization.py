@@ -9,6 +9,7 @@ import torch
 
 from .denoise_loop import CompiledDenoising
 from .onednn_linear import onednn_is_quicker, use_onednn
+from .static_thoughts import StaticThoughts
 
 logger = logging.getLogger(__name__)
 
@@ -19,6 +20,7 @@ class InferenceOptimizationMixin:
     config: Any
     expert: Any
     compiled_denoising: CompiledDenoising | None = None
+    static_thoughts: StaticThoughts | None
 
     def optimize_for_inference(
         self,
@@ -26,6 +28,7 @@ class InferenceOptimizationMixin:
         compile: bool = False,
         fuse: bool = True,
         onednn: bool | None = None,
+        static_thoughts: bool | None = None,
         max_shapes: int = 1,
         whole_loop: bool | None = None,
         strict: bool = False,
@@ -33,10 +36,12 @@ class InferenceOptimizationMixin:
         """Quicker inference with the same results up to rounding. Call it last: after loading, moving, adapting.
 
         Args:
-            compile: Put the flow steps through `torch.compile`. The first call of a shape takes tens of seconds.
+            compile: Put the flow steps, and the decoding of thoughts, through `torch.compile`. The first call of a shape
+                takes tens of seconds.
             fuse: Compute the expert's projections of the same tokens as one product. Layer by layer, without a second copy
                 of the weights; checkpoints and training do not notice. See `FusedProjections`.
             onednn: Whether float32 linear layers on the CPU go through oneDNN. None: where MKL is known to be slower.
+            static_thoughts: Whether thoughts use a cache of fixed size, see `StaticThoughts`. None: where they are compiled.
             max_shapes, whole_loop: See `CompiledDenoising`.
             strict: Raise on what is not possible, instead of leaving it out with one warning.
 
@@ -59,10 +64,14 @@ class InferenceOptimizationMixin:
                     layer.fuse()
             except ValueError as error:
                 self._left_out("fuse", str(error), strict)
+        if compile and (reason := _why_not_compile(module.device)):
+            self._left_out("compile", reason, strict)
+            compile = False
+        self.static_thoughts = None
+        if compile if static_thoughts is None else static_thoughts:
+            self.static_thoughts = StaticThoughts(max_shapes, strict, compile)
         self.compiled_denoising = None
-        if compile and not flow:
-            self._left_out("compile", f"action_head={self.config.action_head!r} has no flow steps", strict)
-        elif compile:
+        if compile and flow:
             self.compiled_denoising = CompiledDenoising(max_shapes, strict, whole_loop)
         return self
 
@@ -70,3 +79,12 @@ class InferenceOptimizationMixin:
         if strict:
             raise ValueError(f"optimize_for_inference: {option} is not possible here: {reason}")
         logger.warning("optimize_for_inference: without %s: %s", option, reason)
+
+
+def _why_not_compile(device: torch.device) -> str | None:
+    """Tries it on something small: it needs a compiler for C++, on a GPU for Triton."""
+    try:
+        torch.compile(torch.sin, fullgraph=True)(torch.zeros(1, device=device))
+    except Exception as error:
+        return f"torch.compile failed: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    return None

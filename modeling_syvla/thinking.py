@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from transformers import AutoTokenizer
 
+from .static_thoughts import StaticThoughts, cache_argument
 from .view_features import all_rows
 
 
@@ -26,6 +27,7 @@ class ThinkingMixin:
     generate: Any
     get_input_embeddings: Any
     _positions: Any
+    static_thoughts: StaticThoughts | None = None
 
     @torch.no_grad()
     def predict_query_states(
@@ -55,9 +57,14 @@ class ThinkingMixin:
         generate_kwargs["tokenizer"] = tokenizer  # for `stop_strings`
         if think_budget is not None:
             generate_kwargs["max_time"] = think_budget
-        states, mask, thought_ids = self._think(
-            input_ids, attention_mask, max_new_tokens=max_new_tokens, **images, **generate_kwargs
-        )
+        lent: Any = nullcontext({})
+        if self.static_thoughts is not None:
+            tokens = max_new_tokens + 1 + self.config.num_query_tokens  # an end token, where the thought was cut
+            lent = self.static_thoughts.lend(self.vlm, input_ids, tokens)
+        with lent as cache:
+            states, mask, thought_ids = self._think(
+                input_ids, attention_mask, max_new_tokens=max_new_tokens, **images, **generate_kwargs, **cache
+            )
         thoughts = [text.strip() for text in tokenizer.batch_decode(thought_ids, skip_special_tokens=True)]
         return states, mask, thoughts, thought_ids
 
@@ -97,9 +104,9 @@ class ThinkingMixin:
             use_cache=True,
             **generate_kwargs,
         )
-        cache = generated.cache if hasattr(generated, "cache") else generated.past_key_values
+        cache = getattr(generated, cache_argument(self.vlm))
         sequences = generated.sequences
-        cached = cache.get_seq_length()  # the last generated token is not in the cache yet
+        cached = int(cache.get_seq_length())  # the last generated token is not in the cache yet
         thought = sequences[:, prompt_length:]
         end_ids = torch.tensor(self._end_token_ids(), device=thought.device)
         is_end = torch.isin(thought, end_ids)
@@ -124,15 +131,12 @@ class ThinkingMixin:
             return *self.condition_states(self.encode(whole, mask, **images), whole, mask), thought
         offset = self._positions(input_ids, attention_mask, None, generate_kwargs.get("image_grid_thw"))[1]
         positions = (mask.cumsum(-1) - 1)[:, cached:] + offset
-        language_model = self.vlm.model.language_model
-        # transformers calls a cache `past_key_values` in older versions and no more from 5.40 on.
-        new_name = "cache" in inspect.signature(language_model.forward).parameters
-        outputs = language_model(
+        outputs = self.vlm.model.language_model(
             inputs_embeds=embeds,
             attention_mask=mask,
             position_ids=positions[None].expand(3, -1, -1),
             use_cache=True,
-            **{"cache" if new_name else "past_key_values": cache},
+            **{cache_argument(self.vlm): cache},
         )
         return outputs.last_hidden_state[:, -queries.shape[1] :], None, thought
 

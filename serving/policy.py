@@ -21,6 +21,7 @@ from modeling_syvla.flow_sde import sample_with_sde_step
 
 from .action_chunks import ActionChunks
 from .chunk_stitching import PreviousChunk, continue_chunk
+from .policy_loading import load_for_inference
 from .rollout_sampler import ChainStep, RolloutSampler
 
 Observation = dict[str, Any]
@@ -101,6 +102,7 @@ class SyVLAPolicy:
         *,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype = "auto",
+        compile: bool = False,
         **options: Any,
     ) -> SyVLAPolicy:
         """Loads model and processor through their Auto classes.
@@ -109,19 +111,10 @@ class SyVLAPolicy:
             path: Folder or Hub id of a checkpoint.
             embodiment: See the class.
             view_cameras: See the class.
-            device: Where to run; None takes a GPU where there is one.
-            dtype: Parameter dtype; "auto" keeps the checkpoint's.
+            device, dtype, compile: See `load_for_inference`.
             **options: `think`, `max_new_tokens`, `num_steps`, `name`.
         """
-        from transformers import AutoModel, AutoProcessor
-
-        import modeling_syvla  # noqa: F401  registers the Auto classes
-        import processing.processing_syvla  # noqa: F401
-
-        if device is None:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        model = AutoModel.from_pretrained(path, dtype=dtype).to(device)
-        processor = AutoProcessor.from_pretrained(path)
+        model, processor = load_for_inference(path, device=device, dtype=dtype, compile=compile)
         return cls(model, processor, embodiment, view_cameras, **{"name": str(path), **options})
 
     def identity(self) -> dict[str, Any]:

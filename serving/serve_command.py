@@ -29,7 +29,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", help="checkpoint folder or Hub id; needed except with --rl-run")
     parser.add_argument("--revision", help="commit, branch or tag on the Hub")
     parser.add_argument("--device", help="torch device; by default a GPU where there is one")
-    parser.add_argument("--dtype", default="auto", help="parameter dtype, such as bfloat16; auto: the checkpoint's")
+    parser.add_argument(
+        "--dtype",
+        default="auto",
+        help="parameter dtype, such as bfloat16; auto: bfloat16 on a GPU that has it, else the checkpoint's",
+    )
 
     access = parser.add_argument_group("access")
     access.add_argument("--host", default=default.host, help="address to listen on")
@@ -79,6 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
     thinking.add_argument("--think", default="off", metavar="on|off|K", help="think never, always, or every K calls")
     thinking.add_argument("--max-new-tokens", type=int, help="longest thought in tokens; by default the model's")
     thinking.add_argument("--num-steps", type=int, help="Euler steps of the flow; by default the model's")
+    thinking.add_argument("--compile", action="store_true", help="torch.compile; the start takes longer")
     thinking.add_argument("--async", dest="dual_system", action="store_true", help="let the VLM run in the background")
     thinking.add_argument("--max-query-age", type=float, metavar="S", help="with --async: wait for newer query states")
 
@@ -157,6 +162,7 @@ def _policy_options(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "device": arguments.device,
         "dtype": arguments.dtype,
+        "compile": arguments.compile,
         "max_new_tokens": arguments.max_new_tokens,
         "num_steps": arguments.num_steps,
     }

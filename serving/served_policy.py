@@ -15,6 +15,7 @@ from .act_request import ActAnswer, ActRequest, Prepared
 from .async_policy import AsyncSyVLAPolicy
 from .chunk_stitching import PreviousChunk
 from .policy import Intention, SyVLAPolicy, weights_digest
+from .policy_loading import load_for_inference
 from .query_refresher import Call
 from .rollout_sampler import ChainStep, RolloutSampler
 
@@ -89,27 +90,17 @@ class SyVLAServedPolicy:
         *,
         device: str | None = None,
         dtype: str = "auto",
+        compile: bool = False,
         revision: str | None = None,
         **options: Any,
     ) -> SyVLAServedPolicy:
         """Loads model and processor through their Auto classes, from a folder or the Hub.
 
         Args:
-            path: Folder or Hub id.
-            device: None takes a GPU where there is one.
-            dtype: Parameter dtype; "auto" keeps the checkpoint's.
-            revision: Commit, branch or tag on the Hub.
+            path, device, dtype, compile, revision: See `load_for_inference`.
             **options: See the class.
         """
-        from transformers import AutoModel, AutoProcessor
-
-        import modeling_syvla  # noqa: F401  registers the Auto classes
-        import processing.processing_syvla  # noqa: F401
-
-        place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        hub = {"revision": revision} if revision else {}
-        model = AutoModel.from_pretrained(path, dtype=dtype, **hub).to(place)
-        processor = AutoProcessor.from_pretrained(path, **hub)
+        model, processor = load_for_inference(path, device=device, dtype=dtype, compile=compile, revision=revision)
         commit = getattr(model.config, "_commit_hash", None) or revision
         return cls(model, processor, **{"name": str(path), "revision": commit, **options})
 

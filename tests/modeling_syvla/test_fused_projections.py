@@ -36,8 +36,8 @@ def test_fused_projections_give_the_same_actions(tiny_model, act, monkeypatch):
     before = act()
     tiny_model.optimize_for_inference(onednn=False)
     torch.testing.assert_close(act(), before, atol=1e-5, rtol=0)
-    # Three layers: the condition's keys and values once; all of prefix and three steps: self-attention and MLP.
-    assert products(tiny_model, monkeypatch, act) == 3 + 3 * 2 * (1 + 3)
+    # Self-attention and MLP of three layers in three steps, for the prefix of two; the condition's keys and values once.
+    assert products(tiny_model, monkeypatch, act) == 3 * 3 * 2 + 2 * 2 + 3
 
 
 def test_parameters_are_views_of_one_tensor(tiny_model):

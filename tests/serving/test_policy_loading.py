@@ -1,0 +1,67 @@
+"""Loading for inference: dtype by device, and a model made quick without another answer."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModel
+
+from serving.policy_loading import inference_dtype, load_for_inference
+from serving.serve_command import _policy_options, build_parser
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+
+
+@pytest.mark.parametrize("saved", [torch.float32, torch.bfloat16, torch.float16, None])
+def test_the_cpu_and_explicit_dtypes_keep_what_they_are(saved, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    assert inference_dtype("auto", CPU, saved) == "auto"
+    for device in (CPU, GPU):
+        assert inference_dtype("float32", device, saved) == "float32"
+        assert inference_dtype(torch.float16, device, saved) == torch.float16
+
+
+@pytest.mark.parametrize(
+    ("saved", "supported", "expected"),
+    [
+        (torch.float32, True, torch.bfloat16),
+        (torch.bfloat16, True, torch.bfloat16),
+        (None, True, torch.bfloat16),
+        (torch.float16, True, "auto"),
+        (torch.float32, False, "auto"),
+    ],
+)
+def test_a_gpu_computes_in_bfloat16_where_it_can(saved, supported, expected, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: supported)
+    assert inference_dtype("auto", GPU, saved) == expected
+
+
+@pytest.fixture
+def checkpoint(tiny_model, tiny_processor, tmp_path):
+    tiny_model.save_pretrained(tmp_path)
+    tiny_processor.save_pretrained(tmp_path)
+    return str(tmp_path)
+
+
+def test_what_is_loaded_is_fused_and_answers_as_the_plain_model(checkpoint, make_item):
+    model, processor = load_for_inference(checkpoint, device="cpu")
+    plain = AutoModel.from_pretrained(checkpoint).eval()
+    assert not model.training
+    assert model.dtype == torch.float32
+    assert all(layer.self_attn.fused.intact() for layer in model.expert.layers)
+    assert model.compiled_denoising is None
+    inputs = processor.collate([make_item(1, actions=None)], padding_side="left")
+    noise = torch.randn(1, 8, 14)
+    actions = [m.predict_actions(**inputs, noise=noise).actions for m in (model, plain)]
+    np.testing.assert_allclose(*actions, atol=1e-5)
+
+
+def test_a_checkpoint_in_bfloat16_stays_so_on_the_cpu(tiny_model, tiny_processor, tmp_path):
+    tiny_model.to(torch.bfloat16).save_pretrained(tmp_path)
+    tiny_processor.save_pretrained(tmp_path)
+    assert load_for_inference(str(tmp_path), device="cpu")[0].dtype == torch.bfloat16
+    assert load_for_inference(str(tmp_path), device="cpu", dtype="float32")[0].dtype == torch.float32
+
+
+def test_the_server_is_asked_to_compile():
+    assert _policy_options(build_parser().parse_args(["--model", "x", "--compile"]))["compile"] is True
+    assert _policy_options(build_parser().parse_args(["--model", "x"]))["compile"] is False

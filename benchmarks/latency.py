@@ -25,6 +25,7 @@ import torch
 from benchmarks.latency_models import BOUND_SIZES, CALLS, POLICIES, SCALES
 from benchmarks.latency_report import print_report, summarise
 from benchmarks.machine_bound import describe_device, device_name, dtype_of, measure_bound
+from benchmarks.operator_times import operator_seconds, shares_of_difference
 from benchmarks.phases import Phases
 from benchmarks.reporting import write_section
 
@@ -34,7 +35,9 @@ def measure_piece(settings: dict[str, Any], name: str) -> dict[str, Any]:
     dtype, device, scale = dtype_of(settings["dtype"]), settings["device"], settings["scale"]
     sizes = BOUND_SIZES[scale]
     before = measure_bound(dtype, device, **sizes)
-    policy = POLICIES[name](scale, dtype, device, views=settings["views"], thought_tokens=settings["thought_tokens"])
+    policy = POLICIES[name](
+        scale, dtype, device, views=settings["views"], thought_tokens=settings.get("thought_tokens", 0)
+    )
     phases = Phases(policy.spans, device)
     chosen = {call: run for call, run in policy.calls.items() if call in settings["calls"]}
     calls: dict[str, Any] = {}
@@ -42,15 +45,20 @@ def measure_piece(settings: dict[str, Any], name: str) -> dict[str, Any]:
         for call_name, call in chosen.items():
             work = {span: [w.flops, w.weight_bytes] for span, w in phases.work(call, policy.model).items()}
             calls[call_name] = {"work": work, "seconds": [], "language_calls": []}
-        policy.optimize(settings["compile"])
+        # What was counted is warm, unless it became another program.
+        changed = policy.optimize(settings.get("compile", False)) is not None
         for call_name, call in chosen.items():
-            if settings["compile"] or call_name == "action":
-                call()  # warm-up; the others run the same code
+            if changed and (settings["compile"] or call_name == "action"):
+                call()
         for call_name, call in chosen.items():
             for _ in range(settings["repeats"]):
                 seconds, each = phases.seconds(call)
                 calls[call_name]["seconds"].append(seconds)
                 calls[call_name]["language_calls"].append(each["language"])
+        operators = None
+        if policy.context is not None:
+            whole = operator_seconds(policy.calls["refresh"], device)
+            operators = shares_of_difference(whole, operator_seconds(policy.context, device))
     after = measure_bound(dtype, device, **sizes)
     return {
         "settings": settings,
@@ -59,6 +67,7 @@ def measure_piece(settings: dict[str, Any], name: str) -> dict[str, Any]:
         "bounds": [before.as_dict(), after.as_dict()],
         "phases": policy.phases,
         "calls": calls,
+        "denoise_operators": operators,
     }
 
 
@@ -68,6 +77,13 @@ def read_piece(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
         return None
     piece = json.loads(path.read_text(encoding="utf-8"))
     return piece if piece["settings"] == settings else None
+
+
+def own_settings(name: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Those that a model's pieces depend on: PI0 neither thinks nor is compiled, and has one call."""
+    if name == "pi0":
+        return {**{k: v for k, v in settings.items() if k not in ("thought_tokens", "compile")}, "calls": ["action"]}
+    return settings
 
 
 def measure_all(settings: dict[str, Any], rounds: int, folder: Path, budget: float) -> list[dict[str, Any]]:
@@ -82,16 +98,17 @@ def measure_all(settings: dict[str, Any], rounds: int, folder: Path, budget: flo
     start, longest, pieces = time.monotonic(), 0.0, []
     for number in range(rounds):
         for name in POLICIES:
-            path = folder / f"{name}-{number}.json"
-            piece = read_piece(path, settings)
+            own = own_settings(name, settings)
+            path = folder / f"{name}{'-compiled' if own.get('compile') else ''}-{number}.json"
+            piece = read_piece(path, own)
             if piece is None:
                 begun = time.monotonic()
                 if begun - start + longest > budget:
                     continue
                 print(f"round {number + 1} of {rounds}: {name}", flush=True)
-                _run_child(settings, name, path)
+                _run_child(own, name, path)
                 longest = max(longest, time.monotonic() - begun)
-                piece = read_piece(path, settings)
+                piece = read_piece(path, own)
                 assert piece is not None
             pieces.append(piece)
     return pieces
@@ -129,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = {name: getattr(options, name) for name in names}
     settings["calls"] = [call for call in CALLS if call in ("action", "refresh", *options.calls)]
     folder = options.pieces or Path("outputs/latency") / "-".join(
-        str(settings[name]) for name in ("device", "dtype", "scale", "views", "compile")
+        str(settings[name]) for name in ("device", "dtype", "scale", "views")
     )
     folder.mkdir(parents=True, exist_ok=True)
     if options.fresh:

@@ -41,6 +41,7 @@ class Policy:
         spans: See `benchmarks.phases`.
         phases: Phase -> spans that are added and spans that are subtracted.
         optimize: Makes the model quick; its argument is whether to compile. Counting comes before.
+        context: The call "refresh" without its flow steps; None where there is no such call.
     """
 
     model: nn.Module
@@ -48,6 +49,7 @@ class Policy:
     spans: Spans
     phases: dict[str, tuple[tuple[str, ...], tuple[str, ...]]]
     optimize: Callable[[bool], Any] = lambda compile: None
+    context: Callable[[], Any] | None = None
 
 
 POOL_BYTES = 2**31
@@ -219,6 +221,7 @@ def syvla_policy(scale: str, dtype: torch.dtype, device: str, *, views: int = 3,
             "denoise": (("fast",), ("context",)),
         },
         lambda compile: model.optimize_for_inference(compile=compile),
+        lambda: model.encode_expert_context(queries, **observation),
     )
 
 

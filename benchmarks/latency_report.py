@@ -34,7 +34,8 @@ def summarise(pieces: list[Piece]) -> dict[str, Any]:
         "ratio_refresh_to_pi0": models["syvla"]["calls"]["refresh"]["p50_seconds"] / pi0,
         "denoise_share_of_bound": action["syvla"]["phases"]["denoise"]["share_of_bound"],
         "goals": GOALS,
-        "settings": pieces[0]["settings"],
+        "denoise_operators": next(p["denoise_operators"] for p in pieces if p["model"] == "syvla"),
+        "settings": next(p["settings"] for p in pieces if p["model"] == "syvla"),
         "bound": {**bound.as_dict(), **{f"{key}_seen": [x / 1e9 for x in seen] for key, seen in rates.items()}},
         "models": models,
     }
@@ -105,6 +106,8 @@ def print_report(result: dict[str, Any]) -> None:
     if "seconds_per_token" in (thought := result["models"]["syvla"]["calls"].get("think", {})):
         print(f"one thought token: {thought['seconds_per_token']:.3f} s", end="; ")
         print(f"queries on its cache: {thought['seconds_of_queries']:.3f} s")
+    operators = ", ".join(f"{name.removeprefix('aten::')} {s:.0%}" for name, s in result["denoise_operators"].items())
+    print(f"where SyVLA's flow steps spend their time: {operators}")
     bound = result["bound"]
     print(f"machine: {bound['gflops_per_second']:.0f} GFLOP/s, {bound['gbytes_per_second']:.0f} GB/s")
     for name, goal in GOALS.items():

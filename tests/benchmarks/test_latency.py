@@ -34,6 +34,7 @@ def test_ratios_are_quotients_of_the_medians(run):
     assert content["ratio_refresh_to_pi0"] == calls["syvla"]["refresh"]["p50_seconds"] / pi0
     assert content["denoise_share_of_bound"] == calls["syvla"]["action"]["phases"]["denoise"]["share_of_bound"]
     assert set(latency_report.GOALS) <= set(content)
+    assert 0.5 < sum(section["denoise_operators"].values()) <= 1.000001
 
 
 @pytest.mark.slow

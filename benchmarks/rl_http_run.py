@@ -1,9 +1,9 @@
 """Similar-Sample Guided RL as the README shows it: server, trainer and robot as three processes that talk over HTTP.
 
-    python -m training.demo --train-steps 800 --episodes 100 --output outputs/demo_short     # stops early: leaves room
-    python -m benchmarks.rl_http_run --demo outputs/demo_short
+    python -m benchmarks.rl_ablation --arms il --seeds 0 --results outputs/rl_ablation     # demonstrations, policy, value model
+    python -m benchmarks.rl_http_run
 
-Every seed has a run of its own. Its policies are measured by `syvla-eval` as the demo has measured the one that all begin with:
+Every seed has a run of its own. The policy that all begin with and every one that a run publishes are measured by `syvla-eval`
 on the same starts, which neither demonstrations nor rollouts use. Processes go on where they were stopped, and nothing is
 measured twice.
 """
@@ -32,6 +32,13 @@ logger = logging.getLogger(__name__)
 
 ROOT = Path(__file__).parents[1]
 RECIPES = "training/recipes"
+PREPARATION = "python -m benchmarks.rl_ablation --arms il --seeds 0 --results outputs/rl_ablation"
+MAX_STEPS = "max_steps=40"
+"""Time limit of rollouts and of evaluation, as in `benchmarks.rl_ablation`."""
+
+STARTS = 5
+"""Which evaluation starts."""
+
 FIRST_STARTS = 10_000
 """Robots of different runs begin this many starts apart."""
 
@@ -46,6 +53,7 @@ FACTS = {
 SETTINGS = (
     "learning_rate", "lr_scheduler_type", "steps_per_update", "num_value_only_steps", "value_learning_rate", "cliprange_value",
     "cliprange", "expert_cliprange", "expert_ratio", "target_kl", "guard_heldout_cfm", "rollouts_per_update", "max_rl_updates",
+    "use_thoughts", "bootstrap_timeouts",
 )  # fmt: skip
 """What is reported of the trainer's options; the recipe may have changed since."""
 
@@ -55,72 +63,80 @@ class Plan:
     """What is run.
 
     Attributes:
-        demo: Folder of `training.demo`: where the policy and its demonstrations are.
+        policy: What imitation learning has left.
+        value: Its warmed-up value model.
+        dataset: Its demonstrations.
         output: Folder of everything else.
         seeds: Of the runs.
         updates, rollouts: Of a run.
+        episodes: Of each measurement.
         port: Of the server.
     """
 
-    demo: Path
+    policy: Path
+    value: Path
+    dataset: Path
     output: Path
     seeds: tuple[int, ...] = (0, 1)
-    updates: int = 6
-    rollouts: int = 20
+    updates: int = 4
+    rollouts: int = 16
+    episodes: int = 200
     port: int = 8000
-
-    @property
-    def value(self) -> Job:
-        """The warm-up of the value model, which all runs begin with."""
-        options = {"config": f"{RECIPES}/demo_value.yaml", "policy_path": self.demo / "checkpoint"}
-        options |= {"robot_datasets": self.demo / "dataset", "output_dir": self.output / "value"}
-        return Job("training.value_warmup", tuple(_words(options)), self.output / "value", "value_warmup.json")
-
-    @property
-    def before(self) -> dict[str, int]:
-        """Successes and episodes of the policy that all runs begin with."""
-        found = json.loads((self.demo / "report.json").read_text(encoding="utf-8"))
-        return {"successes": round(found["success_after"] * found["episodes"]), "episodes": found["episodes"]}
 
     def folder(self, seed: int) -> Path:
         return self.output / f"seed{seed}"
 
     def commands(self, seed: int) -> dict[str, list[str]]:
         """The three processes of a run, by name: what stands behind `python -m`."""
-        run, checkpoint = self.folder(seed) / "run", self.demo / "checkpoint"
+        run = self.folder(seed) / "run"
         serve = {"rl-run": run, "port": self.port, "rl-rollouts": self.rollouts, "rl-updates": self.updates}
         train = {
             "config": f"{RECIPES}/demo_ppo.yaml",
-            "model_path": checkpoint,
-            "value_model_path": self.output / "value",
-            "robot_datasets": self.demo / "dataset",
-            "encoder": f"policy:{checkpoint}",
+            "model_path": self.policy,
+            "value_model_path": self.value,
+            "robot_datasets": self.dataset,
+            "encoder": f"policy:{self.policy}",
             "output_dir": run,
             "rollouts_per_update": self.rollouts,
             "max_rl_updates": self.updates,
             "seed": seed,
         }
         robot = {"url": f"http://127.0.0.1:{self.port}", "env": "tabletop", "task": "lift", "replan-steps": 4}
-        robot |= {"seed": FIRST_STARTS * seed, "output": self.folder(seed) / "robot.json"}
+        robot |= {"env-option": MAX_STEPS, "seed": FIRST_STARTS * seed, "output": self.folder(seed) / "robot.json"}
         launch = ["accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1", "--cpu"]
         launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "training/ppo.py"]
         return {
-            "server": ["serving.serve_command", *_words(serve), "--think", "on", "--max-new-tokens", "20"],
+            "server": ["serving.serve_command", *_words(serve)],
             "worker": [*launch, *_words(train)],
-            "robot": ["evaluation.simulated_robot", *_words(robot), "--think"],
+            "robot": ["evaluation.simulated_robot", *_words(robot)],
         }
 
-    def measurement(self, seed: int, policy: Path) -> Job:
-        """The closed-loop evaluation of a published policy."""
-        output = self.folder(seed) / "evaluation" / policy.name
-        options = {"model": policy, "task": "lift", "episodes": self.before["episodes"], "batch-size": 20}
-        options |= {"replan-steps": 4, "max-new-tokens": 20, "output": output}
-        words = (*_words(options), "--think", "--quiet")
-        return Job("evaluation.closed_loop", words, output, "summary.json", keeps_partial=True)
+    def measurement(self, policy: Path, output: Path) -> Job:
+        """The closed-loop evaluation of a policy."""
+        options = {"model": policy, "task": "lift", "env-option": MAX_STEPS, "episodes": self.episodes}
+        options |= {"seed": STARTS, "batch-size": 40, "replan-steps": 4, "video-episodes": 0, "output": output}
+        return Job("evaluation.closed_loop", (*_words(options), "--quiet"), output, "summary.json", keeps_partial=True)
+
+    def success(self, policy: Path, output: Path) -> dict[str, int]:
+        """Successes and episodes of a policy; measured unless it has been."""
+        total = self.measurement(policy, output).run()["summary"]["total"]
+        return {"successes": total["successes"], "episodes": total["episodes"]}
+
+    @property
+    def before(self) -> dict[str, int]:
+        """Of the policy that all runs begin with."""
+        return self.success(self.policy, self.output / "before")
 
 
 def _words(options: dict[str, Any]) -> list[str]:
     return [text for name, value in options.items() for text in (f"--{name}", str(value))]
+
+
+def require(plan: Plan) -> None:
+    """Raises: FileNotFoundError: If what the runs begin with is not there."""
+    for path in (plan.policy, plan.value, plan.dataset):
+        if not path.is_dir():
+            raise FileNotFoundError(f"{path}: no such folder; make it with: {PREPARATION}")
 
 
 def run(plan: Plan, seed: int) -> None:
@@ -162,10 +178,9 @@ def measure(plan: Plan, seed: int) -> list[dict[str, Any]]:
         policy = json.loads(facts.read_text(encoding="utf-8"))
         key = policy["policy_version"]
         if not found:
-            found[key] = dict(plan.before)
+            found[key] = plan.before
         if key not in found:
-            total = plan.measurement(seed, facts.parent).run()["summary"]["total"]
-            found[key] = {"successes": total["successes"], "episodes": total["episodes"]}
+            found[key] = plan.success(facts.parent, plan.folder(seed) / "evaluation" / facts.parent.name)
         versions.append({"version": policy["version"], "policy_version": key, **found[key]})
     return versions
 
@@ -200,7 +215,7 @@ def report(plan: Plan, results: Path) -> Path:
     content = {
         "benchmark": "Similar-Sample Guided RL over HTTP: server, trainer and robot as processes",
         "settings": _settings(plan.folder(plan.seeds[0]) / "run"),
-        "commands": {"demo": "python -m training.demo --train-steps 800 --episodes 100", "value": plan.value.shell()},
+        "prepared_by": PREPARATION,
         "before": _with_interval([plan.before]),
         "after": _with_interval([run["after"] for run in runs]),
         "runs": runs,
@@ -263,7 +278,10 @@ def _rate(part: dict[str, Any]) -> str:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--demo", type=Path, default=Path("outputs/demo_short"), help="folder of training.demo")
+    base = Path("outputs/tables/tiny")
+    parser.add_argument("--policy", type=Path, default=base / "flow" / "pretrained", help="what imitation has left")
+    parser.add_argument("--value", type=Path, default=Path("outputs/rl_ablation/value"), help="its value model")
+    parser.add_argument("--dataset", type=Path, default=base / "data" / "lift", help="its demonstrations")
     parser.add_argument("--output", type=Path, default=Path("outputs/rl_http_run"))
     parser.add_argument("--results", type=Path, default=RESULTS, help="where JSON and table go")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(Plan.seeds))
@@ -271,6 +289,7 @@ def build_parser() -> argparse.ArgumentParser:
     for name, text in (
         ("updates", "of each run"),
         ("rollouts", "per update"),
+        ("episodes", "of each measurement"),
         ("port", "of the server"),
     ):
         parser.add_argument(f"--{name}", type=int, default=getattr(Plan, name), help=text)
@@ -287,7 +306,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     plan = Plan(**arguments, seeds=tuple(seeds))
     try:
         if not only_report:
-            plan.value.run()
+            require(plan)
             for seed in plan.seeds:
                 run(plan, seed)
         path = report(plan, results)

@@ -6,9 +6,13 @@ import pytest
 
 pytest.importorskip("mujoco", reason="MuJoCo (extra sim) is not installed")
 
-from benchmarks.rl_http_run import Plan, report
+from benchmarks.rl_http_run import Plan, main, report
 from serving.published_policies import FACTS
 from training.table_jobs import write_json
+
+
+def plan_in(folder, **options):
+    return Plan(folder / "policy", folder / "value", folder / "data", folder / "runs", **options)
 
 
 def leave_run(plan, seed):
@@ -30,14 +34,17 @@ def leave_run(plan, seed):
     write_json(folder / "robot.json", {"rollouts": 6, "success": {"0": [2, 4], "2": [1, 2]}, "episodes": []})
     events = [{"time": 100.0, "event": "begin"}, {"time": 700.0, "event": "reward"}]
     (folder / "run" / "journal.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
-    job = plan.measurement(seed, folder / "run" / "policies" / "v0002")
-    total = {"successes": 8, "episodes": 10}
+    leave_measurement(plan.measurement(folder / "run" / "policies" / "v0002", folder / "evaluation" / "v0002"), 8)
+
+
+def leave_measurement(job, successes):
+    total = {"successes": successes, "episodes": 10}
     write_json(job.result_path, {"arguments": list(job.arguments), "seconds": 1.0, "summary": {"total": total}})
 
 
 def test_a_report_counts_every_policy_once_and_says_what_was_refused(tmp_path):
-    plan = Plan(tmp_path / "demo", tmp_path / "runs", seeds=(0, 3))
-    write_json(plan.demo / "report.json", {"success_after": 0.4, "episodes": 10})
+    plan = plan_in(tmp_path, seeds=(0, 3))
+    leave_measurement(plan.measurement(plan.policy, plan.output / "before"), 4)
     for seed in plan.seeds:
         leave_run(plan, seed)
     path = report(plan, tmp_path / "results")
@@ -52,6 +59,14 @@ def test_a_report_counts_every_policy_once_and_says_what_was_refused(tmp_path):
 
 
 def test_robots_of_different_seeds_share_no_start(tmp_path):
-    plan = Plan(tmp_path / "demo", tmp_path / "runs", seeds=(0, 1))
+    plan = plan_in(tmp_path, seeds=(0, 1))
     starts = [int(words[words.index("--seed") + 1]) for words in (plan.commands(s)["robot"] for s in plan.seeds)]
     assert starts[1] - starts[0] > 10 * plan.updates * plan.rollouts
+
+
+def test_what_is_missing_is_named_with_the_command_that_makes_it(tmp_path, capsys):
+    assert main(["--policy", str(tmp_path / "none"), "--output", str(tmp_path)]) == 1
+    assert (
+        f"{tmp_path / 'none'}: no such folder; make it with: python -m benchmarks.rl_ablation"
+        in capsys.readouterr().err
+    )

@@ -29,6 +29,9 @@ from benchmarks.operator_times import operator_seconds, shares_of_difference
 from benchmarks.phases import Phases
 from benchmarks.reporting import write_section
 
+FORMS = {"compile": "compiled", "pack_weights": "packed"}
+"""Options of `optimize_for_inference` and what a result that was measured with them is called."""
+
 
 def measure_piece(settings: dict[str, Any], name: str) -> dict[str, Any]:
     """One model, built, warmed up while its work is counted, and measured; in the process that this is called in."""
@@ -46,9 +49,9 @@ def measure_piece(settings: dict[str, Any], name: str) -> dict[str, Any]:
             work = {span: [w.flops, w.weight_bytes] for span, w in phases.work(call, policy.model).items()}
             calls[call_name] = {"work": work, "seconds": [], "language_calls": []}
         # What was counted is warm, unless it became another program.
-        changed = policy.optimize(settings.get("compile", False)) is not None
+        changed = policy.optimize({name: settings.get(name, False) for name in FORMS}) is not None
         for call_name, call in chosen.items():
-            if changed and (settings["compile"] or call_name == "action"):
+            if changed and (settings.get("compile") or call_name == "action"):
                 call()
         for call_name, call in chosen.items():
             for _ in range(settings["repeats"]):
@@ -82,7 +85,7 @@ def read_piece(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
 def own_settings(name: str, settings: dict[str, Any]) -> dict[str, Any]:
     """Those that a model's pieces depend on: PI0 neither thinks nor is compiled, and has one call."""
     if name == "pi0":
-        return {**{k: v for k, v in settings.items() if k not in ("thought_tokens", "compile")}, "calls": ["action"]}
+        return {**{k: v for k, v in settings.items() if k not in ("thought_tokens", *FORMS)}, "calls": ["action"]}
     return settings
 
 
@@ -99,7 +102,8 @@ def measure_all(settings: dict[str, Any], rounds: int, folder: Path, budget: flo
     for number in range(rounds):
         for name in POLICIES:
             own = own_settings(name, settings)
-            path = folder / f"{name}{'-compiled' if own.get('compile') else ''}-{number}.json"
+            form = "".join(f"-{word}" for option, word in FORMS.items() if own.get(option))
+            path = folder / f"{name}{form}-{number}.json"
             piece = read_piece(path, own)
             if piece is None:
                 begun = time.monotonic()
@@ -132,6 +136,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--calls", nargs="+", choices=CALLS, default=list(CALLS), help="what is measured, of SyVLA")
     parser.add_argument("--thought-tokens", type=int, default=16)
     parser.add_argument("--compile", action="store_true", help="compile SyVLA's denoise loop")
+    parser.add_argument("--pack-weights", action="store_true", help="SyVLA's weights in oneDNN's own layout (CPU)")
     parser.add_argument("--budget", type=float, default=float("inf"), help="seconds after which no piece is started")
     parser.add_argument("--pieces", type=Path, help="folder of the pieces; default: outputs/latency/<settings>")
     parser.add_argument("--fresh", action="store_true", help="measure everything again")
@@ -142,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         piece = measure_piece(options.settings, options.piece)
         options.pieces.write_text(json.dumps(piece), encoding="utf-8")
         return
-    names = ("device", "dtype", "scale", "views", "repeats", "calls", "thought_tokens", "compile")
+    names = ("device", "dtype", "scale", "views", "repeats", "calls", "thought_tokens", *FORMS)
     settings = {name: getattr(options, name) for name in names}
     settings["calls"] = [call for call in CALLS if call in ("action", "refresh", *options.calls)]
     folder = options.pieces or Path("outputs/latency") / "-".join(
@@ -159,7 +164,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     result = summarise(pieces)
     print_report(result)
     name = "latency" if options.scale == "paper" else f"latency_{options.scale}"
-    section = f"{device_name(options.device)}, {options.dtype}{', compiled' if options.compile else ''}"
+    forms = [word for option, word in FORMS.items() if settings[option]]
+    section = ", ".join([device_name(options.device), options.dtype, *forms])
     print(write_section(name, section, result, describe_device(options.device)))
 
 

@@ -40,7 +40,7 @@ class Policy:
         calls: What is measured: "action", and for SyVLA further ones. Each answers with a chunk (1, T, D).
         spans: See `benchmarks.phases`.
         phases: Phase -> spans that are added and spans that are subtracted.
-        optimize: Makes the model quick; its argument is whether to compile. Counting comes before.
+        optimize: Makes the model quick; its argument are options of `optimize_for_inference`. Counting comes before.
         context: The call "refresh" without its flow steps; None where there is no such call.
     """
 
@@ -48,7 +48,7 @@ class Policy:
     calls: dict[str, Callable[[], torch.Tensor]]
     spans: Spans
     phases: dict[str, tuple[tuple[str, ...], tuple[str, ...]]]
-    optimize: Callable[[bool], Any] = lambda compile: None
+    optimize: Callable[[dict[str, Any]], Any] = lambda options: None
     context: Callable[[], Any] | None = None
 
 
@@ -220,7 +220,7 @@ def syvla_policy(scale: str, dtype: torch.dtype, device: str, *, views: int = 3,
             "expert prefix": (("context",), ("images",)),
             "denoise": (("fast",), ("context",)),
         },
-        lambda compile: model.optimize_for_inference(compile=compile),
+        lambda options: model.optimize_for_inference(**options, strict=options["pack_weights"]),
         lambda: model.encode_expert_context(queries, **observation),
     )
 

@@ -34,6 +34,7 @@ from .vlm_positions import use_right_image_positions
 from .embodiment_mlps import apply_per_embodiment  # noqa: F401  isort: skip
 from .fused_projections import FusedProjections  # noqa: F401  isort: skip
 from .onednn_linear import use_onednn  # noqa: F401  isort: skip
+from .packed_weights import PackedLinear  # noqa: F401  isort: skip
 from .static_thoughts import StaticThoughts  # noqa: F401  isort: skip
 from .view_features import encode_views  # noqa: F401  isort: skip
 

@@ -27,6 +27,7 @@ from .view_features import all_rows, encode_views, feature_width, make_vision_to
 # Used by the files above: older transformers bring only what the entry file names itself.
 from .fused_projections import FusedProjections  # noqa: F401  isort: skip
 from .onednn_linear import use_onednn  # noqa: F401  isort: skip
+from .packed_weights import PackedLinear  # noqa: F401  isort: skip
 
 
 @dataclass

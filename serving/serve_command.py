@@ -84,6 +84,9 @@ def build_parser() -> argparse.ArgumentParser:
     thinking.add_argument("--max-new-tokens", type=int, help="longest thought in tokens; by default the model's")
     thinking.add_argument("--num-steps", type=int, help="Euler steps of the flow; by default the model's")
     thinking.add_argument("--compile", action="store_true", help="torch.compile; the start takes longer")
+    thinking.add_argument(
+        "--pack-weights", action="store_true", help="on a CPU: weights in oneDNN's own layout, a tenth quicker"
+    )
     thinking.add_argument("--async", dest="dual_system", action="store_true", help="let the VLM run in the background")
     thinking.add_argument("--max-query-age", type=float, metavar="S", help="with --async: wait for newer query states")
 
@@ -163,6 +166,7 @@ def _policy_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "device": arguments.device,
         "dtype": arguments.dtype,
         "compile": arguments.compile,
+        "pack_weights": arguments.pack_weights,
         "max_new_tokens": arguments.max_new_tokens,
         "num_steps": arguments.num_steps,
     }

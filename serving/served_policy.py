@@ -92,17 +92,25 @@ class SyVLAServedPolicy:
         dtype: str = "auto",
         compile: bool = False,
         revision: str | None = None,
+        pack_weights: bool = False,
         **options: Any,
     ) -> SyVLAServedPolicy:
         """Loads model and processor through their Auto classes, from a folder or the Hub.
 
         Args:
             path, device, dtype, compile, revision: See `load_for_inference`.
+            pack_weights: See `SyVLAModel.optimize_for_inference`.
             **options: See the class.
+
+        Raises:
+            ValueError: If the weights cannot be packed, though asked for.
         """
         model, processor = load_for_inference(path, device=device, dtype=dtype, compile=compile, revision=revision)
         commit = getattr(model.config, "_commit_hash", None) or revision
-        return cls(model, processor, **{"name": str(path), "revision": commit, **options})
+        policy = cls(model, processor, **{"name": str(path), "revision": commit, **options})
+        if pack_weights:  # after its plain weights have been hashed
+            model.optimize_for_inference(compile=compile, pack_weights=True, strict=True)
+        return policy
 
     def metadata(self) -> dict[str, Any]:
         """See `ServedPolicy.metadata`."""

@@ -73,6 +73,22 @@ def test_a_measured_piece_is_not_measured_again_unless_the_settings_changed(run,
     assert latency.read_piece(pieces / "pi0-0.json", {**settings, "views": 2}) is None
 
 
+@pytest.mark.slow
+def test_packed_weights_are_a_result_of_their_own_beside_the_same_pi0(run, tmp_path, monkeypatch):
+    pieces, content = run
+    monkeypatch.setattr(reporting, "RESULTS", tmp_path)
+    before = (pieces / "pi0-0.json").stat().st_mtime_ns
+    options = ["--pack-weights", "--calls", "action", "--repeats", "2"]
+    latency.main([*COMMAND, *options, "--pieces", str(pieces)])
+    assert (pieces / "pi0-0.json").stat().st_mtime_ns == before
+    (name, section), *rest = json.loads((tmp_path / "latency_tiny.json").read_text())["devices"].items()
+    assert not rest
+    assert name.endswith("float32, packed")
+    assert section["settings"]["pack_weights"]
+    plain = next(iter(content["devices"].values()))["models"]["syvla"]["calls"]["action"]
+    assert section["models"]["syvla"]["calls"]["action"]["gflop"] == plain["gflop"]
+
+
 def test_nothing_is_started_beyond_the_budget(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(reporting, "RESULTS", tmp_path / "results")
     latency.main([*COMMAND, "--budget", "-1", "--pieces", str(tmp_path / "pieces")])

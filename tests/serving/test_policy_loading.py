@@ -5,8 +5,10 @@ import pytest
 import torch
 from transformers import AutoModel
 
+from modeling_syvla.packed_weights import is_packed
 from serving.policy_loading import inference_dtype, load_for_inference
 from serving.serve_command import _policy_options, build_parser
+from serving.served_policy import SyVLAServedPolicy
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -53,6 +55,18 @@ def test_what_is_loaded_is_fused_and_answers_as_the_plain_model(checkpoint, make
     noise = torch.randn(1, 8, 14)
     actions = [m.predict_actions(**inputs, noise=noise).actions for m in (model, plain)]
     np.testing.assert_allclose(*actions, atol=1e-5)
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
+def test_a_server_with_packed_weights_is_the_same_policy(checkpoint):
+    plain, packed = (
+        SyVLAServedPolicy.from_pretrained(checkpoint, device="cpu", pack_weights=pack) for pack in (False, True)
+    )
+    assert is_packed(packed.model)
+    assert not is_packed(plain.model)
+    assert packed.weights == plain.weights
+    options = vars(build_parser().parse_args(["--model", checkpoint, "--pack-weights"]))
+    assert options["pack_weights"] is True
 
 
 def test_a_checkpoint_in_bfloat16_stays_so_on_the_cpu(tiny_model, tiny_processor, tmp_path):

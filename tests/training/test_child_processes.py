@@ -11,9 +11,10 @@ import pytest
 from training.child_processes import ChildProcesses, environment
 
 STARTER = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from training.child_processes import ChildProcesses
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
 with ChildProcesses(Path(sys.argv[1]), grace_s=5) as children:
     for name in ("one", "two"):
         children.start(name, ["bash", "-c", "sleep 1000 & echo $$ $!; wait"])
@@ -52,7 +53,7 @@ def test_nothing_outlives_the_process_that_started_it(tmp_path, number):
     with pytest.raises(ValueError, match="in use by the processes of another command"):
         ChildProcesses(tmp_path, wait_s=0).__enter__()
     starter.send_signal(number)
-    starter.wait()
+    starter.wait(60)
     with ChildProcesses(tmp_path):  # waits until the guard has ended them
         assert not any(map(alive, pids)), "children and what they started"
 

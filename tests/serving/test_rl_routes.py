@@ -559,6 +559,29 @@ def open_page(tmp_path_factory):
         yield start
 
 
+def test_a_key_means_the_rollout_that_was_shown_however_slow_the_server_is(serve_run, open_page):
+    server = serve_run()
+    robot = Robot(server)
+    first, second = robot.rollout(), robot.rollout()
+
+    def outcomes():
+        return [robot.call(f"/rl/episodes/{name}")["outcome"] for name in (first, second)]
+
+    page = open_page(f"http://{server.url}/rl")
+    until(lambda: page.value(READY), 30)
+    page.call("Network.enable")
+    page.call(
+        "Network.emulateNetworkConditions", offline=False, latency=500, downloadThroughput=-1, uploadThroughput=-1
+    )
+    page.press("f")
+    page.press("f", when="true")  # nothing is shown
+    page.press("u", when="true")  # the answer to the label has not come
+    page.press("s", when=f"shown === '{first}' && correcting && {READY}")
+    until(lambda: outcomes() == [1, None], 30)
+    page.press("f", when=f"shown === '{second}' && {READY}")
+    until(lambda: outcomes() == [1, 0], 30)
+
+
 def test_a_person_labels_rollouts_with_two_keys(serve_run, open_page):
     server = serve_run()
     robot = Robot(server)
@@ -578,5 +601,5 @@ def test_a_person_labels_rollouts_with_two_keys(serve_run, open_page):
     assert states(robot)["sealed"] == 2
     until(lambda: "No rollout waits." in page.value("document.body.textContent"), 30)
     page.press("u", when="!document.getElementById('undo').disabled")
-    page.press("s")
+    page.press("s")  # of the second one again
     wait_for(1)

@@ -46,6 +46,20 @@ def test_same_result(layers, shape, dtype, tolerance):
     torch.testing.assert_close(got, expected, atol=tolerance, rtol=0)
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_zeros_up_to_a_quicker_width_are_seen_by_nobody(bias):
+    layers = nn.Sequential(nn.Linear(24, 380, bias=bias), nn.Linear(380, 5, bias=False))
+    weight, x = layers[0].weight.detach().clone(), torch.randn(2, 7, 24)
+    with torch.no_grad():
+        expected = layers(x)
+        pack_weights(layers)
+        assert layers[0](x).shape == (2, 7, 380)
+        torch.testing.assert_close(copy.deepcopy(layers)(x), expected, atol=1e-5, rtol=0)
+    state = layers.state_dict()
+    assert torch.equal(state["0.weight"], weight)
+    assert state["0.weight"].untyped_storage().nbytes() == weight.nbytes
+
+
 def test_a_whole_model_acts_and_thinks_the_same(tiny_model, tiny_processor, inputs):
     plain = copy.deepcopy(tiny_model).optimize_for_inference(onednn=False, fuse=False)
     tiny_model.optimize_for_inference(pack_weights=True, strict=True)

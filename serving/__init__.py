@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .action_chunks import ActionChunks
-    from .chunk_executor import ChunkExecutor
+    from .chunk_executor import AsyncChunkExecutor, ChunkExecutor
     from .client import AsyncPolicyClient, PolicyClient, PolicyError
     from .policy import SyVLAPolicy
     from .policy_server import PolicyServer
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "ActionChunks": "action_chunks",
+    "AsyncChunkExecutor": "chunk_executor",
     "AsyncPolicyClient": "client",
     "ChunkExecutor": "chunk_executor",
     "PolicyClient": "client",
@@ -28,6 +29,7 @@ _MODULES = {
 
 __all__ = [
     "ActionChunks",
+    "AsyncChunkExecutor",
     "AsyncPolicyClient",
     "ChunkExecutor",
     "PolicyClient",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -17,7 +18,100 @@ class _Client(Protocol):
         """See `PolicyClient.reset`."""
 
 
-class ChunkExecutor:
+class _AsyncClient(Protocol):
+    async def act(
+        self, images: Mapping[str, np.ndarray], state: np.ndarray, prompt: str, **extras: Any
+    ) -> dict[str, Any]:
+        """See `AsyncPolicyClient.act`."""
+
+    def reset(self) -> None:
+        """See `AsyncPolicyClient.reset`."""
+
+
+class _Answer(Protocol):
+    def done(self) -> bool:
+        """Whether waiting for it takes no time."""
+
+
+Answer = TypeVar("Answer", bound=_Answer)
+
+
+class _Execution(Generic[Answer]):
+    """Which action of which chunk comes next, and when to ask for another chunk; the asking is left to the subclasses.
+
+    Attributes:
+        last_reply: The newest reply that is in use; None before the first.
+        seam: Largest difference of the two chunks' commands for the step at which the last one was entered, physical
+            units: the jump that the robot saw. None before the second chunk.
+    """
+
+    def __init__(self, replan_steps: int, prefetch: int, stitch: bool) -> None:
+        if replan_steps < 1 or not 0 <= prefetch < replan_steps:
+            raise ValueError(
+                f"expected replan_steps >= 1 and 0 <= prefetch < replan_steps, got {replan_steps=} {prefetch=}"
+            )
+        self.replan_steps, self.prefetch, self.stitch = replan_steps, prefetch, stitch
+        self._begin()
+
+    def _begin(self) -> None:
+        """Forgets chunk and pending request: a new episode begins."""
+        self.last_reply: dict[str, Any] | None = None
+        self.seam: float | None = None
+        self._chunk: np.ndarray | None = None
+        self._position = 0  # step of the chunk that comes next, from the observation that it answers
+        self._pending: Answer | None = None
+        self._since = 0  # steps since the pending request's observation
+
+    @property
+    def _ahead(self) -> bool:
+        """Whether requests are asked while a chunk runs."""
+        return self.prefetch > 0 and self._chunk is not None
+
+    def _due(self, extras: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Options of the request that this step's observation goes out with; None: it is not asked about."""
+        if self._chunk is None:
+            return {**extras}
+        left = len(self._chunk) - self._position
+        if self._pending is not None or (self._position < self.replan_steps and left > self.prefetch):
+            return None
+        options: dict[str, Any] = {**extras, "executed_steps": self._position}
+        if self.prefetch and self.stitch and left:
+            options |= {"prev_chunk": self._chunk[self._position :], "delay_steps": min(self.prefetch, left)}
+        return options
+
+    def _asked(self, answer: Answer) -> None:
+        self._pending, self._since = answer, 0
+
+    def _taken(self) -> Answer | None:
+        """The pending answer, if this step needs it or may have it; nothing is pending then."""
+        answer = self._pending
+        if answer is None or self._chunk is None:
+            return None
+        if self._position < len(self._chunk) and (self._since < self.prefetch or not answer.done()):
+            return None
+        self._pending = None
+        return answer
+
+    def _use(self, reply: dict[str, Any], position: int) -> None:
+        chunk = np.asarray(reply["actions"])
+        if position >= len(chunk):
+            raise RuntimeError(
+                f"the answer came {position} steps after its observation, but the chunk has {len(chunk)}; lower the "
+                "control rate or replan_steps"
+            )
+        if self._chunk is not None and self._position < len(self._chunk):
+            self.seam = float(np.abs(chunk[position] - self._chunk[self._position]).max())
+        self._chunk, self._position, self.last_reply = chunk, position, reply
+
+    def _next(self) -> np.ndarray:
+        assert self._chunk is not None
+        action = self._chunk[self._position]
+        self._position += 1
+        self._since += 1
+        return action
+
+
+class ChunkExecutor(_Execution[Future[dict[str, Any]]]):
     """Executes `replan_steps` actions of each chunk.
 
     Without prefetch the robot waits for every chunk. With `prefetch` = d the old chunk goes on for d steps after the
@@ -33,45 +127,32 @@ class ChunkExecutor:
         stitch: With prefetch, whether to send the old chunk.
 
     Attributes:
-        last_reply: The newest reply that is in use; None before the first.
-        seam: Largest difference of the two chunks' commands for the step at which the last one was entered, physical
-            units: the jump that the robot saw. None before the second chunk.
+        last_reply, seam: See `_Execution`.
     """
 
     def __init__(self, client: _Client, replan_steps: int, *, prefetch: int = 0, stitch: bool = True) -> None:
-        if replan_steps < 1 or not 0 <= prefetch < replan_steps:
-            raise ValueError(
-                f"expected replan_steps >= 1 and 0 <= prefetch < replan_steps, got {replan_steps=} {prefetch=}"
-            )
-        self.client, self.replan_steps, self.prefetch, self.stitch = client, replan_steps, prefetch, stitch
+        super().__init__(replan_steps, prefetch, stitch)
+        self.client = client
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="policy") if prefetch else None
-        self.last_reply: dict[str, Any] | None = None
-        self.seam: float | None = None
-        self._chunk: np.ndarray | None = None
-        self._position = 0  # step of the chunk that comes next, from the observation that it answers
-        self._pending: Future[dict[str, Any]] | None = None
-        self._since = 0  # steps since the pending request's observation
 
     def step(self, images: Mapping[str, np.ndarray], state: np.ndarray, prompt: str, **extras: Any) -> np.ndarray:
         """The action for this control step, (D,), physical units; arguments as for `PolicyClient.act`."""
-        if self._chunk is None:
-            self._use(self.client.act(images, state, prompt, **extras), 0)
-        elif self._pool is None and self._position >= min(self.replan_steps, len(self._chunk)):
-            self._use(self.client.act(images, state, prompt, executed_steps=self._position, **extras), 0)
-        elif self._pool is not None:
-            self._look_ahead(images, state, prompt, extras)
-        assert self._chunk is not None
-        action = self._chunk[self._position]
-        self._position += 1
-        self._since += 1
-        return action
+        options = self._due(extras)
+        if options is not None and self._ahead:
+            assert self._pool is not None
+            self._asked(self._pool.submit(self.client.act, images, state, prompt, **options))
+        elif options is not None:
+            self._use(self.client.act(images, state, prompt, **options), 0)
+        answer = self._taken()
+        if answer is not None:
+            self._use(answer.result(), self._since)
+        return self._next()
 
     def reset(self) -> None:
         """Forgets chunk and pending request and tells the server: a new episode begins."""
         if self._pending is not None and not self._pending.cancel():
             self._pending.exception()  # waits: the connection answers one request at a time
-        self._pending = self._chunk = self.last_reply = self.seam = None
-        self._position = self._since = 0
+        self._begin()
         self.client.reset()
 
     def close(self) -> None:
@@ -79,30 +160,46 @@ class ChunkExecutor:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
-    def _look_ahead(
-        self, images: Mapping[str, np.ndarray], state: np.ndarray, prompt: str, extras: Mapping[str, Any]
-    ) -> None:
-        assert self._chunk is not None
-        assert self._pool is not None
-        left = len(self._chunk) - self._position
-        if self._pending is None and (self._position >= self.replan_steps or left <= self.prefetch):
-            options: dict[str, Any] = {**extras, "executed_steps": self._position}
-            if self.stitch and left:
-                options |= {"prev_chunk": self._chunk[self._position :], "delay_steps": min(self.prefetch, left)}
-            self._pending = self._pool.submit(self.client.act, images, state, prompt, **options)
-            self._since = 0
-        answer = self._pending
-        if answer is not None and (not left or (self._since >= self.prefetch and answer.done())):
-            self._pending = None
-            self._use(answer.result(), self._since)
 
-    def _use(self, reply: dict[str, Any], position: int) -> None:
-        chunk = np.asarray(reply["actions"])
-        if position >= len(chunk):
-            raise RuntimeError(
-                f"the answer came {position} steps after its observation, but the chunk has {len(chunk)}; lower the "
-                "control rate or replan_steps"
-            )
-        if self._chunk is not None and self._position < len(self._chunk):
-            self.seam = float(np.abs(chunk[position] - self._chunk[self._position]).max())
-        self._chunk, self._position, self.last_reply = chunk, position, reply
+class AsyncChunkExecutor(_Execution[asyncio.Task[dict[str, Any]]]):
+    """`ChunkExecutor` for asyncio: `action = await executor.step(...)`, which waits only where that one would.
+
+    Requests ahead of time are tasks of the event loop, which go on while the caller sleeps until its next step. All
+    methods belong to one task of the caller.
+
+    Args:
+        client: An `AsyncPolicyClient`, or anything with its `act`.
+        replan_steps, prefetch, stitch: See `ChunkExecutor`.
+
+    Attributes:
+        last_reply, seam: See `_Execution`.
+    """
+
+    def __init__(self, client: _AsyncClient, replan_steps: int, *, prefetch: int = 0, stitch: bool = True) -> None:
+        super().__init__(replan_steps, prefetch, stitch)
+        self.client = client
+
+    async def step(self, images: Mapping[str, np.ndarray], state: np.ndarray, prompt: str, **extras: Any) -> np.ndarray:
+        """See `ChunkExecutor.step`. Cancelling it gives up an answer that it waits for; the next step asks again."""
+        options = self._due(extras)
+        if options is not None and self._ahead:
+            self._asked(asyncio.create_task(self.client.act(images, state, prompt, **options)))  # type: ignore[arg-type]
+        elif options is not None:
+            self._use(await self.client.act(images, state, prompt, **options), 0)
+        if self._pending is not None:
+            await asyncio.sleep(0)  # the request makes progress even if the caller never sleeps
+        answer = self._taken()
+        if answer is not None:
+            self._use(await answer, self._since)
+        return self._next()
+
+    async def reset(self) -> None:
+        """See `ChunkExecutor.reset`; waits for a pending request, since giving it up would cost the connection."""
+        await self.close()
+        self._begin()
+        self.client.reset()
+
+    async def close(self) -> None:
+        """Waits for a pending request; the client stays open."""
+        if self._pending is not None:
+            await asyncio.gather(self._pending, return_exceptions=True)

@@ -214,7 +214,7 @@ def test_a_late_answer_is_waited_for_only_when_the_old_chunk_has_run_out():
 def test_a_client_needs_no_torch():
     script = """
 import sys
-from serving import ActionChunks, AsyncPolicyClient, ChunkExecutor, PolicyClient
+from serving import ActionChunks, AsyncChunkExecutor, AsyncPolicyClient, ChunkExecutor, PolicyClient
 import serving.http_client, serving.codec
 print([name for name in ("torch", "transformers", "PIL", "fastapi") if name in sys.modules])
 """

@@ -15,7 +15,7 @@ from ports import reserved_port
 from served_policies import CountingPolicy
 
 import processing.robot_dataset_writer  # noqa: F401  takes seconds, which a server that records would be waited for
-from serving import AsyncPolicyClient, ChunkExecutor, PolicyClient, PolicyError
+from serving import AsyncChunkExecutor, AsyncPolicyClient, ChunkExecutor, PolicyClient, PolicyError
 from serving.client import observation_request
 from serving.http_client import http_act, http_metadata, http_ready
 from serving.rollout_episodes import read_rollouts
@@ -73,17 +73,41 @@ def go_on_after_a_restart(start):
     second[0].stop()
 
 
-def test_an_executor_with_prefetch_tells_the_server_what_runs(serve, tmp_path):
-    policy = CountingPolicy()
-    server = serve(policy, record=tmp_path / "rollouts")
-    with PolicyClient(server.url) as client:
+def run_in_a_plain_loop(url: str) -> list[list[float]]:
+    with PolicyClient(url) as client:
         executor = ChunkExecutor(client, 3, prefetch=2)
         executor.reset()
+        actions = []
         for _ in range(9):
-            executor.step(IMAGES, STATE, "lift", seed=5)
+            actions.append(executor.step(IMAGES, STATE, "lift", seed=5).tolist())
             if executor._pending is not None:  # answers come within two control periods
                 executor._pending.exception(timeout=60)
         executor.close()
+        return actions
+
+
+def run_in_asyncio(url: str) -> list[list[float]]:
+    async def run() -> list[list[float]]:
+        async with AsyncPolicyClient(url) as client:
+            executor = AsyncChunkExecutor(client, 3, prefetch=2)
+            await executor.reset()
+            actions = []
+            for _ in range(9):
+                actions.append((await executor.step(IMAGES, STATE, "lift", seed=5)).tolist())
+                if executor._pending is not None:
+                    await asyncio.wait({executor._pending}, timeout=60)
+            await executor.close()
+            return actions
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize("run", [run_in_a_plain_loop, run_in_asyncio])
+def test_an_executor_with_prefetch_tells_the_server_what_runs(serve, tmp_path, run):
+    policy = CountingPolicy()
+    server = serve(policy, record=tmp_path / "rollouts")
+    actions = run(server.url)
+    assert [first for first, _ in actions] == [5, 6, 7, 8, 9, 7, 8, 9, 7], "entered at the step that had come"
     continued = [request.options for batch in policy.batches for request in batch if request.options]
     assert [options["delay_steps"] for options in continued] == [2, 2]
     np.testing.assert_array_equal(continued[0]["prev_chunk"][:, 0], [8, 9, 10])
@@ -92,6 +116,51 @@ def test_an_executor_with_prefetch_tells_the_server_what_runs(serve, tmp_path):
     assert episode.executed[:2].tolist() == [3, 3]
     assert episode.executed_known.tolist() == [True, True, False]
     assert episode.control_steps.tolist() == [0, 3, 6]
+
+
+def test_an_asynchronous_executor_waits_where_its_chunk_has_run_out_and_the_loop_goes_on(serve):
+    policy = CountingPolicy()
+    server = serve(policy)
+
+    async def run() -> None:
+        async with AsyncPolicyClient(server.url) as client:
+            executor = AsyncChunkExecutor(client, 4, prefetch=2)
+
+            async def act() -> float:
+                return float((await executor.step(IMAGES, STATE, "lift", seed=5))[0])
+
+            actions = [await act() for _ in range(4)]
+            policy.hold()
+            actions += [await act(), await act()]  # asks, and takes what is left
+            assert actions == [5, 6, 7, 8, 9, 10]
+            late = asyncio.create_task(act())
+            assert await asyncio.to_thread(policy.running.wait, 60)
+            assert not late.done(), "the chunk has run out"
+            policy.release()
+            assert await late == 7, "two steps after its observation"
+
+            await act(), await act()
+            policy.hold()
+            await act()
+            assert executor._pending is not None
+            ending = asyncio.create_task(executor.reset())
+            assert await asyncio.to_thread(policy.running.wait, 60)
+            assert not ending.done()
+            policy.release()
+            await ending
+            assert (executor.last_reply, executor.seam) == (None, None)
+
+            policy.hold()
+            given_up = asyncio.create_task(act())
+            assert await asyncio.to_thread(policy.running.wait, 60)
+            given_up.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await given_up
+            policy.release()
+            assert await act() == 5, "asked again"
+            await executor.close()
+
+    asyncio.run(run())
 
 
 SERVER = """

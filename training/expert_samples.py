@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from .approximate_index import ApproximateIndex
 from .embedding_store import VIEW_WEIGHTS
 from .expert_dataset import episode_rewards, split_episodes
 from .image_encoders import load_encoder
@@ -51,14 +52,27 @@ class ExpertSamples:
         self.usable, self.heldout = np.isin(owner, used), np.isin(owner, heldout)
         self._tasks = np.concatenate([np.array(d.tasks, dtype=object)[d.task_indices] for d in self.datasets])
         self.index: SimilarSampleIndex | None = None
+        self.approximate: ApproximateIndex | None = None
 
     def __len__(self) -> int:
         return int(self._dataset_ends[-1])
 
-    def open_index(self, folder: str, encoder: str, device: str = "cpu", weights: Any = None) -> None:
-        """Open the vectors of these data sets for `similar`; see [`SimilarSampleIndex`] for what is refused."""
+    def open_index(
+        self,
+        folder: str,
+        encoder: str,
+        device: str = "cpu",
+        weights: Any = None,
+        approximate: str | None = None,
+        **recall: Any,
+    ) -> None:
+        """Open the vectors of these data sets for `similar`; see [`SimilarSampleIndex`] for what is refused.
+
+        `approximate` is the factory string of an [`ApproximateIndex`], whose further options are `recall`; None: exact.
+        """
         model = load_encoder(encoder, device)
         self.index = SimilarSampleIndex(folder, model, self.datasets, weights or VIEW_WEIGHTS, self.usable)
+        self.approximate = ApproximateIndex(self.index, approximate, **recall) if approximate else None
 
     @property
     def fingerprints(self) -> dict[str, str]:
@@ -84,14 +98,15 @@ class ExpertSamples:
         return list(range(row, end, step))
 
     def similar(self, samples: Sequence[dict[str, np.ndarray]], k: int, tasks: Sequence[str] | None) -> Neighbours:
-        """The k most similar usable rows of samples {view: image}.
+        """The k most similar usable rows of samples {view: image}; with an approximate index some may be missed.
 
         Raises:
             ValueError: If no index is open, or there is no sample of a task.
         """
         if self.index is None:
             raise ValueError("retrieval: no vectors are open; encode the data (syvla-encode) and pass their folder")
-        return self.index.search(self.index.encode(samples), k, tasks)
+        index = self.index if self.approximate is None else self.approximate
+        return index.search(self.index.encode(samples), k, tasks)
 
     def require_tasks(self, tasks: Sequence[str]) -> None:
         """Raises ValueError for a task that `similar` has no sample of."""

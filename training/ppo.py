@@ -67,6 +67,13 @@ class RLDataArguments:
         default=None, metadata={"help": "Vectors of syvla-encode; none: output_dir/retrieval, made where missing."}
     )
     view_weights: str | None = field(default=None, metadata={"help": "JSON, weight of each view; none: the paper's."})
+    approximate_index: str | None = field(
+        default=None,
+        metadata={
+            "help": "FAISS factory string, such as HNSW32 or IVF1024,Flat: search similar samples approximately, with the "
+            "recall in retrieval/recall; none: exactly."
+        },
+    )
 
     def __post_init__(self) -> None:
         self.robot_specs = [dataset_spec(entry, "robot_datasets", ROBOT_KEYS) for entry in self.robot_datasets]
@@ -172,7 +179,15 @@ def load_experts(data_args: RLDataArguments, args: SyVLAPPOConfig, processor: An
                 devices=(data_args.encoder_device,),
                 progress=not args.disable_tqdm,
             )
-    experts.open_index(folder, data_args.encoder, data_args.encoder_device, weights)
+        experts.open_index(
+            folder,
+            data_args.encoder,
+            data_args.encoder_device,
+            weights,
+            data_args.approximate_index,
+            k=args.retrieval_top_k,
+            same_task=args.same_task,
+        )
     return experts
 
 

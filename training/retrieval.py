@@ -83,7 +83,8 @@ class SimilarSampleIndex:
             )
         # The vectors hold the square roots of the stored weights; the query brings what is missing to the wanted ones.
         self._factors = np.divide(wanted, np.sqrt(stored), out=np.zeros_like(stored), where=stored > 0)
-        self._allowed = allowed
+        self._rescaling = np.divide(wanted, stored, out=np.zeros_like(stored), where=stored > 0)
+        self.allowed = allowed
         self._rows_of_task: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
@@ -92,6 +93,11 @@ class SimilarSampleIndex:
     def encode(self, samples: Sequence[Mapping[str, np.ndarray]]) -> np.ndarray:
         """Query vectors float32 (n, V * dim) of samples {view: uint8 (H, W, 3)}; a missing view counts as cosine 0."""
         return encode_views(self.encoder, samples, self.manifest.views, self._factors)[0]
+
+    def stored_queries(self, rows: np.ndarray) -> np.ndarray:
+        """What `encode` gives for the samples of rows of the store, float32 (n, V * dim)."""
+        scale = np.repeat(self._rescaling, self.manifest.width // len(self._rescaling))
+        return (self.vectors[rows] * scale).astype(np.float32)
 
     def search(self, queries: np.ndarray, k: int, tasks: Sequence[str] | None = None) -> Neighbours:
         """The k most similar rows of each query.
@@ -110,14 +116,14 @@ class SimilarSampleIndex:
                 f"queries: expected (n, {self.manifest.width}) and k of at least 1, got {queries.shape}, {k=}"
             )
         if tasks is None:
-            return self._search(queries, k, None if self._allowed is None else np.flatnonzero(self._allowed))
+            return self.search_rows(queries, k, None if self.allowed is None else np.flatnonzero(self.allowed))
         if len(tasks) != len(queries):
             raise ValueError(f"tasks: expected one for each of the {len(queries)} queries, got {len(tasks)}")
         rows = np.full((len(queries), k), -1, np.int64)
         similarities = np.full((len(queries), k), -np.inf, np.float32)
         for task in dict.fromkeys(tasks):
             chosen = np.array([other == task for other in tasks])
-            found = self._search(queries[chosen], k, self.rows_of(task))
+            found = self.search_rows(queries[chosen], k, self.rows_of(task))
             rows[chosen], similarities[chosen] = found.rows, found.similarities
         return Neighbours(rows, similarities)
 
@@ -130,7 +136,7 @@ class SimilarSampleIndex:
         number = self.manifest.tasks.index(task) if task in self.manifest.tasks else -1
         if number not in self._rows_of_task:
             own = self.task_index == number
-            self._rows_of_task[number] = np.flatnonzero(own if self._allowed is None else own & self._allowed)
+            self._rows_of_task[number] = np.flatnonzero(own if self.allowed is None else own & self.allowed)
         rows = self._rows_of_task[number]
         if not len(rows):
             raise ValueError(
@@ -139,7 +145,8 @@ class SimilarSampleIndex:
             )
         return rows
 
-    def _search(self, queries: np.ndarray, k: int, subset: np.ndarray | None) -> Neighbours:
+    def search_rows(self, queries: np.ndarray, k: int, subset: np.ndarray | None) -> Neighbours:
+        """The k most similar of some rows, int64, ascending, which are not checked; None: of all."""
         total = len(self) if subset is None else len(subset)
         best = Neighbours(np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), -np.inf, np.float32))
         for low in range(0, total, BLOCK_ROWS):

@@ -249,6 +249,8 @@ class UpdatePreparation:
         similarity = np.array(self._gather(best), np.float32)
         known = similarity[np.isfinite(similarity)]
         metrics = {"retrieval/sim_mean": float(known.mean()), "retrieval/sim_min": float(known.min())}
+        if self.experts.approximate is not None:
+            metrics["retrieval/recall"] = self.experts.approximate.recall
         return np.array(self._gather(rows), np.int64), metrics
 
     def _share(self, count: int) -> range:

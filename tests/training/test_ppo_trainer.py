@@ -236,6 +236,7 @@ def test_rollouts_of_another_policy_are_refused(run, record_rollouts, tmp_path, 
         {"expert_mode": "none"},
         {"expert_mode": "random", "same_task": False},
         {"expert_advantages": "gae", "decision_steps": 5},
+        {"approximate_index": "HNSW8"},
         {"objective": "imitation"},
         {"intention_decoupling": False, "use_thoughts": False},
         {"average_flow_samples": True, "trust_region": "aspo", "clamp_old_cfm": 50.0},
@@ -256,6 +257,10 @@ def test_switches(run, policy, tmp_path, options):
     if "expert_mode" in options:
         assert "retrieval/sim_mean" not in update
         assert ("policy/cfm_expert" in steps[0]) == (options["expert_mode"] == "random")
+    assert ("retrieval/recall" in update) == ("approximate_index" in options)
+    if "approximate_index" in options:
+        assert 0.5 < update["retrieval/recall"] <= 1.0
+        assert any(step.get("retrieval/recall") == update["retrieval/recall"] for step in steps)
     if "expert_advantages" in options:
         assert update["objective/advantage_expert_min"] < update["objective/advantage_expert_max"]
     if "objective" in options:
@@ -304,6 +309,7 @@ def test_a_resumed_adapter_is_the_unbroken_one(run, tmp_path):
         ({"fp16": True}, "fp16: likelihood ratios need float32 losses"),
         ({"max_grad_norm": 0}, "max_grad_norm: expected a positive number"),
         ({"rollout_cameras": "["}, "rollout_cameras: expected a JSON object"),
+        ({"approximate_index": "IVF8Flat"}, "approximate_index: FAISS makes no index of 'IVF8Flat' and"),
         ({"expert_mode": "similar", "encoder": "resnet"}, "encoder: expected 'open_clip:NAME:WEIGHTS'"),
         ({"robot_datasets": '{"path": "x", "embodiment": "arm"}'}, "embodiment 'arm' is unknown to the checkpoint"),
     ],

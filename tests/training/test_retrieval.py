@@ -167,16 +167,70 @@ def test_a_weight_of_zero_cannot_be_raised_later(features, mask, tmp_path):
         SimilarSampleIndex(store.folder, LookUp(), view_weights=dict.fromkeys(VIEWS, 1.0))
 
 
-def test_an_approximate_index_reports_its_recall_and_is_kept(index):
-    first = ApproximateIndex(index, "IVF8,Flat")
+@pytest.mark.parametrize("tasks", [None, ["lift", "place"] * 3])
+@pytest.mark.parametrize("allowed", [None, np.arange(400) % 3 != 0])
+def test_an_approximate_index_that_misses_nothing_is_the_exact_one(folder, allowed, tasks):
+    weights = {"center": 0.2, "left_wrist": 0.5, "right_wrist": 0.3}
+    exact = SimilarSampleIndex(folder, LookUp(), view_weights=weights, allowed=allowed)
+    index = ApproximateIndex(exact, "Flat", k=7, same_task=tasks is not None)
+    assert index.recall == 1.0
+    queries = exact.encode(samples(6))
+    for k in (7, 300):
+        found, truth = index.search(queries, k, tasks), exact.search(queries, k, tasks)
+        np.testing.assert_array_equal(found.rows, truth.rows)
+        np.testing.assert_allclose(found.similarities, truth.similarities, atol=1e-6)
+
+
+@pytest.mark.parametrize("factory", ["IVF8,Flat", "HNSW8", "PQ4x4"])
+def test_an_approximate_index_finds_k_allowed_rows_of_the_task(folder, factory):
+    """Also where it proposes too few: two of eight cells, or a task with two of the 135 allowed rows."""
+    allowed = (np.arange(400) % 3 != 0) & ((np.arange(400) // 50 % 2 == 0) | (np.arange(400) < 53))
+    exact = SimilarSampleIndex(folder, LookUp(), allowed=allowed)
+    assert len(exact.rows_of("place")) == 2
+    index = ApproximateIndex(exact, factory)
+    queries = exact.encode(samples(6))
+    found = index.search(queries, 100)
+    assert allowed[found.rows].all()
+    assert all(len(set(rows)) == 100 for rows in found.rows.tolist())
+    assert (np.diff(found.similarities) <= 0).all()
+    rows = index.search(queries, 5, ["lift", "place"] * 3).rows
+    assert (exact.task_index[rows[::2]] == 0).all()
+    assert allowed[rows[::2]].all()
+    assert (rows[1::2, 2:] == -1).all()
+    np.testing.assert_array_equal(np.sort(rows[1::2, :2]), np.tile(exact.rows_of("place"), (3, 1)))
+
+
+def test_an_approximate_index_reports_its_recall_and_is_kept(index, caplog):
+    caplog.set_level("INFO", "training.approximate_index")
+    first = ApproximateIndex(index, "IVF64,Flat")
     queries = index.vectors[np.random.default_rng(0).choice(400, 256, replace=False)]
     hits = [
         len(set(a) & set(b)) / 10
         for a, b in zip(first.search(queries, 10).rows, index.search(queries, 10).rows, strict=True)
     ]
-    assert first.recall == pytest.approx(np.mean(hits), abs=0.05)
-    assert 0.1 < first.recall < 1.0, "one of eight cells is searched"
-    again = ApproximateIndex(index, "IVF8,Flat")
+    assert first.recall == pytest.approx(np.mean(hits), abs=1e-3)
+    assert 0.1 < first.recall < 1.0, "8 of 64 cells are searched"
+    assert f"IVF64,Flat: recall at 10 is {first.recall:.3f} over 256 queries" in caplog.text
+    written = (index.store.folder / "approximate.faiss").stat().st_mtime_ns
+    again = ApproximateIndex(index, "IVF64,Flat")
+    assert (index.store.folder / "approximate.faiss").stat().st_mtime_ns == written
     assert again.recall == first.recall
     np.testing.assert_array_equal(again.search(queries, 3).rows, first.search(queries, 3).rows)
-    assert ApproximateIndex(index, "Flat").recall == 1.0
+
+
+def test_a_kept_index_over_other_rows_is_not_taken(folder):
+    for parity in (0, 1):
+        allowed = np.arange(400) % 2 == parity
+        exact = SimilarSampleIndex(folder, LookUp(), allowed=allowed)
+        index = ApproximateIndex(exact, "Flat")
+        assert index.recall == 1.0
+        assert allowed[index.search(exact.encode(samples(3)), 20).rows].all()
+
+
+@pytest.mark.parametrize("factory", ["IVF8Flat", "LSH", "PQ7", "IVF1024,Flat", "IDMap,Flat"])
+def test_a_factory_string_of_no_index_is_refused(index, factory):
+    with pytest.raises(
+        ValueError, match=f"approximate_index: FAISS makes no index of '{factory}' and 400 vectors of 48"
+    ):
+        ApproximateIndex(index, factory)
+    assert not (index.store.folder / "approximate.faiss").exists()

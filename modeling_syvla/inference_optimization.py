@@ -10,7 +10,7 @@ import torch
 from .denoise_loop import CompiledDenoising
 from .fused_projections import FusedProjections
 from .onednn_linear import onednn_is_quicker, use_onednn
-from .packed_weights import is_packed, why_not_packed
+from .packed_weights import PackedLinear, is_packed, why_not_packed
 from .packed_weights import pack_weights as pack
 from .static_thoughts import StaticThoughts
 
@@ -90,6 +90,22 @@ class InferenceOptimizationMixin:
         if compile and flow:
             self.compiled_denoising = CompiledDenoising(max_shapes, strict, whole_loop)
         return self
+
+    def train(self, mode: bool = True) -> Any:
+        """Raises: RuntimeError: If `mode`, and the weights are packed; nothing has changed then."""
+        if mode:
+            for module in self._packed_layers():
+                module.train()  # raises
+        return super().train(mode)  # type: ignore[misc]
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        for module in self._packed_layers():  # before anything has moved
+            module.require_unmoved(fn)
+        return super()._apply(fn, recurse)  # type: ignore[misc]
+
+    def _packed_layers(self) -> list[PackedLinear]:
+        module: Any = self
+        return [layer for layer in module.modules() if isinstance(layer, PackedLinear)]
 
     def _unfuse(self) -> None:
         for module in self.expert.modules():

@@ -447,7 +447,7 @@ class SyVLAModel(ThinkingMixin, InferenceOptimizationMixin, SyVLAPreTrainedModel
         self.config.add_embodiment(name, state_dim, action_dim)
         coders = self.expert.coders(self.config.expert_config.hidden_size, state_dim, action_dim)
         coders.apply(self._init_weights)
-        reference = self.adapter[0].weight
+        reference = self.adapter[0].bias  # packed layers have no weight
         self.expert.embodiments[name] = coders.to(device=reference.device, dtype=reference.dtype)
 
     def resize_chunk(self, chunk_size: int) -> None:

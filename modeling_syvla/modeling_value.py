@@ -146,5 +146,5 @@ class SyVLAValueModel(StrictPreTrainedModel):
             return
         encoder = make_mlp(state_dim, self.config.hidden_size, self.config.hidden_size)
         encoder.apply(self._init_weights)
-        reference = self.image_proj.weight
+        reference = self.image_proj.bias  # packed layers have no weight
         self.state_encoders[name] = encoder.to(device=reference.device, dtype=reference.dtype)

@@ -26,6 +26,8 @@ off, where that is little (`MOST_PADDING`)."""
 
 MOST_PADDING = 1 / 20
 
+DTYPES = (torch.float32, torch.bfloat16)
+
 ADVICE = "its weights are packed for inference (optimize_for_inference(pack_weights=True)); load the model again to {}"
 
 
@@ -58,13 +60,15 @@ class PackedLinear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., in_features) -> (..., out_features).
+        """(..., in_features) -> (..., out_features), in the weights' dtype, under autocast as well.
 
         Raises:
             RuntimeError: If a gradient is wanted, or `x` has another dtype than the weight.
         """
         if torch.is_grad_enabled() and x.requires_grad:
             raise RuntimeError(f"no gradient passes this layer: {ADVICE.format('differentiate')}")
+        if torch.is_autocast_enabled("cpu"):
+            x = x.to(self._packed.dtype)
         if x.dtype != self._packed.dtype:
             raise RuntimeError(f"packed linear layer: expected {self._packed.dtype} as the weights, got {x.dtype}")
         with torch.no_grad():
@@ -77,10 +81,14 @@ class PackedLinear(nn.Module):
             raise RuntimeError(f"this model cannot be trained: {ADVICE.format('train')}")
         return super().train(mode)
 
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
+    def require_unmoved(self, fn: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Raises: RuntimeError: If `fn` gives a tensor of another dtype or device than it got."""
         probe = fn(torch.empty(0, dtype=self._packed.dtype))
         if (probe.dtype, probe.device.type) != (self._packed.dtype, "cpu"):
             raise RuntimeError(f"this model cannot go to {probe.dtype} on {probe.device}: {ADVICE.format('move it')}")
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
+        self.require_unmoved(fn)
         return super()._apply(fn, recurse)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
@@ -88,9 +96,14 @@ class PackedLinear(nn.Module):
         destination[f"{prefix}weight"] = weight[: self.out_features].clone() if self._padded else weight
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
-        *_, errors = rest
-        errors.append(f"{prefix}weight: cannot be loaded into this model: {ADVICE.format('change it')}")
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, metadata: Any, strict: bool, missing: Any, unexpected: Any, errors: Any
+    ) -> None:
+        if f"{prefix}weight" in state_dict:
+            errors.append(f"{prefix}weight: cannot be loaded into this model: {ADVICE.format('change it')}")
+        elif strict:
+            missing.append(f"{prefix}weight")
+        super()._load_from_state_dict(state_dict, prefix, metadata, False, missing, unexpected, errors)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PackedLinear:
         copy = PackedLinear.__new__(PackedLinear)
@@ -117,6 +130,8 @@ def why_not_packed(model: nn.Module) -> str | None:
     if any(hasattr(module, "base_layer") for module in model.modules()):
         return "the model has adapters; merge them first"
     kinds = {(p.dtype, p.device.type) for p in model.parameters() if p.ndim == 2}
+    if not is_packed(model) and not any(dtype in DTYPES for dtype, _ in kinds):
+        return f"expected weights in {' or '.join(map(str, DTYPES))}, got {sorted({str(dtype) for dtype, _ in kinds})}"
     if any(device != "cpu" for _, device in kinds):
         return "not all weights are on the CPU"
     if (torch.bfloat16, "cpu") in kinds and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
@@ -133,12 +148,18 @@ def pack_weights(model: nn.Module) -> int:
         The number of layers packed.
     """
     uses = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
+    parents = [module for module in model.modules() if next(module.children(), None) is not None]
     packed = 0
-    for module in list(model.modules()):
-        for name, layer in list(module.named_children()):
-            if type(layer) not in (nn.Linear, OneDNNLinear) or uses[id(layer.weight)] > 1:
-                continue
-            if type(layer.weight.data) is torch.Tensor and layer.weight.dtype in (torch.float32, torch.bfloat16):
-                setattr(module, name, PackedLinear(layer))
+    for parent in parents:
+        for name in list(parent._modules):
+            # No other name may hold a layer: its weight has to go before the next one is packed.
+            if _packable(parent._modules[name], uses):
+                setattr(parent, name, PackedLinear(parent._modules[name]))
                 packed += 1
     return packed
+
+
+def _packable(layer: Any, uses: Counter[int]) -> bool:
+    if type(layer) not in (nn.Linear, OneDNNLinear) or uses[id(layer.weight)] > 1:
+        return False
+    return type(layer.weight.data) is torch.Tensor and layer.weight.dtype in DTYPES

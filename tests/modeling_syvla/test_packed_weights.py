@@ -1,12 +1,13 @@
 """Packed weights: the same results and the same checkpoints; whatever they cannot do is refused by name."""
 
 import copy
+import weakref
 
 import pytest
 import torch
 from torch import nn
 
-from modeling_syvla import SyVLAModel
+from modeling_syvla import SyVLAModel, packed_weights
 from modeling_syvla.packed_weights import PackedLinear, pack_weights, why_not_packed
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
@@ -114,6 +115,8 @@ def test_what_needs_plain_weights_is_refused(layers):
     layers.to("cpu")
     with pytest.raises(RuntimeError, match=r"0\.weight: cannot be loaded"):
         layers.load_state_dict(layers.state_dict())
+    layers.load_state_dict({"0.bias": torch.ones(40)}, strict=False)
+    assert layers[0].bias.sum() == 40
     with pytest.raises(RuntimeError, match="no gradient passes"):
         layers(torch.randn(2, 24, requires_grad=True))
     with pytest.raises(RuntimeError, match=r"expected torch\.float32 as the weights, got torch\.float64"):
@@ -150,3 +153,43 @@ def test_packed_weights_are_not_compiled(tiny_model, caplog):
     tiny_model.optimize_for_inference(compile=True)
     assert "without compile: it takes plain weights only" in caplog.text
     assert tiny_model.compiled_denoising is None
+
+
+def test_no_second_copy_of_the_weights_exists():
+    layers = nn.Sequential(*(nn.Linear(64, 64, bias=False) for _ in range(3)))
+    weights = [weakref.ref(layer.weight) for layer in layers]
+    alive = []
+
+    class Watched(PackedLinear):
+        def __init__(self, layer):
+            alive.append(sum(weight() is not None for weight in weights))
+            super().__init__(layer)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packed_weights, "PackedLinear", Watched)
+        assert pack_weights(layers) == 3
+    assert alive == [3, 2, 1]
+
+
+def test_a_refusal_leaves_the_whole_model_as_it_was(tiny_model, inputs):
+    tiny_model.optimize_for_inference(pack_weights=True)
+    before = act(tiny_model, inputs)
+    for change in (tiny_model.train, tiny_model.bfloat16):
+        with pytest.raises(RuntimeError, match="packed for inference"):
+            change()
+    assert not any(module.training for module in tiny_model.modules())
+    assert torch.equal(act(tiny_model, inputs), before)
+
+
+def test_a_further_robot_and_autocast(tiny_model, inputs):
+    tiny_model.optimize_for_inference(pack_weights=True)
+    tiny_model.add_embodiment("new", 5, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert act(tiny_model, inputs).isfinite().all()
+
+
+def test_other_dtypes_are_refused_when_asked_for(tiny_model):
+    with pytest.raises(
+        ValueError, match=r"expected weights in torch.float32 or torch.bfloat16, got \['torch.float16'\]"
+    ):
+        tiny_model.half().optimize_for_inference(pack_weights=True, strict=True)

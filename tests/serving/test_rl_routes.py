@@ -573,9 +573,14 @@ def test_a_key_means_the_rollout_that_was_shown_however_slow_the_server_is(serve
     page.call(
         "Network.emulateNetworkConditions", offline=False, latency=500, downloadThroughput=-1, uploadThroughput=-1
     )
-    page.press("f")
+    page.press(
+        "f", when=f"waiting && shown === '{first}' && {READY}"
+    )  # while an answer is on its way that lists it still
     page.press("f", when="true")  # nothing is shown
     page.press("u", when="true")  # the answer to the label has not come
+    shown = []
+    until(lambda: shown.append(page.value("correcting || shown")) or shown[-1] is True, 30)
+    assert first not in shown
     page.press("s", when=f"shown === '{first}' && correcting && {READY}")
     until(lambda: outcomes() == [1, None], 30)
     page.press("f", when=f"shown === '{second}' && {READY}")

@@ -41,6 +41,7 @@ def measure_piece(settings: dict[str, Any], name: str) -> dict[str, Any]:
     policy = POLICIES[name](
         scale, dtype, device, views=settings["views"], thought_tokens=settings.get("thought_tokens", 0)
     )
+    parameters = sum(p.numel() for p in policy.model.parameters())
     phases = Phases(policy.spans, device)
     chosen = {call: run for call, run in policy.calls.items() if call in settings["calls"]}
     calls: dict[str, Any] = {}
@@ -66,7 +67,7 @@ def measure_piece(settings: dict[str, Any], name: str) -> dict[str, Any]:
     return {
         "settings": settings,
         "model": name,
-        "parameters": sum(p.numel() for p in policy.model.parameters()),
+        "parameters": parameters,
         "bounds": [before.as_dict(), after.as_dict()],
         "phases": policy.phases,
         "calls": calls,
@@ -89,6 +90,11 @@ def own_settings(name: str, settings: dict[str, Any]) -> dict[str, Any]:
     return settings
 
 
+def form_of(settings: dict[str, Any]) -> str:
+    """Part of the names of pieces: both models are measured again for every form, so that they stay side by side."""
+    return "".join(f"-{word}" for option, word in FORMS.items() if settings.get(option))
+
+
 def measure_all(settings: dict[str, Any], rounds: int, folder: Path, budget: float) -> list[dict[str, Any]]:
     """The pieces of all rounds, measured where they are missing.
 
@@ -102,8 +108,7 @@ def measure_all(settings: dict[str, Any], rounds: int, folder: Path, budget: flo
     for number in range(rounds):
         for name in POLICIES:
             own = own_settings(name, settings)
-            form = "".join(f"-{word}" for option, word in FORMS.items() if own.get(option))
-            path = folder / f"{name}{form}-{number}.json"
+            path = folder / f"{name}{form_of(settings)}-{number}.json"
             piece = read_piece(path, own)
             if piece is None:
                 begun = time.monotonic()
@@ -155,8 +160,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     folder.mkdir(parents=True, exist_ok=True)
     if options.fresh:
-        for path in folder.glob("*.json"):
-            path.unlink()
+        for name in POLICIES:
+            for path in folder.glob(f"{name}{form_of(settings)}-[0-9]*.json"):
+                path.unlink()
     pieces = measure_all(settings, options.rounds, folder, options.budget)
     if {piece["model"] for piece in pieces} != set(POLICIES):
         print(f"not both models are measured yet; the same command goes on ({folder})")

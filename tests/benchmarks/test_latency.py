@@ -74,19 +74,21 @@ def test_a_measured_piece_is_not_measured_again_unless_the_settings_changed(run,
 
 
 @pytest.mark.slow
-def test_packed_weights_are_a_result_of_their_own_beside_the_same_pi0(run, tmp_path, monkeypatch):
+def test_packed_weights_are_a_result_of_their_own(run, tmp_path, monkeypatch):
     pieces, content = run
     monkeypatch.setattr(reporting, "RESULTS", tmp_path)
-    before = (pieces / "pi0-0.json").stat().st_mtime_ns
+    before = {path.name: path.stat().st_mtime_ns for path in pieces.iterdir()}
     options = ["--pack-weights", "--calls", "action", "--repeats", "2"]
     latency.main([*COMMAND, *options, "--pieces", str(pieces)])
-    assert (pieces / "pi0-0.json").stat().st_mtime_ns == before
+    assert {path.name: path.stat().st_mtime_ns for path in pieces.iterdir() if path.name in before} == before
+    assert {path.name for path in pieces.iterdir()} == {*before, "syvla-packed-0.json", "pi0-packed-0.json"}
     (name, section), *rest = json.loads((tmp_path / "latency_tiny.json").read_text())["devices"].items()
     assert not rest
     assert name.endswith("float32, packed")
     assert section["settings"]["pack_weights"]
-    plain = next(iter(content["devices"].values()))["models"]["syvla"]["calls"]["action"]
-    assert section["models"]["syvla"]["calls"]["action"]["gflop"] == plain["gflop"]
+    plain, packed = (found["models"]["syvla"] for found in (next(iter(content["devices"].values())), section))
+    assert packed["calls"]["action"]["gflop"] == plain["calls"]["action"]["gflop"]
+    assert packed["parameters"] == plain["parameters"]
 
 
 def test_nothing_is_started_beyond_the_budget(tmp_path, monkeypatch, capsys):

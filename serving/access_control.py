@@ -72,6 +72,7 @@ class AccessControl:
         body = text.encode() if scope["type"] == "websocket" else json.dumps({"error": text}).encode()
         headers = [(b"content-type", b"application/json" if kind == "http.response" else b"text/plain")]
         headers += [(b"content-length", str(len(body)).encode()), (b"connection", b"close")]
+        headers += [(b"retry-after", b"2")] if status == 503 else []
         await send({"type": f"{kind}.start", "status": status, "headers": headers})
         await send({"type": f"{kind}.body", "body": body})
 

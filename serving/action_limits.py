@@ -115,7 +115,7 @@ class ActionLimits:
 
     def _within_rate(self, actions: np.ndarray, state: np.ndarray) -> np.ndarray:
         limited = actions.copy()
-        if self.start_from_state and len(state) == actions.shape[1]:
+        if self.start_from_state:
             previous = np.clip(state, self.low, self.high)
         else:
             previous = limited[0]

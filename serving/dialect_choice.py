@@ -68,10 +68,11 @@ def _robot(
             suitable.append(replace(fitted, max_pixels=settings.max_pixels))
     if not suitable:
         raise ValueError(f"dialects: none suits embodiment {name!r}: " + "; ".join(problems))
-    limits = settings.action_limits.get(name) or entry.get("limits")
-    return ServedRobot(
-        name,
-        entry["state_dim"],
-        tuple(suitable),
-        ActionLimits.of(limits, entry["action_dim"], entry.get("action_names")),
-    )
+    given = settings.action_limits.get(name) or entry.get("limits")
+    limits = ActionLimits.of(given, entry["action_dim"], entry.get("action_names"))
+    if limits.start_from_state and entry["state_dim"] != entry["action_dim"]:
+        raise ValueError(
+            f"action_limits: start_from_state holds the first action against the state, so {name!r} would need as many state "
+            f"as action dimensions; got {entry['state_dim']} and {entry['action_dim']}"
+        )
+    return ServedRobot(name, entry["state_dim"], tuple(suitable), limits)

@@ -170,7 +170,9 @@ class SyVLAPolicy:
         if thoughts is not None:
             items = [{**item, "thought": thought} for item, thought in zip(items, thoughts, strict=True)]
         inputs = self.processor.collate(items, padding_side="left").to(self.model.device)
-        generation: dict[str, Any] = {"tokenizer": self.processor.tokenizer, "streamer": streamer} if think else {}
+        generation: dict[str, Any] = {}
+        if think:  # never sampled, whatever the checkpoint's generation config says: a seed decides all
+            generation = {"tokenizer": self.processor.tokenizer, "streamer": streamer, "do_sample": False}
         limit = self.max_new_tokens if max_new_tokens is None else max_new_tokens
         if limit is not None:
             generation["max_new_tokens"] = limit

@@ -85,7 +85,9 @@ def build_parser() -> argparse.ArgumentParser:
     thinking.add_argument("--num-steps", type=int, help="Euler steps of the flow; by default the model's")
     thinking.add_argument("--compile", action="store_true", help="torch.compile; the start takes longer")
     thinking.add_argument(
-        "--pack-weights", action="store_true", help="on a CPU: weights in oneDNN's own layout, a tenth quicker"
+        "--pack-weights",
+        action="store_true",
+        help="on a CPU: keep the weights in oneDNN's own layout, which is quicker",
     )
     thinking.add_argument("--async", dest="dual_system", action="store_true", help="let the VLM run in the background")
     thinking.add_argument("--max-query-age", type=float, metavar="S", help="with --async: wait for newer query states")
@@ -178,6 +180,10 @@ def _server(arguments: argparse.Namespace, settings: ServerSettings) -> PolicySe
 
     if arguments.model is None:
         raise ValueError("model: expected a checkpoint folder or Hub id (--model), or a run (--rl-run)")
+    if arguments.dual_system and settings.think > 1:
+        raise ValueError(
+            f"think: expected on or off with --async, whose VLM thinks at every look or never, got {settings.think}"
+        )
     options: dict[str, Any] = {"max_query_age": arguments.max_query_age} if arguments.dual_system else {}
     return PolicyServer.from_pretrained(
         arguments.model,

@@ -4,7 +4,7 @@
         --robot_datasets path/to/demonstrations --encoder clip:openai/clip-vit-base-patch16 --output_dir outputs/my_rl
 
 Publishes its policy in `output_dir/policies`, waits for labelled rollouts of it in `output_dir/rollouts` (recorded by
-`syvla-serve --record`), takes an update, publishes the next policy, and so on. Started again it goes on with its newest
+`syvla-serve --rl-run`), takes an update, publishes the next policy, and so on. Started again it goes on with its newest
 checkpoint.
 """
 

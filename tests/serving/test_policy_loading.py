@@ -6,9 +6,12 @@ import torch
 from transformers import AutoModel
 
 from modeling_syvla.packed_weights import is_packed
+from serving.dialect_choice import served_robots
+from serving.policy import SyVLAPolicy
 from serving.policy_loading import inference_dtype, load_for_inference
 from serving.serve_command import _policy_options, build_parser
 from serving.served_policy import SyVLAServedPolicy
+from serving.server_settings import ServerSettings
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -79,3 +82,35 @@ def test_a_checkpoint_in_bfloat16_stays_so_on_the_cpu(tiny_model, tiny_processor
 def test_the_server_is_asked_to_compile():
     assert _policy_options(build_parser().parse_args(["--model", "x", "--compile"]))["compile"] is True
     assert _policy_options(build_parser().parse_args(["--model", "x"]))["compile"] is False
+
+
+def test_limits_of_the_checkpoint_hold_at_the_server_unless_its_own_are_given(tiny_model, tiny_processor, tmp_path):
+    entry = tiny_processor.embodiments["arm"]
+    tiny_processor.set_embodiment("arm", entry["statistics"], action_limits={"low": [-0.5, None]})
+    tiny_model.save_pretrained(tmp_path)
+    tiny_processor.save_pretrained(tmp_path)
+    metadata = SyVLAServedPolicy.from_pretrained(str(tmp_path), device="cpu", embodiments=["arm"]).metadata()
+    actions, state = np.full((2, 2), -3.0, np.float32), np.zeros(3, np.float32)
+    cameras = {"center": "top", "left_wrist": "left", "right_wrist": "right"}
+
+    def limited(**settings):
+        robot = served_robots(metadata, ServerSettings(cameras=cameras, **settings))["arm"]
+        return robot.limits.apply(actions, state)[0].tolist()
+
+    assert limited() == [[-0.5, -3], [-0.5, -3]]
+    assert limited(action_limits={"arm": {"low": [None, -1]}}) == [[-3, -1], [-3, -1]]
+    with pytest.raises(ValueError, match="as many state as action dimensions; got 3 and 2"):
+        limited(action_limits={"arm": {"max_step": [0.1, 0.1], "start_from_state": True}})
+
+
+def test_thoughts_are_never_sampled(tiny_model, tiny_processor, tmp_path, make_item):
+    """A request's seed must decide its answer, whatever the VLM's generation config says."""
+    config = tiny_model.generation_config
+    config.do_sample, config.temperature, config.top_k = True, 5.0, 0
+    item = make_item(1)
+    policy = SyVLAPolicy(
+        tiny_model, tiny_processor, "tabletop", {view: view for view in item["images"]}, think=True, max_new_tokens=12
+    )
+    observation = {"images": item["images"], "state": item["state"]}
+    thoughts = {policy.intention([observation], ["lift"]).thoughts[0] for _ in range(4)}
+    assert len(thoughts) == 1

@@ -411,6 +411,7 @@ def test_connections_are_limited(serve):
     with pytest.raises(InvalidStatus) as refused, connect(f"ws://{server.url}"):
         pass
     assert refused.value.response.status_code == 503
+    assert int(refused.value.response.headers["Retry-After"]) > 0
     kept[0].close()
     wait_for(lambda: server.service.connections == 1)
     opened(server)
@@ -425,6 +426,7 @@ def test_connections_are_limited(serve):
         (["--port", "99999"], "port below 65536"),
         (["--limits", "missing.yaml"], "limits: cannot read"),
         (["--camera", "center"], "camera: expected VIEW=CAMERA"),
+        (["--async", "--think", "4"], "think: expected on or off with --async"),
     ],
 )
 def test_the_command_names_what_is_wrong(arguments, message, capsys):

@@ -56,6 +56,10 @@ class NullPolicy:
         actions = np.zeros((STEPS, ACTION_DIM), np.float32)
         return [ActAnswer(actions, timings={"denoise": 0.0}) for _ in requests]
 
+    def new_looks(self) -> list[dict[str, float]]:
+        """Nothing runs in the background."""
+        return []
+
     def forget(self, session: str) -> None:
         """Nothing is kept."""
 

@@ -74,9 +74,11 @@ class ActAnswer:
     Attributes:
         actions: float32 (T, D_action), physical units.
         thought: The thought that was generated or acted on; None without one.
-        timings: Seconds per phase: `think`, `queries`, `denoise`.
+        timings: Seconds per phase that this answer took: `think`, `queries`, `denoise`.
         extras: Further entries of the reply: numbers, texts, lists.
         chain: Where the chunk was sampled by a stochastic step: that step, for the recorder alone.
+        look_timings: Seconds per phase of the VLM's run in the background whose query states it acts on. Other answers
+            may act on them too.
     """
 
     actions: np.ndarray
@@ -84,6 +86,7 @@ class ActAnswer:
     timings: dict[str, float] = field(default_factory=dict)
     extras: dict[str, Any] = field(default_factory=dict)
     chain: ChainStep | None = None
+    look_timings: dict[str, float] = field(default_factory=dict)
 
 
 class ServedPolicy(Protocol):
@@ -121,6 +124,10 @@ class ServedPolicy(Protocol):
         Raises:
             ValueError: A request that does not fit; the server then asks for each one alone to find it.
         """
+        ...
+
+    def new_looks(self) -> list[dict[str, float]]:
+        """Seconds per phase of every run of the VLM in the background that has ended since the last call; any thread's."""
         ...
 
     def forget(self, session: str) -> None:

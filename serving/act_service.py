@@ -154,7 +154,20 @@ class ActService:
         robots = served_robots(policy.metadata(), self.settings)
         if self.recording is not None and not set(robots) <= self.recording.robots:
             raise ValueError(f"policy: expected robots {sorted(self.recording.robots)}, got {sorted(robots)}")
-        return self.holder.swap(policy)
+        before = self.holder.swap(policy)
+        self._observe_looks(before)
+        return before
+
+    def metrics_page(self) -> str:
+        """What `/metrics` answers."""
+        self._observe_looks(self.holder.current)
+        return self.metrics.render()
+
+    def _observe_looks(self, policy: ServedPolicy | None) -> None:
+        """The VLM's runs in the background, each once, however many replies used it."""
+        for look in [] if policy is None else policy.new_looks():
+            for phase, seconds in look.items():
+                self.metrics.observe(phase, seconds)
 
     def metadata(self) -> dict[str, Any]:
         """What clients may know: the policy's own metadata, dialects, limits and the protocol's version."""
@@ -298,7 +311,8 @@ class ActService:
         session.answered(answer.thought, fresh, basis)
         for phase, seconds in answer.timings.items():
             self.metrics.observe(phase, seconds)
-        timings = {"decode": decoded - started, "wait": answered - decoded, **answer.timings}
+        self._observe_looks(policy)
+        timings = {"decode": decoded - started, "wait": answered - decoded, **answer.look_timings, **answer.timings}
         reply = {
             "actions": actions,
             "thought": answer.thought,
@@ -308,6 +322,7 @@ class ActService:
             "embodiment": robot.name,
             "limits_applied": notes,
             "timings_ms": {phase: round(seconds * 1000, 3) for phase, seconds in timings.items()},
+            "policy_timing": {"infer_ms": round(sum(answer.timings.values()) * 1000, 3)},
             **answer.extras,
         }
         if options.request_id is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,9 +30,11 @@ class ActionChunks:
         thoughts: B texts, or None for a policy that did not think.
         seconds: Wall-clock seconds until each of the B answers, where they were asked for one by one.
         query_ages: B ages, or None where the VLM saw these very observations.
+        look_seconds: With them, seconds per phase (`think`, `queries`) of the VLM's runs that gave the query states.
     """
 
     actions: np.ndarray
     thoughts: list[str] | None = None
     seconds: list[float] | None = None
     query_ages: list[QueryAge] | None = None
+    look_seconds: list[Mapping[str, float]] | None = None

@@ -7,8 +7,10 @@ sessions in one thread leaves each observation with `look` first, so that none o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections import deque
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,8 +18,24 @@ import torch.nn.functional as F
 
 from .action_chunks import ActionChunks
 from .chunk_stitching import PreviousChunk
+from .phase_clock import PhaseClock
 from .policy import Intention, Observation, SyVLAPolicy
 from .query_refresher import Call, QueryRefresher, Sight
+
+_KEPT_LOOKS = 1024  # for `new_looks`, whose caller may be slow, or nobody
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the VLM made of one observation in the background.
+
+    Attributes:
+        intention: Of this one sample.
+        seconds: Of the run per phase (`think`, `queries`); one run may serve several sessions.
+    """
+
+    intention: Intention
+    seconds: Mapping[str, float]
 
 
 class AsyncSyVLAPolicy:
@@ -34,9 +52,10 @@ class AsyncSyVLAPolicy:
         self.policy = policy
         self.name, self.chunk_size = policy.name, policy.chunk_size
         self._stream = torch.cuda.Stream() if policy.model.device.type == "cuda" else None
-        self.refresher: QueryRefresher[Intention] = QueryRefresher(self._look, max_age=max_query_age, **options)
+        self._new_looks: deque[dict[str, float]] = deque(maxlen=_KEPT_LOOKS)
+        self.refresher: QueryRefresher[Look] = QueryRefresher(self._look, max_age=max_query_age, **options)
 
-    def look(self, observation: Observation, instruction: str, session: str) -> Call[Intention]:
+    def look(self, observation: Observation, instruction: str, session: str) -> Call[Look]:
         """Leaves an observation for the VLM; when the result is `ready`, `predict` answers it without waiting.
 
         Args:
@@ -47,21 +66,31 @@ class AsyncSyVLAPolicy:
     def predict(
         self,
         observations: Sequence[Observation],
-        looks: Sequence[Call[Intention]],
+        looks: Sequence[Call[Look]],
         *,
         seeds: Sequence[int],
         previous: Sequence[PreviousChunk | None] | None = None,
         num_steps: int | None = None,
     ) -> ActionChunks:
-        """As `SyVLAPolicy.predict`; `query_ages` says how old the query states of each answer are.
+        """As `SyVLAPolicy.predict`; `query_ages` says how old the query states of each answer are, `look_seconds` what
+        they took.
 
         Args:
             looks: What `look` returned for these observations; waited for where they are not ready.
         """
         newest = [self.refresher.take(look) for look in looks]
-        intention = join_intentions([states for states, _ in newest])
+        intention = join_intentions([found.intention for found, _ in newest])
         actions = self.policy.denoise(observations, intention, seeds=seeds, previous=previous, num_steps=num_steps)
-        return ActionChunks(actions, intention.thoughts, query_ages=[age for _, age in newest])
+        ages, seconds = [age for _, age in newest], [found.seconds for found, _ in newest]
+        return ActionChunks(actions, intention.thoughts, query_ages=ages, look_seconds=seconds)
+
+    def new_looks(self) -> list[dict[str, float]]:
+        """Seconds per phase of every run of the VLM that has ended since the last call."""
+        looks = []
+        with suppress(IndexError):  # whoever else takes and adds meanwhile
+            while True:
+                looks.append(self._new_looks.popleft())
+        return looks
 
     def forget(self, session: str) -> None:
         """A session's episode is over."""
@@ -71,15 +100,16 @@ class AsyncSyVLAPolicy:
         """Ends the background thread."""
         self.refresher.close()
 
-    def _look(self, sights: Sequence[Sight]) -> list[Intention]:
+    def _look(self, sights: Sequence[Sight]) -> list[Look]:
+        clock = PhaseClock(self.policy.model.device)
         # On a GPU a stream of its own lets the expert's short kernels run between those of the VLM.
         with nullcontext() if self._stream is None else torch.cuda.stream(self._stream):
             intention = self.policy.intention(
-                [sight.observation for sight in sights], [str(sight.basis) for sight in sights]
+                [sight.observation for sight in sights], [str(sight.basis) for sight in sights], streamer=clock
             )
-        if self._stream is not None:
-            self._stream.synchronize()
-        return split_intention(intention)
+            clock.mark("queries")  # waits for the stream
+        self._new_looks.append(clock.seconds)
+        return [Look(one, clock.seconds) for one in split_intention(intention)]
 
 
 def split_intention(intention: Intention) -> list[Intention]:

@@ -42,7 +42,7 @@ def http_router(service: ActService) -> APIRouter:
 
     @router.get("/metrics")
     async def metrics() -> Response:
-        return PlainTextResponse(service.metrics.render(), media_type="text/plain; version=0.0.4")
+        return PlainTextResponse(service.metrics_page(), media_type="text/plain; version=0.0.4")
 
     @router.post("/v1/act")
     async def act(request: Request) -> Response:

@@ -20,8 +20,8 @@ def encode(value: Any, codec: str) -> bytes:
 def encode_reply(reply: dict[str, Any], codec: str, metrics: Metrics, previous_ms: float | None = None) -> bytes:
     """A reply with the time that encoding takes in it: it is encoded twice, a few microseconds each.
 
-    `policy_timing` and `server_timing` are what openpi's servers send. Every array in a reply has a row per action, since
-    openpi's `ActionChunkBroker` slices all of them by the step.
+    `server_timing` is what openpi's servers send. Every array in a reply has a row per action, since openpi's
+    `ActionChunkBroker` slices all of them by the step.
     """
     started = time.monotonic()
     encode(reply, codec)
@@ -30,8 +30,6 @@ def encode_reply(reply: dict[str, Any], codec: str, metrics: Metrics, previous_m
     timings = reply.get("timings_ms")
     if timings is not None:
         timings["encode"] = round(seconds * 1000, 3)
-        model = sum(timings.get(phase, 0.0) for phase in ("think", "queries", "denoise"))
-        reply["policy_timing"] = {"infer_ms": model}
         reply["server_timing"] = {"infer_ms": timings["wait"]}
         if previous_ms is not None:
             reply["server_timing"]["prev_total_ms"] = previous_ms

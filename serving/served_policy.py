@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from .act_request import ActAnswer, ActRequest, Prepared
-from .async_policy import AsyncSyVLAPolicy
+from .async_policy import AsyncSyVLAPolicy, Look
 from .chunk_stitching import PreviousChunk
-from .policy import Intention, SyVLAPolicy, weights_digest
+from .phase_clock import PhaseClock
+from .policy import SyVLAPolicy, weights_digest
 from .policy_loading import load_for_inference
 from .query_refresher import Call
 from .rollout_sampler import ChainStep, RolloutSampler
@@ -159,11 +158,11 @@ class SyVLAServedPolicy:
             raise ValueError("max_new_tokens: expected none, since the VLM runs in the background (--async)")
         return self._look(request)
 
-    def _look(self, request: ActRequest) -> Call[Intention]:
+    def _look(self, request: ActRequest) -> Call[Look]:
         observation = {"images": request.images, "state": request.state}
         return self.background[request.embodiment].look(observation, request.instruction, str(request.session))
 
-    def _looked(self, request: ActRequest) -> Call[Intention]:
+    def _looked(self, request: ActRequest) -> Call[Look]:
         """What `prepare` left; a new look where it was not called, or by a policy that has been replaced since."""
         look = request.prepared
         own = isinstance(look, Call) and look.owner is self.background[request.embodiment].refresher
@@ -178,7 +177,7 @@ class SyVLAServedPolicy:
             return self._answer_at_once(requests, observations, previous)
         for request in requests:
             self._check_sampled(request)
-        clock = _PhaseClock(policy.model.device)
+        clock = PhaseClock(policy.model.device)
         first = requests[0]
         think = first.think
         intention = policy.intention(
@@ -227,7 +226,7 @@ class SyVLAServedPolicy:
         self, requests: Sequence[ActRequest], observations: list[dict[str, Any]], previous: list[PreviousChunk | None]
     ) -> list[ActAnswer]:
         """Dual-system use: on query states of the background."""
-        clock = _PhaseClock(self.model.device)
+        clock = PhaseClock(self.model.device)
         answers = self.background[requests[0].embodiment].predict(
             observations,
             [self._looked(request) for request in requests],
@@ -239,22 +238,27 @@ class SyVLAServedPolicy:
         thoughts: list[str | None] = [None] * len(requests)
         if answers.thoughts is not None:
             thoughts = [*answers.thoughts]
-        ages = answers.query_ages or []
-        rows = zip(answers.actions, thoughts, ages, previous, strict=True)
+        ages, looks = answers.query_ages or [], answers.look_seconds or []
+        rows = zip(answers.actions, thoughts, ages, looks, previous, strict=True)
         return [
             ActAnswer(
                 chunk,
                 thought,
                 dict(clock.seconds),
                 {**_extras(before), "query_age": age.seconds, "query_age_calls": age.calls, "thought_age": age.calls},
+                look_timings=dict(look),
             )
-            for chunk, thought, age, before in rows
+            for chunk, thought, age, look, before in rows
         ]
 
     def forget(self, session: str) -> None:
         """See `ServedPolicy.forget`."""
         for background in self.background.values():
             background.forget(session)
+
+    def new_looks(self) -> list[dict[str, float]]:
+        """See `ServedPolicy.new_looks`."""
+        return [seconds for background in self.background.values() for seconds in background.new_looks()]
 
     def warm_up(self, think: bool = False) -> None:
         """Answers one request per robot, so that the first real one finds everything compiled and allocated."""
@@ -266,35 +270,12 @@ class SyVLAServedPolicy:
             for thinking in (True, False) if think else (False,):
                 self.answer([ActRequest(images, state, "warm up", 0, name, think=thinking, session="warm up")])
         self.forget("warm up")
+        self.new_looks()  # no client's
 
     def close(self) -> None:
         """Ends the background threads of dual-system use."""
         for background in self.background.values():
             background.close()
-
-
-class _PhaseClock:
-    """Measures phases; as a streamer of `generate`, the end of the thought."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self.seconds: dict[str, float] = {}
-        self._last = time.monotonic()
-
-    def put(self, value: Any) -> None:
-        """A token; nothing to do."""
-
-    def end(self) -> None:
-        """The thought is complete."""
-        self.mark("think")
-
-    def mark(self, phase: str) -> None:
-        """What ran since the last mark was `phase`."""
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        now = time.monotonic()
-        self.seconds[phase] = now - self._last
-        self._last = now
 
 
 def _previous(request: ActRequest) -> PreviousChunk | None:

@@ -38,9 +38,9 @@ def test_the_expert_answers_from_the_fresh_state_while_the_vlm_is_behind(policy,
     intention, free = policy.intention, threading.Event()
     free.set()
 
-    def delayed(observations, texts):
+    def delayed(*arguments, **options):
         assert free.wait(120)  # a VLM that thinks
-        return intention(observations, texts)
+        return intention(*arguments, **options)
 
     monkeypatch.setattr(policy, "intention", delayed)
     dual = AsyncSyVLAPolicy(policy)
@@ -62,6 +62,20 @@ def test_thoughts_come_from_the_background(policy, make_model, tiny_processor):
     observation = make_observation(1)
     answer = dual.predict([observation], [dual.look(observation, "lift", "a")], seeds=[0])
     assert answer.thoughts == thinking.predict([observation], ["lift"], seeds=[0]).thoughts
+    dual.close()
+
+
+def test_every_run_of_the_vlm_is_reported_once_and_its_seconds_go_with_its_query_states(policy):
+    dual = AsyncSyVLAPolicy(policy)
+    for calls in (1, 2):
+        observations = [make_observation(seed) for seed in range(2)]
+        looks = [dual.look(one, f"lift {calls}", "ab"[row]) for row, one in enumerate(observations)]
+        answer = dual.predict(observations, looks, seeds=[0, 1])
+        runs = dual.new_looks()
+        assert 1 <= len(runs) <= 2, "the sessions may share one"
+        assert all(set(run) == {"queries"} and run["queries"] > 0 for run in runs)
+        assert all(seconds in runs for seconds in answer.look_seconds)
+        assert dual.new_looks() == []
     dual.close()
 
 

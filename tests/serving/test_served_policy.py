@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -205,6 +206,50 @@ def test_dual_system_says_how_old_the_query_states_are(checkpoint, dataset):
         )
         assert answer.status_code == 422
         assert "session_id: expected" in answer.json()["error"]
+
+
+def test_dual_system_replies_have_the_phases_of_their_look_and_the_metrics_each_look_once(
+    checkpoint, dataset, monkeypatch
+):
+    options = {"dual_system": True, "background_think": True, "max_new_tokens": 4}
+    policy = SyVLAServedPolicy.from_pretrained(checkpoint, device="cpu", **options)
+    plain, free, called = policy.policies["golden"].intention, threading.Event(), threading.Event()
+    with PolicyServer(policy, ServerSettings(port=0, think=True)).start(60) as server:
+
+        def observed(phase: str) -> int:
+            page = httpx.get(f"http://{server.url}/metrics").text
+            return int(re.search(rf'phase_seconds_count{{phase="{phase}"}} (\d+)', page)[1])
+
+        def slow(*arguments, **options):
+            called.set()
+            assert free.wait(300)
+            return plain(*arguments, **options)
+
+        with PolicyClient(server.url) as client:
+            assert [observed(phase) for phase in ("think", "queries", "denoise")] == [0, 0, 0], "warming up is no look"
+            replies = [client.infer(request_of(dataset, 0))]
+            monkeypatch.setattr(policy.policies["golden"], "intention", slow)
+            replies.append(client.infer(request_of(dataset, 1)))
+            assert called.wait(60)
+            replies.append(client.infer(request_of(dataset, 2)))
+            assert [reply["query_age_calls"] for reply in replies] == [0, 1, 2]
+            for reply in replies:
+                timings = reply["timings_ms"]
+                assert set(timings) == {"decode", "wait", "think", "queries", "denoise", "encode"}
+                assert timings["think"] == replies[0]["timings_ms"]["think"] > 0, "of the one look that all three used"
+                assert timings["queries"] == replies[0]["timings_ms"]["queries"] > 0
+                assert reply["policy_timing"]["infer_ms"] == timings["denoise"], "the look is no time of the call"
+            assert [observed(phase) for phase in ("think", "queries", "denoise")] == [1, 1, 3]
+            free.set()
+            wait_for(lambda: observed("queries") == 3)  # of the second reply's observation and of the third's
+            assert [observed(phase) for phase in ("think", "queries", "denoise")] == [3, 3, 3]
+
+
+def wait_for(condition, seconds: float = 60.0) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.02)
 
 
 def test_dual_system_options_are_kept_or_refused(checkpoint, dataset):

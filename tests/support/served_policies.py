@@ -67,6 +67,10 @@ class CountingPolicy:
         thought = f"thought for {request.instruction} {len(self.batches)}" if request.think else request.thought
         return ActAnswer(actions, thought, {"queries": 0.0, "denoise": self.seconds})
 
+    def new_looks(self) -> list[dict[str, float]]:
+        """Nothing runs in the background."""
+        return []
+
     def forget(self, session: str) -> None:
         self.forgotten.append(session)
 

@@ -10,6 +10,7 @@ install() { "$python" -m pip install --quiet --disable-pip-version-check "$@"; }
 
 # lmms-eval's five tasks need these alone of its 73 requirements (82 MB instead of 955 MB).
 install --no-deps 'lmms-eval==0.7.3'
+install 'filelock<4.3' # it imports a private module that is gone from filelock 4.3
 install 'evaluate>=0.4' loguru pytz sacrebleu tenacity
 
 # openpi's client asks for numpy < 2 and runs with numpy 2.

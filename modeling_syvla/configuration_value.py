@@ -21,8 +21,7 @@ class SyVLAValueConfig(EmbodimentsMixin, PreTrainedConfig):
     """Configuration of [`SyVLAValueModel`].
 
     The paper gives "about 100M parameters with a Siglip encoder and a transformer network". The encoder alone has 85.8 M;
-    width 512 and 4 layers are ours and bring the whole to 99,576,065 parameters with one robot of 14
-    state dimensions.
+    width 512 and 4 layers are ours and bring the whole to 99,576,065 parameters with one robot of 14 states.
 
     Args:
         vision_config: Config (or dict with `model_type`) of the image encoder: any `transformers` vision backbone.

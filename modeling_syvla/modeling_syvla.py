@@ -415,8 +415,7 @@ class SyVLAModel(ThinkingMixin, InferenceOptimizationMixin, SyVLAPreTrainedModel
             actions = denoise(self.expert, noise.float(), times, context, continuation)
         else:
             actions = self.compiled_denoising(self.expert, noise.float(), times, context, continuation)
-        own_dims = own_action_dims(self.config, actions, embodiment_ids)
-        return torch.where(own_dims, actions, torch.zeros_like(actions))
+        return torch.where(own_action_dims(self.config, actions, embodiment_ids), actions, 0.0)
 
     def encode_expert_context(
         self,
@@ -447,8 +446,7 @@ class SyVLAModel(ThinkingMixin, InferenceOptimizationMixin, SyVLAPreTrainedModel
         self.config.add_embodiment(name, state_dim, action_dim)
         coders = self.expert.coders(self.config.expert_config.hidden_size, state_dim, action_dim)
         coders.apply(self._init_weights)
-        reference = self.adapter[0].bias  # packed layers have no weight
-        self.expert.embodiments[name] = coders.to(device=reference.device, dtype=reference.dtype)
+        self.expert.embodiments[name] = coders.to(self.adapter[0].bias)  # its device and dtype
 
     def resize_chunk(self, chunk_size: int) -> None:
         """Predict chunks of another length from now on; see `resizing.resize_chunk`. Set the processor's as well."""

@@ -146,5 +146,4 @@ class SyVLAValueModel(StrictPreTrainedModel):
             return
         encoder = make_mlp(state_dim, self.config.hidden_size, self.config.hidden_size)
         encoder.apply(self._init_weights)
-        reference = self.image_proj.bias  # packed layers have no weight
-        self.state_encoders[name] = encoder.to(device=reference.device, dtype=reference.dtype)
+        self.state_encoders[name] = encoder.to(self.image_proj.bias)  # its device and dtype

@@ -79,6 +79,13 @@ def build_parser() -> argparse.ArgumentParser:
         "--rl-silent-s", type=float, default=300.0, help="abort the episode of a robot silent for so long"
     )
 
+    _add_inference(parser)
+    _add_load(parser, default)
+    parser.add_argument("--verbose", action="store_true", help="log every connection")
+    return parser
+
+
+def _add_inference(parser: argparse.ArgumentParser) -> None:
     thinking = parser.add_argument_group("inference")
     thinking.add_argument("--think", default="off", metavar="on|off|K", help="think never, always, or every K calls")
     thinking.add_argument("--max-new-tokens", type=int, help="longest thought in tokens; by default the model's")
@@ -92,6 +99,8 @@ def build_parser() -> argparse.ArgumentParser:
     thinking.add_argument("--async", dest="dual_system", action="store_true", help="let the VLM run in the background")
     thinking.add_argument("--max-query-age", type=float, metavar="S", help="with --async: wait for newer query states")
 
+
+def _add_load(parser: argparse.ArgumentParser, default: ServerSettings) -> None:
     load = parser.add_argument_group("load")
     load.add_argument("--max-batch-size", type=int, default=default.max_batch_size, help="requests answered at once")
     load.add_argument("--max-wait-ms", type=float, default=default.max_wait_ms, help="wait for further requests")
@@ -110,8 +119,6 @@ def build_parser() -> argparse.ArgumentParser:
         default=default.max_memory_bytes / 2**20,
         help="what the requests of all clients may hold at once, MiB; beyond it 503",
     )
-    load.add_argument("--verbose", action="store_true", help="log every connection")
-    return parser
 
 
 def settings_of(arguments: argparse.Namespace) -> ServerSettings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -249,7 +250,7 @@ class UpdatePreparation:
         similarity = np.array(self._gather(best), np.float32)
         known = similarity[np.isfinite(similarity)]
         metrics = {"retrieval/sim_mean": float(known.mean()), "retrieval/sim_min": float(known.min())}
-        if self.experts.approximate is not None:
+        if self.experts.approximate is not None and math.isfinite(self.experts.approximate.recall):
             metrics["retrieval/recall"] = self.experts.approximate.recall
         return np.array(self._gather(rows), np.int64), metrics
 

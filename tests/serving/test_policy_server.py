@@ -90,7 +90,7 @@ def test_requests_of_several_clients_share_a_batch(serve, request_of):
 
 def test_one_client_never_waits_for_others(serve, request_of):
     server = serve(max_wait_ms=300_000)
-    ask(opened(server), request_of())
+    assert ask(opened(server), request_of())["seed"] == 3
 
 
 def test_one_bad_request_does_not_cost_the_others_their_answers(serve, request_of):

@@ -1,10 +1,15 @@
 """Servers in this process, on free ports, and what a client sends them."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
+from rl_robot import publish
 from served_policies import CountingPolicy
 
 from serving import PolicyServer
+from serving.rl_scheduler import RLScheduler, RLSettings
 from serving.server_settings import ServerSettings
 
 IMAGE = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
@@ -39,6 +44,36 @@ def serve():
             routers=routers,
         )
         servers.append(server.start(120, wait=wait))
+        return server
+
+    yield start
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture
+def run(tmp_path):
+    publish(tmp_path, 0)
+    return tmp_path
+
+
+@pytest.fixture
+def serve_run(run):
+    """Starts servers of the run, one after another; `servers.call(path, body)` asks the last one."""
+    servers = []
+
+    def start(**settings):
+        token = settings.pop("token", None)
+        loaded: list[Path] = []
+
+        def load(folder):
+            loaded.append(folder)
+            version = json.loads((folder / "config.json").read_text())["version"]
+            return CountingPolicy(dim=3 if version == 66 else 2, version="to be set")
+
+        scheduler = RLScheduler(RLSettings(run, poll_s=0.05, **settings), load)
+        server = PolicyServer(None, ServerSettings(port=0, token=token), rl=scheduler).start(120)
+        servers.append(server)
         return server
 
     yield start

@@ -1,0 +1,161 @@
+"""`/rl`: what it is served with, and a person labelling rollouts by keys in a real browser."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import urllib.error
+import urllib.request
+from contextlib import ExitStack
+
+import pytest
+from rl_robot import Robot, states, until
+
+
+def fetch(server, path, **headers):
+    """Status, headers and text, as a browser would ask."""
+    request = urllib.request.Request(f"http://{server.url}{path}", headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return response.status, response.headers, response.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.headers, error.read().decode()
+
+
+def test_the_page_stands_alone_and_holds_no_data(serve_run):
+    status, headers, text = fetch(serve_run(token="secret"), "/rl")
+    assert status == 200, "open, since it asks for the token itself"
+    assert not re.findall(r"https?://|src=|href=|@import|url\(", text), "no external resources"
+    assert "default-src 'none'" in headers["Content-Security-Policy"]
+    assert "frame-ancestors 'none'" in headers["Content-Security-Policy"], "no other page may put it in a frame"
+    assert "hash 0" not in text
+
+
+def test_no_other_web_page_may_ask(serve_run):
+    server = serve_run()
+    own = f"http://{server.url}"
+    assert fetch(server, "/rl/status", Origin=own)[0] == 200
+    for origin in (
+        "http://other.example",
+        own.replace("http:", "https:"),
+        f"http://127.0.0.1:{server.port + 1}",
+        "null",
+    ):
+        assert fetch(server, "/rl/status", Origin=origin)[0] == 403
+    rebound = f"rebound.example:{server.port}"
+    assert fetch(server, "/rl/status", Origin=f"http://{rebound}", Host=rebound)[0] == 403, "a name that points here"
+    assert fetch(server, "/v1/metadata", Origin=own)[0] == 403, "the page asks for its own paths alone"
+
+
+def test_with_a_token_the_page_works_from_other_machines(serve_run):
+    server = serve_run(token="secret")
+    named = f"robot.example:{server.port}"
+    browser = {"Origin": f"http://{named}", "Host": named}
+    assert fetch(server, "/rl/status", **browser)[0] == 401
+    assert fetch(server, "/rl/status", **browser, Authorization="Bearer secret")[0] == 200
+
+
+READY = "!document.getElementById('success').disabled && document.querySelectorAll('#frames img').length > 0"
+
+
+class Page:
+    """`/rl` in a browser without a window, driven by the browser's own debugging protocol."""
+
+    def __init__(self, profile, held):
+        from websockets.sync.client import connect
+
+        port = profile / "DevToolsActivePort"
+        until(lambda: port.is_file() and port.read_text().count("\n") == 1, 60)
+        listing = f"http://127.0.0.1:{port.read_text().split()[0]}/json/list"
+        with urllib.request.urlopen(listing, timeout=30) as reply:
+            (page,) = [target for target in json.load(reply) if target["type"] == "page"]
+        self.socket, self.count = held.enter_context(connect(page["webSocketDebuggerUrl"], open_timeout=30)), 0
+
+    def call(self, method, **parameters):
+        self.count += 1
+        self.socket.send(json.dumps({"id": self.count, "method": method, "params": parameters}))
+        while (reply := json.loads(self.socket.recv(timeout=30))).get("id") != self.count:
+            pass
+        return reply["result"]
+
+    def value(self, expression):
+        return self.call("Runtime.evaluate", expression=expression)["result"].get("value")
+
+    def press(self, key, when=READY):
+        until(lambda: self.value(when), 30)
+        for kind in ("keyDown", "keyUp"):
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, text=key if kind == "keyDown" else "")
+
+
+@pytest.fixture
+def open_page(tmp_path_factory):
+    """Opens an address in a browser of its own: `open_page(url) -> Page`."""
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("chromium or google-chrome is not installed")
+    held = ExitStack()
+
+    def start(url):
+        profile = tmp_path_factory.mktemp("browser")
+        options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0"]
+        command = [program, *options, f"--user-data-dir={profile}", url]
+        environment = {**os.environ, "HOME": str(profile)}
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+        held.callback(process.wait)
+        held.callback(process.kill)
+        return Page(profile, held)
+
+    with held:
+        yield start
+
+
+def test_a_key_means_the_rollout_that_was_shown_however_slow_the_server_is(serve_run, open_page):
+    server = serve_run()
+    robot = Robot(server)
+    first, second = robot.rollout(), robot.rollout()
+
+    def outcomes():
+        return [robot.call(f"/rl/episodes/{name}")["outcome"] for name in (first, second)]
+
+    page = open_page(f"http://{server.url}/rl")
+    until(lambda: page.value(READY), 30)
+    page.call("Network.enable")
+    page.call(
+        "Network.emulateNetworkConditions", offline=False, latency=500, downloadThroughput=-1, uploadThroughput=-1
+    )
+    page.press(
+        "f", when=f"waiting && shown === '{first}' && {READY}"
+    )  # while an answer is on its way that lists it still
+    page.press("f", when="true")  # nothing is shown
+    page.press("u", when="true")  # the answer to the label has not come
+    shown = []
+    until(lambda: shown.append(page.value("correcting || shown")) or shown[-1] is True, 30)
+    assert first not in shown
+    page.press("s", when=f"shown === '{first}' && correcting && {READY}")
+    until(lambda: outcomes() == [1, None], 30)
+    page.press("f", when=f"shown === '{second}' && {READY}")
+    until(lambda: outcomes() == [1, 0], 30)
+
+
+def test_a_person_labels_rollouts_with_two_keys(serve_run, open_page):
+    server = serve_run()
+    robot = Robot(server)
+    names = robot.rollout(), robot.rollout()
+
+    def wait_for(*outcomes):
+        def given():
+            return {robot.call(f"/rl/episodes/{name}")["outcome"] for name in names}
+
+        until(lambda: given() == set(outcomes), 30)
+
+    page = open_page(f"http://{server.url}/rl")
+    page.press("s")
+    wait_for(1, None)
+    page.press("f")
+    wait_for(1, 0)
+    assert states(robot)["sealed"] == 2
+    until(lambda: "No rollout waits." in page.value("document.body.textContent"), 30)
+    page.press("u", when="!document.getElementById('undo').disabled")
+    page.press("s")  # of the second one again
+    wait_for(1)

@@ -1,0 +1,68 @@
+"""What tests of a run of reinforcement learning over HTTP share: its policies, a robot, and patience."""
+
+import json
+import time
+
+import numpy as np
+import pytest
+
+from serving.client import PolicyError
+from serving.http_client import http_act, http_json
+from serving.published_policies import FACTS, PublishedPolicy, point_latest, sha256_of
+
+
+def publish(run, version, weights=b"weights", latest=True):
+    folder = run / "policies" / f"v{version:04d}"
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(weights + b" %d" % version)
+    (folder / "config.json").write_text(json.dumps({"version": version}))
+    hashes = {path.name: sha256_of(path) for path in folder.iterdir()}
+    policy = PublishedPolicy(version, f"hash {version}", folder, hashes)
+    (folder / FACTS).write_text(json.dumps(policy.facts))
+    if latest:
+        point_latest(run / "policies", policy)
+    return folder
+
+
+class Robot:
+    def __init__(self, server, token=None):
+        self.url, self.token = f"http://{server.url}", token
+
+    def call(self, path, body=None):
+        return http_json(self.url, path, body, token=self.token)
+
+    def refused(self, path, body=None):
+        with pytest.raises(PolicyError) as error:
+            self.call(path, body)
+        return error.value.status, str(error.value)
+
+    def begin(self):
+        return self.call("/rl/episodes", {})["episode_id"]
+
+    def act(self, episode, seed=3, **more):
+        request = {
+            "observation.images.center": np.full((8, 8, 3), seed, np.uint8),
+            "observation.state": np.zeros(2, np.float32),
+            "prompt": "lift",
+            "seed": seed,
+            "episode_id": episode,
+            **more,
+        }
+        return http_act(self.url, request, token=self.token)
+
+    def rollout(self):
+        name = self.begin()
+        self.act(name)
+        self.call(f"/rl/episodes/{name}/end", {"executed_steps": 4})
+        return name
+
+
+def states(robot):
+    return robot.call("/rl/status")["episodes"]
+
+
+def until(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

@@ -25,9 +25,18 @@ class EpisodeVideo:
         instruction: Task instruction, shown in every frame.
         control_hz: Control steps per second; the video plays in real time.
         view_height: Pictures lower than this many pixels are enlarged by a whole factor, without smoothing.
+
+    Raises:
+        ValueError: `control_hz` is not a number from 0.01 to 10000.
     """
 
     def __init__(self, instruction: str, control_hz: float, view_height: int = 128) -> None:
+        if (
+            isinstance(control_hz, bool)
+            or not isinstance(control_hz, int | float | np.number)
+            or not 0.01 <= control_hz <= 10_000
+        ):
+            raise ValueError(f"control_hz: expected control steps per second from 0.01 to 10000, got {control_hz!r}")
         self.instruction = instruction
         self.control_hz = control_hz
         self.view_height = view_height
@@ -41,10 +50,20 @@ class EpisodeVideo:
         Args:
             images: Camera name to uint8 (H, W, 3), in the order to be shown.
             thought: What the policy was thinking; None repeats the last one.
+
+        Raises:
+            ValueError: No image, an image of another form, or other sizes than in the first step.
         """
         if thought is None:
             thought = self.thoughts[-1] if self.thoughts else ""
-        self.frames.append(self._side_by_side(images))
+        frame = self._side_by_side(images)
+        if self.frames and frame.shape != self.frames[0].shape:
+            raise ValueError(
+                f"images: cameras {', '.join(images)} together make {frame.shape[1]} x {frame.shape[0]} pixels, but"
+                f" {self.frames[0].shape[1]} x {self.frames[0].shape[0]} in the first step; pass the same cameras in the"
+                " same sizes at each step"
+            )
+        self.frames.append(frame)
         self.thoughts.append(thought)
 
     def finish(self, success: bool) -> None:
@@ -55,17 +74,26 @@ class EpisodeVideo:
         """Writes H.264 in an mp4, with the last frame held for `hold_seconds`.
 
         Raises:
-            ValueError: If no frame was added.
+            ValueError: No frame was added, or the frames are too large to be encoded.
         """
         import av
 
         self._require_frames()
         held = max(1, round(hold_seconds * self.control_hz))
         with av.open(str(path), "w") as container:
-            stream = container.add_stream("libx264", rate=Fraction(self.control_hz).limit_denominator(1000))
+            stream = container.add_stream("libx264", rate=Fraction(float(self.control_hz)).limit_denominator(1000))
             stream.pix_fmt = "yuv420p"
             stream.options = {"crf": "20", "preset": "veryfast"}
             stream.width, stream.height = self._captioned(0).size
+            # A frame sent to an encoder that could not be opened ends the process in native code, so it is opened first.
+            try:
+                stream.codec_context.open()
+            except (av.FFmpegError, ValueError) as error:
+                Path(path).unlink(missing_ok=True)
+                raise ValueError(
+                    f"{path}: frames of {stream.width} x {stream.height} pixels cannot be encoded ({error}); lower"
+                    " view_height or film fewer or smaller cameras"
+                ) from error
             for index in range(len(self.frames)):
                 picture = self._captioned(index)
                 for _ in range(held if index == len(self.frames) - 1 else 1):
@@ -93,9 +121,11 @@ class EpisodeVideo:
             raise ValueError("video: no frame was added; call add() at each control step before writing")
 
     def _side_by_side(self, images: Mapping[str, np.ndarray]) -> np.ndarray:
+        if not images:
+            raise ValueError("images: expected at least one camera, got none; pass its picture at each step")
         views = []
         for camera, image in images.items():
-            if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+            if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
                 raise ValueError(f"camera {camera}: expected (H, W, 3) uint8, got {image.shape} {image.dtype}")
             factor = max(1, self.view_height // image.shape[0])
             views.append(image.repeat(factor, axis=0).repeat(factor, axis=1))

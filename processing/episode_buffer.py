@@ -84,8 +84,7 @@ class EpisodeBuffer:
     def discard(self) -> None:
         """Drops the unfinished video files."""
         for writer in self._videos.values():
-            writer.close()
-            writer.path.unlink(missing_ok=True)
+            writer.discard()
         self._videos.clear()
 
     def _video(self, key: str) -> VideoWriter:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 
 from . import lerobot_format as fmt
@@ -49,8 +50,12 @@ def read_episode_rows(root: Path, total: int) -> list[dict[str, Any]]:
 def new_info(
     fps: int, features: Mapping[str, Mapping[str, Any]], robot_type: str | None, use_videos: bool | None
 ) -> dict[str, Any]:
-    if isinstance(fps, bool) or int(fps) != fps or fps < 1:
-        raise ValueError(f"fps: expected a positive integer, got {fps!r}")
+    if (
+        isinstance(fps, bool)
+        or not isinstance(fps, int | float | np.number)
+        or not (1 <= fps <= 10_000 and fps == int(fps))
+    ):
+        raise ValueError(f"fps: expected an integer from 1 to 10000, got {fps!r}")
     own: dict[str, dict[str, Any]] = {}
     for key, feature in features.items():
         if key in fmt.DEFAULT_FEATURES or key in fmt.LANGUAGE_COLUMNS:

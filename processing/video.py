@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,11 +31,8 @@ class VideoError(ValueError):
 def default_codec() -> str:
     """`libsvtav1` (LeRobot's default) where this PyAV has it, else `h264`."""
     for codec in CODEC_OPTIONS:
-        try:
-            av.codec.Codec(codec, "w")
-        except (av.FFmpegError, ValueError):  # PyAV's UnknownCodecError is a ValueError
-            continue
-        return codec
+        if _has_encoder(codec):
+            return codec
     raise RuntimeError(f"PyAV has none of the encoders {', '.join(CODEC_OPTIONS)}; store images in parquet instead")
 
 
@@ -43,15 +41,23 @@ class VideoWriter:
 
     Args:
         path: File to write; it is complete only after `close()`.
-        fps: Frames per second.
+        fps: Frames per second, an integer.
         height: Of each frame, pixels.
         width: Of each frame, pixels.
         codec: A key of `CODEC_OPTIONS`.
+
+    Raises:
+        ValueError: An argument is of another type or out of range.
+        VideoError: The encoder does not take this size or rate; no file is left behind.
     """
 
     def __init__(self, path: Path | str, fps: int, height: int, width: int, codec: str):
         if codec not in CODEC_OPTIONS:
             raise ValueError(f"codec: expected one of {', '.join(CODEC_OPTIONS)}, got {codec!r}")
+        if not _has_encoder(codec):
+            raise VideoError(f"codec: this PyAV ({av.__version__}) has no encoder {codec}; use {default_codec()}")
+        fps = _whole_number("fps", fps, 10_000)  # the largest rate that meta/info.json may state
+        height, width = (_whole_number(name, n, 65_535) for name, n in (("height", height), ("width", width)))
         if codec == "libsvtav1":
             os.environ.setdefault("SVT_LOG", "1")  # errors only: it else prints two dozen lines per file
         self.path, self.shape = Path(path), (height, width, 3)
@@ -60,29 +66,67 @@ class VideoWriter:
         stream: Any = self._container.add_stream(codec, rate=fps, options=CODEC_OPTIONS[codec])
         stream.height, stream.width, stream.pix_fmt = height, width, PIXEL_FORMAT
         self._stream: Any = stream
+        # A frame sent to an encoder that could not be opened ends the process in native code, so it is opened first.
+        try:
+            stream.codec_context.open()
+        except (av.FFmpegError, ValueError) as error:
+            self.discard()
+            raise VideoError(
+                f"{self.path}: {codec} cannot encode {width} x {height} frames at {fps} per second ({error});"
+                " use even sizes and a lower rate, or store images in parquet (use_videos=False)"
+            ) from error
 
     def write(self, image: np.ndarray) -> None:
-        """Adds one frame, uint8 (height, width, 3) RGB."""
-        if image.shape != self.shape or image.dtype != np.uint8:
-            raise ValueError(f"{self.path}: expected uint8 {self.shape}, got {image.dtype} {image.shape}")
+        """Adds one frame, uint8 (height, width, 3) RGB.
+
+        Raises:
+            ValueError: The frame has another shape or dtype; the video stays as it was.
+            VideoError: The writer is closed, or the frame cannot be written; the file is then gone.
+        """
+        if not isinstance(image, np.ndarray) or image.shape != self.shape or image.dtype != np.uint8:
+            got = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+            raise ValueError(f"{self.path}: expected uint8 {self.shape}, got {got}")
+        if self._stream is None:
+            raise VideoError(f"{self.path}: the video is closed; open a new VideoWriter for further frames")
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
         try:
             self._container.mux(self._stream.encode(frame))
-        except av.FFmpegError as error:
+        except (av.FFmpegError, OSError) as error:
+            self.discard()
             raise VideoError(
-                f"{self.path}: {self._stream.codec_context.name} cannot encode {self.shape[1]} x {self.shape[0]} frames"
-                f" ({error}); use even sizes or store images in parquet (use_videos=False)"
+                f"{self.path}: frame {self.num_frames} cannot be written ({error}); check the free space of the disk and"
+                " record the episode again"
             ) from error
         self.num_frames += 1
 
     def close(self) -> None:
-        """Writes what the encoder still holds and completes the file."""
+        """Writes what the encoder still holds and completes the file.
+
+        Raises:
+            VideoError: The file cannot be completed.
+        """
         if self._stream is None:
             return
         stream, self._stream = self._stream, None
-        if self.num_frames:
-            self._container.mux(stream.encode(None))
-        self._container.close()
+        try:
+            if self.num_frames:
+                self._container.mux(stream.encode(None))
+            self._container.close()
+        except (av.FFmpegError, OSError) as error:
+            self.discard()
+            raise VideoError(
+                f"{self.path}: the video cannot be completed ({error}); check the free space of the disk and record the"
+                " episode again"
+            ) from error
+
+    def discard(self) -> None:
+        """Closes the writer and deletes its file."""
+        stream, self._stream = self._stream, None
+        with suppress(av.FFmpegError, OSError):  # a full disk, say: what it could not write is deleted anyway
+            if stream is not None and self.num_frames:
+                stream.encode(None)  # SVT-AV1 complains of an encoder that is closed before its end
+            self._container.close()
+        self.path.unlink(missing_ok=True)
 
 
 class VideoReader:
@@ -262,7 +306,7 @@ def video_info(path: Path, codec: str) -> dict[str, Any]:
             "video.width": stream.width,
             "video.codec": CODEC_NAMES[codec],
             "video.pix_fmt": stream.pix_fmt,
-            "video.fps": int(stream.base_rate),
+            "video.fps": stream.base_rate.numerator // stream.base_rate.denominator,  # PyAV 19's rational has no int()
             "video.channels": 3,
             "has_audio": bool(container.streams.audio),
         }
@@ -271,6 +315,20 @@ def video_info(path: Path, codec: str) -> dict[str, Any]:
     if "preset" in options:
         settings["video.preset"] = int(options["preset"])
     return {**info, **settings, "video.video_backend": "pyav", "video.extra_options": {}, "is_depth_map": False}
+
+
+def _has_encoder(codec: str) -> bool:
+    try:
+        av.codec.Codec(codec, "w")
+    except (av.FFmpegError, ValueError):  # PyAV's UnknownCodecError is a ValueError
+        return False
+    return True
+
+
+def _whole_number(name: str, value: Any, largest: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 1 <= value <= largest:
+        raise ValueError(f"{name}: expected an integer from 1 to {largest}, got {value!r}")
+    return int(value)
 
 
 def _chain(first: Any, rest: Iterator[Any]) -> Iterator[Any]:

@@ -78,3 +78,26 @@ def test_bad_input_is_named(tmp_path):
         video.write_mp4(tmp_path / "episode.mp4")
     with pytest.raises(ValueError, match=r"camera head: expected \(H, W, 3\) uint8, got \(3, 8, 8\)"):
         video.add({"head": np.zeros((3, 8, 8), np.uint8)})
+    with pytest.raises(ValueError, match=r"camera head: .* got \(0, 8, 3\)"):
+        video.add({"head": np.zeros((0, 8, 3), np.uint8)})
+    with pytest.raises(ValueError, match="images: expected at least one camera"):
+        video.add({})
+    video.add({"head": np.zeros((8, 8, 3), np.uint8)})
+    with pytest.raises(ValueError, match="head, wrist together make 264 x 128 pixels, but 128 x 128 in the first step"):
+        video.add({"head": np.zeros((8, 8, 3), np.uint8), "wrist": np.zeros((8, 8, 3), np.uint8)})
+    assert len(video.frames) == len(video.thoughts) == 1
+
+
+@pytest.mark.parametrize("control_hz", [0, -5, float("nan"), float("inf"), 1e-9, True, "10"])
+def test_a_bad_rate_is_named(control_hz):
+    with pytest.raises(ValueError, match="control_hz: expected control steps per second"):
+        EpisodeVideo("lift", control_hz)
+
+
+def test_frames_that_no_encoder_takes_are_named(tmp_path):
+    """With PyAV 19 a frame for an encoder that could not be opened ends the process; this test would end with it."""
+    video = EpisodeVideo("lift", control_hz=10)
+    video.add({"head": np.zeros((8, 2000, 3), np.uint8)})  # 128 x 32000 pixels when enlarged
+    with pytest.raises(ValueError, match=r"frames of 32016 x \d+ pixels cannot be encoded"):
+        video.write_mp4(tmp_path / "episode.mp4")
+    assert not list(tmp_path.iterdir())

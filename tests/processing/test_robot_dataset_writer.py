@@ -285,6 +285,12 @@ def test_bad_features_are_named(tmp_path, change, message):
         RobotDatasetWriter(tmp_path / "set", fps=10, features={**features(), **change})
 
 
+@pytest.mark.parametrize("fps", [0, -1, 12.5, float("nan"), float("inf"), True, "10", 20_000])
+def test_a_bad_frame_rate_is_named(tmp_path, fps):
+    with pytest.raises(ValueError, match="fps: expected an integer from 1 to 10000, got"):
+        RobotDatasetWriter(tmp_path / "set", fps=fps, features=features())
+
+
 def test_two_writers_cannot_share_a_folder(tmp_path):
     with (
         RobotDatasetWriter(tmp_path / "set", fps=10, features=features()),

@@ -22,7 +22,7 @@ PEERS := $(VENV)/.peers
 .PHONY: demo test lint clean
 
 demo: $(INSTALLED)
-	$(BIN)/python -m training.demo $(DEMO_ARGS)
+	$(BIN)/python -m syvla.training.demo $(DEMO_ARGS)
 
 test: lint $(PEERS)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -79,9 +79,9 @@ def run(way: str, folder: Path, layers: int) -> None:
 
     import torch
 
-    import modeling_syvla
-    from modeling_syvla.assemble import assemble_checkpoint, from_vlm
-    from modeling_syvla.export_vlm import export_vlm
+    import syvla
+    from syvla.modeling_syvla.assemble import assemble_checkpoint, from_vlm
+    from syvla.modeling_syvla.export_vlm import export_vlm
 
     torch.set_num_threads(1)
     parts = (folder / "vlm", folder / "siglip")
@@ -97,7 +97,7 @@ def run(way: str, folder: Path, layers: int) -> None:
     elif way == "imports":
         # The code that is loaded when it is first used: the classes of both parts, the auto classes.
         with torch.device("meta"):
-            modeling_syvla.SyVLAModel(modeling_syvla.SyVLAConfig(**OVERRIDES))
+            syvla.SyVLAModel(syvla.SyVLAConfig(**OVERRIDES))
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(json.dumps({"peak": peak, "seconds": seconds}))
@@ -158,7 +158,7 @@ def main() -> None:
 
 
 def max_tensor_bytes(folder: Path) -> int:
-    from modeling_syvla.tensor_files import nbytes, read_checkpoint
+    from syvla.modeling_syvla.tensor_files import nbytes, read_checkpoint
 
     return max(nbytes(source) for source in read_checkpoint(folder).values())
 

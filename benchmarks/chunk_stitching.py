@@ -22,10 +22,10 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from benchmarks.reporting import print_table, write_result
-from evaluation.closed_loop import evaluation_seeds
-from evaluation.environments import make_environment
-from evaluation.policy import load_policy
-from serving.chunk_stitching import PreviousChunk
+from syvla.evaluation.closed_loop import evaluation_seeds
+from syvla.evaluation.environments import make_environment
+from syvla.evaluation.policy import load_policy
+from syvla.serving.policies.chunk_stitching import PreviousChunk
 
 WAYS = ("plain", "frozen", "stitched", "waiting")
 

@@ -27,10 +27,10 @@ from PIL import Image
 
 from benchmarks.reader import CAMERAS, record
 from benchmarks.reporting import print_table, write_result
-from modeling_syvla import SyVLAConfig
-from processing import RobotDataset, build_tiny_processor
-from processing.mixture import MixtureBatchSampler, MixtureDataset
-from training.collation import TrainingCollator
+from syvla.modeling_syvla import SyVLAConfig
+from syvla.processing import RobotDataset, build_tiny_processor
+from syvla.processing.mixture import MixtureBatchSampler, MixtureDataset
+from syvla.training.run.collation import TrainingCollator
 
 
 def rate(frames: Iterator[int], limit: float) -> float:

@@ -23,8 +23,8 @@ from benchmarks.paper_size_flops import counted_ratios
 from benchmarks.process_memory import keep_freed_memory
 from benchmarks.reporting import FlopCount, interleaved_rounds, print_table, write_section
 from benchmarks.scaled_model import make_batch, scaled_config
-from modeling_syvla import SyVLAModel, intention_decoupling
-from modeling_syvla.padding_free import set_padding_free
+from syvla.modeling_syvla import SyVLAModel, intention_decoupling
+from syvla.modeling_syvla.padding_free import set_padding_free
 
 
 @dataclass(frozen=True)

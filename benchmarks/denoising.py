@@ -12,8 +12,8 @@ import torch
 
 from benchmarks.reporting import interleaved_seconds, print_table, write_result
 from benchmarks.scaled_model import make_batch, scaled_config
-from modeling_syvla import SyVLAModel
-from modeling_syvla.flow_matching import euler_sample
+from syvla.modeling_syvla import SyVLAModel
+from syvla.modeling_syvla.flow_matching import euler_sample
 
 
 def main() -> None:

@@ -21,9 +21,9 @@ import torch
 
 from benchmarks.reader import record
 from benchmarks.reporting import print_table, write_result
-from modeling_syvla import SyVLAConfig, SyVLAModel
-from processing import build_tiny_processor
-from training.cpu_engines import ENGINES, launch_command
+from syvla.modeling_syvla import SyVLAConfig, SyVLAModel
+from syvla.processing import build_tiny_processor
+from syvla.training.cpu_engines import ENGINES, launch_command
 
 
 def config() -> SyVLAConfig:

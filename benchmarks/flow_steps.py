@@ -18,9 +18,9 @@ import numpy as np
 
 from benchmarks.machine_bound import describe_device, device_name
 from benchmarks.reporting import print_table, write_section
-from evaluation.closed_loop import evaluate_closed_loop, evaluation_seeds
-from evaluation.environments import make_environment
-from evaluation.policy import load_policy
+from syvla.evaluation.closed_loop import evaluate_closed_loop, evaluation_seeds
+from syvla.evaluation.environments import make_environment
+from syvla.evaluation.policy import load_policy
 
 REFERENCE_STEPS = 50
 

@@ -105,7 +105,7 @@ def random_model(
 
 def syvla_config(scale: str, views: int = 3, **overrides: Any) -> Any:
     """`SyVLAConfig` of a scale, for one robot with two arms and as many camera views; `overrides` replace fields."""
-    from modeling_syvla import SyVLAConfig
+    from syvla.modeling_syvla import SyVLAConfig
 
     fields: dict[str, Any] = {
         "embodiments": {"cobot_magic": {"state_dim": 14, "action_dim": 14}},
@@ -185,7 +185,7 @@ def syvla_inputs(
 
 def syvla_policy(scale: str, dtype: torch.dtype, device: str, *, views: int = 3, thought_tokens: int = 16) -> Policy:
     """SyVLA and its calls: "action" without thought, "refresh" of the expert on given query states, and two more."""
-    from modeling_syvla import SyVLAModel
+    from syvla.modeling_syvla import SyVLAModel
 
     config = syvla_config(scale, views)
     model: Any = random_model(lambda: SyVLAModel(config), dtype, device)

@@ -10,7 +10,7 @@ Time is compared per byte loaded, once until `from_pretrained` returns and once 
 memory-mapped one is not before it is used. Memory is what the process holds at most (anonymous and mapped pages, sampled
 every 2 ms) beyond what it held before, in units of the bytes loaded: 1 is the model itself, 2 would be a second copy.
 
-Beside it: `import modeling_syvla` against importing what loads the bare VLM, and loading config and processor.
+Beside it: `import syvla` against importing what loads the bare VLM, and loading config and processor.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ GOAL = 1.1
 """Seconds per byte, ours to theirs."""
 
 IMPORTS = {
-    "import modeling_syvla": "import modeling_syvla",
+    "import syvla": "import syvla.modeling_syvla",
     "import of the bare VLM": "from transformers import AutoModel, Qwen2_5_VLForConditionalGeneration",
 }
 
@@ -79,8 +79,8 @@ def make_checkpoint(folder: Path, scale: str, shard: str) -> None:
     import torch
 
     from benchmarks.latency_models import random_model, syvla_config
-    from modeling_syvla import SyVLAModel
-    from processing import build_tiny_processor
+    from syvla.modeling_syvla import SyVLAModel
+    from syvla.processing import build_tiny_processor
 
     config = syvla_config(scale)
     model = random_model(lambda: SyVLAModel(config), torch.bfloat16, "cpu", pool_bytes=None)
@@ -91,7 +91,7 @@ def make_checkpoint(folder: Path, scale: str, shard: str) -> None:
 def load_syvla(folder: Path) -> Any:
     from transformers import AutoModel
 
-    import modeling_syvla  # noqa: F401  registers the Auto classes
+    import syvla  # noqa: F401  registers the Auto classes
 
     return AutoModel.from_pretrained(folder, dtype="auto")
 
@@ -100,7 +100,7 @@ def load_vlm(folder: Path) -> Any:
     """The VLM's weights out of the same files; the others are left alone."""
     from transformers import Qwen2_5_VLForConditionalGeneration
 
-    from modeling_syvla import SyVLAConfig
+    from syvla.modeling_syvla import SyVLAConfig
 
     return Qwen2_5_VLForConditionalGeneration.from_pretrained(
         folder,
@@ -118,12 +118,12 @@ def measure_loading(name: str, folder: Path) -> dict[str, Any]:
     import torch
     from transformers import Qwen2_5_VLForConditionalGeneration, logging
 
-    import modeling_syvla
+    import syvla
 
     logging.set_verbosity_error()  # the VLM alone reports the expert's weights as unexpected
     # Code that is loaded when it is first used; both need it.
     with torch.device("meta"):
-        model = modeling_syvla.SyVLAModel(modeling_syvla.SyVLAConfig.from_pretrained(folder))
+        model = syvla.SyVLAModel(syvla.SyVLAConfig.from_pretrained(folder))
     assert isinstance(model.vlm, Qwen2_5_VLForConditionalGeneration)
     del model
     with PeakMemory() as peak:
@@ -150,8 +150,7 @@ def measure_small(name: str, folder: Path) -> dict[str, Any]:
         return {"seconds": time.perf_counter() - start}
     from transformers import AutoConfig, AutoProcessor
 
-    import modeling_syvla  # noqa: F401
-    import processing.processing_syvla  # noqa: F401
+    import syvla  # noqa: F401  registers the Auto classes
 
     start = time.perf_counter()
     (AutoConfig if name == "config" else AutoProcessor).from_pretrained(folder)

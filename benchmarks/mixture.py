@@ -14,7 +14,7 @@ import tracemalloc
 from fractions import Fraction
 
 from benchmarks.reporting import print_table, write_result
-from processing.mixture import MixtureBatchSampler
+from syvla.processing.mixture import MixtureBatchSampler
 
 ROBOT_SHARES = (0.45, 0.30, 0.15, 0.06, 0.04)
 MULTIMODAL_SIZES = (591_753, 443_757, 2_376_222, 79_000, 7_000_000)

@@ -8,7 +8,7 @@ from transformers.vision_utils import get_vision_position_ids, get_vision_window
 
 from benchmarks.reporting import FlopCount
 from benchmarks.scaled_model import TEXT_TOKENS, VIEW_SIZE, image_tokens, scaled_config
-from modeling_syvla import SyVLAModel
+from syvla.modeling_syvla import SyVLAModel
 
 
 def counted_ratios() -> dict[str, float]:

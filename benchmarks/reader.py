@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.reporting import print_table, write_result
-from processing import RobotDataset, RobotDatasetWriter
+from syvla.processing import RobotDataset, RobotDatasetWriter
 
 CAMERAS = ("head", "left_wrist", "right_wrist")
 VARIANTS: dict[str, dict[str, Any]] = {

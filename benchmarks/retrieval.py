@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 from benchmarks.reporting import interleaved_seconds, print_table, write_result
-from training.embedding_store import VIEW_WEIGHTS, EmbeddingStore, Manifest, weighted_vectors
-from training.retrieval import BLOCK_ROWS, SimilarSampleIndex, import_faiss
+from syvla.training.retrieval.embedding_store import VIEW_WEIGHTS, EmbeddingStore, Manifest, weighted_vectors
+from syvla.training.retrieval.exact_index import BLOCK_ROWS, SimilarSampleIndex, import_faiss
 
 VIEWS, DIM, CLUSTERS, BLOCK = tuple(VIEW_WEIGHTS), 512, 2000, 1000
 

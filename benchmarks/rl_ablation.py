@@ -2,7 +2,7 @@
 
 One policy of imitation learning with a success rate between 40 and 80% on the tabletop's `lift` (the base of
 `syvla-tables --scale tiny`, by `training/finetune.py`; shared with it through `--tables`). From it, every arm takes the same
-number of gradient steps through the shipped `training.ppo`, with rollouts of its own made in this process
+number of gradient steps through the shipped `syvla.training.ppo`, with rollouts of its own made in this process
 (`benchmarks.rl_robot`). Seed s trains with seed s and is measured on evaluation starts of its own, the same for all arms,
 which neither demonstrations nor rollouts use.
 
@@ -24,8 +24,8 @@ from typing import Any
 from benchmarks.reporting import RESULTS
 from benchmarks.rl_ablation_report import write_report
 from benchmarks.rl_ablation_run import ARMS, robot_data
-from training.table_jobs import Job
-from training.table_scale_tiny import TinyScale
+from syvla.training.paper_tables.jobs import Job
+from syvla.training.paper_tables.tiny_scale import TinyScale
 
 logger = logging.getLogger(__name__)
 
@@ -90,8 +90,8 @@ class Plan:
         }
         vectors = {"policy_path": self.il, "encoder": f"policy:{self.il}", "output": self.output / "vectors"}
         for module, options, name in (
-            ("training.value_warmup", value, "value"),
-            ("training.encode_dataset", vectors, "vectors"),
+            ("syvla.training.value_warmup", value, "value"),
+            ("syvla.training.retrieval.encode_dataset", vectors, "vectors"),
         ):
             jobs.append(
                 Job(module, _words({**options, "robot_datasets": robot_data(self.dataset)}), self.output / name)
@@ -213,7 +213,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     arguments = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    for name in (__name__, "training.table_jobs"):
+    for name in (__name__, "syvla.training.paper_tables.jobs"):
         logging.getLogger(name).setLevel(logging.INFO)
     plan = make_plan(arguments)
     try:

@@ -8,10 +8,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from evaluation.closed_loop_result import describe_machine
-from evaluation.paper_tables import mean_and_interval, paper_table
-from evaluation.success_rate import wilson_interval
-from training.table_jobs import Job, write_json
+from syvla.evaluation.closed_loop_result import describe_machine
+from syvla.evaluation.published_tables import mean_and_interval, paper_table
+from syvla.evaluation.success_rate import wilson_interval
+from syvla.training.paper_tables.jobs import Job, write_json
 
 if TYPE_CHECKING:
     from .rl_ablation import Plan

@@ -1,4 +1,4 @@
-"""One run of `benchmarks.rl_ablation`: one arm with one seed, through the shipped `training.ppo`.
+"""One run of `benchmarks.rl_ablation`: one arm with one seed, through the shipped `syvla.training.ppo`.
 
     python -m benchmarks.rl_ablation_run --arm similar --seed 0 --il IL --value VALUE --vectors VECTORS --dataset DATA \
         --output outputs/rl_ablation/runs/similar/seed0
@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.rl_robot import RobotPublisher, RobotSettings, success
-from evaluation.closed_loop import evaluation_seeds
-from training.demo import CAMERAS, EMBODIMENT
-from training.table_jobs import write_json
+from syvla.evaluation.closed_loop import evaluation_seeds
+from syvla.training.demo import CAMERAS, EMBODIMENT
+from syvla.training.paper_tables.jobs import write_json
 
 ARMS: dict[str, dict[str, Any]] = {
     "il": {},
@@ -86,11 +86,11 @@ def trainer_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def train(arguments: argparse.Namespace, settings: RobotSettings) -> dict[str, Any]:
     """Trains the arm, with rollouts by the robot in between. Returns what became of it."""
-    from training.arguments import ModelArguments
-    from training.ppo import RLDataArguments
-    from training.ppo import train as train_ppo
-    from training.ppo_config import SyVLAPPOConfig
-    from training.recipe import parse_recipe
+    from syvla.training.ppo import RLDataArguments
+    from syvla.training.ppo import train as train_ppo
+    from syvla.training.rl.config import SyVLAPPOConfig
+    from syvla.training.run.arguments import ModelArguments
+    from syvla.training.run.recipe import parse_recipe
 
     updates = arguments.updates
 

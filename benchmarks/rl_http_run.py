@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.reporting import RESULTS
-from evaluation.success_rate import wilson_interval
-from serving.published_policies import FACTS as FACTS_FILE
-from training.table_jobs import Job, write_json
+from syvla.evaluation.success_rate import wilson_interval
+from syvla.serving.rl.published_policies import FACTS as FACTS_FILE
+from syvla.training.paper_tables.jobs import Job, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -106,16 +106,18 @@ class Plan:
         launch = ["accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1", "--cpu"]
         launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "training/ppo.py"]
         return {
-            "server": ["serving.serve_command", *_words(serve)],
+            "server": ["syvla.serving.serve_command", *_words(serve)],
             "worker": [*launch, *_words(train)],
-            "robot": ["evaluation.simulated_robot", *_words(robot)],
+            "robot": ["syvla.evaluation.simulated_robot", *_words(robot)],
         }
 
     def measurement(self, policy: Path, output: Path) -> Job:
         """The closed-loop evaluation of a policy."""
         options = {"model": policy, "task": "lift", "env-option": MAX_STEPS, "episodes": self.episodes}
         options |= {"seed": STARTS, "batch-size": 40, "replan-steps": 4, "video-episodes": 0, "output": output}
-        return Job("evaluation.closed_loop", (*_words(options), "--quiet"), output, "summary.json", keeps_partial=True)
+        return Job(
+            "syvla.evaluation.closed_loop", (*_words(options), "--quiet"), output, "summary.json", keeps_partial=True
+        )
 
     def success(self, policy: Path, output: Path) -> dict[str, int]:
         """Successes and episodes of a policy; measured unless it has been."""
@@ -300,7 +302,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
     arguments = vars(build_parser().parse_args(argv))
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    for name in (__name__, "training.table_jobs"):
+    for name in (__name__, "syvla.training.paper_tables.jobs"):
         logging.getLogger(name).setLevel(logging.INFO)
     results, seeds, only_report = (arguments.pop(name) for name in ("results", "seeds", "report"))
     plan = Plan(**arguments, seeds=tuple(seeds))

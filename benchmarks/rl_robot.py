@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evaluation.closed_loop import evaluate_closed_loop
-from evaluation.environments import make_environment
-from evaluation.environments.base import Observation
-from evaluation.episode_slot import SlotSettings, call_seed
-from evaluation.lockstep import EpisodeJob, LockstepRunner
-from serving.action_chunks import ActionChunks
-from serving.policy import SyVLAPolicy
-from serving.rollout_format import ServedDecision
-from serving.rollout_recorder import RolloutRecorder
-from training.policy_publisher import FolderPublisher
+from syvla.evaluation.closed_loop import evaluate_closed_loop
+from syvla.evaluation.environments import make_environment
+from syvla.evaluation.environments.base import Observation
+from syvla.evaluation.episode_slot import SlotSettings, call_seed
+from syvla.evaluation.lockstep import EpisodeJob, LockstepRunner
+from syvla.serving.contract.action_chunks import ActionChunks
+from syvla.serving.policies.in_process import SyVLAPolicy
+from syvla.serving.recording.format import ServedDecision
+from syvla.serving.recording.recorder import RolloutRecorder
+from syvla.training.rl.policy_publisher import FolderPublisher
 
 ENVIRONMENT = "tabletop"
 

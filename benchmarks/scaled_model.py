@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from modeling_syvla import SyVLAConfig
-from modeling_syvla.configuration_syvla import TINY_TOKEN_IDS
+from syvla.modeling_syvla import SyVLAConfig
+from syvla.modeling_syvla.configuration_syvla import TINY_TOKEN_IDS
 
 ROBOTS = {"robot": {"state_dim": 14, "action_dim": 14}}
 VIEW_SIZE = 224

@@ -57,7 +57,7 @@ def make_call(scale: str, point: Mapping[str, int], dtype: torch.dtype, device: 
     Raises:
         ValueError: If the resolution is no multiple of two patches.
     """
-    from modeling_syvla import SyVLAModel
+    from syvla.modeling_syvla import SyVLAModel
 
     grid, rest = divmod(point["resolution"], PATCH)
     if rest or grid % 2:

@@ -28,9 +28,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.reporting import print_table, write_result
-from serving.act_request import ActAnswer, ActRequest
-from serving.client import observation_request
-from serving.codec import pack, unpack
+from syvla.serving.client.policy_client import observation_request
+from syvla.serving.contract.requests import ActAnswer, ActRequest
+from syvla.serving.wire.msgpack_codec import pack, unpack
 
 VIEWS = ("center", "left_wrist", "right_wrist")
 STATE_DIM, ACTION_DIM, STEPS = 14, 14, 50
@@ -74,8 +74,8 @@ def tiny_checkpoint(folder: Path) -> Path:
     """A tiny SyVLA with random weights."""
     import torch
 
-    from modeling_syvla import SyVLAConfig, SyVLAModel
-    from processing import build_tiny_processor
+    from syvla.modeling_syvla import SyVLAConfig, SyVLAModel
+    from syvla.processing import build_tiny_processor
 
     config = SyVLAConfig.tiny()
     processor = build_tiny_processor(config)
@@ -171,8 +171,8 @@ def serve(policy: str, max_batch_size: int, max_wait_ms: float) -> None:
         return serve_echo()
     import torch
 
-    from serving.policy_server import PolicyServer
-    from serving.server_settings import ServerSettings
+    from syvla.serving.policy_server import PolicyServer
+    from syvla.serving.server.settings import ServerSettings
 
     torch.set_num_threads(1)  # the tiny model gains nothing from more, and the clients need the other cores
     settings = ServerSettings(port=0, max_batch_size=max_batch_size, max_wait_ms=max_wait_ms, queue_size=256)

@@ -28,8 +28,8 @@ from benchmarks.machine_bound import (
 from benchmarks.process_memory import Memory, keep_freed_memory, measure_memory
 from benchmarks.reporting import FlopCount, interleaved_rounds, print_table, write_section
 from benchmarks.scaled_model import chat_tokens, make_batch, robot_tokens, scaled_config
-from modeling_syvla import SyVLAModel
-from modeling_syvla.padding_free import set_padding_free
+from syvla.modeling_syvla import SyVLAModel
+from syvla.modeling_syvla.padding_free import set_padding_free
 
 CHAT_SHARE = 0.3
 CHAT_SIDES = (224, 336, 448, 560)

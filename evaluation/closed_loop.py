@@ -188,7 +188,7 @@ def _policy_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """Arguments of `load_policy` for the kind of policy that was asked for."""
     names = ["think", "max_new_tokens", "num_steps"]
     if arguments.server:
-        from serving.server_settings import read_token
+        from syvla.serving.server.settings import read_token
 
         names += ["dialect", "timeout", "connections"]
         token = read_token(arguments.token_file) if arguments.token_file else None

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from serving.action_chunks import ActionChunks
+from syvla.serving.contract.action_chunks import ActionChunks
 
 from .baselines import BASELINES, Baseline
 from .environments.base import Observation, RobotEnvironment
@@ -97,6 +97,8 @@ def load_policy(model: str, environment: RobotEnvironment, **options: Any) -> Po
         return RemotePolicy(model, environment, **options)
     if model.startswith((".", "/", "~")) and not Path(model).is_dir():
         raise FileNotFoundError(f"model: {model} is not a folder; expected a checkpoint, or one of {sorted(BASELINES)}")
-    from serving.policy import SyVLAPolicy  # torch, which an environment with a policy server behind it may lack
+    from syvla.serving.policies.in_process import (
+        SyVLAPolicy,
+    )  # torch, which an environment with a policy server behind it may lack
 
     return SyVLAPolicy.from_pretrained(model, environment.embodiment, environment.view_cameras, **options)

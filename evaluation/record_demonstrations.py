@@ -23,13 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from .command_line import environment_option
-from .environments import (
-    ENVIRONMENTS,
-    EVALUATION_SEED_OFFSET,
-    ScriptedExpert,
-    make_environment,
-    make_expert,
-)
+from .environments import ENVIRONMENTS, EVALUATION_SEED_OFFSET, ScriptedExpert, make_environment, make_expert
 from .environments.demonstration import Demonstration, demonstrate
 from .environments.disturbance import check_action_noise
 from .recording_log import RecordingLog, summarise
@@ -95,7 +89,7 @@ def record_demonstrations(
             a recording with other settings.
         RuntimeError: If the expert fails far more often than it succeeds.
     """
-    from processing import RobotDatasetWriter
+    from syvla.processing import RobotDatasetWriter
 
     chosen = RecordingSettings(**settings)
     root = Path(output)

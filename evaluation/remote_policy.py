@@ -1,6 +1,6 @@
 """A policy behind a server: ours, or any that speaks openpi's websocket protocol (pi0, GR00T, LeRobot policies, ...).
 
-Both are asked in the same way: an observation goes out in the server's dialect (see `serving/dialects.py`), an action
+Both are asked in the same way: an observation goes out in the server's dialect (see `serving/wire/dialects.py`), an action
 chunk in the units of the environment's actions comes back. A SyVLA server, known by its `protocol_version`, also gets
 what makes its answers repeatable: `seed`, `think`, `max_new_tokens`, `num_steps`. Other servers get the dialect's keys
 and draw their own noise.
@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from serving.action_chunks import ActionChunks
-from serving.client import ClientOptions, PolicyClient
-from serving.dialects import Dialect, load_dialect
+from syvla.serving.client.policy_client import ClientOptions, PolicyClient
+from syvla.serving.contract.action_chunks import ActionChunks
+from syvla.serving.wire.dialects import Dialect, load_dialect
 
 from .environments.base import Observation, RobotEnvironment
 
@@ -118,7 +118,7 @@ class RemotePolicy:
     def predict(
         self, observations: Sequence[Observation], instructions: Sequence[str], *, seeds: Sequence[int]
     ) -> ActionChunks:
-        """See `evaluation.policy.Policy.predict`; `seconds` of the answer holds the latency of each request.
+        """See `syvla.evaluation.policy.Policy.predict`; `seconds` of the answer holds the latency of each request.
 
         Raises:
             ConnectionError: If the server is gone or too slow.

@@ -18,15 +18,15 @@ from typing import Any
 
 import numpy as np
 
-from serving.client import ClientOptions, PolicyError, Unreachable
-from serving.rl_client import EpisodeAborted, RLClient, RunComplete
+from syvla.serving.client.policy_client import ClientOptions, PolicyError, Unreachable
+from syvla.serving.client.rl_client import EpisodeAborted, RLClient, RunComplete
 
 from .command_line import environment_option
 from .environments import ENVIRONMENTS, make_environment
 from .environments.base import EVALUATION_SEED_OFFSET, Observation, RobotEnvironment
 from .episode_slot import call_seed
 
-logger = logging.getLogger("evaluation.simulated_robot")
+logger = logging.getLogger("syvla.evaluation.simulated_robot")
 
 ROLLOUT_SEED_OFFSET = EVALUATION_SEED_OFFSET // 2
 """First environment seed of rollouts: beyond those of demonstrations, below those of evaluation, so that no policy is

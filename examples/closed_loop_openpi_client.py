@@ -17,8 +17,8 @@ import numpy as np
 from openpi_client.action_chunk_broker import ActionChunkBroker
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 
-from evaluation.closed_loop import evaluation_seeds
-from evaluation.environments import make_environment
+from syvla.evaluation.closed_loop import evaluation_seeds
+from syvla.evaluation.environments import make_environment
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from serving import ChunkExecutor, PolicyClient
+from syvla.serving import ChunkExecutor, PolicyClient
 
 
 class Robot:

@@ -1,6 +1,6 @@
 """A SyVLA checkpoint out of pretrained parts: a Qwen-VL model and the expert's image encoder.
 
-`python -m modeling_syvla.assemble` (and `syvla-assemble`) write the processor as well.
+`python -m syvla.modeling_syvla.assemble` (and `syvla-assemble`) write the processor as well.
 """
 
 from __future__ import annotations
@@ -350,9 +350,9 @@ def _fresh_tower(config: Any, seed: int) -> dict[str, TensorSource]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs `processing.assemble_processor`, which writes the model with its processor; this package knows no processor."""
+    """Runs `syvla.processing.assemble_processor`, which writes model and processor; this package knows no processor."""
     arguments = sys.argv[1:] if argv is None else argv
-    return subprocess.call([sys.executable, "-m", "processing.assemble_processor", *arguments])
+    return subprocess.call([sys.executable, "-m", "syvla.processing.assemble_processor", *arguments])
 
 
 if __name__ == "__main__":

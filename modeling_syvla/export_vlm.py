@@ -1,6 +1,6 @@
 """The VLM inside a SyVLA checkpoint as a plain checkpoint of its family, for vLLM, lmms-eval and `transformers` alone.
 
-`python -m modeling_syvla.export_vlm CHECKPOINT OUTPUT`
+`python -m syvla.modeling_syvla.export_vlm CHECKPOINT OUTPUT`
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def _write_json(path: Path, entries: dict[str, Any]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status and prints the report as JSON."""
     parser = argparse.ArgumentParser(
-        prog="python -m modeling_syvla.export_vlm",
+        prog="python -m syvla.modeling_syvla.export_vlm",
         description="Write the VLM of a SyVLA checkpoint as a plain checkpoint of its own family.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

@@ -1,4 +1,7 @@
-"""Parameter table of a SyVLA configuration, counted on the meta device: `python -m modeling_syvla.parameters [--tiny]`."""
+"""Counts the parameters of a SyVLA configuration on the meta device.
+
+python -m syvla.modeling_syvla.parameters [--tiny]
+"""
 
 from __future__ import annotations
 

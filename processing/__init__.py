@@ -10,23 +10,23 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import AutoProcessor
 
-from modeling_syvla.configuration_syvla import SyVLAConfig
+from syvla.modeling_syvla.configuration_syvla import SyVLAConfig
 
 from .processing_syvla import SyVLAProcessor
 
 if TYPE_CHECKING:
     from .mixture import MixtureBatchSampler, MixtureDataset
-    from .multimodal_dataset import MultimodalDataset
-    from .robot_dataset import RobotDataset
-    from .robot_dataset_writer import RobotDatasetWriter
+    from .multimodal.dataset import MultimodalDataset
+    from .recording.robot_dataset_writer import RobotDatasetWriter
+    from .robot_data.robot_dataset import RobotDataset
     from .tiny_processor import build_tiny_processor
 
 _MODULES = {
     "MixtureBatchSampler": "mixture",
     "MixtureDataset": "mixture",
-    "MultimodalDataset": "multimodal_dataset",
-    "RobotDataset": "robot_dataset",
-    "RobotDatasetWriter": "robot_dataset_writer",
+    "MultimodalDataset": "multimodal.dataset",
+    "RobotDataset": "robot_data.robot_dataset",
+    "RobotDatasetWriter": "recording.robot_dataset_writer",
     "build_tiny_processor": "tiny_processor",
 }
 

@@ -1,6 +1,6 @@
 """A SyVLA checkpoint with its processor out of pretrained parts: `syvla-assemble --vlm ... --vision-tower ... --output ...`.
 
-The model part is `modeling_syvla.assemble`; this adds the processor and the command.
+The model part is `syvla.modeling_syvla.assemble`; this adds the processor and the command.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 
 from transformers import AutoImageProcessor, AutoTokenizer
 
-from modeling_syvla.assemble import assemble_checkpoint
-from modeling_syvla.configuration_syvla import SyVLAConfig
+from syvla.modeling_syvla.assemble import assemble_checkpoint
+from syvla.modeling_syvla.configuration_syvla import SyVLAConfig
 
 from .processing_syvla import SyVLAProcessor
 

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from .lerobot_format import DatasetError
-from .multimodal_dataset import MultimodalDataset
-from .multimodal_sources import BrokenRow
+from .multimodal.dataset import MultimodalDataset
+from .multimodal.sources import BrokenRow
 from .normalization import offset_and_scale
-from .robot_dataset import RobotDataset
-from .video import VideoError, VideoReader
+from .robot_data.lerobot_format import DatasetError
+from .robot_data.robot_dataset import RobotDataset
+from .robot_data.video import VideoError, VideoReader
 
 logger = logging.getLogger(__name__)
 

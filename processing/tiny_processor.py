@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import product
 
-from modeling_syvla.configuration_syvla import TINY_SPECIAL_TOKENS, TINY_VOCABULARY_SIZE, SyVLAConfig
+from syvla.modeling_syvla.configuration_syvla import TINY_SPECIAL_TOKENS, TINY_VOCABULARY_SIZE, SyVLAConfig
 
 from .processing_syvla import SyVLAProcessor
 

@@ -6,25 +6,25 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .action_chunks import ActionChunks
-    from .chunk_executor import AsyncChunkExecutor, ChunkExecutor
-    from .client import AsyncPolicyClient, PolicyClient, PolicyError
-    from .policy import SyVLAPolicy
+    from .client.chunk_executor import AsyncChunkExecutor, ChunkExecutor
+    from .client.policy_client import AsyncPolicyClient, PolicyClient, PolicyError
+    from .client.rl_client import RLClient
+    from .contract.action_chunks import ActionChunks
+    from .policies.in_process import SyVLAPolicy
     from .policy_server import PolicyServer
-    from .rl_client import RLClient
-    from .rollout_recorder import RolloutRecorder
+    from .recording.recorder import RolloutRecorder
 
 _MODULES = {
-    "ActionChunks": "action_chunks",
-    "AsyncChunkExecutor": "chunk_executor",
-    "AsyncPolicyClient": "client",
-    "ChunkExecutor": "chunk_executor",
-    "PolicyClient": "client",
-    "PolicyError": "client",
+    "ActionChunks": "contract.action_chunks",
+    "AsyncChunkExecutor": "client.chunk_executor",
+    "AsyncPolicyClient": "client.policy_client",
+    "ChunkExecutor": "client.chunk_executor",
+    "PolicyClient": "client.policy_client",
+    "PolicyError": "client.policy_client",
     "PolicyServer": "policy_server",
-    "RLClient": "rl_client",
-    "RolloutRecorder": "rollout_recorder",
-    "SyVLAPolicy": "policy",
+    "RLClient": "client.rl_client",
+    "RolloutRecorder": "recording.recorder",
+    "SyVLAPolicy": "policies.in_process",
 }
 
 __all__ = [

@@ -20,16 +20,16 @@ from typing import Any
 import uvicorn
 from fastapi import APIRouter, FastAPI, Request, Response
 
-from .access_control import AccessControl
-from .act_request import PolicyHolder, RequestError, ServedPolicy
-from .act_service import ActService
-from .connection_guards import Guards, guarded_protocols
-from .http_routes import error_response, http_router
-from .rl_routes import rl_router
-from .rl_scheduler import RLScheduler
-from .served_recording import ServedRecording
-from .server_settings import ServerSettings
-from .websocket_routes import websocket_router
+from .contract.requests import PolicyHolder, RequestError, ServedPolicy
+from .recording.by_session import ServedRecording
+from .rl.routes import rl_router
+from .rl.scheduler import RLScheduler
+from .server.access_control import AccessControl
+from .server.act_service import ActService
+from .server.connection_guards import Guards, guarded_protocols
+from .server.http_routes import error_response, http_router
+from .server.settings import ServerSettings
+from .server.websocket_routes import websocket_router
 
 logger = logging.getLogger(__name__)
 
@@ -120,7 +120,7 @@ class PolicyServer:
         """A server for a checkpoint; options as for `SyVLAServedPolicy.from_pretrained`."""
 
         def load() -> ServedPolicy:
-            from .served_policy import SyVLAServedPolicy
+            from .policies.served import SyVLAServedPolicy
 
             return SyVLAServedPolicy.from_pretrained(path, **options)
 

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .action_limits import load_limits
-from .codec import CodecLimits
-from .request_options import OptionCaps
-from .server_settings import ServerSettings, read_token
+from .server.action_limits import load_limits
+from .server.settings import ServerSettings, read_token
+from .wire.msgpack_codec import CodecLimits
+from .wire.request_options import OptionCaps
 
 if TYPE_CHECKING:
     from .policy_server import PolicyServer
@@ -206,9 +206,9 @@ def _server(arguments: argparse.Namespace, settings: ServerSettings) -> PolicySe
 
 def _rl_server(arguments: argparse.Namespace, settings: ServerSettings) -> PolicyServer:
     """A server for a run of reinforcement learning."""
-    from .act_request import ServedPolicy
+    from .contract.requests import ServedPolicy
     from .policy_server import PolicyServer
-    from .rl_scheduler import RLScheduler, RLSettings
+    from .rl.scheduler import RLScheduler, RLSettings
 
     for name, value in (
         ("--model", arguments.model),
@@ -228,8 +228,8 @@ def _rl_server(arguments: argparse.Namespace, settings: ServerSettings) -> Polic
     )
 
     def load(folder: Path) -> ServedPolicy:
-        from .rollout_sampler import read_sampler
-        from .served_policy import SyVLAServedPolicy
+        from .contract.rollout_sampler import read_sampler
+        from .policies.served import SyVLAServedPolicy
 
         chosen = None if settings.embodiment is None else [settings.embodiment]
         sampler = read_sampler(folder)

@@ -23,7 +23,7 @@ def make_model():
 
     `expert` overrides fields of the tiny expert config.
     """
-    from modeling_syvla import SyVLAConfig, SyVLAExpertConfig, SyVLAModel
+    from syvla.modeling_syvla import SyVLAConfig, SyVLAExpertConfig, SyVLAModel
 
     def make(seed: int = 0, expert: dict | None = None, **overrides):
         if expert:
@@ -43,8 +43,8 @@ def tiny_model(make_model):
 @pytest.fixture
 def tiny_processor():
     """The tiny processor with statistics for both robots, in the order of the model's ids."""
-    from modeling_syvla import SyVLAConfig
-    from processing import build_tiny_processor
+    from syvla.modeling_syvla import SyVLAConfig
+    from syvla.processing import build_tiny_processor
 
     processor = build_tiny_processor(SyVLAConfig.tiny())
     rng = np.random.default_rng(7)

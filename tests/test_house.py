@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+import syvla
+
 ROOT = Path(__file__).resolve().parents[1]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+METADATA = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = METADATA["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 
 
@@ -45,6 +48,15 @@ def test_every_requirement_has_an_upper_or_lower_bound():
         assert requirement.startswith(("syvla[", "types-")) or re.search(r"[<>=]", requirement), requirement
 
 
+def test_the_distribution_holds_every_package():
+    tops = set(METADATA["tool"]["setuptools"]["package-dir"].values()) - {"syvla"}
+    folders = {path.parent.relative_to(ROOT) for top in tops for path in (ROOT / top).rglob("__init__.py")}
+    assert set(METADATA["tool"]["setuptools"]["packages"]) == {
+        "syvla",
+        *(".".join(("syvla", *folder.parts)) for folder in folders),
+    }
+
+
 def test_files_that_the_metadata_names_exist():
     for name in [PROJECT["readme"], *PROJECT["license-files"], "CITATION.cff", "CONTRIBUTING.md", "Makefile"]:
         assert (ROOT / name).is_file(), name
@@ -52,7 +64,7 @@ def test_files_that_the_metadata_names_exist():
 
 def test_citation_agrees_with_the_distribution():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
-    assert citation["version"] == PROJECT["version"]
+    assert citation["version"] == syvla.__version__
     assert citation["license"] == PROJECT["license"]
     assert "2606.09009" in citation["preferred-citation"]["url"]
 
@@ -60,8 +72,9 @@ def test_citation_agrees_with_the_distribution():
 def test_no_file_of_a_script_folder_hides_a_library():
     """`accelerate launch training/finetune.py` puts training/ first on the module path."""
     top_level = {name.replace("-", "_") for name in requirement_names(PROJECT["dependencies"] + EXTRAS["all"])}
-    for path in (ROOT / "training").glob("*.py"):
-        assert path.stem not in top_level | {"logging", "types", "queue", "statistics"}, path
+    top_level |= {"logging", "types", "queue", "statistics", "tables"}  # `tables` is what pandas asks PyTables for
+    for path in [*(ROOT / "training").glob("*.py"), *(ROOT / "training").glob("*/__init__.py")]:
+        assert (path.parent.name if path.stem == "__init__" else path.stem) not in top_level, path
 
 
 def test_library_code_does_not_print():

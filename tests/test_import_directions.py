@@ -27,19 +27,63 @@ OPTIONAL = {"accelerate", "av", "datasets", "gymnasium", "matplotlib", "mujoco",
 RELATIVE_IMPORT = re.compile(r"^\s*(?:from\s+\.(\S+)\s+import|import\s+\.(\S+)\s*$)", re.MULTILINE)
 
 
+ROOMS = [p.parent for package in MAY_IMPORT for p in sorted((ROOT / package).rglob("__init__.py"))]
+
+
 def python_files(package: str) -> list[Path]:
     return sorted((ROOT / package).rglob("*.py"))
 
 
-def imported_modules(nodes) -> set[str]:
-    """First parts of the absolute module names imported by `nodes`."""
+def dotted_imports(nodes) -> set[str]:
+    """Absolute names imported by `nodes`, with the names of `from` imports: `a.b`, `a.b.c` for `from a.b import c`."""
     names: set[str] = set()
     for node in nodes:
         if isinstance(node, ast.Import):
-            names.update(alias.name.split(".")[0] for alias in node.names)
+            names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            names.add(node.module.split(".")[0])
+            names.update({node.module, *(f"{node.module}.{alias.name}" for alias in node.names)})
     return names
+
+
+def imported_modules(nodes) -> set[str]:
+    """First parts of the absolute names imported by `nodes`; of our own packages the part after `syvla.`."""
+    ours = {"syvla", *(f"syvla.{name}" for name in MAY_IMPORT)}
+    names: set[str] = set()
+    for name in dotted_imports(nodes):
+        first, *rest = name.split(".")
+        names.add(rest[0] if rest and f"{first}.{rest[0]}" in ours else first)
+    return names
+
+
+def room_imports(room: Path) -> set[Path]:
+    """Rooms and, on a package's top, single files that the files directly in `room` import."""
+    found: set[Path] = set()
+    for path in room.glob("*.py"):
+        tree = ast.parse(path.read_text())
+        package = ["syvla", *room.relative_to(ROOT).parts]
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom):
+                base = package[: len(package) - node.level + 1] if node.level else []
+                module = [*base, *(node.module.split(".") if node.module else [])]
+                for alias in node.names:
+                    found.update(place([*module, alias.name]))
+            elif isinstance(node, ast.Import):
+                for alias in node.names:
+                    found.update(place(alias.name.split(".")))
+    return found - {room}
+
+
+def place(name: list[str]) -> set[Path]:
+    """The room of a module's dotted name, or the file itself where it lies on top of a package; nothing if not ours."""
+    if name[0] != "syvla" or len(name) < 2 or name[1] not in MAY_IMPORT:
+        return set()
+    for size in range(len(name), 1, -1):
+        path = ROOT.joinpath(*name[1:size])
+        if path.with_suffix(".py").is_file():
+            return {path.with_suffix(".py") if path.parent.parent == ROOT else path.parent}
+        if (path / "__init__.py").is_file():
+            return {path}
+    return set()
 
 
 def executed_at_import(tree: ast.Module):
@@ -81,6 +125,19 @@ def test_imports_follow_the_arrows(package):
     for path in python_files(package):
         crossing = imported_modules(ast.walk(ast.parse(path.read_text()))) & forbidden
         assert not crossing, f"{path.relative_to(ROOT)} imports {sorted(crossing)}; {package} stands before them"
+
+
+@pytest.mark.parametrize("room", [r for r in ROOMS if r.parent != ROOT], ids=lambda room: str(room.relative_to(ROOT)))
+def test_no_two_rooms_import_each_other(room):
+    """Nor does a room reach itself through others, so a reader can take the rooms one after the other."""
+    pending, seen = list(room_imports(room)), set()
+    while pending:
+        other = pending.pop()
+        if other in seen or other.is_file():
+            continue
+        seen.add(other)
+        pending.extend(room_imports(other) if other.parent != ROOT else [])
+    assert room not in seen, f"{room.relative_to(ROOT)} imports itself through {sorted(str(p) for p in seen)}"
 
 
 def test_shipped_files_are_flat_and_name_their_neighbours():
@@ -137,7 +194,7 @@ def test_importing_the_model_loads_nothing_optional():
 import sys
 from transformers import AutoModel, PreTrainedModel, Qwen2_5_VLForConditionalGeneration, SiglipVisionModel
 before = set(sys.modules)
-import modeling_syvla
+import syvla
 print(*set(sys.modules) - before)
 """
     result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)

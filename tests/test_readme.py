@@ -11,9 +11,9 @@ import pytest
 from hub_stand_in import HubStandIn
 from pretrained_parts import save_vision_tower, save_vlm
 
-from modeling_syvla import SyVLAConfig, SyVLAModel
-from processing import build_tiny_processor
-from training.model_card import write_model_card
+from syvla.modeling_syvla import SyVLAConfig, SyVLAModel
+from syvla.processing import build_tiny_processor
+from syvla.training.hub.model_card import write_model_card
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 

@@ -6,10 +6,10 @@ from importlib import import_module
 from typing import Any
 
 _MODULES = {
-    "SyVLAPPOConfig": "ppo_config",
-    "SyVLAPPOTrainer": "ppo_trainer",
-    "SyVLATrainer": "trainer",
-    "SyVLATrainingArguments": "arguments",
+    "SyVLAPPOConfig": "rl.config",
+    "SyVLAPPOTrainer": "rl.trainer",
+    "SyVLATrainer": "imitation.trainer",
+    "SyVLATrainingArguments": "run.arguments",
 }
 
 __all__ = ["SyVLAPPOConfig", "SyVLAPPOTrainer", "SyVLATrainer", "SyVLATrainingArguments"]

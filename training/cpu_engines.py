@@ -1,6 +1,6 @@
 """Trains under one of the engines of `accelerate_configs/` on several CPU processes, to check a run without GPUs.
 
-    python -m training.cpu_engines --engine fsdp2 --processes 2 --script finetune -- --model_path ... --output_dir ...
+    python -m syvla.training.cpu_engines --engine fsdp2 --processes 2 --script finetune -- --model_path ... --output_dir ...
 
 The engine is set up from its file there. `accelerate` itself offers FSDP and DeepSpeed on accelerators only; here it is told
 that the processes are such ones, and wraps, shards and gathers as it does there, through gloo.
@@ -30,7 +30,7 @@ def launch_command(
 ) -> list[str]:
     """Command line that runs `training/<script>.py` under an engine; see `write_report` for `report`."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    worker = ["-m", "training.cpu_engines", "--worker", "--engine", engine, "--script", script]
+    worker = ["-m", "syvla.training.cpu_engines", "--worker", "--engine", engine, "--script", script]
     worker += ["--"] if report is None else ["--report", str(report), "--"]
     return [*launch, *worker, *map(str, arguments), "--use_cpu", "true", "--accelerator_config", SETTINGS]
 
@@ -81,7 +81,9 @@ def _peak_kib() -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point. Returns the exit status of the training script."""
-    parser = argparse.ArgumentParser(prog="python -m training.cpu_engines", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m syvla.training.cpu_engines", description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument("--engine", choices=ENGINES, default="ddp")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--script", choices=("finetune", "pretrain"), default="pretrain")
@@ -91,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.worker:
         set_up_engine(options.engine)
-        script = importlib.import_module(f"training.{options.script}")
+        script = importlib.import_module(f"syvla.training.{options.script}")
         before = _peak_kib()
         status = script.main(options.arguments)
         if options.report is not None:

@@ -23,8 +23,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from evaluation.closed_loop import ClosedLoopResult, evaluate_closed_loop, write_summary
-from evaluation.report_page import ReportPage
+from syvla.evaluation.closed_loop import ClosedLoopResult, evaluate_closed_loop, write_summary
+from syvla.evaluation.report_page import ReportPage
 
 logger = logging.getLogger(__name__)
 
@@ -123,12 +123,12 @@ def prepare_output(output: Path) -> None:
             raise FileExistsError(f"output: {output} is not empty and was not made by the demo; name another folder")
         shutil.rmtree(output)
     output.mkdir(parents=True, exist_ok=True)
-    (output / MARKER).write_text("Made by `python -m training.demo`, which may replace this folder.\n")
+    (output / MARKER).write_text("Made by `python -m syvla.training.demo`, which may replace this folder.\n")
 
 
 def record(settings: DemoSettings) -> dict[str, Any]:
     """Records the demonstrations; returns the recording's summary."""
-    from evaluation.record_demonstrations import record_demonstrations
+    from syvla.evaluation.record_demonstrations import record_demonstrations
 
     return record_demonstrations(settings.dataset, episodes=settings.demonstrations, tasks=(settings.task,))
 
@@ -141,9 +141,9 @@ def build_base(settings: DemoSettings) -> int:
     """
     import torch
 
-    from modeling_syvla import SyVLAConfig, SyVLAModel
-    from processing import RobotDataset
-    from processing.tiny_processor import build_tiny_processor
+    from syvla.modeling_syvla import SyVLAConfig, SyVLAModel
+    from syvla.processing import RobotDataset
+    from syvla.processing.tiny_processor import build_tiny_processor
 
     config = SyVLAConfig.tiny()
     dataset = RobotDataset(settings.dataset, embodiment=EMBODIMENT, cameras=CAMERAS, chunk_size=config.chunk_size)
@@ -292,7 +292,7 @@ def write_page(
 def loading_code(checkpoint: str) -> str:
     """The three lines that load the checkpoint."""
     return (
-        "import modeling_syvla, processing; from transformers import AutoModel, AutoProcessor\n"
+        "import syvla; from transformers import AutoModel, AutoProcessor\n"
         f'model = AutoModel.from_pretrained("{checkpoint}")\n'
         f'processor = AutoProcessor.from_pretrained("{checkpoint}")\n'
     )
@@ -315,7 +315,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Command line of the demo."""
     defaults = DemoSettings()
     parser = argparse.ArgumentParser(
-        prog="python -m training.demo",
+        prog="python -m syvla.training.demo",
         description="Record, fine-tune, evaluate: SyVLA end to end in a simulator.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

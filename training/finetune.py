@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from training import imitation
+from syvla.training.imitation import command as imitation
 
 
 def main(argv: Sequence[str] | None = None) -> int:

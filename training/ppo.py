@@ -18,15 +18,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training.arguments import ROBOT_KEYS, ModelArguments, dataset_spec
-from training.expert_dataset import STATISTICS_TOLERANCE
-from training.ppo_config import SyVLAPPOConfig
-from training.recipe import parse_recipe
+from syvla.training.retrieval.demonstrations import STATISTICS_TOLERANCE
+from syvla.training.rl.config import SyVLAPPOConfig
+from syvla.training.run.arguments import ROBOT_KEYS, ModelArguments, dataset_spec
+from syvla.training.run.recipe import parse_recipe
 
 if TYPE_CHECKING:
-    from training.policy_publisher import PolicyPublisher
+    from syvla.training.rl.policy_publisher import PolicyPublisher
 
-logger = logging.getLogger("training.ppo")
+logger = logging.getLogger("syvla.training.ppo")
 
 
 @dataclass
@@ -99,11 +99,11 @@ def train(
     from transformers import set_seed
     from transformers.trainer_utils import get_last_checkpoint
 
-    from training.imitation import choose_trained_weights, load_checkpoint
-    from training.policy_publisher import FolderPublisher
-    from training.ppo_trainer import SyVLAPPOTrainer
-    from training.rollout_store import LeRobotRolloutStore
-    from training.run_description import describe_robot_dataset, hub_id
+    from syvla.training.hub.run_description import describe_robot_dataset, hub_id
+    from syvla.training.imitation.command import choose_trained_weights, load_checkpoint
+    from syvla.training.rl.policy_publisher import FolderPublisher
+    from syvla.training.rl.rollout_store import LeRobotRolloutStore
+    from syvla.training.rl.trainer import SyVLAPPOTrainer
 
     if not model_args.model_path or not data_args.value_model_path or not data_args.robot_specs:
         raise ValueError(
@@ -150,10 +150,10 @@ def load_experts(data_args: RLDataArguments, args: SyVLAPPOConfig, processor: An
     """Demonstrations, with vectors to search where the run needs them; process 0 makes missing ones."""
     from accelerate import PartialState
 
-    from training.embedding_store import VIEW_WEIGHTS
-    from training.encode_dataset import encode_datasets
-    from training.expert_dataset import open_expert_datasets
-    from training.expert_samples import ExpertSamples
+    from syvla.training.retrieval.demonstrations import open_expert_datasets
+    from syvla.training.retrieval.embedding_store import VIEW_WEIGHTS
+    from syvla.training.retrieval.encode_dataset import encode_datasets
+    from syvla.training.rl.expert_samples import ExpertSamples
 
     datasets = open_expert_datasets(data_args.robot_specs, processor, tolerance=data_args.statistics_tolerance)
     outcome_key = None if data_args.outcome_key == "none" else data_args.outcome_key
@@ -202,7 +202,7 @@ def load_value_model(
     import torch
     from transformers import AutoModel
 
-    from training.value_fit import read_fit, value_model_problems
+    from syvla.training.rl.value_fit import read_fit, value_model_problems
 
     folder = data_args.value_model_path
     fit = read_fit(folder)

@@ -12,8 +12,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from training import imitation
-from training.arguments import PretrainingDataArguments, SyVLAPretrainingArguments
+from syvla.training.imitation import command as imitation
+from syvla.training.run.arguments import PretrainingDataArguments, SyVLAPretrainingArguments
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""Pretraining in small, on a CPU: `python -m training.pretraining_demo`.
+"""Pretraining in small, on a CPU: `python -m syvla.training.pretraining_demo`.
 
 Records three robots that differ in dimensions, cameras and rate, writes small files in the schemas of the paper's five
 multi-modal data sets, and pretrains a tiny SyVLA on their mixture with the settings of `recipes/pretrain.yaml` where size
@@ -20,9 +20,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from training.checkpoints import last_whole_checkpoint
-from training.demo import prepare_output
-from training.multimodal_samples import write_samples
+from syvla.training.demo import prepare_output
+from syvla.training.multimodal_samples import write_samples
+from syvla.training.run.checkpoints import last_whole_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ HEAD, LEFT = "observation.images.head", "observation.images.left_wrist"
 
 def record_robots(folder: Path, episodes: int) -> list[dict[str, Any]]:
     """Record three robots; returns entries of `robot_datasets`."""
-    from evaluation.record_demonstrations import record_demonstrations
+    from syvla.evaluation.record_demonstrations import record_demonstrations
 
     common: dict[str, Any] = {"episodes": episodes, "progress": False}
     record_demonstrations(folder / "two_arms", env="tabletop", tasks=("lift",), use_videos=True, **common)
@@ -52,7 +52,7 @@ def record_robots(folder: Path, episodes: int) -> list[dict[str, Any]]:
 
 def one_arm(source: Path, target: Path) -> None:
     """Record the left arm of a two-armed recording as a robot of its own: 7 dimensions, one camera, half the rate."""
-    from processing import RobotDataset, RobotDatasetWriter
+    from syvla.processing import RobotDataset, RobotDatasetWriter
 
     data = RobotDataset(source, embodiment="two_arms", chunk_size=1)
     names = [name for name in (data.state_names or []) if name.startswith("left")]
@@ -77,8 +77,8 @@ def build_base(folder: Path, seed: int = 0) -> None:
     """A tiny SyVLA with random weights that knows no robot yet."""
     import torch
 
-    from modeling_syvla import SyVLAConfig, SyVLAModel
-    from processing import build_tiny_processor
+    from syvla.modeling_syvla import SyVLAConfig, SyVLAModel
+    from syvla.processing import build_tiny_processor
 
     torch.manual_seed(seed)
     config = SyVLAConfig.tiny(embodiments={})
@@ -121,7 +121,7 @@ def pretrain(arguments: Sequence[str], kill_after: Path | None = None) -> int:
     log = Path(arguments[arguments.index("--output_dir") + 1]).with_suffix(".log")
     with open(log, "ab") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "training.pretrain", *arguments], stdout=file, stderr=file, env=environment
+            [sys.executable, "-m", "syvla.training.pretrain", *arguments], stdout=file, stderr=file, env=environment
         )
         while kill_after is not None and process.poll() is None:
             if kill_after.is_dir():
@@ -202,7 +202,7 @@ def run_demo(output: Path, steps: int, episodes: int) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status, 1 as well if the resumed run differs."""
     parser = argparse.ArgumentParser(
-        prog="python -m training.pretraining_demo",
+        prog="python -m syvla.training.pretraining_demo",
         description=(__doc__ or "").split("\n\n")[1],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

@@ -26,13 +26,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from evaluation.simulated_robot import ROLLOUT_SEED_OFFSET
-from evaluation.simulated_robot import build_parser as robot_parser
-from serving.http_client import http_ready
-from serving.rl_progress import read_progress
-from training.child_processes import Child, ChildProcesses, ProcessDied
+from syvla.evaluation.simulated_robot import ROLLOUT_SEED_OFFSET
+from syvla.evaluation.simulated_robot import build_parser as robot_parser
+from syvla.serving.client.http_client import http_ready
+from syvla.serving.rl.progress import read_progress
+from syvla.training.processes.child_processes import Child, ChildProcesses, ProcessDied
 
-logger = logging.getLogger("training.rl_run")
+logger = logging.getLogger("syvla.training.rl_run")
 
 SEEDS_PER_ROBOT = 10_000
 """Starts set apart for each robot of a run."""
@@ -80,7 +80,7 @@ class RLRun:
     def server_command(self, port: int) -> list[str]:
         """Command of the Scheduler."""
         return [
-            *_module("serving.serve_command"),
+            *_module("syvla.serving.serve_command"),
             *("--rl-run", str(self.output), "--port", str(port)),
             *("--rl-rollouts", str(self.rollouts), "--rl-updates", str(self.updates)),
             *("--think", "on" if self.think else "off", "--dtype", self.server_dtype),
@@ -93,7 +93,7 @@ class RLRun:
         owner = (self.seed * self.robots + number) % (ROLLOUT_SEED_OFFSET // SEEDS_PER_ROBOT)
         seed = owner * SEEDS_PER_ROBOT + begun_episodes(self.output) % SEEDS_PER_ROBOT
         return [
-            *_module("evaluation.simulated_robot"),
+            *_module("syvla.evaluation.simulated_robot"),
             *("--url", url, "--env", self.env, "--task", self.task, "--seed", str(seed)),
             *(word for option in self.env_options for word in ("--env-option", option)),
             *_option("--replan-steps", self.replan_steps),
@@ -104,7 +104,7 @@ class RLRun:
     def trainer_command(self) -> list[str]:
         """Command of the Workers."""
         if self.accelerate_config is None:
-            return [*_module("training.ppo"), *self.trainer]
+            return [*_module("syvla.training.ppo"), *self.trainer]
         launch = _module("accelerate.commands.launch")
         return [
             *launch,
@@ -219,12 +219,12 @@ def parse_run(argv: Sequence[str] | None = None) -> RLRun:
     """The run that a command line describes; the trainer's options are checked here already.
 
     Raises:
-        ValueError: As `training.recipe.parse_recipe`, or if a number is out of its range.
+        ValueError: As `syvla.training.run.recipe.parse_recipe`, or if a number is out of its range.
     """
-    from training.arguments import ModelArguments
-    from training.ppo import RLDataArguments
-    from training.ppo_config import SyVLAPPOConfig
-    from training.recipe import recipe_parser, shipped_path
+    from syvla.training.ppo import RLDataArguments
+    from syvla.training.rl.config import SyVLAPPOConfig
+    from syvla.training.run.arguments import ModelArguments
+    from syvla.training.run.recipe import recipe_parser, shipped_path
 
     own, words = build_parser().parse_known_args(argv)
     parser, rest = recipe_parser((ModelArguments, RLDataArguments, SyVLAPPOConfig), words, prog="syvla-rl")
@@ -269,7 +269,7 @@ def interrupted_by_sigterm() -> Iterator[None]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `syvla-rl`; returns the exit status."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    for name in ("training.rl_run", "training.child_processes"):
+    for name in ("syvla.training.rl_run", "syvla.training.processes.child_processes"):
         logging.getLogger(name).setLevel(logging.INFO)
     try:
         run = parse_run(argv)

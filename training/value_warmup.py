@@ -23,14 +23,19 @@ import torch
 from transformers import Trainer, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
 
-from training.advantages import explained_variance, monte_carlo_returns
-from training.arguments import ROBOT_KEYS, dataset_spec
-from training.expert_dataset import STATISTICS_TOLERANCE, episode_rewards, open_expert_datasets, split_episodes
-from training.recipe import parse_recipe
-from training.value_card import write_value_card
-from training.value_fit import write_fit
+from syvla.training.hub.value_card import write_value_card
+from syvla.training.retrieval.demonstrations import (
+    STATISTICS_TOLERANCE,
+    episode_rewards,
+    open_expert_datasets,
+    split_episodes,
+)
+from syvla.training.rl.advantages import explained_variance, monte_carlo_returns
+from syvla.training.rl.value_fit import write_fit
+from syvla.training.run.arguments import ROBOT_KEYS, dataset_spec
+from syvla.training.run.recipe import parse_recipe
 
-logger = logging.getLogger("training.value_warmup")
+logger = logging.getLogger("syvla.training.value_warmup")
 
 
 @dataclass
@@ -176,7 +181,7 @@ def warm_up(value_args: ValueArguments, args: ValueTrainingArguments) -> ValueTr
     """
     from transformers import AutoProcessor, set_seed
 
-    import processing.processing_syvla  # noqa: F401  (registers the Auto classes)
+    import syvla  # noqa: F401  registers the Auto classes
 
     if not value_args.policy_path or not value_args.robot_specs:
         raise ValueError("policy_path and robot_datasets: both are needed; pass the policy's checkpoint and its data")
@@ -235,7 +240,7 @@ def load_value_model(value_args: ValueArguments, processor: Any, embodiments: Se
     """
     from transformers import AutoConfig, AutoModel
 
-    from modeling_syvla import SyVLAValueConfig, SyVLAValueModel
+    from syvla.modeling_syvla import SyVLAValueConfig, SyVLAValueModel
 
     if value_args.value_model_path:
         model = AutoModel.from_pretrained(value_args.value_model_path, dtype=torch.float32)
@@ -265,7 +270,7 @@ def _policy_vision_weights(policy_path: str) -> dict[str, torch.Tensor]:
     """Weights of the policy's image encoder, read without the rest of the policy."""
     from huggingface_hub import snapshot_download
 
-    from modeling_syvla.tensor_files import read_checkpoint
+    from syvla.modeling_syvla.tensor_files import read_checkpoint
 
     folder = Path(policy_path)
     if not folder.is_dir():

@@ -42,25 +42,25 @@ class Backend:
 
 ENVIRONMENTS: dict[str, Backend] = {
     "tabletop": Backend(
-        environment=f"{__name__}.tabletop:TabletopEnv",
-        expert=f"{__name__}.tabletop_expert:make_tabletop_expert",
+        environment=f"{__name__}.tabletop.environment:TabletopEnv",
+        expert=f"{__name__}.tabletop.expert:make_tabletop_expert",
         install="pip install 'syvla[sim]'",
     ),
     "libero": Backend(
-        environment=f"{__name__}.libero_env:LiberoEnv",
-        expert=f"{__name__}.libero_expert:make_libero_expert",
+        environment=f"{__name__}.libero.environment:LiberoEnv",
+        expert=f"{__name__}.libero.expert:make_libero_expert",
         install="pip install 'syvla[libero]' && pip install --no-deps hf-libero==0.1.4 robosuite==1.4.0 bddl==1.0.1",
         graphics=True,
     ),
     "metaworld": Backend(
-        environment=f"{__name__}.metaworld_env:MetaWorldEnv",
-        expert=f"{__name__}.metaworld_expert:make_metaworld_expert",
+        environment=f"{__name__}.metaworld.environment:MetaWorldEnv",
+        expert=f"{__name__}.metaworld.expert:make_metaworld_expert",
         install="pip install 'syvla[metaworld]'",
         graphics=True,
     ),
     "aloha": Backend(
-        environment=f"{__name__}.aloha_env:AlohaEnv",
-        expert=f"{__name__}.aloha_expert:make_aloha_expert",
+        environment=f"{__name__}.aloha.environment:AlohaEnv",
+        expert=f"{__name__}.aloha.expert:make_aloha_expert",
         install="pip install 'syvla[aloha]'",
         graphics=True,
     ),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import mujoco
 import numpy as np
 
-from .tabletop_scene import JOINTS_PER_ARM
+JOINTS_PER_ARM = 6
 
 
 def rotation_about_z(angle: float) -> np.ndarray:

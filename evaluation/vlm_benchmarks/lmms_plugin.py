@@ -9,4 +9,4 @@ def manifest() -> Any:
     """What lmms-eval reads; the model's module is imported only when it is asked for."""
     from lmms_eval.models.registry_v2 import ModelManifest
 
-    return ModelManifest(model_id="syvla", chat_class_path="evaluation.vlm_benchmarks.lmms_model.SyVLAForLmms")
+    return ModelManifest(model_id="syvla", chat_class_path="syvla.evaluation.vlm_benchmarks.lmms_model.SyVLAForLmms")

@@ -36,12 +36,11 @@ def load_generator(
     """
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    import modeling_syvla
-    import processing.processing_syvla  # noqa: F401  (registers the Auto classes)
-    from modeling_syvla.vlm_positions import use_right_image_positions
+    import syvla
+    from syvla.modeling_syvla.vlm_positions import use_right_image_positions
 
     vlm = AutoModelForImageTextToText.from_pretrained(model, dtype=dtype)
-    if not isinstance(vlm, modeling_syvla.SyVLAForConditionalGeneration):
+    if not isinstance(vlm, syvla.SyVLAForConditionalGeneration):
         use_right_image_positions(vlm)
     vlm = vlm.to(device or default_device())
     processor = AutoProcessor.from_pretrained(model)
@@ -71,7 +70,7 @@ def make_generator(
     progress: bool = True,
 ) -> AnswerGenerator:
     """As `load_generator`, of a model in memory; it stays where it is."""
-    from serving.policy import weights_digest
+    from syvla.serving.policies.in_process import weights_digest
 
     config = getattr(model.config, "vlm_config", model.config)
     length = config.get_text_config().max_position_embeddings

@@ -1,6 +1,6 @@
 """Five small benchmarks in the official schemas, and chats of the same kind to train on.
 
-    python -m evaluation.vlm_benchmarks.synthetic_data --output outputs/synthetic --rows 120 --train-rows 4000 --seed 0
+    python -m syvla.evaluation.vlm_benchmarks.synthetic_data --output outputs/synthetic --rows 120 --train-rows 4000 --seed 0
 
 writes `outputs/synthetic/benchmarks/` for `--data-root` of `syvla-eval-vlm`, and `outputs/synthetic/train/chats.jsonl` for
 `--multimodal_datasets` of `syvla-finetune`. The chats ask in the words that the harness uses, so that a tiny model can be

@@ -10,7 +10,7 @@ from benchmarks import decoupling, reporting
 from benchmarks.decoupling import NAMES, VARIANTS, Step, Variant
 from benchmarks.reporting import FlopCount
 from benchmarks.scaled_model import make_batch, scaled_config
-from modeling_syvla import SyVLAConfig
+from syvla.modeling_syvla import SyVLAConfig
 
 OPTIONS = argparse.Namespace(width=4, depth=8, device="cpu", dtype="float32")
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from benchmarks import flow_steps, reporting
-from modeling_syvla import SyVLAConfig, SyVLAModel
-from processing import build_tiny_processor
+from syvla.modeling_syvla import SyVLAConfig, SyVLAModel
+from syvla.processing import build_tiny_processor
 
 
 @pytest.fixture

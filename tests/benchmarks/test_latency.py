@@ -99,10 +99,10 @@ def test_nothing_is_started_beyond_the_budget(tmp_path, monkeypatch, capsys):
 
 
 def test_published_sizes():
-    """3.50 B parameters are PI0's with `transformers`' defaults; 4.44 B are ours (`python -m modeling_syvla.parameters`)."""
+    """3.50 B parameters are PI0's with `transformers`' defaults; 4.44 B are ours (`syvla.modeling_syvla.parameters`)."""
     from transformers import PI0ForConditionalGeneration
 
-    from modeling_syvla.parameters import count_parameters
+    from syvla.modeling_syvla.parameters import count_parameters
 
     with torch.device("meta"):
         pi0 = PI0ForConditionalGeneration(latency_models.pi0_config("paper"))

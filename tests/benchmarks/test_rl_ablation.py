@@ -9,8 +9,8 @@ pytest.importorskip("mujoco", reason="MuJoCo (extra sim) is not installed")
 
 from benchmarks import rl_ablation
 from benchmarks.rl_ablation_run import ARMS, rollout_seeds
-from evaluation.closed_loop import evaluation_seeds
-from serving.rollout_episodes import read_rollouts
+from syvla.evaluation.closed_loop import evaluation_seeds
+from syvla.serving.recording.reader import read_rollouts
 
 RUN = {"updates": 1, "rollouts": 2, "steps": 2, "batch": 4, "flow_samples": 1, "episodes": 2, "max_steps": 8}
 

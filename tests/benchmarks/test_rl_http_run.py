@@ -7,8 +7,8 @@ import pytest
 pytest.importorskip("mujoco", reason="MuJoCo (extra sim) is not installed")
 
 from benchmarks.rl_http_run import Plan, main, report
-from serving.published_policies import FACTS
-from training.table_jobs import write_json
+from syvla.serving.rl.published_policies import FACTS
+from syvla.training.paper_tables.jobs import write_json
 
 
 def plan_in(folder, **options):

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from modeling_syvla import SyVLAConfig, SyVLAModel
-from processing.tiny_processor import build_tiny_processor
+from syvla.modeling_syvla import SyVLAConfig, SyVLAModel
+from syvla.processing.tiny_processor import build_tiny_processor
 
 
 @pytest.fixture(scope="session")

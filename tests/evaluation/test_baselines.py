@@ -3,7 +3,7 @@
 import numpy as np
 from gymnasium import spaces
 
-from evaluation.baselines import RandomBaseline
+from syvla.evaluation.baselines import RandomBaseline
 
 
 class Limits:

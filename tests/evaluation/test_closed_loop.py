@@ -13,11 +13,11 @@ import pytest
 import reach_environment
 from reach_environment import ReachEnvironment, Walker
 
-from evaluation import closed_loop
-from evaluation.closed_loop import SEEDS_PER_RUN, evaluate_closed_loop, evaluation_seeds
-from evaluation.environments import EVALUATION_SEED_OFFSET
-from evaluation.episode_records import EpisodeRecord, append_record, read_records
-from serving.action_chunks import ActionChunks
+from syvla.evaluation import closed_loop
+from syvla.evaluation.closed_loop import SEEDS_PER_RUN, evaluate_closed_loop, evaluation_seeds
+from syvla.evaluation.environments import EVALUATION_SEED_OFFSET
+from syvla.evaluation.episode_records import EpisodeRecord, append_record, read_records
+from syvla.serving.contract.action_chunks import ActionChunks
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {"image_size": 8}

@@ -7,10 +7,10 @@ import pytest
 import reach_environment
 from reach_environment import ReachEnvironment, Walker
 
-from evaluation import closed_loop
-from evaluation.closed_loop import evaluate_closed_loop, evaluation_seeds
-from evaluation.environment_workers import WorkerFault, WorkerSlots
-from evaluation.episode_slot import SlotSettings
+from syvla.evaluation import closed_loop
+from syvla.evaluation.closed_loop import evaluate_closed_loop, evaluation_seeds
+from syvla.evaluation.environment_workers import WorkerFault, WorkerSlots
+from syvla.evaluation.episode_slot import SlotSettings
 
 reach_environment.register()
 SEEDS = evaluation_seeds(0, 4)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation.episode_video import EpisodeVideo
+from syvla.evaluation.episode_video import EpisodeVideo
 
 
 def episode(steps: int, size: int = 32) -> EpisodeVideo:

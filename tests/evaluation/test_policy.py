@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation.closed_loop import evaluate_closed_loop
-from evaluation.environments import make_environment
-from evaluation.policy import load_policy
-from serving.policy import SyVLAPolicy
+from syvla.evaluation.closed_loop import evaluate_closed_loop
+from syvla.evaluation.environments import make_environment
+from syvla.evaluation.policy import load_policy
+from syvla.serving.policies.in_process import SyVLAPolicy
 
 
 @pytest.fixture

@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from evaluation.environments import EVALUATION_SEED_OFFSET, make_environment, make_expert
-from evaluation.environments.demonstration import demonstrate
-from evaluation.environments.disturbance import Disturbance
-from evaluation.record_demonstrations import main, record_demonstrations
-from processing import RobotDataset, RobotDatasetWriter
+from syvla.evaluation.environments import EVALUATION_SEED_OFFSET, make_environment, make_expert
+from syvla.evaluation.environments.demonstration import demonstrate
+from syvla.evaluation.environments.disturbance import Disturbance
+from syvla.evaluation.record_demonstrations import main, record_demonstrations
+from syvla.processing import RobotDataset, RobotDatasetWriter
 
 SIZE = 8
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from simulators import libero_assets, make_or_skip, run_expert
 
-from evaluation.record_demonstrations import main
-from processing import RobotDataset
+from syvla.evaluation.record_demonstrations import main
+from syvla.processing import RobotDataset
 
 CASES = {
     "metaworld": ("drawer-open-v3", 80, {"center", "left_wrist", "right_wrist"}),

@@ -16,9 +16,9 @@ from reach_environment import ReachEnvironment
 pytest.importorskip("openpi_client", reason="openpi-client is not installed; scripts/install_test_peers.sh brings it")
 from openpi_server import DIALECT, OpenpiServer
 
-from evaluation import closed_loop
-from evaluation.closed_loop import evaluate_closed_loop
-from evaluation.remote_policy import RemotePolicy
+from syvla.evaluation import closed_loop
+from syvla.evaluation.closed_loop import evaluate_closed_loop
+from syvla.evaluation.remote_policy import RemotePolicy
 
 ROOT = Path(__file__).resolve().parents[2]
 reach_environment.register()

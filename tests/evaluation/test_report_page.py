@@ -6,9 +6,9 @@ from html.parser import HTMLParser
 
 from PIL import Image
 
-from evaluation.episode_records import EpisodeRecord
-from evaluation.report_page import ReportPage, loss_curve_png
-from evaluation.success_rate import SuccessRate
+from syvla.evaluation.episode_records import EpisodeRecord
+from syvla.evaluation.report_page import ReportPage, loss_curve_png
+from syvla.evaluation.success_rate import SuccessRate
 
 HISTORY = [{"step": 10 * i, "loss": 2.0 / i, "action_loss": 1.0 / i, "learning_rate": 1e-4} for i in range(1, 20)]
 

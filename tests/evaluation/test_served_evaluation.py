@@ -5,12 +5,12 @@ import pytest
 
 pytest.importorskip("uvicorn", reason="the server needs: pip install 'syvla[serve]'")
 
-from evaluation.closed_loop import evaluate_closed_loop
-from evaluation.environments import make_environment
-from evaluation.policy import load_policy
-from evaluation.remote_policy import RemotePolicy
-from serving import PolicyServer
-from serving.server_settings import ServerSettings
+from syvla.evaluation.closed_loop import evaluate_closed_loop
+from syvla.evaluation.environments import make_environment
+from syvla.evaluation.policy import load_policy
+from syvla.evaluation.remote_policy import RemotePolicy
+from syvla.serving import PolicyServer
+from syvla.serving.server.settings import ServerSettings
 
 THINKING = {"think": True, "max_new_tokens": 6, "num_steps": 3}
 OPTIONS = {"episodes": 3, "environment_options": {"max_steps": 14, "image_size": 16}, "progress": False}

@@ -8,13 +8,14 @@ from served_policies import CountingPolicy
 
 pytest.importorskip("mujoco", reason="MuJoCo (extra sim) is not installed")
 
-from evaluation.environments import make_environment
-from evaluation.simulated_robot import ROLLOUT_SEED_OFFSET, RobotOptions, main, run_episode
-from serving import PolicyServer, RLClient
-from serving.published_policies import FACTS, PublishedPolicy, point_latest, sha256_of
-from serving.rl_scheduler import RLScheduler, RLSettings
-from serving.server_settings import ServerSettings
-from training.rollout_store import LeRobotRolloutStore
+from syvla.durable_files import sha256_of
+from syvla.evaluation.environments import make_environment
+from syvla.evaluation.simulated_robot import ROLLOUT_SEED_OFFSET, RobotOptions, main, run_episode
+from syvla.serving import PolicyServer, RLClient
+from syvla.serving.rl.published_policies import FACTS, PublishedPolicy, point_latest
+from syvla.serving.rl.scheduler import RLScheduler, RLSettings
+from syvla.serving.server.settings import ServerSettings
+from syvla.training.rl.rollout_store import LeRobotRolloutStore
 
 
 class StillPolicy(CountingPolicy):

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from evaluation.success_rate import SuccessRate, wilson_interval
+from syvla.evaluation.success_rate import SuccessRate, wilson_interval
 
 Z95 = 1.959963984540054
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from ports import reserved_port
 
-from serving.http_client import http_ready
-from serving.rollout_episodes import read_rollouts
+from syvla.serving.client.http_client import http_ready
+from syvla.serving.recording.reader import read_rollouts
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -20,8 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 def checkpoint(tmp_path_factory):
     import torch
 
-    from modeling_syvla import SyVLAConfig, SyVLAModel
-    from processing import build_tiny_processor
+    from syvla.modeling_syvla import SyVLAConfig, SyVLAModel
+    from syvla.processing import build_tiny_processor
 
     folder = tmp_path_factory.mktemp("checkpoint")
     config = SyVLAConfig.tiny()
@@ -39,7 +39,7 @@ def server(checkpoint, tmp_path_factory):
     """(port, folder of the recording) of a server that records."""
     recording = tmp_path_factory.mktemp("served") / "rollouts"
     with reserved_port() as port:
-        command = [sys.executable, "-m", "serving.serve_command", "--model", str(checkpoint), "--port", str(port)]
+        command = [sys.executable, "-m", "syvla.serving.serve_command", "--model", str(checkpoint), "--port", str(port)]
         process = subprocess.Popen([*command, "--record", str(recording)], cwd=ROOT)
         try:
             until = time.monotonic() + 300

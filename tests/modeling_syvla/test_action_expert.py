@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from image_encoders import SIGLIP
 from torch import nn
 
-from modeling_syvla import SyVLAConfig, SyVLAExpertConfig
-from modeling_syvla.action_expert import ActionExpert, ExpertRMSNorm
+from syvla.modeling_syvla import SyVLAConfig, SyVLAExpertConfig
+from syvla.modeling_syvla.action_expert import ActionExpert, ExpertRMSNorm
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "head_dim": 8, "ff_multiple_of": 8}
 

@@ -27,8 +27,8 @@ from transformers import (
     Siglip2VisionModel,
 )
 
-from modeling_syvla import SyVLAModel
-from modeling_syvla.assemble import QUERY_TOKEN, assemble_checkpoint, from_vlm, query_token_id
+from syvla.modeling_syvla import SyVLAModel
+from syvla.modeling_syvla.assemble import QUERY_TOKEN, assemble_checkpoint, from_vlm, query_token_id
 
 EXPERT = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 32, "ff_multiple_of": 32}
 OVERRIDES = {"expert_config": EXPERT, "num_query_tokens": 4, "chunk_size": 8}

@@ -5,8 +5,8 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from modeling_syvla import SyVLAConfig, SyVLAModel
-from modeling_syvla.parameters import count_parameters
+from syvla.modeling_syvla import SyVLAConfig, SyVLAModel
+from syvla.modeling_syvla.parameters import count_parameters
 
 ALL_STATES = {"conditioning": "all_hidden_states", "intention_decoupling": False}
 REGRESSION = {"action_head": "l1_regression", "intention_decoupling": False}

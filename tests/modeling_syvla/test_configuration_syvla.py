@@ -6,8 +6,8 @@ import json
 import pytest
 from transformers import AutoConfig, Qwen2_5_VLConfig
 
-from modeling_syvla import VIEWS, SyVLAConfig, SyVLAExpertConfig, SyVLAValueConfig
-from modeling_syvla.configuration_syvla import FORMAT_VERSION
+from syvla.modeling_syvla import VIEWS, SyVLAConfig, SyVLAExpertConfig, SyVLAValueConfig
+from syvla.modeling_syvla.configuration_syvla import FORMAT_VERSION
 
 ROBOTS = {"zebra": {"state_dim": 3, "action_dim": 2}, "alpha": {"state_dim": 5, "action_dim": 9}}
 

@@ -7,8 +7,8 @@ import shutil
 import pytest
 import torch
 
-from modeling_syvla.denoise_loop import CompiledDenoising, denoise, fixed_context, step_times
-from modeling_syvla.flow_matching import euler_sample
+from syvla.modeling_syvla.denoise_loop import CompiledDenoising, denoise, fixed_context, step_times
+from syvla.modeling_syvla.flow_matching import euler_sample
 
 needs_compiler = pytest.mark.skipif(
     not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile on the CPU needs a C++ compiler"
@@ -37,7 +37,7 @@ def observation(model, batch: int, seed: int = 0, missing: bool = True, robots: 
 
 def warnings_of(caplog) -> list[str]:
     """Ours; the compiler logs as well."""
-    return [r.getMessage() for r in caplog.records if r.name == "modeling_syvla.denoise_loop"]
+    return [r.getMessage() for r in caplog.records if r.name == "syvla.modeling_syvla.denoise_loop"]
 
 
 @torch.no_grad()

@@ -18,9 +18,9 @@ from pretrained_parts import (
 from safetensors.torch import save_file
 from transformers import AutoModelForImageTextToText
 
-from modeling_syvla import SyVLAModel
-from modeling_syvla.assemble import assemble_checkpoint
-from modeling_syvla.export_vlm import export_vlm, main
+from syvla.modeling_syvla import SyVLAModel
+from syvla.modeling_syvla.assemble import assemble_checkpoint
+from syvla.modeling_syvla.export_vlm import export_vlm, main
 
 EXPERT = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 32, "ff_multiple_of": 32}
 OVERRIDES = {"expert_config": EXPERT, "num_query_tokens": 4, "chunk_size": 8}

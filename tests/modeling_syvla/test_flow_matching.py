@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from modeling_syvla.flow_matching import (
+from syvla.modeling_syvla.flow_matching import (
     continuation_weights,
     euler_sample,
     flow_matching_loss,

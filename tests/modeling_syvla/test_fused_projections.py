@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from modeling_syvla import SyVLAModel
-from modeling_syvla.fused_projections import FusedProjections
+from syvla.modeling_syvla import SyVLAModel
+from syvla.modeling_syvla.fused_projections import FusedProjections
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
-from modeling_syvla import SyVLAForConditionalGeneration, SyVLAModel
-from modeling_syvla.configuration_syvla import TINY_TOKEN_IDS
-from modeling_syvla.vlm_positions import use_right_image_positions
+from syvla.modeling_syvla import SyVLAForConditionalGeneration, SyVLAModel
+from syvla.modeling_syvla.configuration_syvla import TINY_TOKEN_IDS
+from syvla.modeling_syvla.vlm_positions import use_right_image_positions
 
 QUERY = TINY_TOKEN_IDS["<|action_query|>"]
 FREE = {"max_new_tokens": 12, "eos_token_id": None}  # never ends early, so that there is something to compare

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from modeling_syvla.pretrained import _nested_image_encoder
+from syvla.modeling_syvla.pretrained import _nested_image_encoder
 
 ROOT = "expert.vision_tower."
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from image_encoders import SIGLIP
 
-from modeling_syvla.flow_matching import euler_sample
-from modeling_syvla.fused_projections import FusedProjections
+from syvla.modeling_syvla.flow_matching import euler_sample
+from syvla.modeling_syvla.fused_projections import FusedProjections
 
 LAYERS, STEPS, CHUNK, QUERIES, VIEWS = 3, 5, 8, 8, 3
 SUFFIX = CHUNK + 1  # timestep and actions

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from modeling_syvla import SyVLAExpertConfig
-from modeling_syvla.action_expert import ExpertLayer
-from modeling_syvla.flow_matching import flow_matching_loss, interpolate
-from modeling_syvla.intention_decoupling import decouple, decoupling_mask, gradient_norms
+from syvla.modeling_syvla import SyVLAExpertConfig
+from syvla.modeling_syvla.action_expert import ExpertLayer
+from syvla.modeling_syvla.flow_matching import flow_matching_loss, interpolate
+from syvla.modeling_syvla.intention_decoupling import decouple, decoupling_mask, gradient_norms
 
 
 def closed_form(h, q, w_k, w_v, dl_dz, scale):
@@ -237,7 +237,7 @@ def test_forward_leaves_accumulated_gradients_alone(tiny_model, tiny_processor, 
 
 def test_gradient_of_a_query_state_is_independent_of_its_batch(tiny_model, batch, monkeypatch):
     """Summed, not averaged, sample losses: with "sample" scope the mask cannot depend on the neighbours."""
-    import modeling_syvla.intention_decoupling as module
+    import syvla.modeling_syvla.intention_decoupling as module
 
     norms = []
     original = module.gradient_norms

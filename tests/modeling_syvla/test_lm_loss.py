@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from modeling_syvla.vlm_positions import use_right_image_positions
+from syvla.modeling_syvla.vlm_positions import use_right_image_positions
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from packaging import version
 from safetensors.torch import save_file
 from transformers import AutoModel, AutoModelForImageTextToText, BitsAndBytesConfig
 
-from modeling_syvla import SyVLAValueConfig, SyVLAValueModel
+from syvla.modeling_syvla import SyVLAValueConfig, SyVLAValueModel
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from image_encoders import SIGLIP
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel
 
-from modeling_syvla import SyVLAConfig, SyVLAModel, SyVLAValueConfig, SyVLAValueModel
+from syvla.modeling_syvla import SyVLAConfig, SyVLAModel, SyVLAValueConfig, SyVLAValueModel
 
 ROBOTS = {"tabletop": {"state_dim": 14, "action_dim": 14}, "arm": {"state_dim": 3, "action_dim": 2}}
 

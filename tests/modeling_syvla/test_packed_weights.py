@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from modeling_syvla import SyVLAModel, packed_weights
-from modeling_syvla.packed_weights import PackedLinear, pack_weights, why_not_packed
+from syvla.modeling_syvla import SyVLAModel, packed_weights
+from syvla.modeling_syvla.packed_weights import PackedLinear, pack_weights, why_not_packed
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
 

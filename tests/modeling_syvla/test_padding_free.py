@@ -4,8 +4,8 @@ import pytest
 import torch
 from pretrained_parts import build_vlm, vlm_config
 
-from modeling_syvla import SyVLAConfig, SyVLAModel
-from modeling_syvla.padding_free import SDPA_BY_SEGMENT, FlattenedBatch, padding_free_problem, set_padding_free
+from syvla.modeling_syvla import SyVLAConfig, SyVLAModel
+from syvla.modeling_syvla.padding_free import SDPA_BY_SEGMENT, FlattenedBatch, padding_free_problem, set_padding_free
 
 TEXT_ONLY = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}], "images": []}
 

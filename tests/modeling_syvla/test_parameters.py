@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from modeling_syvla import SyVLAConfig, SyVLAExpertConfig, SyVLAModel, parameters
-from modeling_syvla.parameters import count_parameters
+from syvla.modeling_syvla import SyVLAConfig, SyVLAExpertConfig, SyVLAModel, parameters
+from syvla.modeling_syvla.parameters import count_parameters
 
 COBOT = {"cobot_magic": {"state_dim": 14, "action_dim": 14}}
 

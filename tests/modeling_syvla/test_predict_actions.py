@@ -121,7 +121,7 @@ def test_actions_are_float32_without_gradient_and_zero_beyond_the_robot(tiny_mod
 
 
 def test_thought_text_comes_from_the_saved_tokenizer(tiny_model, tiny_processor, observation, tmp_path):
-    from modeling_syvla import SyVLAModel
+    from syvla.modeling_syvla import SyVLAModel
 
     tiny_model.save_pretrained(tmp_path)
     tiny_processor.save_pretrained(tmp_path)

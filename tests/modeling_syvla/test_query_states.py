@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import LogitsProcessor
 
-from modeling_syvla.configuration_syvla import TINY_TOKEN_IDS
+from syvla.modeling_syvla.configuration_syvla import TINY_TOKEN_IDS
 
 END = TINY_TOKEN_IDS["<|im_end|>"]
 IMAGE = TINY_TOKEN_IDS["<|image_pad|>"]

@@ -8,13 +8,13 @@ import sys
 import pytest
 import torch
 
-from modeling_syvla import SyVLAValueConfig, SyVLAValueModel
+from syvla.modeling_syvla import SyVLAValueConfig, SyVLAValueModel
 
 LOAD_AND_RUN = """
 import sys
 from importlib.abc import MetaPathFinder
 
-OURS = ("modeling_syvla", "processing", "training", "evaluation", "serving")
+OURS = ("syvla",)
 
 
 class Nothing(MetaPathFinder):
@@ -25,7 +25,7 @@ class Nothing(MetaPathFinder):
 
 sys.meta_path.insert(0, Nothing())
 try:
-    import modeling_syvla
+    import syvla
     sys.exit("the package can be imported; this test would prove nothing")
 except ImportError:
     pass
@@ -106,7 +106,7 @@ import torch
 from transformers import AutoModel
 
 try:
-    import modeling_syvla
+    import syvla
     sys.exit("the package can be imported; this test would prove nothing")
 except ImportError:
     pass

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from modeling_syvla import SyVLAConfig, SyVLAModel
+from syvla.modeling_syvla import SyVLAConfig, SyVLAModel
 
 COMMITS = {"v1": "1" * 40, "main": "2" * 40}
 REPOSITORY = "someone/policy"
@@ -20,13 +20,13 @@ from importlib.abc import MetaPathFinder
 
 class Nothing(MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("modeling_syvla", "processing"):
+        if name.split(".")[0] == "syvla":
             raise ImportError(f"{name} is not installed here")
 
 
 installed = sys.argv[1] == "installed"
 if installed:
-    import modeling_syvla, processing
+    import syvla
 else:
     sys.meta_path.insert(0, Nothing())
 
@@ -61,7 +61,7 @@ print(json.dumps(result))
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
     """A Hub cache with one repository of two commits that differ in everything."""
-    from processing import build_tiny_processor
+    from syvla.processing import build_tiny_processor
 
     root = tmp_path_factory.mktemp("hub")
     repository = root / f"models--{REPOSITORY.replace('/', '--')}"

@@ -10,8 +10,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
-from modeling_syvla import SyVLAConfig, SyVLAForConditionalGeneration, SyVLAModel
-from processing import SyVLAProcessor
+from syvla.modeling_syvla import SyVLAConfig, SyVLAForConditionalGeneration, SyVLAModel
+from syvla.processing import SyVLAProcessor
 
 
 def assert_same_weights(a, b):

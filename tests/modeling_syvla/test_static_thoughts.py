@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from modeling_syvla.static_thoughts import StaticThoughts
+from syvla.modeling_syvla.static_thoughts import StaticThoughts
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_similar_prompts_share_a_cache_and_other_shapes_get_a_growing_one(tiny_m
     for _ in range(2):
         assert same(think("lift", "lift"), expected[1])
     assert list(tiny_model.static_thoughts._caches.values()) == [cache]
-    messages = [r.getMessage() for r in caplog.records if r.name == "modeling_syvla.static_thoughts"]
+    messages = [r.getMessage() for r in caplog.records if r.name == "syvla.modeling_syvla.static_thoughts"]
     assert len(messages) == 1
     assert "got batch 2" in messages[0]
     assert "max_shapes=1" in messages[0]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList, TextStreamer
 
-from modeling_syvla.configuration_syvla import TINY_TOKEN_IDS
+from syvla.modeling_syvla.configuration_syvla import TINY_TOKEN_IDS
 
 END = TINY_TOKEN_IDS["<|im_end|>"]
 

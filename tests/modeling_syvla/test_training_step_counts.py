@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from modeling_syvla import intention_decoupling
-from modeling_syvla.padding_free import set_padding_free
+from syvla.modeling_syvla import intention_decoupling
+from syvla.modeling_syvla.padding_free import set_padding_free
 
 VISION = {"model_type": "siglip_vision_model", "vision_use_head": False, "hidden_size": 48, "intermediate_size": 80,
           "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 32, "patch_size": 8}  # fmt: skip

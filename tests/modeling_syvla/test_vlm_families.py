@@ -7,11 +7,11 @@ import transformers
 from pretrained_parts import disk_tensors, image_batch, load_vlm, save_vision_tower, save_vlm
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-from modeling_syvla import SyVLAModel, checkpoint_parts
-from modeling_syvla.assemble import assemble_checkpoint
-from modeling_syvla.checkpoint_parts import VLM_FAMILIES
-from modeling_syvla.export_vlm import export_vlm
-from processing import build_tiny_processor
+from syvla.modeling_syvla import SyVLAModel, checkpoint_parts
+from syvla.modeling_syvla.assemble import assemble_checkpoint
+from syvla.modeling_syvla.checkpoint_parts import VLM_FAMILIES
+from syvla.modeling_syvla.export_vlm import export_vlm
+from syvla.processing import build_tiny_processor
 
 ROBOTS = {"tabletop": {"state_dim": 14, "action_dim": 14}, "arm": {"state_dim": 3, "action_dim": 2}}
 EXPERT = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 32, "ff_multiple_of": 32}

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from modeling_syvla.vlm_positions import image_rope_index, use_right_image_positions
+from syvla.modeling_syvla.vlm_positions import image_rope_index, use_right_image_positions
 
 
 def batch(seed):

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from processing.robot_dataset import RobotDataset
-from processing.robot_dataset_writer import RobotDatasetWriter
+from syvla.processing.recording.robot_dataset_writer import RobotDatasetWriter
+from syvla.processing.robot_data.robot_dataset import RobotDataset
 
 CAMERAS = ("head", "left_wrist")
 

@@ -13,12 +13,12 @@ import torch
 from pretrained_parts import QUERY_TOKEN_ID, disk_tensors, read_json, save_vision_tower, save_vlm, write_json
 from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
 
-from modeling_syvla import SyVLAModel
-from modeling_syvla.assemble import QUERY_TOKEN
-from modeling_syvla.export_vlm import export_vlm
-from processing import SyVLAProcessor
-from processing.assemble_processor import assemble, assemble_processor, build_parser, main
-from processing.prompt_format import QUERY_TOKEN as PROCESSORS_QUERY_TOKEN
+from syvla.modeling_syvla import SyVLAModel
+from syvla.modeling_syvla.assemble import QUERY_TOKEN
+from syvla.modeling_syvla.export_vlm import export_vlm
+from syvla.processing import SyVLAProcessor
+from syvla.processing.assemble_processor import assemble, assemble_processor, build_parser, main
+from syvla.processing.prompt_format import QUERY_TOKEN as PROCESSORS_QUERY_TOKEN
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPERT = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 32, "ff_multiple_of": 32}
@@ -205,7 +205,7 @@ def test_help_names_the_defaults():
 
 
 def test_module_command_reads_parts_from_the_hub_cache(parts, assembled, tmp_path):
-    """`python -m modeling_syvla.assemble` on Hub ids, a named revision and no network: the cache's own folder layout."""
+    """`python -m syvla.modeling_syvla.assemble` on Hub ids, a named revision and no network: the cache's own folder layout."""
     for repository, source in (("org/Tiny-VL", "vlm"), ("org/siglip", "siglip")):
         cached = tmp_path / "hub" / f"models--{repository.replace('/', '--')}"
         shutil.copytree(parts / source, cached / "snapshots" / ("a" * 40))
@@ -218,7 +218,7 @@ def test_module_command_reads_parts_from_the_hub_cache(parts, assembled, tmp_pat
     command[command.index(str(parts / "siglip"))] = "org/siglip"
     environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-m", "modeling_syvla.assemble", *command],
+        [sys.executable, "-m", "syvla.modeling_syvla.assemble", *command],
         cwd=ROOT,
         env=environment,
         capture_output=True,

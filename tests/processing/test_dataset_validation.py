@@ -13,8 +13,8 @@ import pytest
 from dataset_recordings import record
 from PIL import Image
 
-from processing import MultimodalDataset, RobotDataset
-from processing.dataset_validation import WARNING, require_valid, require_valid_chats, validate_dataset
+from syvla.processing import MultimodalDataset, RobotDataset
+from syvla.processing.dataset_validation import WARNING, require_valid, require_valid_chats, validate_dataset
 
 VIEWS = ["center", "left_wrist", "right_wrist"]
 

@@ -6,7 +6,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from processing.mixture import MixtureBatchSampler, MixtureDataset, shuffled_indices
+from syvla.processing.mixture import MixtureBatchSampler, MixtureDataset, shuffled_indices
 
 ROBOTS, CHATS = [37, 11], [23, 5]
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from processing.normalization import MODES, RunningStatistics, normalize, unnormalize
+from syvla.processing.normalization import MODES, RunningStatistics, normalize, unnormalize
 
 
 @pytest.fixture

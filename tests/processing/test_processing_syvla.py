@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 from transformers import Qwen2Tokenizer
 
-from modeling_syvla import VIEWS, SyVLAConfig, SyVLAModel
-from processing import SyVLAProcessor, build_tiny_processor
-from processing.normalization import normalize
-from processing.tiny_processor import build_tiny_tokenizer
+from syvla.modeling_syvla import VIEWS, SyVLAConfig, SyVLAModel
+from syvla.processing import SyVLAProcessor, build_tiny_processor
+from syvla.processing.normalization import normalize
+from syvla.processing.tiny_processor import build_tiny_tokenizer
 
 SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
 QUERIES = "<|action_query|>" * 8

@@ -3,8 +3,8 @@
 import jinja2
 import pytest
 
-from processing.prompt_format import CHAT_TEMPLATE, answer_labels, require_plain_text, robot_messages
-from processing.tiny_processor import build_tiny_tokenizer
+from syvla.processing.prompt_format import CHAT_TEMPLATE, answer_labels, require_plain_text, robot_messages
+from syvla.processing.tiny_processor import build_tiny_tokenizer
 
 SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
 PICTURE = "<|vision_start|><|image_pad|><|vision_end|>"

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from modeling_syvla import SyVLAConfig, SyVLAModel
-from modeling_syvla.configuration_syvla import TINY_SPECIAL_TOKENS, TINY_TOKEN_IDS, TINY_VOCABULARY_SIZE
-from processing.tiny_processor import build_tiny_processor, build_tiny_tokenizer
+from syvla.modeling_syvla import SyVLAConfig, SyVLAModel
+from syvla.modeling_syvla.configuration_syvla import TINY_SPECIAL_TOKENS, TINY_TOKEN_IDS, TINY_VOCABULARY_SIZE
+from syvla.processing.tiny_processor import build_tiny_processor, build_tiny_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from processing.transforms import NameViews, ResizeViews, infer_cameras
+from syvla.processing.transforms import NameViews, ResizeViews, infer_cameras
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ import pytest
 from rl_robot import publish
 from served_policies import CountingPolicy
 
-from serving import PolicyServer
-from serving.rl_scheduler import RLScheduler, RLSettings
-from serving.server_settings import ServerSettings
+from syvla.serving import PolicyServer
+from syvla.serving.rl.scheduler import RLScheduler, RLSettings
+from syvla.serving.server.settings import ServerSettings
 
 IMAGE = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
 

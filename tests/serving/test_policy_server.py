@@ -13,9 +13,9 @@ import pytest
 from served_policies import CountingPolicy
 from websockets.sync.client import connect
 
-from serving.codec import CODECS, pack, unpack
-from serving.http_client import http_act, http_metadata, http_ready
-from serving.server_settings import ServerSettings
+from syvla.serving.client.http_client import http_act, http_metadata, http_ready
+from syvla.serving.server.settings import ServerSettings
+from syvla.serving.wire.msgpack_codec import CODECS, pack, unpack
 
 
 def opened(server):
@@ -253,7 +253,7 @@ def test_a_swapped_policy_answers_the_next_request(serve, request_of):
 def test_further_routes_lie_behind_the_same_token(serve):
     from fastapi import APIRouter
 
-    from serving.act_request import RequestError
+    from syvla.serving.contract.requests import RequestError
 
     router = APIRouter()
 
@@ -298,7 +298,7 @@ def test_a_session_outlives_its_connection(serve, request_of):
 def test_a_request_that_is_sent_again_happens_once(serve, request_of, tmp_path):
     """As a client does whose connection was lost before the answer came: no episode, thought or decision of its own."""
     pytest.importorskip("pandas", reason="recording needs the train extra")
-    from serving.rollout_episodes import read_rollouts
+    from syvla.serving.recording.reader import read_rollouts
 
     server = serve(record=tmp_path / "rollouts", think=2)
     first = request_of(session_id="robot", request_id="1", reset=True)
@@ -316,7 +316,7 @@ def test_a_request_that_is_sent_again_happens_once(serve, request_of, tmp_path):
 def test_the_episode_of_a_connection_is_sealed_when_it_closes(serve, request_of, tmp_path):
     """A client without a session id cannot come back to it; a named session may."""
     pytest.importorskip("pandas", reason="recording needs the train extra")
-    from serving.rollout_episodes import read_rollouts
+    from syvla.serving.recording.reader import read_rollouts
 
     server = serve(record=tmp_path / "rollouts")
     for name in (None, "robot"):
@@ -338,7 +338,7 @@ def test_the_episode_of_a_connection_is_sealed_when_it_closes(serve, request_of,
 @pytest.mark.slow
 def test_served_episodes_are_recorded(serve, request_of, tmp_path):
     pytest.importorskip("pandas", reason="recording needs the train extra")
-    from processing import RobotDataset
+    from syvla.processing import RobotDataset
 
     server = serve(record=tmp_path / "rollouts", action_limits={"arm": {"high": [4, 100]}})
     client = opened(server)
@@ -430,7 +430,7 @@ def test_connections_are_limited(serve):
     ],
 )
 def test_the_command_names_what_is_wrong(arguments, message, capsys):
-    from serving.serve_command import main
+    from syvla.serving.serve_command import main
 
     assert main(["--model", "nowhere", *arguments]) == 1
     assert message in capsys.readouterr().err
@@ -438,7 +438,7 @@ def test_the_command_names_what_is_wrong(arguments, message, capsys):
 
 @pytest.mark.slow
 def test_a_missing_checkpoint_ends_the_command():
-    command = [sys.executable, "-m", "serving.serve_command", "--model", "./nowhere", "--port", "0"]
+    command = [sys.executable, "-m", "syvla.serving.serve_command", "--model", "./nowhere", "--port", "0"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert result.returncode == 1
     assert "syvla-serve: " in result.stderr

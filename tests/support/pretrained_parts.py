@@ -19,9 +19,9 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from modeling_syvla import SyVLAConfig
-from modeling_syvla.configuration_syvla import TINY_TOKEN_IDS
-from processing.tiny_processor import build_tiny_tokenizer
+from syvla.modeling_syvla import SyVLAConfig
+from syvla.modeling_syvla.configuration_syvla import TINY_TOKEN_IDS
+from syvla.processing.tiny_processor import build_tiny_tokenizer
 
 QUERY_TOKEN_ID = TINY_TOKEN_IDS["<|action_query|>"]
 TEXT_TOKENS = QUERY_TOKEN_ID  # ids below are the tokenizer's own
@@ -112,7 +112,7 @@ def published(family: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.
 
 def load_vlm(folder: Path) -> Any:
     """`transformers`' own model of a folder; versions with faulty image positions get the right ones."""
-    from modeling_syvla.vlm_positions import use_right_image_positions
+    from syvla.modeling_syvla.vlm_positions import use_right_image_positions
 
     model = AutoModelForImageTextToText.from_pretrained(folder)
     use_right_image_positions(model)

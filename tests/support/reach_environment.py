@@ -12,7 +12,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from evaluation.environments import ENVIRONMENTS, Backend
+from syvla.evaluation.environments import ENVIRONMENTS, Backend
 
 NAME = "reach"
 
@@ -163,7 +163,7 @@ class Walker:
         return {"policy": "walker", "noise": self.noise}
 
     def predict(self, observations, instructions, *, seeds):
-        from serving.action_chunks import ActionChunks
+        from syvla.serving.contract.action_chunks import ActionChunks
 
         self.batches.append(len(observations))
         chunks, thoughts = [], []

@@ -6,9 +6,10 @@ import time
 import numpy as np
 import pytest
 
-from serving.client import PolicyError
-from serving.http_client import http_act, http_json
-from serving.published_policies import FACTS, PublishedPolicy, point_latest, sha256_of
+from syvla.durable_files import sha256_of
+from syvla.serving.client.http_client import http_act, http_json
+from syvla.serving.client.policy_client import PolicyError
+from syvla.serving.rl.published_policies import FACTS, PublishedPolicy, point_latest
 
 
 def publish(run, version, weights=b"weights", latest=True):

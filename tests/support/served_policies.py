@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 
-from serving.act_request import ActAnswer, ActRequest
+from syvla.serving.contract.requests import ActAnswer, ActRequest
 
 
 class CountingPolicy:

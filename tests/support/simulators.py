@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evaluation.environments import make_environment, make_expert
+from syvla.evaluation.environments import make_environment, make_expert
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from modeling_syvla import SyVLAConfig, SyVLAModel
-from processing import RobotDatasetWriter, build_tiny_processor
+from syvla.modeling_syvla import SyVLAConfig, SyVLAModel
+from syvla.processing import RobotDatasetWriter, build_tiny_processor
 
 VIEWS = ("head", "left_wrist", "right_wrist")
 CAMERAS = {"center": "observation.images.head", "left_wrist": "observation.images.left_wrist"}
@@ -17,7 +17,7 @@ CAMERAS = {"center": "observation.images.head", "left_wrist": "observation.image
 @pytest.fixture
 def finetune(finetune_arguments):
     """Runs `syvla-finetune` for a few steps on the recorded robot: `finetune(output, **options) -> exit status`."""
-    from training.finetune import main
+    from syvla.training.finetune import main
 
     return lambda *args, **options: main(finetune_arguments(*args, **options))
 
@@ -52,7 +52,7 @@ def finetune_arguments(base_checkpoint, robot_dataset_path):
 @pytest.fixture
 def robot_batch(robot_dataset_path):
     """Collates four samples of the recorded robot, the first with a thought: `robot_batch(processor) -> batch`."""
-    from processing import RobotDataset
+    from syvla.processing import RobotDataset
 
     def make(processor):
         dataset = RobotDataset(
@@ -134,7 +134,7 @@ ROBOT = {"two_arms": {"state_dim": 14, "action_dim": 14}}
 @pytest.fixture(scope="session")
 def rl_policy(robot_dataset_path, tmp_path_factory):
     """Tiny policy of random weights that knows the recorded robot with its statistics."""
-    from processing import RobotDataset
+    from syvla.processing import RobotDataset
 
     folder = tmp_path_factory.mktemp("policy")
     config = SyVLAConfig.tiny(embodiments=ROBOT)
@@ -152,8 +152,8 @@ def rl_value(rl_policy, tmp_path_factory):
     """Tiny value model of random weights that fits `rl_policy`."""
     from transformers import AutoProcessor
 
-    from modeling_syvla import SyVLAValueConfig, SyVLAValueModel
-    from training.value_fit import write_fit
+    from syvla.modeling_syvla import SyVLAValueConfig, SyVLAValueModel
+    from syvla.training.rl.value_fit import write_fit
 
     folder = tmp_path_factory.mktemp("value")
     torch.manual_seed(1)
@@ -165,8 +165,8 @@ def rl_value(rl_policy, tmp_path_factory):
 @pytest.fixture(scope="session")
 def record_rollouts():
     """`record(folder, policy_version, outcomes)`: three decisions per rollout, five actions of each chunk executed."""
-    from serving.rollout_format import ServedDecision
-    from serving.rollout_recorder import RolloutRecorder
+    from syvla.serving.recording.format import ServedDecision
+    from syvla.serving.recording.recorder import RolloutRecorder
 
     def record(folder, version, outcomes, *, seed=0, instruction="lift the red cube"):
         rng = np.random.default_rng(seed)
@@ -193,7 +193,7 @@ def record_rollouts():
 @pytest.fixture(scope="session")
 def rl_options(rl_policy, rl_value, robot_dataset_path, record_rollouts, tmp_path_factory):
     """Options of `syvla-ppo`: two updates of three steps on eight rollouts of `rl_policy`, half of them successes."""
-    from serving.policy import weights_digest
+    from syvla.serving.policies.in_process import weights_digest
 
     rollouts = tmp_path_factory.mktemp("rollouts") / "set"
     record_rollouts(rollouts, weights_digest(SyVLAModel.from_pretrained(rl_policy)), [1, 0] * 4)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 
-from training.cpu_engines import CONFIGS, ENGINES
+from syvla.training.cpu_engines import CONFIGS, ENGINES
 
 MACHINES = {"num_machines", "num_processes", "machine_rank", "main_process_ip", "main_process_port", "rdzv_backend"}
 MACHINES |= {"same_network"}

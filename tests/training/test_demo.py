@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from evaluation.environments import EVALUATION_SEED_OFFSET
-from training import demo
-from training.demo import DemoSettings, loading_code, prepare_output, training_command
+from syvla.evaluation.environments import EVALUATION_SEED_OFFSET
+from syvla.training import demo
+from syvla.training.demo import DemoSettings, loading_code, prepare_output, training_command
 
 
 def test_a_folder_of_other_things_is_left_alone(tmp_path, capsys):

@@ -12,8 +12,8 @@ from killed_processes import killed_at
 from ports import reserved_port
 from transformers import AutoModel
 
-from training.checkpoints import last_whole_checkpoint
-from training.cpu_engines import ENGINES, SETTINGS
+from syvla.training.cpu_engines import ENGINES, SETTINGS
+from syvla.training.run.checkpoints import last_whole_checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -25,7 +25,7 @@ def history(folder):
     return [entry for entry in json.loads((folder / "log_history.json").read_text()) if "loss" in entry]
 
 
-def start(engine, arguments, port, processes=2, command=(sys.executable, "-m", "training.cpu_engines")):
+def start(engine, arguments, port, processes=2, command=(sys.executable, "-m", "syvla.training.cpu_engines")):
     """Starts the processes of an engine as torchrun does, so that one alone may die."""
     command = [*command, "--worker", "--engine", engine, "--script", "finetune", "--", *arguments]
     command += ["--accelerator_config", SETTINGS]
@@ -89,9 +89,9 @@ def test_two_processes_of_which_one_was_killed_go_on_as_if_nothing_had_been(
     """The same command starts and continues the run; the second process dies in the third step, the first one waits."""
     options |= {"save_strategy": "steps", "save_steps": 1, "resume_from_checkpoint": "auto"}
     out = tmp_path / "out"
-    step = "training.trainer:SyVLATrainer.training_step"
+    step = "syvla.training.imitation.trainer:SyVLATrainer.training_step"
     moment = 'os.environ["RANK"] == "1" and args[0].state.global_step == 2'
-    command = killed_at("training.cpu_engines", step, moment)
+    command = killed_at("syvla.training.cpu_engines", step, moment)
     with reserved_port() as port:
         first, second = start("ddp", finetune_arguments(out, **options), port, command=command)
         output, _ = second.communicate()

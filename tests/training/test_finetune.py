@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor
 
-from processing import RobotDataset
-from processing.cleaning import clean_dataset
-from processing.cleaning_filters import CleaningSettings
-from training.adapters import load_adapter
-from training.finetune import main
+from syvla.processing import RobotDataset
+from syvla.processing.cleaning.command import clean_dataset
+from syvla.processing.cleaning.filters import CleaningSettings
+from syvla.training.finetune import main
+from syvla.training.run.adapters import load_adapter
 
 SCRIPT = Path(__file__).parents[2] / "training" / "finetune.py"
 
@@ -141,7 +141,7 @@ def test_bad_input_is_one_clear_error(
 
 def test_all_problems_of_the_data_are_listed_before_training(base_checkpoint, robot_dataset_path, tmp_path, capsys):
     """Two datasets that both cannot work with the checkpoint's embodiment."""
-    from processing import RobotDataset
+    from syvla.processing import RobotDataset
 
     model, processor = AutoModel.from_pretrained(base_checkpoint), AutoProcessor.from_pretrained(base_checkpoint)
     dataset = RobotDataset(robot_dataset_path, embodiment="two_arms", cameras=CAMERAS)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from transformers import AutoModel, AutoProcessor
 
-from processing import RobotDatasetWriter
-from training.pretrain import main
+from syvla.processing import RobotDatasetWriter
+from syvla.training.pretrain import main
 
 CAMERAS = {"center": "observation.images.head"}
 

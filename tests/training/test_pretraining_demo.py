@@ -5,9 +5,9 @@ from functools import partial
 
 import pytest
 
-from processing.multimodal_dataset import MultimodalDataset, resized_size
-from training.multimodal_samples import square_picture, write_samples
-from training.pretraining_demo import loss_table, main
+from syvla.processing.multimodal.dataset import MultimodalDataset, resized_size
+from syvla.training.multimodal_samples import square_picture, write_samples
+from syvla.training.pretraining_demo import loss_table, main
 
 
 def test_every_file_is_read_but_for_its_unusable_row(tiny_processor, tmp_path):

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from evaluation.simulated_robot import build_parser as robot_parser
-from serving.serve_command import build_parser as serve_parser
-from training.rl_run import SEEDS_PER_ROBOT, free_port, main, parse_run
+from syvla.evaluation.simulated_robot import build_parser as robot_parser
+from syvla.serving.serve_command import build_parser as serve_parser
+from syvla.training.rl_run import SEEDS_PER_ROBOT, free_port, main, parse_run
 
 TRAINER = ["--model_path", "policy", "--value_model_path", "value", "--robot_datasets", "demonstrations"]
 
@@ -17,23 +17,24 @@ def of(parser, command, module):
 
 
 def test_server_robots_and_trainer_get_the_same_run(tmp_path):
-    from training.arguments import ModelArguments
-    from training.ppo import RLDataArguments
-    from training.ppo_config import SyVLAPPOConfig
-    from training.recipe import parse_recipe
+    from syvla.training.ppo import RLDataArguments
+    from syvla.training.rl.config import SyVLAPPOConfig
+    from syvla.training.run.arguments import ModelArguments
+    from syvla.training.run.recipe import parse_recipe
 
     robot = ["--task", "place", "--env-option", "max_steps=9", "--robots", "2", "--replan-steps", "4", "--think"]
     run = parse_run([*robot, *TRAINER, "--rollouts_per_update", "6", "--seed", "3", "--output_dir", str(tmp_path)])
-    server = of(serve_parser(), run.server_command(8765), "serving.serve_command")
+    server = of(serve_parser(), run.server_command(8765), "syvla.serving.serve_command")
     assert (server.rl_run, server.port, server.think) == (tmp_path, 8765, "on")
     assert (server.rl_rollouts, server.rl_updates) == (6, SyVLAPPOConfig.max_rl_updates)
     first, second = (
-        of(robot_parser(), run.robot_command(number, "http://x:1"), "evaluation.simulated_robot") for number in (0, 1)
+        of(robot_parser(), run.robot_command(number, "http://x:1"), "syvla.evaluation.simulated_robot")
+        for number in (0, 1)
     )
     assert (first.task, first.env_option, first.replan_steps, first.think) == ("place", [("max_steps", 9)], 4, True)
     assert abs(first.seed - second.seed) == SEEDS_PER_ROBOT
     command = run.trainer_command()
-    assert command[1:3] == ["-m", "training.ppo"]
+    assert command[1:3] == ["-m", "syvla.training.ppo"]
     model, data, args = parse_recipe(
         (ModelArguments, RLDataArguments, SyVLAPPOConfig), [*command[3:], "--use_cpu", "true"]
     )
@@ -43,10 +44,10 @@ def test_server_robots_and_trainer_get_the_same_run(tmp_path):
 
 def test_a_robot_that_is_started_again_takes_other_starts(tmp_path):
     run = parse_run([*TRAINER, "--output_dir", str(tmp_path)])
-    seed = of(robot_parser(), run.robot_command(0, "http://x:1"), "evaluation.simulated_robot").seed
+    seed = of(robot_parser(), run.robot_command(0, "http://x:1"), "syvla.evaluation.simulated_robot").seed
     lines = [{"time": 0.0, "event": event, "episode_id": "a"} for event in ("begin", "end", "reward", "begin", "abort")]
     (tmp_path / "journal.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert of(robot_parser(), run.robot_command(0, "http://x:1"), "evaluation.simulated_robot").seed == seed + 2
+    assert of(robot_parser(), run.robot_command(0, "http://x:1"), "syvla.evaluation.simulated_robot").seed == seed + 2
 
 
 def test_recipes_and_engines_that_come_with_the_package_are_found_from_any_folder(tmp_path, monkeypatch):

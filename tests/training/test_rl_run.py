@@ -17,10 +17,10 @@ from launching import launch
 from ports import reserved_port
 from safetensors.torch import load_file
 
-from modeling_syvla import SyVLAConfig, SyVLAModel, SyVLAValueConfig, SyVLAValueModel
-from processing import RobotDataset, build_tiny_processor
-from serving.http_client import http_json
-from serving.published_policies import read_latest
+from syvla.modeling_syvla import SyVLAConfig, SyVLAModel, SyVLAValueConfig, SyVLAValueModel
+from syvla.processing import RobotDataset, build_tiny_processor
+from syvla.serving.client.http_client import http_json
+from syvla.serving.rl.published_policies import read_latest
 
 pytest.importorskip("mujoco", reason="MuJoCo (extra sim) is not installed")
 
@@ -31,8 +31,8 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory):
     """Demonstrations of the tabletop, a policy and a value model of random weights that fit them."""
-    from evaluation.record_demonstrations import record_demonstrations
-    from training.value_fit import write_fit
+    from syvla.evaluation.record_demonstrations import record_demonstrations
+    from syvla.training.rl.value_fit import write_fit
 
     folder = tmp_path_factory.mktemp("parts")
     record_demonstrations(folder / "demonstrations", episodes=3, tasks=("lift",))
@@ -77,11 +77,11 @@ class Processes:
 
     def server(self, die_at=None, updates=2):
         options = {"rl-run": self.run, "port": self.port, "rl-rollouts": 3, "rl-updates": updates}
-        return self.start("server", "serving.serve_command", die_at, **options)
+        return self.start("server", "syvla.serving.serve_command", die_at, **options)
 
     def robot(self):
         options = {"url": self.url, "env-option": "max_steps=10", "replan-steps": 4, "output": self.run / "robot.json"}
-        return self.start("robot", "evaluation.simulated_robot", **options)
+        return self.start("robot", "syvla.evaluation.simulated_robot", **options)
 
     def training(self, **more):
         """Options of the trainer."""
@@ -111,12 +111,12 @@ class Processes:
         }
 
     def worker(self, die_at=None):
-        return self.start("worker", "training.ppo", die_at, **self.training())
+        return self.start("worker", "syvla.training.ppo", die_at, **self.training())
 
     def two_workers(self, name="worker", script=ROOT / "training" / "ppo.py", **more):
         """One job of two processes, for one update; the process that is returned is its launcher."""
         command = [sys.executable, "-m", *launch(2), str(script)]
-        return self.start(name, "training.ppo", command=command, **self.training(max_rl_updates=1, **more))
+        return self.start(name, "syvla.training.ppo", command=command, **self.training(max_rl_updates=1, **more))
 
     def log(self, name):
         return (self.run / f"{name}.log").read_text() if (self.run / f"{name}.log").is_file() else ""
@@ -162,8 +162,8 @@ def test_a_run_survives_the_death_of_its_server_and_its_worker(processes):
     run = processes.run
     in_third_rollout = "sum(e.state == 'sealed' for e in args[0].episodes.values()) == 2"
     in_third_step = "args[0].state.global_step == 2"
-    server = processes.server(("serving.rl_episodes:RLEpisodes.observe", in_third_rollout))
-    worker = processes.worker(("training.ppo_trainer:SyVLAPPOTrainer.compute_loss", in_third_step))
+    server = processes.server(("syvla.serving.rl.episodes:RLEpisodes.observe", in_third_rollout))
+    worker = processes.worker(("syvla.training.rl.trainer:SyVLAPPOTrainer.compute_loss", in_third_step))
     robot = processes.robot()
 
     # kill -9 of the Scheduler during a rollout, and its newest sealed rollout cut short
@@ -181,7 +181,7 @@ def test_a_run_survives_the_death_of_its_server_and_its_worker(processes):
     # kill -9 of the Worker during an update, then while it saves
     processes.died(worker)
     assert (run / "checkpoint-2").is_dir()
-    worker = processes.worker(("training.ppo_trainer:put_checkpoint", "args[1] == 5"))
+    worker = processes.worker(("syvla.training.rl.trainer:put_checkpoint", "args[1] == 5"))
     processes.died(worker)
     assert (run / ".saving" / "checkpoint-5" / "config.json").is_file()
     assert not (run / "checkpoint-5").exists()
@@ -217,8 +217,8 @@ def test_two_workers_share_a_run_and_the_death_of_one_costs_nothing(processes):
     does that was never touched, bit for bit."""
     run, script = processes.run, processes.run / "dying.py"
     third_step_of_one = "os.environ['RANK'] == '1' and args[0].state.global_step == 2"
-    trainer = "training.ppo_trainer:SyVLAPPOTrainer.compute_loss"
-    script.write_text(script_killed_at("training.ppo", trainer, third_step_of_one))
+    trainer = "syvla.training.rl.trainer:SyVLAPPOTrainer.compute_loss"
+    script.write_text(script_killed_at("syvla.training.ppo", trainer, third_step_of_one))
     server, robot, job = processes.server(updates=1), processes.robot(), processes.two_workers(script=script)
     processes.running.pop()
     assert job.wait(timeout=600) not in (0, -signal.SIGKILL), "the launcher says that a process died"

@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import AutoModel, AutoProcessor
 
-from modeling_syvla import SyVLAConfig, SyVLAModel
-from processing import RobotDataset, RobotDatasetWriter, build_tiny_processor
-from training.value_fit import value_model_problems
-from training.value_warmup import ReturnDataset, main
+from syvla.modeling_syvla import SyVLAConfig, SyVLAModel
+from syvla.processing import RobotDataset, RobotDatasetWriter, build_tiny_processor
+from syvla.training.rl.value_fit import value_model_problems
+from syvla.training.value_warmup import ReturnDataset, main
 
 TINY = json.dumps({"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 32})
 

@@ -9,7 +9,7 @@ from lerobot.configs import NormalizationMode, PreTrainedConfig
 from lerobot.optim import AdamWConfig, CosineDecayWithWarmupSchedulerConfig
 from lerobot.utils.constants import ACTION, OBS_STATE
 
-from modeling_syvla import SyVLAConfig as SyVLAModelConfig
+from syvla.modeling_syvla import SyVLAConfig as SyVLAModelConfig
 
 STATISTICS_SOURCES = ("auto", "checkpoint", "dataset")
 NORMALIZATIONS = ("mean_std", "quantile", "min_max", "identity")
@@ -164,7 +164,7 @@ class SyVLAConfig(PreTrainedConfig):
 
     def validate_features(self) -> None:
         """Checks that there are a state, an action and cameras for the views, and settles `cameras`."""
-        from processing.transforms import infer_cameras
+        from syvla.processing.transforms import infer_cameras
 
         for kind, feature, key in (
             ("input", self.robot_state_feature, OBS_STATE),

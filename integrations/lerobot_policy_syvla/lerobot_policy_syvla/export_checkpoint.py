@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-import processing  # noqa: F401  gives the processor its place among a checkpoint's remote code
+import syvla  # noqa: F401  gives the processor its place among a checkpoint's remote code
 
 from . import processor_syvla
 from .modeling_syvla import SyVLAPolicy

@@ -12,7 +12,7 @@ import torch
 from lerobot.policies.pretrained import PreTrainedPolicy
 from torch import Tensor
 
-from modeling_syvla import SyVLAModel
+from syvla.modeling_syvla import SyVLAModel
 
 from .configuration_syvla import SyVLAConfig
 from .processor_syvla import MODEL_INPUT_PREFIX, load_saved_processor, load_syvla_processor
@@ -192,7 +192,7 @@ class SyVLAPolicy(PreTrainedPolicy):
 
     def _get_default_peft_targets(self) -> dict[str, Any]:
         """LoRA on language model and expert; queries, adapter and this robot's coders are trained in full."""
-        from training.adapters import target_modules
+        from syvla.training.run.adapters import target_modules
 
         full = ("action_queries", "adapter", f"expert.embodiments.{self.config.embodiment}")
         # PEFT wraps what it trains in full, so only single layers will do: a wrapped container cannot be indexed.

@@ -112,7 +112,7 @@ class SyVLAInputsStep(ProcessorStep):
             }
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
-        from processing import SyVLAProcessor
+        from syvla.processing import SyVLAProcessor
 
         with tempfile.TemporaryDirectory() as folder:
             for key, value in state.items():
@@ -144,7 +144,7 @@ class SyVLAActionsStep(ProcessorStep):
     normalization: str
 
     def __call__(self, transition: Any) -> Any:
-        from processing.normalization import unnormalize
+        from syvla.processing.normalization import unnormalize
 
         new = transition.copy()
         action = new.get(TransitionKey.ACTION)
@@ -202,7 +202,7 @@ def make_syvla_pre_post_processors(
 
 def load_syvla_processor(config: SyVLAConfig) -> Any:
     """SyVLAProcessor of the checkpoint that a policy starts from."""
-    from processing import SyVLAProcessor, build_tiny_processor
+    from syvla.processing import SyVLAProcessor, build_tiny_processor
 
     if config.random_tiny:
         return build_tiny_processor()

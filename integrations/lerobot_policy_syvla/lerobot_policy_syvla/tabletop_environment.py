@@ -28,7 +28,7 @@ class TabletopForLeRobot(gym.Env):
     """
 
     def __init__(self, task: str, image_size: int, max_steps: int) -> None:
-        from evaluation.environments import EVALUATION_SEED_OFFSET, make_environment
+        from syvla.evaluation.environments import EVALUATION_SEED_OFFSET, make_environment
 
         self._seed_offset = EVALUATION_SEED_OFFSET
         self._env = make_environment("tabletop", task, image_size=image_size, max_steps=max_steps)

@@ -30,8 +30,8 @@ class TrainingData:
     """
 
     def __init__(self, root: str | Path, thought_source: str | None) -> None:
-        from processing.dataset_metadata import read_metadata
-        from processing.frame_table import FrameTable, load_frames
+        from syvla.processing.robot_data.frame_table import FrameTable, load_frames
+        from syvla.processing.robot_data.metadata import read_metadata
 
         metadata = read_metadata(Path(root))
         episodes = range(metadata.info.total_episodes)
@@ -61,7 +61,7 @@ class TrainingData:
 
     def statistics(self) -> dict[str, dict[str, list[float]]] | None:
         """Exact statistics of "state" and "action" over all frames; None where the files do not give them."""
-        from processing.normalization import RunningStatistics
+        from syvla.processing.normalization import RunningStatistics
 
         if self._frames is None or not self._has_state:
             return None
@@ -74,7 +74,7 @@ class TrainingData:
 
 
 def _thought_column(features: dict[str, Any], source: str | None, root: str | Path) -> str | None:
-    from processing.lerobot_format import LANGUAGE_PERSISTENT
+    from syvla.processing.robot_data.lerobot_format import LANGUAGE_PERSISTENT
 
     column = LANGUAGE_PERSISTENT if source == "auto" else source
     if column is None or column in features:

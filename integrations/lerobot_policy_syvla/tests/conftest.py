@@ -18,7 +18,7 @@ torch.set_num_threads(1)
 @pytest.fixture(scope="session")
 def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three demonstrations with thoughts, pictures in the parquet files."""
-    from evaluation.record_demonstrations import record_demonstrations
+    from syvla.evaluation.record_demonstrations import record_demonstrations
 
     root = tmp_path_factory.mktemp("recording") / "tabletop"
     record_demonstrations(root, episodes=3, progress=False)
@@ -27,7 +27,7 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def video_recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from evaluation.record_demonstrations import record_demonstrations
+    from syvla.evaluation.record_demonstrations import record_demonstrations
 
     root = tmp_path_factory.mktemp("recording") / "tabletop_videos"
     record_demonstrations(root, episodes=3, progress=False, use_videos=True, image_size=64)
@@ -37,21 +37,21 @@ def video_recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def syvla_checkpoint(tmp_path_factory: pytest.TempPathFactory, recording: Path) -> Path:
     """A SyVLA checkpoint, random weights, that knows the tabletop and one more robot."""
-    import processing
-    from modeling_syvla import SyVLAConfig, SyVLAModel
+    from syvla.modeling_syvla import SyVLAConfig, SyVLAModel
+    from syvla.processing import RobotDataset, build_tiny_processor
 
     folder = tmp_path_factory.mktemp("syvla") / "checkpoint"
     other = {"state_dim": 6, "action_dim": 7}
     config = SyVLAConfig.tiny(embodiments={"other_robot": other, "tabletop": {"state_dim": 14, "action_dim": 14}})
     torch.manual_seed(0)
     SyVLAModel(config).save_pretrained(folder)
-    processor = processing.build_tiny_processor(config)
+    processor = build_tiny_processor(config)
     statistics = {
         kind: {"mean": [0.0] * other[f"{kind}_dim"], "std": [1.0] * other[f"{kind}_dim"]}
         for kind in ("state", "action")
     }
     processor.set_embodiment("other_robot", statistics)
-    own = processing.RobotDataset(recording, embodiment="tabletop").statistics()
+    own = RobotDataset(recording, embodiment="tabletop").statistics()
     processor.set_embodiment("tabletop", own, {"state": "quantile", "action": "min_max"})
     processor.save_pretrained(folder)
     return folder

@@ -14,7 +14,7 @@ from lerobot_policy_syvla.processor_syvla import load_saved_processor
 from lerobot_usage import run_tool
 from safetensors.torch import load_file
 
-from processing import RobotDataset
+from syvla.processing import RobotDataset
 
 ON_CPU = ("--policy.device=cpu", "--policy.push_to_hub=false")
 LAST = "checkpoints/last/pretrained_model"

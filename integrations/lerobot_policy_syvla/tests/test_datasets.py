@@ -11,7 +11,7 @@ import pytest
 import torch
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-from processing import RobotDataset, RobotDatasetWriter
+from syvla.processing import RobotDataset, RobotDatasetWriter
 
 CHUNK = 8
 

@@ -18,7 +18,7 @@ from lerobot_usage import CHUNK, frames, make, observation, policy_config
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoProcessor
 
-from processing import RobotDataset
+from syvla.processing import RobotDataset
 
 PICKED = [0, 5, 20, 15]  # with the last frames of an episode among them
 

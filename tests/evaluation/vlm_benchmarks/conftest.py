@@ -6,10 +6,10 @@ import random
 import pytest
 import torch
 
-from evaluation.vlm_benchmarks.synthetic_data import write_benchmarks
-from evaluation.vlm_benchmarks.synthetic_rows import ROWS as MAKE_ROWS
-from modeling_syvla import SyVLAConfig, SyVLAModel
-from processing import build_tiny_processor
+from syvla.evaluation.vlm_benchmarks.synthetic_data import write_benchmarks
+from syvla.evaluation.vlm_benchmarks.synthetic_rows import ROWS as MAKE_ROWS
+from syvla.modeling_syvla import SyVLAConfig, SyVLAModel
+from syvla.processing import build_tiny_processor
 
 ROWS = 28  # one pair of each of MME's 14 categories
 
@@ -56,9 +56,9 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture(scope="session")
 def fixed_answers(lmms_eval, checkpoint):
     """`fixed_answers(function)`: a generator that answers `function(task, doc_id)` without asking the model."""
-    from evaluation.vlm_benchmarks.answer_generation import AnswerGenerator
-    from evaluation.vlm_benchmarks.answer_log import Answer
-    from evaluation.vlm_benchmarks.model_loading import load_generator
+    from syvla.evaluation.vlm_benchmarks.answer_generation import AnswerGenerator
+    from syvla.evaluation.vlm_benchmarks.answer_log import Answer
+    from syvla.evaluation.vlm_benchmarks.model_loading import load_generator
 
     loaded = load_generator(str(checkpoint), progress=False)
 

@@ -6,10 +6,10 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_5_vl import Qwen2_5_VLProcessor
 
-from evaluation.vlm_benchmarks.answer_generation import AnswerGenerator, generation_settings
-from evaluation.vlm_benchmarks.answer_log import AnswerLog
-from evaluation.vlm_benchmarks.model_loading import load_generator
-from evaluation.vlm_benchmarks.prompts import PromptRenderer, Question
+from syvla.evaluation.vlm_benchmarks.answer_generation import AnswerGenerator, generation_settings
+from syvla.evaluation.vlm_benchmarks.answer_log import AnswerLog
+from syvla.evaluation.vlm_benchmarks.model_loading import load_generator
+from syvla.evaluation.vlm_benchmarks.prompts import PromptRenderer, Question
 
 
 class LimitedMemory(torch.nn.Module):

@@ -1,6 +1,6 @@
 """The log of answers survives crashes and mixes neither checkpoints nor processes."""
 
-from evaluation.vlm_benchmarks.answer_log import Answer, AnswerLog
+from syvla.evaluation.vlm_benchmarks.answer_log import Answer, AnswerLog
 
 
 def answer(doc_id=0, checkpoint="a", text="red\n", prompt="p"):

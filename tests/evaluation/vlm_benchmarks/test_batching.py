@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluation.vlm_benchmarks.batching import prefetch, token_budget_batches, windows
+from syvla.evaluation.vlm_benchmarks.batching import prefetch, token_budget_batches, windows
 
 
 @given(st.lists(st.integers(1, 500), max_size=60), st.integers(1, 9), st.integers(1, 2000))

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation import evaluate_vlm
-from evaluation.vlm_benchmarks.benchmark_report import VLMResult, read_scores
-from evaluation.vlm_benchmarks.benchmarks import BENCHMARKS
-from evaluation.vlm_benchmarks.evaluate_vlm import main
-from evaluation.vlm_benchmarks.synthetic_data import oracle_answer, write_benchmarks
+from syvla.evaluation import evaluate_vlm
+from syvla.evaluation.vlm_benchmarks.benchmark_report import VLMResult, read_scores
+from syvla.evaluation.vlm_benchmarks.benchmarks import BENCHMARKS
+from syvla.evaluation.vlm_benchmarks.evaluate_vlm import main
+from syvla.evaluation.vlm_benchmarks.synthetic_data import oracle_answer, write_benchmarks
 
 BY_TASK = {benchmark.task: name for name, benchmark in BENCHMARKS.items()}
 
@@ -73,9 +73,9 @@ def test_ai2d_reads_letters_as_strictly_as_upstream(run, rows, answer, right):
 
 def test_training_chats_are_the_prompts_of_the_harness(run, rows, lmms_eval, data_root, checkpoint):
     """So that a model trained on synthetic chats is asked in the words it was trained on."""
-    from evaluation.vlm_benchmarks.lmms_model import _load_chat
-    from evaluation.vlm_benchmarks.synthetic_data import CHATS
-    from evaluation.vlm_benchmarks.task_loading import load_task
+    from syvla.evaluation.vlm_benchmarks.lmms_model import _load_chat
+    from syvla.evaluation.vlm_benchmarks.synthetic_data import CHATS
+    from syvla.evaluation.vlm_benchmarks.task_loading import load_task
 
     for name, benchmark in BENCHMARKS.items():
         task = load_task(benchmark, data_root)

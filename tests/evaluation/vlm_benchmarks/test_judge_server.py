@@ -6,8 +6,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from evaluation import evaluate_vlm
-from evaluation.vlm_benchmarks.judge_server import JudgeServer
+from syvla.evaluation import evaluate_vlm
+from syvla.evaluation.vlm_benchmarks.judge_server import JudgeServer
 
 
 class StandIn:

@@ -8,7 +8,7 @@ import filelock
 import pytest
 from PIL import Image, ImageFile
 
-from evaluation.vlm_benchmarks.lmms_eval_import import contained_changes, require_lmms_eval
+from syvla.evaluation.vlm_benchmarks.lmms_eval_import import contained_changes, require_lmms_eval
 
 pytest.importorskip("lmms_eval", reason="lmms-eval is not installed; scripts/install_test_peers.sh installs it")
 

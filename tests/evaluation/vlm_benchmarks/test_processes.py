@@ -11,9 +11,9 @@ import pytest
 import yaml
 from killed_processes import killed_at
 
-from evaluation import evaluate_vlm
-from evaluation.vlm_benchmarks.answer_log import AnswerLog
-from evaluation.vlm_benchmarks.benchmarks import BENCHMARKS
+from syvla.evaluation import evaluate_vlm
+from syvla.evaluation.vlm_benchmarks.answer_log import AnswerLog
+from syvla.evaluation.vlm_benchmarks.benchmarks import BENCHMARKS
 
 ROOT = Path(__file__).resolve().parents[3]
 TASKS = ["ai2d", "mmmu"]
@@ -30,7 +30,7 @@ def environment(*folders):
 def command(checkpoint, data_root, output, *more):
     options = [text for name, value in OPTIONS.items() for text in (f"--{name.replace('_', '-')}", str(value))]
     paths = ["--model", checkpoint, "--data-root", data_root, "--output", output]
-    return ["-m", "evaluation.vlm_benchmarks.evaluate_vlm", *map(str, paths), "--tasks", *TASKS, *options, *more]
+    return ["-m", "syvla.evaluation.vlm_benchmarks.evaluate_vlm", *map(str, paths), "--tasks", *TASKS, *options, *more]
 
 
 def answers(folder):
@@ -58,8 +58,8 @@ def fresh(lmms_eval, checkpoint, data_root, tmp_path_factory):
 def test_a_killed_run_is_resumed_and_equals_a_fresh_one(fresh, checkpoint, data_root, tmp_path):
     output = tmp_path / "run"
     arguments = command(checkpoint, data_root, output, "--max-batch-size", "1", "--quiet")
-    log = "evaluation.vlm_benchmarks.answer_log:AnswerLog.append"
-    moment = killed_at("evaluation.vlm_benchmarks.evaluate_vlm", log, "len(args[0].known) >= 3")
+    log = "syvla.evaluation.vlm_benchmarks.answer_log:AnswerLog.append"
+    moment = killed_at("syvla.evaluation.vlm_benchmarks.evaluate_vlm", log, "len(args[0].known) >= 3")
     killed = subprocess.run([*moment, *arguments[2:]], env=environment(), stderr=subprocess.DEVNULL)
     assert killed.returncode == -signal.SIGKILL
     assert 3 <= answers_so_far(output) < 40

@@ -8,10 +8,10 @@ from collections import Counter
 
 import pytest
 
-from evaluation.vlm_benchmarks.benchmarks import BENCHMARKS
-from evaluation.vlm_benchmarks.synthetic_data import CHATS, main, oracle_answer, write_benchmarks, write_chats
-from evaluation.vlm_benchmarks.synthetic_rows import MME_CATEGORIES, ROWS
-from processing import MultimodalDataset
+from syvla.evaluation.vlm_benchmarks.benchmarks import BENCHMARKS
+from syvla.evaluation.vlm_benchmarks.synthetic_data import CHATS, main, oracle_answer, write_benchmarks, write_chats
+from syvla.evaluation.vlm_benchmarks.synthetic_rows import MME_CATEGORIES, ROWS
+from syvla.processing import MultimodalDataset
 
 
 def rows_of(root, benchmark):

@@ -4,9 +4,9 @@ import random
 
 import pytest
 
-from evaluation.vlm_benchmarks.hallusion_accuracy import hallusion_accuracies
-from evaluation.vlm_benchmarks.synthetic_rows import hallusion_rows
-from evaluation.vlm_benchmarks.yes_no_rule import rule_verdict, yes_or_no
+from syvla.evaluation.vlm_benchmarks.hallusion_accuracy import hallusion_accuracies
+from syvla.evaluation.vlm_benchmarks.synthetic_rows import hallusion_rows
+from syvla.evaluation.vlm_benchmarks.yes_no_rule import rule_verdict, yes_or_no
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from lerobot.robots import Robot, RobotConfig
 
-from evaluation.environments import make_environment
+from syvla.evaluation.environments import make_environment
 
 
 @RobotConfig.register_subclass("tabletop_robot")

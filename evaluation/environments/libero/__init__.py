@@ -1,0 +1,1 @@
+"""LIBERO: suites, environment and scripted experts."""

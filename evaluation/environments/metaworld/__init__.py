@@ -1,0 +1,1 @@
+"""MetaWorld: tasks, environment and scripted experts."""

@@ -1,0 +1,1 @@
+"""The dual-arm tabletop: scene, tasks and scripted experts."""

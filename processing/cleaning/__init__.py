@@ -1,0 +1,1 @@
+"""Filters that find unusable demonstrations (`syvla-clean`)."""

@@ -1,0 +1,1 @@
+"""Writing LeRobot datasets, safe against crashes."""

@@ -1,0 +1,1 @@
+"""LeRobot datasets: format, metadata and the reader."""

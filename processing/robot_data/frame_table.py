@@ -1,0 +1,194 @@
+"""The numeric columns of the selected episodes, loaded once, and where each frame's images lie."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm.auto import tqdm
+
+from .arrow_columns import to_numpy
+from .lerobot_format import LANGUAGE_PERSISTENT, DatasetError
+from .metadata import DatasetMetadata
+
+_MANY_FILES = 200  # from here on loading shows a progress bar
+
+
+@dataclass(frozen=True)
+class FrameTable:
+    """Frames of the selected episodes, one after the other (N in sum).
+
+    Attributes:
+        state: float32 (N, D_state), raw units.
+        action: float32 (N, D_action), raw units.
+        timestamp: float64 (N,), seconds since the start of the episode.
+        frame_index: int64 (N,), within the episode.
+        index: int64 (N,), within the whole data set.
+        task_index: int64 (N,).
+        position: int32 (N,), which of the selected episodes.
+        starts: int64 (episodes + 1,), first frame of each selected episode, then N.
+        stretches: int64 (stretches + 1,), first frame of each unbroken stretch of recorded frames, then N: `starts`, and
+            the frame after each gap that a filter made. No chunk of actions runs past the end of its stretch.
+        thought: int32 (N,), index into `thoughts`; -1 where there is none.
+        thoughts: The distinct thoughts.
+        files: Data files, relative to the root.
+        file: int32 (N,), index into `files`.
+        row: int64 (N,), row in that file.
+    """
+
+    state: np.ndarray
+    action: np.ndarray
+    timestamp: np.ndarray
+    frame_index: np.ndarray
+    index: np.ndarray
+    task_index: np.ndarray
+    position: np.ndarray
+    starts: np.ndarray
+    stretches: np.ndarray
+    thought: np.ndarray
+    thoughts: list[str]
+    files: list[str]
+    file: np.ndarray
+    row: np.ndarray
+
+
+def load_frames(
+    metadata: DatasetMetadata, episodes: Sequence[int], state_key: str, action_key: str, thought_column: str | None
+) -> FrameTable:
+    """Reads the numeric columns of the selected episodes from their parquet files.
+
+    Raises:
+        DatasetError: Files missing or unreadable, columns missing or of another size than `info.json` says, rows that do
+            not match the episode's length; lists every problem.
+    """
+    loader = _Loader(metadata, state_key, action_key, thought_column)
+    by_file: dict[str, list[tuple[int, int]]] = {}
+    for position, episode in enumerate(episodes):
+        by_file.setdefault(metadata.data_path(episode), []).append((position, episode))
+    for path in tqdm(by_file, desc="Reading frames", unit="file", disable=len(by_file) < _MANY_FILES, leave=False):
+        loader.load(path, by_file[path])
+    if loader.problems:
+        raise DatasetError(metadata.root, loader.problems)
+    return loader.finish()
+
+
+class _Loader:
+    def __init__(self, metadata: DatasetMetadata, state_key: str, action_key: str, thought_column: str | None):
+        self.metadata = metadata
+        self.problems: list[str] = []
+        self._numeric = {
+            "episode_index": ("int64", ()),
+            "frame_index": ("int64", ()),
+            "index": ("int64", ()),
+            "task_index": ("int64", ()),
+            "timestamp": ("float64", ()),
+            state_key: ("float32", tuple(metadata.info.features[state_key]["shape"])),
+            action_key: ("float32", tuple(metadata.info.features[action_key]["shape"])),
+        }
+        self._names = {state_key: "state", action_key: "action"}
+        self._state_key, self._action_key = state_key, action_key
+        self._thought_column = thought_column
+        self._thoughts: dict[str, int] = {}
+        self._files: list[str] = []
+        self._parts: dict[int, dict[str, np.ndarray]] = {}
+
+    def load(self, path: str, episodes: list[tuple[int, int]]) -> None:
+        full = self.metadata.root / path
+        if not full.is_file():
+            self.problems.append(
+                f"{path}: the data file is missing; the download or copy is incomplete, fetch it again"
+            )
+            return
+        try:
+            with pq.ParquetFile(full) as file:
+                self._load(Path(path).as_posix(), file, episodes)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            self.problems.append(f"{path}: {error}")
+
+    def _load(self, path: str, file: pq.ParquetFile, episodes: list[tuple[int, int]]) -> None:
+        needed = [*self._numeric, *([self._thought_column] if self._thought_column else [])]
+        missing = [name for name in dict.fromkeys(needed) if name not in file.schema_arrow.names]
+        if missing:
+            raise ValueError(f"columns {missing} are missing, meta/info.json lists them; restore the file")
+        table = file.read(columns=list(self._numeric))
+        columns = {
+            name: to_numpy(table.column(name), shape, dtype, name) for name, (dtype, shape) in self._numeric.items()
+        }
+        owner = columns["episode_index"]
+        if (np.diff(owner) < 0).any():
+            raise ValueError("rows are not in the order of their episodes; restore the file")
+        self._files.append(path)
+        ranges = [
+            (position, episode, *np.searchsorted(owner, [episode, episode + 1])) for position, episode in episodes
+        ]
+        thoughts = self._read_thoughts(file, columns, [(int(low), int(high)) for *_, low, high in ranges])
+        for position, episode, low, high in ranges:
+            length = int(self.metadata.lengths[episode])
+            frame = columns["frame_index"][low:high]
+            if high - low != length or not np.array_equal(frame, np.arange(length)):
+                self.problems.append(
+                    f"{path}: holds {high - low} frames of episode {episode}, its metadata says {length}; restore the file"
+                )
+                continue
+            part = {self._names.get(name, name): columns[name][low:high] for name in self._numeric}
+            if self._state_key == self._action_key:
+                part["state"] = part["action"]
+            tasks = part["task_index"]
+            if tasks.min() < 0 or tasks.max() >= len(self.metadata.tasks):
+                self.problems.append(f"{path}: episode {episode} has a task_index without a task; restore meta/tasks")
+            part["thought"] = thoughts[low:high]
+            part["position"] = np.full(length, position, np.int32)
+            part["file"] = np.full(length, len(self._files) - 1, np.int32)
+            part["row"] = np.arange(low, high)
+            self._parts[position] = part
+
+    def _read_thoughts(
+        self, file: pq.ParquetFile, columns: dict[str, np.ndarray], ranges: list[tuple[int, int]]
+    ) -> np.ndarray:
+        """Index of each row's thought, int32 (rows,)."""
+        codes = np.full(len(columns["index"]), -1, np.int32)
+        if self._thought_column is None:
+            return codes
+        if self._thought_column != LANGUAGE_PERSISTENT:
+            texts = file.read(columns=[self._thought_column]).column(0).combine_chunks().dictionary_encode()
+            if isinstance(texts, pa.ChunkedArray):
+                texts = texts.combine_chunks()
+            mapping = np.array([self._code(text) for text in texts.dictionary.to_pylist()] + [-1], np.int32)
+            return mapping[texts.indices.fill_null(len(mapping) - 1).to_numpy(zero_copy_only=False)]
+        # The rows of an episode are repeated on each of its frames: the first frame's are enough.
+        start, stop = 0, 0
+        group, rows = -1, None
+        for low, high in sorted(ranges):
+            while low >= stop and group + 1 < file.num_row_groups:
+                group, start, rows = group + 1, stop, None
+                stop += file.metadata.row_group(group).num_rows
+            if low >= high or low >= stop:
+                continue
+            if rows is None:
+                rows = file.read_row_group(group, columns=[self._thought_column]).column(self._thought_column)
+            times, values = self._subtasks(rows[low - start].as_py() or [])
+            latest = np.searchsorted(times, columns["timestamp"][low:high] + 1e-4, side="right") - 1
+            codes[low:high] = np.where(latest >= 0, values[latest], -1) if len(values) else -1
+        return codes
+
+    def _subtasks(self, rows: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+        found = [(row["timestamp"], row["content"]) for row in rows if row.get("style") == "subtask" and row["content"]]
+        found.sort(key=lambda row: row[0])
+        return np.array([time for time, _ in found]), np.array([self._code(text) for _, text in found], np.int32)
+
+    def _code(self, text: str | None) -> int:
+        return self._thoughts.setdefault(text, len(self._thoughts)) if text else -1
+
+    def finish(self) -> FrameTable:
+        parts = [self._parts[position] for position in sorted(self._parts)]
+        joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        del joined["episode_index"]
+        starts = np.concatenate([[0], np.cumsum([len(part["index"]) for part in parts])])
+        for name in ("state", "action"):
+            joined[name] = joined[name].reshape(len(joined["index"]), -1)
+        return FrameTable(starts=starts, stretches=starts, thoughts=list(self._thoughts), files=self._files, **joined)

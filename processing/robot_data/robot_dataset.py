@@ -1,0 +1,388 @@
+"""Robot demonstrations as training samples: a map-style reader of LeRobot data sets (v3.0 and v2.1)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from syvla.processing.normalization import RunningStatistics
+from syvla.processing.transforms import infer_cameras
+
+from .delta_actions import delta_vectors
+from .frame_filter import FrameFilter
+from .frame_table import load_frames
+from .image_store import MEMORY_LIMIT, ImageStore
+from .lerobot_format import IMAGE_DTYPES, LANGUAGE_PERSISTENT, DatasetError, dimension_names, image_size, is_depth
+from .metadata import DatasetMetadata, read_metadata
+from .source import locate_dataset
+from .video import VideoReaders
+
+logger = logging.getLogger(__name__)
+
+
+class RobotDataset(torch.utils.data.Dataset):
+    """Frames of a LeRobot data set, each with the chunk of actions that starts there.
+
+    An item is a dict: `images` {view: uint8 (H, W, 3)}, `text` (the instruction), `thought` (str or None), `embodiment`,
+    `state` float32 (D_state,) and `actions` float32 (T, D_action) in raw physical units, `action_is_pad` bool (T,), True
+    beyond the end of the episode, or from a frame on that a filter removed, where the last action is repeated, `index`,
+    `episode_index`, `frame_index` (int) and `timestamp` (seconds, float).
+
+    States, actions and indices are held in memory; images are decoded when asked for. Works with forked and spawned
+    data-loader workers: open files are never shared between processes.
+
+    Args:
+        root_or_repo_id: Folder of the data set, or "organisation/name" on the Hub.
+        embodiment: Name under which the processor and the model know this robot's dimensions.
+        cameras: View to camera feature, for example `{"center": "observation.images.head"}`; views left out are absent
+            from the items. None infers it from the features' names.
+        state_key: Feature that is the robot's state.
+        action_key: Feature that is the action.
+        chunk_size: Number of actions T in a chunk.
+        episodes: Which episodes, in which order; None takes all.
+        thought_source: "auto": the sub-tasks of LeRobot's `language_persistent` column if there is one, else no
+            thoughts; None: no thoughts; otherwise the name of a text column.
+        revision: Revision of a Hub data set; None takes the tag "v3.0".
+        tolerance_s: Largest distance in seconds between a frame's timestamp and its video frame.
+        cache_images: Decode all images once and keep them in memory (N x H x W x 3 bytes per view); for small images.
+        memory_limit: Bytes of images stored in parquet up to which they are held in memory undecoded.
+        cache_dir: Folder for the memory-mapped copies of larger ones; None is `syvla/arrow` in the Hugging Face cache.
+        control_hz: Steps per second of the action chunks, where other than the data set's frame rate; the target at a step
+            between two frames is interpolated. For actions that are target positions: ones that are increments per frame
+            (velocities, end-effector deltas) would need scaling: keep their own rate.
+        resample: "linear" interpolation between frames, or the "nearest" frame's action.
+        filter_file: Filter file of `syvla-clean`: its episodes and frames are left out.
+
+    Raises:
+        FileNotFoundError: No data set there.
+        DatasetError: The data set contradicts itself or the arguments; lists every problem with its fix.
+    """
+
+    def __init__(
+        self,
+        root_or_repo_id: str | Path,
+        *,
+        embodiment: str,
+        cameras: dict[str, str] | None = None,
+        state_key: str = "observation.state",
+        action_key: str = "action",
+        chunk_size: int = 50,
+        episodes: Sequence[int] | None = None,
+        thought_source: str | None = "auto",
+        revision: str | None = None,
+        tolerance_s: float = 1e-4,
+        cache_images: bool = False,
+        memory_limit: int = MEMORY_LIMIT,
+        cache_dir: str | Path | None = None,
+        filter_file: str | Path | None = None,
+        control_hz: float | None = None,
+        resample: str = "linear",
+    ):
+        if chunk_size < 1:
+            raise ValueError(f"chunk_size: expected at least 1, got {chunk_size}")
+        if control_hz is not None and not 0 < control_hz < float("inf"):
+            raise ValueError(f"control_hz: expected a positive number of steps per second, got {control_hz}")
+        if resample not in ("linear", "nearest"):
+            raise ValueError(f"resample: expected 'linear' or 'nearest', got {resample!r}")
+        wanted = None if cameras is None else cameras.values()
+        self.root = locate_dataset(root_or_repo_id, revision=revision, episodes=episodes, cameras=wanted)
+        self.metadata = read_metadata(self.root)
+        self.info = self.metadata.info
+        self.embodiment, self.chunk_size, self.tolerance_s = embodiment, chunk_size, tolerance_s
+        self.state_key, self.action_key = state_key, action_key
+        self.episodes = list(range(self.info.total_episodes)) if episodes is None else [int(e) for e in episodes]
+        chosen = None if filter_file is None else FrameFilter.load(filter_file)
+        if chosen is not None:
+            chosen.check(self.metadata)
+        problems = _argument_problems(self.metadata, self.episodes, cameras, state_key, action_key, thought_source)
+        if problems:
+            raise DatasetError(self.root, problems)
+        if chosen is not None:
+            self.episodes = chosen.kept_episodes(self.episodes, self.metadata)
+            if not self.episodes:
+                raise DatasetError(self.root, [f"filter_file: {filter_file} removes every selected episode"])
+        self.cameras = dict(infer_cameras(self.info.camera_keys) if cameras is None else cameras)
+        self.thought_column = LANGUAGE_PERSISTENT if thought_source == "auto" else thought_source
+        if thought_source == "auto" and LANGUAGE_PERSISTENT not in self.features:
+            self.thought_column = None
+        self._frames = load_frames(self.metadata, self.episodes, state_key, action_key, self.thought_column)
+        if chosen is not None:
+            self._frames = chosen.apply(self._frames, self.episodes)
+        self._sizes = {key: image_size(self.features[key]) for key in self.cameras.values()}
+        stored = {key: size for key, size in self._sizes.items() if self.features[key]["dtype"] == "image"}
+        self._images = ImageStore(self.root, self._frames.files, stored, memory_limit, cache_dir) if stored else None
+        self._videos = VideoReaders()
+        self._segments = {
+            view: [self.metadata.video(episode, key) for episode in self.episodes]
+            for view, key in self.cameras.items()
+            if key not in stored
+        }
+        self.control_hz = control_hz or self.fps
+        self._frames_per_step = self.fps / self.control_hz
+        self._steps = np.arange(chunk_size) * self._frames_per_step  # in frames
+        self._interpolates = resample == "linear" and not float(self._frames_per_step).is_integer()
+        self._cache: dict[str, np.ndarray] | None = None
+        if cache_images:
+            self._cache = self._decode_all()
+
+    def __len__(self) -> int:
+        return len(self._frames.index)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        frames = self._frames
+        index = int(index)
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index {index} is out of range: {self.root} has {len(self)} frames in these episodes")
+        index %= len(self)
+        position = int(frames.position[index])
+        wanted = index + self._steps
+        last = int(frames.stretches[np.searchsorted(frames.stretches, index, side="right")]) - 1
+        thought = int(frames.thought[index])
+        return {
+            "images": {view: self.read_image(view, index) for view in self.cameras},
+            "text": self.tasks[frames.task_index[index]],
+            "thought": frames.thoughts[thought] if thought >= 0 else None,
+            "embodiment": self.embodiment,
+            "state": frames.state[index].copy(),
+            "actions": self._actions_at(np.minimum(wanted, last)),
+            "action_is_pad": wanted > last,
+            "index": int(frames.index[index]),
+            "episode_index": self.episodes[position],
+            "frame_index": int(frames.frame_index[index]),
+            "timestamp": float(frames.timestamp[index]),
+        }
+
+    def _actions_at(self, positions: np.ndarray) -> np.ndarray:
+        """Actions (T, D_action) at frames that need not be whole."""
+        if not self._interpolates:
+            return self._frames.action[np.floor(positions + 0.5).astype(np.int64)]
+        low = np.floor(positions).astype(np.int64)
+        share = (positions - low).astype(np.float32)[:, None]
+        high = np.minimum(low + 1, np.ceil(positions).astype(np.int64))
+        return self._frames.action[low] * (1 - share) + self._frames.action[high] * share
+
+    # -- what the data set is -----------------------------------------------------------------------------------------
+
+    @property
+    def fps(self) -> float:
+        """Frames per second."""
+        return self.info.fps
+
+    @property
+    def features(self) -> dict[str, dict[str, Any]]:
+        """Features as in `meta/info.json`."""
+        return self.info.features
+
+    @property
+    def tasks(self) -> list[str]:
+        """Every instruction of the data set, by task index."""
+        return self.metadata.tasks
+
+    @property
+    def num_frames(self) -> int:
+        return len(self)
+
+    @property
+    def num_episodes(self) -> int:
+        return len(self.episodes)
+
+    @property
+    def episode_lengths(self) -> np.ndarray:
+        """int64 (episodes,), frames of each selected episode."""
+        return np.diff(self._frames.starts)
+
+    @property
+    def episode_starts(self) -> np.ndarray:
+        """int64 (episodes,), this data set's index of each selected episode's first frame."""
+        return self._frames.starts[:-1]
+
+    @property
+    def state_dim(self) -> int:
+        return self.states.shape[1]
+
+    @property
+    def action_dim(self) -> int:
+        return self.actions.shape[1]
+
+    @property
+    def state_names(self) -> list[str] | None:
+        """Names of the state's dimensions; None if the data set gives none."""
+        return dimension_names(self.features[self.state_key])
+
+    @property
+    def action_names(self) -> list[str] | None:
+        """Names of the action's dimensions; None if the data set gives none."""
+        return dimension_names(self.features[self.action_key])
+
+    @property
+    def states(self) -> np.ndarray:
+        """float32 (N, D_state) of all frames, raw units; do not write to it."""
+        return self._frames.state
+
+    @property
+    def actions(self) -> np.ndarray:
+        """float32 (N, D_action) of all frames, raw units; do not write to it."""
+        return self._frames.action
+
+    @property
+    def timestamps(self) -> np.ndarray:
+        """float64 (N,), seconds since the start of each episode, as stored; do not write to it."""
+        return self._frames.timestamp
+
+    @property
+    def task_indices(self) -> np.ndarray:
+        """int64 (N,), number of each frame's instruction in `tasks`; do not write to it."""
+        return self._frames.task_index
+
+    @property
+    def thoughts(self) -> list[str]:
+        """The distinct thoughts of the selected episodes; empty without thoughts."""
+        return self._frames.thoughts
+
+    @cached_property
+    def used_tasks(self) -> list[str]:
+        """The instructions of the selected episodes."""
+        return [self.tasks[task] for task in np.unique(self._frames.task_index)]
+
+    def longest_text_frames(self) -> set[int]:
+        """A frame with the longest instruction and one with the longest thought, by characters."""
+        frames = self._frames
+        longest_task = max(np.unique(frames.task_index), key=lambda task: len(self.tasks[task]))
+        found = {int(np.argmax(frames.task_index == longest_task))}
+        if frames.thoughts:
+            longest_thought = max(range(len(frames.thoughts)), key=lambda thought: len(frames.thoughts[thought]))
+            found.add(int(np.argmax(frames.thought == longest_thought)))
+        return found
+
+    @cached_property
+    def num_frames_with_thought(self) -> int:
+        return int((self._frames.thought >= 0).sum())
+
+    def statistics(self, delta_actions: Sequence[int] | None = None) -> dict[str, dict[str, list[float]]]:
+        """Exact statistics of state and action over all frames of the selected episodes (`RunningStatistics.result`).
+
+        Args:
+            delta_actions: As in `SyVLAProcessor.set_embodiment`; the action's statistics are then those of the differences
+                over all steps of all chunks.
+
+        Raises:
+            ValueError: A value is NaN or infinite.
+        """
+        return pooled_statistics([self], delta_actions)
+
+    def action_vectors(self, delta_actions: Sequence[int] | None = None) -> Iterator[np.ndarray]:
+        """The vectors (n, D_action) that the action's statistics are taken over."""
+        if delta_actions is None:
+            yield self.actions
+        else:
+            frames = self._frames
+            arguments = (frames.action, frames.state, frames.stretches, delta_actions)
+            yield from delta_vectors(*arguments, self.chunk_size, self._frames_per_step)
+
+    # -- images -------------------------------------------------------------------------------------------------------
+
+    def read_image(self, view: str, index: int) -> np.ndarray:
+        """Decodes the image of a view at a frame, uint8 (H, W, 3); ValueError that names the file where it cannot."""
+        if self._cache is not None:
+            return self._cache[view][index].copy()
+        key = self.cameras[view]
+        if view not in self._segments:
+            assert self._images is not None
+            return self._images.read(int(self._frames.file[index]), int(self._frames.row[index]), key)
+        frames = self._frames
+        segment = self._segments[view][frames.position[index]]
+        reader = self._videos.get(self.root / segment.path, self._sizes[key])
+        return reader.read(segment.start + self._time(index), self.tolerance_s)
+
+    def _time(self, index: int) -> float:
+        """Seconds since the episode's start; stored in float32, which is too coarse in long episodes."""
+        exact = float(self._frames.frame_index[index]) / self.fps
+        stored = float(self._frames.timestamp[index])
+        return exact if abs(exact - stored) <= self.tolerance_s else stored
+
+    def _decode_all(self) -> dict[str, np.ndarray]:
+        cache = {view: np.empty((len(self), *self._sizes[key], 3), np.uint8) for view, key in self.cameras.items()}
+        for index in tqdm(range(len(self)), desc="Decoding images", disable=len(self) < 2000, leave=False):
+            for view, images in cache.items():
+                images[index] = self.read_image(view, index)
+        return cache
+
+
+def pooled_statistics(
+    datasets: Sequence[RobotDataset], delta_actions: Sequence[int] | None = None
+) -> dict[str, dict[str, list[float]]]:
+    """Exact statistics over the frames of several data sets of one embodiment; see `RobotDataset.statistics`.
+
+    Raises:
+        ValueError: A value is NaN or infinite, or the data sets have different dimensions; names them.
+    """
+    result = {}
+    for kind in ("state", "action"):
+        dims = {str(dataset.root): getattr(dataset, f"{kind}_dim") for dataset in datasets}
+        if len(set(dims.values())) > 1:
+            listed = ", ".join(f"{root} has {dim}" for root, dim in dims.items())
+            raise ValueError(
+                f"{kind}: data sets of embodiment {datasets[0].embodiment!r} have different dimensions: {listed}; give each "
+                "kind of robot an embodiment of its own"
+            )
+        running = RunningStatistics(getattr(datasets[0], f"{kind}_dim"))
+        for dataset in datasets:
+            try:
+                for values in [dataset.states] if kind == "state" else dataset.action_vectors(delta_actions):
+                    running.update(values)
+            except ValueError as error:
+                raise ValueError(f"{dataset.root}: {kind}: {error}") from error
+        result[kind] = running.result()
+    return result
+
+
+def _argument_problems(
+    metadata: DatasetMetadata,
+    episodes: Sequence[int],
+    cameras: dict[str, str] | None,
+    state_key: str,
+    action_key: str,
+    thought_source: str | None,
+) -> list[str]:
+    features, total = metadata.info.features, metadata.info.total_episodes
+    problems = []
+    for name, key in (("state_key", state_key), ("action_key", action_key)):
+        feature = features.get(key)
+        if feature is None or feature["dtype"] in (*IMAGE_DTYPES, "string", "language") or len(feature["shape"]) != 1:
+            vectors = [k for k, f in features.items() if f["dtype"].startswith("float") and len(f["shape"]) == 1]
+            problems.append(f"{name}: {key!r} is no vector feature of this data set; choose one of {vectors}")
+    if not total:
+        problems.append("the data set has no episodes; record some")
+    if outside := [episode for episode in episodes if not 0 <= episode < total]:
+        problems.append(f"episodes: {outside[:10]} do not exist; the data set has episodes 0 to {total - 1}")
+    if total and not len(episodes):
+        problems.append("episodes: the list is empty; select at least one, or None for all")
+    if len(set(episodes)) < len(episodes):
+        problems.append("episodes: an episode is listed twice; list each once")
+    available = metadata.info.camera_keys
+    if cameras is None:
+        try:
+            infer_cameras(available) if available else problems.append("cameras: the data set has no camera feature")
+        except ValueError as error:
+            problems.append(str(error))
+    else:
+        for view, key in cameras.items():
+            if key not in available:
+                depth = " (a depth map)" if key in features and is_depth(features[key]) else ""
+                problems.append(
+                    f"cameras: {view}: {key!r}{depth} is no camera of this data set; choose from {available}"
+                )
+    if thought_source not in (None, "auto") and features.get(thought_source, {}).get("dtype") not in (
+        "string",
+        "language",
+    ):
+        texts = [key for key, feature in features.items() if feature["dtype"] in ("string", "language")]
+        problems.append(f"thought_source: {thought_source!r} is no text column of this data set; choose from {texts}")
+    return problems

@@ -1,0 +1,368 @@
+"""Clients of the policy server: `PolicyClient` for a plain loop, `AsyncPolicyClient` for asyncio. No torch.
+
+They speak openpi's websocket protocol, so they also work with other servers that do. Every request carries a seed and a
+request id chosen here: a request that is sent again after a lost connection gets the same actions and is recorded once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from syvla.serving.wire.msgpack_codec import CodecLimits, pack, unpack
+
+_REPLY_LIMITS = CodecLimits()
+_REPEATABLE = (ConnectionError, TimeoutError, OSError, EOFError)
+
+
+class PolicyError(RuntimeError):
+    """The server refused a request and says why; the connection stays usable. Sending it again would not help.
+
+    Attributes:
+        status: HTTP status, over HTTP.
+        cause: The server's label of the refusal, where it gives one.
+    """
+
+    status: int | None = None
+    cause: str | None = None
+
+
+class Unreachable(ConnectionError):
+    """No connection or no answer, after all retries; `__cause__` is the last failure."""
+
+
+@dataclass(frozen=True)
+class ClientOptions:
+    """How patient a client is. Defaults are ours: a policy that takes more than 30 s is of no use to a moving robot.
+
+    Attributes:
+        token: The server's, if it wants one.
+        connect_timeout: Seconds to open a connection and get the metadata.
+        read_timeout: Seconds to wait for an answer.
+        retries: Further attempts after a lost connection or a missing answer.
+        backoff: Seconds before the first of them, doubled each time with up to a quarter more or less, at most
+            `max_backoff`.
+        ping_interval: Seconds between keepalive pings, and for their answer. None sends none, for servers that answer
+            none while their policy computes (openpi's), which would then be taken for dead.
+        extras: Whether to add seed, request id, session id and reset where a request has none. Off for servers that may
+            refuse keys which they do not know.
+    """
+
+    token: str | None = None
+    connect_timeout: float = 10.0
+    read_timeout: float = 30.0
+    retries: int = 4
+    backoff: float = 0.25
+    max_backoff: float = 4.0
+    ping_interval: float | None = 20.0
+    extras: bool = True
+
+    def pauses(self) -> Iterator[float]:
+        """Seconds to sleep before each further attempt."""
+        for attempt in range(self.retries):
+            yield min(self.max_backoff, self.backoff * 2**attempt) * random.uniform(0.75, 1.25)
+
+    def connect_arguments(self) -> dict[str, Any]:
+        headers = {"Authorization": f"Api-Key {self.token}"} if self.token else None
+        return {
+            "compression": None,
+            "max_size": _REPLY_LIMITS.max_message_bytes,
+            "additional_headers": headers,
+            "ping_interval": self.ping_interval,
+            "ping_timeout": self.ping_interval,
+        }
+
+
+def observation_request(
+    images: Mapping[str, np.ndarray], state: np.ndarray, prompt: str, **extras: Any
+) -> dict[str, Any]:
+    """A request in the server's native dialect (LeRobot's keys).
+
+    Args:
+        images: Camera to uint8 (H, W, 3).
+        state: (D,), physical units.
+        prompt: The instruction.
+        **extras: Options of the server, such as `seed`, `think`, `episode_id`, `executed_steps`, `prev_chunk`.
+    """
+    named = {f"observation.images.{camera}": np.asarray(image) for camera, image in images.items()}
+    state = np.asarray(state, dtype=np.float32)
+    return {**named, "observation.state": state, "prompt": prompt, **{k: v for k, v in extras.items() if v is not None}}
+
+
+class _Conversation:
+    """What both clients share: messages, the pending reset, and what a reply means."""
+
+    def __init__(self, extras: bool) -> None:
+        self.session = uuid.uuid4().hex
+        self._extras = extras
+        self._reset = False
+
+    def request(self, request: Mapping[str, Any]) -> tuple[bytes, str]:
+        """The message, and its request id."""
+        if not self._extras:
+            return pack(dict(request)), ""
+        full = {"seed": secrets.randbits(31), "request_id": uuid.uuid4().hex, "session_id": self.session, **request}
+        if self._reset:
+            full.setdefault("reset", True)
+        return pack(full), str(full["request_id"])
+
+    def answered(self) -> None:
+        self._reset = False
+
+    def reset(self) -> None:
+        self._reset = True
+
+    @staticmethod
+    def metadata(message: str | bytes) -> dict[str, Any]:
+        if isinstance(message, str):
+            raise PolicyError(message)
+        return unpack(message, _REPLY_LIMITS)[0]
+
+    @staticmethod
+    def reply(message: str | bytes, request_id: str) -> dict[str, Any]:
+        if isinstance(message, str):
+            raise PolicyError(message)
+        reply = unpack(message, _REPLY_LIMITS)[0]
+        if not isinstance(reply, dict) or "actions" not in reply:
+            raise PolicyError(f"reply: expected a map with actions, got {str(reply)[:200]}")
+        if request_id and reply.get("request_id", request_id) != request_id:
+            raise ConnectionError(f"reply: expected the answer to {request_id}, got that to {reply['request_id']}")
+        return reply
+
+
+class PolicyClient:
+    """A policy behind a websocket.
+
+    Args:
+        url: `ws://host:port` (or `wss://`).
+        options: Patience and token.
+        **changes: Single fields of `ClientOptions`, such as `token="..."`.
+
+    The connection is opened at once, and again whenever it was lost. Arrays in replies are read-only; copy them to write.
+
+    Raises:
+        Unreachable: No server there, or it never answers.
+        PolicyError: The server refuses the token or the request.
+    """
+
+    def __init__(self, url: str, options: ClientOptions | None = None, **changes: Any) -> None:
+        self.url, self.options = websocket_url(url), ClientOptions(**{**vars(options or ClientOptions()), **changes})
+        self._conversation = _Conversation(self.options.extras)
+        self._socket: Any = None
+        self._metadata: dict[str, Any] = {}
+        self._attempts(lambda: self._connected())
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What the server said about itself when the connection was opened."""
+        return self._metadata
+
+    def infer(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Sends a request as it is, in any dialect of the server, with `ClientOptions.extras` added where missing.
+
+        Returns:
+            The reply; `actions` is float32 (T, D), physical units.
+        """
+        message, request_id = self._conversation.request(request)
+
+        def ask() -> dict[str, Any]:
+            socket = self._connected()
+            socket.send(message)
+            return self._conversation.reply(socket.recv(timeout=self.options.read_timeout), request_id)
+
+        reply = self._attempts(ask)
+        self._conversation.answered()
+        return reply
+
+    def act(self, images: Mapping[str, np.ndarray], state: np.ndarray, prompt: str, **extras: Any) -> dict[str, Any]:
+        """Actions for an observation; arguments as for `observation_request`, reply as from `infer`."""
+        return self.infer(observation_request(images, state, prompt, **extras))
+
+    def reset(self) -> None:
+        """A new episode begins with the next request."""
+        self._conversation.reset()
+
+    def close(self) -> None:
+        socket, self._socket = self._socket, None
+        if socket is not None:
+            socket.close()
+
+    def __enter__(self) -> PolicyClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _connected(self) -> Any:
+        if self._socket is None:
+            from websockets.sync.client import connect
+
+            options = self.options
+            # Entered, as newer websockets ask for, and left by `close`.
+            socket = connect(self.url, open_timeout=options.connect_timeout, **options.connect_arguments()).__enter__()
+            try:
+                self._metadata = _Conversation.metadata(socket.recv(timeout=options.connect_timeout))
+            except BaseException:
+                socket.close()
+                raise
+            self._socket = socket
+        return self._socket
+
+    def _attempts(self, work: Any) -> Any:
+        pauses = self.options.pauses()
+        while True:
+            try:
+                return work()
+            except Exception as error:
+                cause = _repeatable(error, self.url)
+                if isinstance(error, PolicyError):
+                    raise
+                self._drop()
+                if cause is None:
+                    raise
+                pause = next(pauses, None)
+                if pause is None:
+                    raise _unreachable(self.url, self.options, error) from error
+                time.sleep(pause)
+
+    def _drop(self) -> None:
+        """A connection that failed is never used again: a late answer must not be taken for that to the next request."""
+        socket, self._socket = self._socket, None
+        if socket is not None:
+            socket.close_timeout = 0.1
+            socket.close()
+
+
+class AsyncPolicyClient:
+    """`PolicyClient` for asyncio: `async with AsyncPolicyClient(url) as client: reply = await client.act(...)`.
+
+    Requests of one client are answered one after the other; use several clients for more at once.
+    """
+
+    def __init__(self, url: str, options: ClientOptions | None = None, **changes: Any) -> None:
+        self.url, self.options = websocket_url(url), ClientOptions(**{**vars(options or ClientOptions()), **changes})
+        self._conversation = _Conversation(self.options.extras)
+        self._socket: Any = None
+        self._metadata: dict[str, Any] = {}
+        self._turn = asyncio.Lock()
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What the server said about itself; empty before the first connection."""
+        return self._metadata
+
+    async def infer(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """See `PolicyClient.infer`."""
+        message, request_id = self._conversation.request(request)
+
+        async def ask() -> dict[str, Any]:
+            socket = await self._connected()
+            await socket.send(message)
+            async with asyncio.timeout(self.options.read_timeout):
+                return self._conversation.reply(await socket.recv(), request_id)
+
+        async with self._turn:
+            reply = await self._attempts(ask)
+        self._conversation.answered()
+        return reply
+
+    async def act(
+        self, images: Mapping[str, np.ndarray], state: np.ndarray, prompt: str, **extras: Any
+    ) -> dict[str, Any]:
+        """See `PolicyClient.act`."""
+        return await self.infer(observation_request(images, state, prompt, **extras))
+
+    def reset(self) -> None:
+        """A new episode begins with the next request."""
+        self._conversation.reset()
+
+    async def close(self) -> None:
+        socket, self._socket = self._socket, None
+        if socket is not None:
+            await socket.close()
+
+    async def __aenter__(self) -> AsyncPolicyClient:
+        await self._attempts(self._connected)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _connected(self) -> Any:
+        if self._socket is None:
+            from websockets.asyncio.client import connect
+
+            options = self.options
+            async with asyncio.timeout(options.connect_timeout):
+                socket = await connect(self.url, open_timeout=None, **options.connect_arguments())
+                try:
+                    self._metadata = _Conversation.metadata(await socket.recv())
+                except BaseException:
+                    socket.transport.abort()
+                    raise
+            self._socket = socket
+        return self._socket
+
+    async def _attempts(self, work: Any) -> Any:
+        pauses = self.options.pauses()
+        while True:
+            try:
+                return await work()
+            except asyncio.CancelledError:
+                self._drop()  # its answer may still come
+                raise
+            except Exception as error:
+                cause = _repeatable(error, self.url)
+                if isinstance(error, PolicyError):
+                    raise
+                self._drop()
+                if cause is None:
+                    raise
+                pause = next(pauses, None)
+                if pause is None:
+                    raise _unreachable(self.url, self.options, error) from error
+                await asyncio.sleep(pause)
+
+    def _drop(self) -> None:
+        socket, self._socket = self._socket, None
+        if socket is not None:
+            socket.transport.abort()
+
+
+def websocket_url(url: str) -> str:
+    """`url` with the scheme `ws`, where it has none or that of HTTP."""
+    scheme, separator, rest = url.partition("://")
+    return f"{ {'http': 'ws', 'https': 'wss'}.get(scheme, scheme) }://{rest}" if separator else f"ws://{url}"
+
+
+def _repeatable(error: Exception, url: str) -> Exception | None:
+    """The error, if another attempt may help. Raises PolicyError where the server refused the connection itself."""
+    from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
+
+    if isinstance(error, InvalidStatus) and error.response.status_code < 500:
+        body = (error.response.body or b"").decode(errors="replace").strip()[:300]
+        raise PolicyError(
+            f"{url}: refused with HTTP {error.response.status_code}: {body or 'check the token'}"
+        ) from error
+    if isinstance(error, ConnectionClosed) and error.rcvd is not None and error.rcvd.code in (1008, 1009):
+        raise PolicyError(f"{url}: closed by the server with {error.rcvd.code}: {error.rcvd.reason}") from error
+    return error if isinstance(error, (*_REPEATABLE, WebSocketException)) else None
+
+
+def _unreachable(url: str, options: ClientOptions, error: Exception) -> Unreachable:
+    return Unreachable(
+        f"{url}: no answer after {options.retries + 1} attempts ({type(error).__name__}: {error}); is the server running?"
+    )

@@ -1,0 +1,150 @@
+"""The robot's side of a run of reinforcement learning, over HTTP. Standard library, numpy and msgpack only."""
+
+from __future__ import annotations
+
+import secrets
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from .http_client import http_act, http_json
+from .policy_client import ClientOptions, PolicyError, Unreachable, observation_request
+
+
+class EpisodeAborted(RuntimeError):
+    """The server has given the episode up: stop the robot, and begin another one."""
+
+
+class RunComplete(RuntimeError):
+    """The run has all the rollouts that it wanted."""
+
+
+class RLClient:
+    """Runs episodes on a server started with `--rl-run`.
+
+    Args:
+        url: `http://host:port`.
+        token: The server's, if it wants one.
+        options: Patience; requests that got no answer are sent again and have an effect only once.
+    """
+
+    def __init__(self, url: str, token: str | None = None, options: ClientOptions | None = None) -> None:
+        self.url, self.token, self.options = url, token, options or ClientOptions()
+        self.episode_id: str | None = None
+
+    def begin(self, wait_s: float = 3600.0) -> dict[str, Any]:
+        """Opens an episode, waiting while the server changes its policy or an update has all rollouts it needs.
+
+        Raises:
+            RunComplete: There will be no further update.
+            TimeoutError: No episode could begin within `wait_s` seconds.
+        """
+        key, until = uuid.uuid4().hex, time.monotonic() + wait_s
+        while True:
+            try:
+                begun = self._post("/rl/episodes", {"request_id": key}, busy=False)
+            except PolicyError as error:
+                if error.cause == "run_complete":
+                    raise RunComplete(str(error)) from None
+                if error.status != 503:
+                    raise
+                if time.monotonic() > until:
+                    raise TimeoutError(f"no episode could begin within {wait_s:g} s: {error}") from None
+                time.sleep(0.5)
+                continue
+            self.episode_id = begun["episode_id"]
+            return begun
+
+    def act(self, images: Mapping[str, np.ndarray], state: np.ndarray, prompt: str, **extras: Any) -> dict[str, Any]:
+        """Actions for an observation, as from `PolicyClient.act`; `executed_steps` says how many of the last chunk ran.
+
+        Raises:
+            EpisodeAborted: Stop.
+        """
+        named = {
+            "request_id": uuid.uuid4().hex,
+            "session_id": self.episode_id,
+            "episode_id": self.episode_id,
+            "seed": secrets.randbits(31),  # so that a repetition gets the chunk that was recorded
+        }
+        request = observation_request(images, state, prompt, **{**named, **extras})
+        return self._attempts(lambda: http_act(self.url, request, token=self.token, timeout=self.options.read_timeout))
+
+    def observe(self, images: Mapping[str, np.ndarray], state: np.ndarray, prompt: str, **extras: Any) -> None:
+        """Sends an observation between two requests for actions, one control step after the last; it is recorded.
+
+        It is not sent again after a lost answer, since it could count twice; the episode is then given up.
+
+        Raises:
+            EpisodeAborted: Stop.
+        """
+        request = observation_request(
+            images, state, prompt, episode_id=self.episode_id, session_id=self.episode_id, observe_only=True, **extras
+        )
+        try:
+            http_act(self.url, request, token=self.token, timeout=self.options.read_timeout)
+        except PolicyError as error:
+            raise _aborted(error) from error
+        except OSError as error:
+            self.abort(f"an observation was lost ({error})"[:200])
+            raise EpisodeAborted(f"episode {self.episode_id}: an observation was lost ({error})") from error
+
+    def end(self, executed_steps: int | None = None, *, timed_out: bool = False) -> dict[str, Any]:
+        """Ends the episode; once this returns, the rollout survives a crash of the server.
+
+        Args:
+            executed_steps: How many actions of the last chunk ran.
+            timed_out: Whether only a time limit ended it. Labelled 0, it then counts as cut off rather than as failed.
+        """
+        said = {} if executed_steps is None else {"executed_steps": executed_steps}
+        return self._post(f"/rl/episodes/{self.episode_id}/end", {**said, "timed_out": timed_out})
+
+    def reward(
+        self, reward: int, episode_id: str | None = None, *, override: bool = False, timed_out: bool | None = None
+    ) -> dict[str, Any]:
+        """Labels an episode that has ended, by default the last one: 1 success, 0 failure.
+
+        Args:
+            reward: 1 or 0.
+            episode_id: None: the last one.
+            override: Change another label.
+            timed_out: Whether a 0 only means that the time was up (True) or that it failed (False); None: as `end` said.
+        """
+        name, said = episode_id or self.episode_id, {} if timed_out is None else {"timed_out": timed_out}
+        return self._post(f"/rl/episodes/{name}/reward", {"reward": reward, "override": override, **said})
+
+    def abort(self, reason: str = "by the robot") -> None:
+        """Drops the open episode."""
+        self._post(f"/rl/episodes/{self.episode_id}/abort", {"reason": reason})
+
+    def status(self) -> dict[str, Any]:
+        """`GET /rl/status`."""
+        return self._attempts(lambda: http_json(self.url, "/rl/status", token=self.token))
+
+    def _post(self, path: str, body: dict[str, Any], *, busy: bool = True) -> dict[str, Any]:
+        timeout = self.options.read_timeout
+        return self._attempts(lambda: http_json(self.url, path, body, token=self.token, timeout=timeout), busy=busy)
+
+    def _attempts(self, work: Callable[[], dict[str, Any]], *, busy: bool = True) -> dict[str, Any]:
+        """`work`, again after a lost answer, and with `busy` also where the server asks to come later (503)."""
+        pauses = self.options.pauses()
+        while True:
+            try:
+                return work()
+            except PolicyError as error:
+                pause = next(pauses, None) if busy and error.status == 503 else None
+                if pause is None:
+                    raise _aborted(error) from error
+                time.sleep(pause)
+            except OSError as error:
+                pause = next(pauses, None)
+                if pause is None:
+                    raise Unreachable(f"{self.url}: no answer ({error}); is the server running?") from error
+                time.sleep(pause)
+
+
+def _aborted(error: PolicyError) -> Exception:
+    return EpisodeAborted(str(error)) if error.status in (404, 410) else error

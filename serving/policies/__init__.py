@@ -1,0 +1,1 @@
+"""Policies that a server can host."""

@@ -1,0 +1,63 @@
+"""Chunks that continue the one that is running, for robots that ask ahead of time (`ChunkExecutor(prefetch=...)`).
+
+Training-free real-time chunking (Black et al. 2025, arXiv 2506.07339): a request carries the part of the previous chunk
+that has not run when the observation is taken, and how many steps of it will run before the answer is there. Those
+first steps are frozen, so that robot and policy agree on them; the following ones are drawn towards the previous chunk
+with decaying weight (`syvla.modeling_syvla.flow_matching.continuation_weights`), and the flow fills in the rest. The server
+keeps nothing between the requests.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from syvla.modeling_syvla.flow_matching import continuation_weights
+
+
+@dataclass(frozen=True)
+class PreviousChunk:
+    """The unexecuted rest of the previous chunk.
+
+    Attributes:
+        actions: float32 (L, D_action), physical units; row 0 is the command for the step of the observation. Rows beyond
+            the policy's chunk are ignored.
+        delay: Rows that will have run before the new chunk is used, 0 <= delay <= L.
+    """
+
+    actions: np.ndarray
+    delay: int
+
+    def __post_init__(self) -> None:
+        if self.actions.ndim != 2 or not len(self.actions):
+            raise ValueError(f"prev_chunk: expected shape (steps, action dimensions), got {self.actions.shape}")
+        if not 0 <= self.delay <= len(self.actions):
+            raise ValueError(
+                f"delay_steps: expected 0 to {len(self.actions)}, the steps of prev_chunk, got {self.delay}"
+            )
+
+
+def continue_chunk(
+    processor: Any, embodiment: str, previous: PreviousChunk | None, state: np.ndarray, num_steps: int, width: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the model takes as one sample's continuation: normalised actions (T, D_max) and weights (T,).
+
+    Args:
+        state: Raw state at the new observation, (D_state,): actions relative to the state are made relative to this one.
+
+    Raises:
+        ValueError: Another number of action dimensions than the robot has, or numbers that are not finite.
+    """
+    target, weights = torch.zeros(num_steps, width), torch.zeros(num_steps)
+    if previous is None:
+        return target, weights
+    try:
+        normalized = processor.normalize_actions(previous.actions[:num_steps], embodiment, state)
+    except ValueError as error:
+        raise ValueError(f"prev_chunk: {error}") from error
+    overlap = len(normalized)
+    target[:overlap, : normalized.shape[1]] = torch.from_numpy(normalized)
+    return target, continuation_weights(min(previous.delay, overlap), overlap, num_steps)

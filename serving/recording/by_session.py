@@ -1,0 +1,176 @@
+"""Connects the server to `RolloutRecorder`: one data set per robot, episodes by session. No torch."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from syvla.serving.contract.requests import ActAnswer, ActRequest, RequestError
+from syvla.serving.wire.request_options import RequestOptions
+
+from .format import ServedDecision
+
+if TYPE_CHECKING:
+    from .recorder import RolloutRecorder
+
+logger = logging.getLogger(__name__)
+
+
+class Recording(Protocol):
+    """What the server tells about its requests: `ServedRecording`, or `rl_episodes.RLEpisodes` in a run of RL.
+
+    Attributes:
+        robots: Robots whose requests can be recorded.
+    """
+
+    robots: set[str]
+
+    def check(self, options: RequestOptions, robot: str) -> None:
+        """Before a request is answered. Raises RequestError if it belongs to an episode that is over."""
+        ...
+
+    def reset(self, session: str, executed: int | None) -> None:
+        """The session begins anew."""
+        ...
+
+    def observe(self, options: RequestOptions, robot: str, observation: Mapping[str, Any]) -> dict[str, Any]:
+        """An observation at which no actions are asked for; returns what the reply says about it."""
+        ...
+
+    def record(
+        self,
+        session: str,
+        options: RequestOptions,
+        request: ActRequest,
+        answer: ActAnswer,
+        sent: np.ndarray,
+        version: str,
+    ) -> dict[str, Any]:
+        """An answered request; `session` is "" where there is none. Returns what the reply says about it."""
+        ...
+
+    def ended(self, session: str, why: str) -> None:
+        """The session is forgotten."""
+        ...
+
+    def status(self) -> Mapping[str, int]:
+        """Episodes by state."""
+        ...
+
+    def close(self) -> None:
+        """The server stops."""
+        ...
+
+
+class ServedRecording:
+    """Records what the server answers below `root`: there, or in a folder per robot where it serves several.
+
+    Args:
+        root: Folder of the data set(s).
+        embodiments: Robot to its metadata, see `ServedPolicy.metadata`.
+
+    Raises:
+        ImportError, FileExistsError, RuntimeError: See `RolloutRecorder`.
+    """
+
+    def __init__(self, root: Path, embodiments: Mapping[str, Mapping[str, Any]]) -> None:
+        from .recorder import RolloutRecorder
+
+        self.robots = set(embodiments)
+        self.recorders: dict[str, RolloutRecorder] = {}
+        for name, entry in embodiments.items():
+            self.recorders[name] = RolloutRecorder(
+                root if len(embodiments) == 1 else root / name,
+                fps=entry.get("control_hz") or 10.0,
+                embodiment=name,
+                state_names=entry.get("state_names"),
+                action_names=entry.get("action_names"),
+            )
+
+    def reset(self, session: str, executed: int | None) -> None:
+        """The session's episode is over."""
+        for recorder in self.recorders.values():
+            refusing(lambda recorder=recorder: recorder.end(session, executed=executed))  # type: ignore[misc]
+
+    def check(self, options: RequestOptions, robot: str) -> None:
+        """Any request may be recorded."""
+
+    def observe(self, options: RequestOptions, robot: str, observation: Mapping[str, Any]) -> dict[str, Any]:
+        """Records an observation at which no actions are asked for; returns what the reply says about it."""
+        recorder, session = self.recorders[robot], options.session
+        if not session:
+            raise RequestError("observe_only: expected a session_id")
+        recorded = refusing(lambda: recorder.observe(session, observation["images"], observation["state"]))
+        return {"episode_id": recorded.episode_id, "chunk_id": recorded.chunk_id}
+
+    def record(
+        self,
+        session: str,
+        options: RequestOptions,
+        request: ActRequest,
+        answer: ActAnswer,
+        sent: np.ndarray,
+        version: str,
+    ) -> dict[str, Any]:
+        """Records an answer to a session; returns what the reply says about it."""
+        if not session:
+            return {}
+        decision = served_decision(options, request, answer, sent, version)
+        recorder = self.recorders[request.embodiment]
+        recorded = refusing(lambda: recorder.record(session, decision, options.episode_id))
+        return {"episode_id": recorded.episode_id, "chunk_id": recorded.chunk_id}
+
+    def ended(self, session: str, why: str) -> None:
+        """Ends what the session left open."""
+        for recorder in self.recorders.values():
+            recorder.end(session, ended=why)
+
+    def status(self) -> Mapping[str, int]:
+        """Episodes of all robots that are open, saved and lost since the server started."""
+        counts = [recorder.status() for recorder in self.recorders.values()]
+        return {state: sum(count[state] for count in counts) for state in ("open", "saved", "lost")}
+
+    def close(self) -> None:
+        """Seals what is open; losses are logged."""
+        for recorder in self.recorders.values():
+            try:
+                recorder.close()
+            except RuntimeError as error:
+                logger.error("%s", error)
+
+
+def served_decision(
+    options: RequestOptions, request: ActRequest, answer: ActAnswer, sent: np.ndarray, version: str
+) -> ServedDecision:
+    """What a recorder takes of an answered request."""
+    return ServedDecision(
+        images=request.images,
+        state=request.state,
+        instruction=request.instruction,
+        actions=sent,
+        seed=request.seed,
+        policy_version=version,
+        predicted=None if sent is answer.actions else answer.actions,
+        thought=answer.thought,
+        executed_before=options.executed_steps,
+        request_id=options.request_id,
+        frozen_steps=int(answer.extras.get("frozen_steps", 0)),
+        query_age=float(answer.extras.get("query_age", 0.0)),
+        chain=answer.chain,
+    )
+
+
+def refusing(work: Callable[[], Any]) -> Any:
+    """Calls `work`; what a recorder refuses is the client's error, or a reason to come again later."""
+    from .recorder import TooManyEpisodes
+
+    try:
+        return work()
+    except ValueError as error:
+        raise RequestError(str(error)) from None
+    except TooManyEpisodes as error:
+        raise RequestError(str(error), status=503, cause="too_many_episodes", retry_after=5) from None

@@ -1,0 +1,487 @@
+"""Records every served episode as an episode of a LeRobot v3.0 data set (`syvla-serve --record DIR`).
+
+Recording never delays an answer: `record` only queues what was answered. One thread puts frames of running episodes into
+nameless files, another turns finished episodes into the data set, which `RobotDatasetWriter` seals by renaming
+`info.json` last. A killed server therefore leaves a readable data set with every episode that was sealed, and nothing of
+those still running. What is stored per row and per episode: `rollout_format`.
+
+A frame that cannot be kept (memory limit reached, disk full) costs its episode, never a part of it: an episode is whole
+or absent. Each loss is logged as an error, counted in `status()`, shown as `error` until a later episode is saved, and
+raised by `close()`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import queue
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .format import PREFIX, EpisodeFacts, ServedDecision, check_outcome, facts_path, rollout_features
+from .spool import RolloutSpool
+
+if TYPE_CHECKING:
+    from syvla.processing import RobotDatasetWriter
+
+logger = logging.getLogger(__name__)
+
+MAX_PENDING_BYTES = 512 * 2**20
+"""Frames waiting for the disk: about 1100 decisions with three 224 x 224 images. Ours."""
+
+
+def max_open_episodes() -> int:
+    """Episodes that may be open at once: each is an open file, and half of what a process may open is for the sockets."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return 256
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return (min(files, 8192) if files > 1 else 8192) // 2  # negative: without limit
+
+
+class RecordingError(RuntimeError):
+    """Episodes were lost; the message names them and the first cause."""
+
+
+class TooManyEpisodes(RuntimeError):
+    """No further episode can begin before another one ends."""
+
+
+class OutcomeConflict(ValueError):
+    """An episode already has another outcome."""
+
+
+@dataclass
+class _Open:
+    facts: EpisodeFacts
+    decisions: int = 0
+    last_request: str | None = None
+    chunk_steps: int = 0  # of the chunk in force
+    observed: int = 0  # observations since its decision
+
+    def check_executed(self, executed: int | None) -> None:
+        if executed is not None and self.decisions and not self.observed <= executed <= self.chunk_steps:
+            raise ValueError(
+                f"executed_steps: expected {self.observed} to {self.chunk_steps}, the actions of the previous chunk that"
+                f" ran, got {executed}"
+            )
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """Where a decision went: the episode's id and the decision's number in it."""
+
+    episode_id: str
+    decision_index: int
+
+    @property
+    def chunk_id(self) -> str:
+        return f"{self.episode_id}:{self.decision_index}"
+
+
+class RolloutRecorder:
+    """Records the episodes of any number of sessions into one data set of one robot. Every method may be called from any
+    thread.
+
+    Args:
+        root: Folder of the data set: new, empty, or one that a recorder made, which is then extended.
+        fps: Control rate in Hz, rounded to an integer as the format demands.
+        embodiment: Name of the robot.
+        state_names, action_names: Names of the dimensions, for `info.json`.
+        assumed_steps: Actions taken to be executed of a chunk whose client never says how many it did; None: all of it.
+        use_videos: Compress the images into videos. They are kept lossless by default, since reinforcement learning
+            scores a chunk on what the policy saw.
+        max_pending_bytes: Frames that may wait for the disk.
+
+    Raises:
+        ImportError: pandas or pyarrow is missing.
+        FileExistsError: `root` holds something else.
+        RuntimeError: Another process is recording there.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        fps: float,
+        embodiment: str,
+        state_names: list[str] | None = None,
+        action_names: list[str] | None = None,
+        assumed_steps: int | None = None,
+        use_videos: bool = False,
+        max_pending_bytes: int = MAX_PENDING_BYTES,
+    ) -> None:
+        try:
+            import syvla.processing.recording.robot_dataset_writer
+        except ImportError as error:
+            raise ImportError(f"recording needs {error.name}; pip install 'syvla[train]'") from error
+        self.root, self.embodiment = Path(root), embodiment
+        self._fps, self._use_videos = max(1, round(fps)), use_videos
+        self._names = (state_names, action_names)
+        self._assumed, self._max_pending, self._max_open = assumed_steps, max_pending_bytes, max_open_episodes()
+        self._writer_class = syvla.processing.recording.robot_dataset_writer.RobotDatasetWriter
+        self._writer: RobotDatasetWriter | None = None
+        self._folder_lock = _lock(self.root)
+        self._lock = threading.Lock()
+        self._open: dict[str, _Open] = {}  # by session
+        self._spools: dict[str, RolloutSpool] = {}  # by episode, of the spooling thread alone
+        try:
+            self._indices: dict[str, int | None] = dict(_known_episodes(self.root))  # None: not saved yet
+        except BaseException:
+            self._folder_lock.release()
+            raise
+        self._outcomes: dict[str, int] = {}  # of episodes not saved yet
+        self._lost: dict[str, str] = {}  # episode -> cause
+        self._pending_bytes, self._saved, self._closed = 0, 0, False
+        self._cause: str | None = None
+        self._frames: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._finished: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._threads = [
+            threading.Thread(target=_work, args=(work,), name=name, daemon=True)
+            for work, name in ((self._frames, "rollout-frames"), (self._finished, "rollout-episodes"))
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    # -- what the server calls -----------------------------------------------------------------------------------------
+
+    def record(self, session: str, decision: ServedDecision, episode_id: str | None = None) -> Recorded:
+        """Queues an answered request; its arrays are not copied and must not change afterwards.
+
+        Args:
+            session: Connection or client; each has at most one open episode.
+            decision: What was asked and answered.
+            episode_id: The client's name for the episode; another one than before ends the open episode.
+
+        Raises:
+            ValueError: The episode of that name is over, or more steps were executed than the last chunk had.
+            TooManyEpisodes: As many episodes are open as there may be.
+        """
+        with self._lock:
+            if self._closed:
+                raise RuntimeError(f"{self.root}: the recorder is closed")
+            current = self._open.get(session)
+            if current is not None and episode_id is not None and current.facts.episode_id != episode_id:
+                self._end(session, "new episode", None, None)
+                current = None
+            if current is None:
+                current = self._begin(session, episode_id)
+            repeated = decision.request_id is not None and decision.request_id == current.last_request
+            if not repeated:
+                current.check_executed(decision.executed_before)
+                current.decisions += 1
+                current.last_request = decision.request_id
+                current.chunk_steps, current.observed = len(decision.actions), 0
+                facts = current.facts
+                self._enqueue(facts.episode_id, decision.nbytes, lambda: self._spool(facts).add_decision(decision))
+            return Recorded(current.facts.episode_id, current.decisions - 1)
+
+    def observe(self, session: str, images: Mapping[str, np.ndarray], state: np.ndarray) -> Recorded:
+        """Queues the observation of a control step at which no actions were asked for.
+
+        Raises:
+            ValueError: The session has no open episode, or the chunk in force has no step left.
+        """
+        with self._lock:
+            current = self._open.get(session)
+            if current is None:
+                raise ValueError("observe_only: no episode is open; ask for actions first")
+            if current.observed + 1 >= current.chunk_steps:
+                raise ValueError(f"observe_only: all {current.chunk_steps} actions of the chunk ran; ask for new ones")
+            current.observed += 1
+            current.last_request = None
+            facts, size = current.facts, sum(image.nbytes for image in images.values())
+            self._enqueue(facts.episode_id, size, lambda: self._spool(facts).add_observation(images, state))
+            return Recorded(facts.episode_id, current.decisions - 1)
+
+    def end(
+        self, session: str, *, ended: str = "client", executed: int | None = None, outcome: int | None = None
+    ) -> str | None:
+        """Ends the session's episode; it is sealed soon after (`flush` waits for that).
+
+        Args:
+            session: As for `record`.
+            ended: Why, see `EpisodeFacts.ended`.
+            executed: How many actions of the last chunk ran, if the client said.
+            outcome: 1, 0, or None where it is not known yet.
+
+        Returns:
+            Its id, or None if none was open.
+
+        Raises:
+            ValueError: `outcome` or `executed` is out of range; the episode stays open.
+        """
+        check_outcome(outcome)
+        with self._lock:
+            return self._end(session, ended, executed, outcome)
+
+    def discard(self, session: str) -> str | None:
+        """Drops the session's open episode, as if it had never been; returns its id."""
+        with self._lock:
+            current = self._open.pop(session, None)
+            if current is None:
+                return None
+            episode = current.facts.episode_id
+            self._indices.pop(episode, None)
+            self._frames.put(lambda: self._close_spool(episode))
+            return episode
+
+    def label(self, episode_id: str, outcome: int, *, override: bool = False) -> None:
+        """Sets an episode's outcome; the same one may be given again.
+
+        Raises:
+            ValueError: `outcome` is neither 0 nor 1.
+            KeyError: There is no such episode, or it was lost.
+            OutcomeConflict: It has another outcome and `override` is not set.
+        """
+        if check_outcome(outcome) is None:
+            raise ValueError("outcome: expected 1 (success) or 0 (failure), got nothing")
+        with self._lock:
+            if episode_id not in self._indices:
+                raise KeyError(f"episode {episode_id!r} is not in {self.root}")
+            index = self._indices[episode_id]
+            facts = None if index is None else read_facts(self.root, index)
+            before = self._outcomes.get(episode_id) if facts is None else facts.outcome
+            if before not in (None, outcome) and not override:
+                raise OutcomeConflict(
+                    f"episode {episode_id!r} is already labelled {before}, got {outcome}; override it on purpose"
+                )
+            if facts is None:
+                self._outcomes[episode_id] = outcome
+            elif index is not None:
+                facts.outcome = outcome
+                write_facts(self.root, index, facts)
+
+    def flush(self, timeout: float | None = None) -> bool:
+        """Waits until all that was queued is on disk, at most `timeout` seconds; returns whether it is."""
+        done = threading.Event()
+        self._frames.put(lambda: self._finished.put(done.set))
+        return done.wait(timeout)
+
+    @property
+    def error(self) -> str | None:
+        """Why the last episode was lost; None again once a later one is saved."""
+        return self._cause
+
+    def status(self) -> dict[str, Any]:
+        """Episodes that are open, saved and lost, bytes that wait for the disk, and the last cause of a loss."""
+        with self._lock:
+            return {
+                "open": len(self._open),
+                "saved": self._saved,
+                "lost": len(self._lost),
+                "pending_bytes": self._pending_bytes,
+                "error": self._cause,
+            }
+
+    def close(self) -> None:
+        """Seals what is open ("server stopped") and lets go of the folder. May be called twice.
+
+        Raises:
+            RecordingError: Episodes were lost since the recorder was made.
+        """
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            for session in list(self._open):
+                self._end(session, "server stopped", None, None)
+        self._frames.put(None)
+        self._threads[0].join()
+        self._finished.put(None)
+        self._threads[1].join()
+        try:
+            if self._writer is not None:
+                self._writer.finalize()
+        finally:
+            self._folder_lock.release()
+        if self._lost:
+            first = next(iter(self._lost.values()))
+            raise RecordingError(f"{self.root}: lost {len(self._lost)} episode(s) ({', '.join(self._lost)}): {first}")
+
+    # -- under the lock ------------------------------------------------------------------------------------------------
+
+    def _begin(self, session: str, episode_id: str | None) -> _Open:
+        name = episode_id or uuid.uuid4().hex
+        if name in self._indices or name in self._lost:
+            raise ValueError(f"episode_id: {name!r:.120} is over; start another one under a new name")
+        if len(self._open) >= self._max_open:
+            raise TooManyEpisodes(
+                f"session_id: {len(self._open)} episodes of other sessions are open, as many as can be recorded"
+            )
+        self._indices[name] = None
+        self._open[session] = _Open(EpisodeFacts(name, session, self.embodiment, started_at=time.time()))
+        return self._open[session]
+
+    def _end(self, session: str, ended: str, executed: int | None, outcome: int | None) -> str | None:
+        current = self._open.get(session)
+        if current is None:
+            return None
+        current.check_executed(executed)
+        del self._open[session]
+        facts = current.facts
+        facts.ended, facts.ended_at = ended, time.time()
+        if outcome is not None:
+            self._outcomes[facts.episode_id] = outcome
+        self._frames.put(lambda: self._finish(facts, executed))
+        return facts.episode_id
+
+    def _enqueue(self, episode: str, size: int, work: Callable[[], None]) -> None:
+        if episode in self._lost:
+            return
+        if self._pending_bytes + size > self._max_pending:
+            self._lose(episode, f"{self._pending_bytes} bytes of frames wait for the disk, which is too slow")
+            return
+        self._pending_bytes += size
+
+        def run() -> None:
+            try:
+                if episode not in self._lost:
+                    work()
+            except Exception as error:
+                with self._lock:
+                    self._lose(episode, f"{type(error).__name__}: {error}")
+            finally:
+                with self._lock:
+                    self._pending_bytes -= size
+
+        self._frames.put(run)
+
+    def _lose(self, episode: str, cause: str) -> None:
+        logger.error("%s: episode %s is not recorded: %s", self.root, episode, cause)
+        self._lost[episode] = self._cause = cause
+        self._indices.pop(episode, None)
+        self._outcomes.pop(episode, None)
+
+    # -- in the threads ------------------------------------------------------------------------------------------------
+
+    def _spool(self, facts: EpisodeFacts) -> RolloutSpool:
+        if facts.episode_id not in self._spools:
+            self._spools[facts.episode_id] = RolloutSpool(self.root, facts, self._assumed)
+        return self._spools[facts.episode_id]
+
+    def _close_spool(self, episode: str) -> None:
+        spool = self._spools.pop(episode, None)
+        if spool is not None:
+            spool.close()
+
+    def _finish(self, facts: EpisodeFacts, executed: int | None) -> None:
+        spool = self._spools.get(facts.episode_id)
+        if spool is None or facts.episode_id in self._lost:
+            self._close_spool(facts.episode_id)
+            return
+        del self._spools[facts.episode_id]
+        spool.finish(executed)
+        self._finished.put(lambda: self._save(spool))
+
+    def _save(self, spool: RolloutSpool) -> None:
+        episode, adding = spool.facts.episode_id, True
+        try:
+            writer = self._ready_writer(spool)
+            for frame, task, thought in spool.rows():
+                writer.add_frame(frame, task, thought)
+            adding = False
+            index = writer.num_episodes
+            with self._lock:
+                spool.facts.outcome = self._outcomes.get(episode)
+            write_facts(self.root, index, spool.facts)
+            writer.save_episode()
+            with self._lock:
+                self._indices[episode] = index
+                self._saved, self._cause = self._saved + 1, None
+                late = self._outcomes.pop(episode, None)
+                if late != spool.facts.outcome:
+                    spool.facts.outcome = late
+                    write_facts(self.root, index, spool.facts)
+        except Exception as error:
+            with self._lock:
+                self._lose(episode, f"{type(error).__name__}: {error}")
+            self._give_up_writer(sound=adding and isinstance(error, ValueError))
+        finally:
+            spool.close()
+
+    def _ready_writer(self, spool: RolloutSpool) -> RobotDatasetWriter:
+        if self._writer is None:
+            decision, images = spool.first_decision
+            features = rollout_features(ServedDecision(**{**vars(decision), "images": images}), *self._names)
+            self._writer = self._writer_class(
+                self.root,
+                fps=self._fps,
+                features=features,
+                robot_type=self.embodiment,
+                use_videos=self._use_videos,
+                thoughts=True,
+            )
+        return self._writer
+
+    def _give_up_writer(self, *, sound: bool) -> None:
+        """After an episode that did not fit the data set the writer goes on; after anything else a new one starts."""
+        if self._writer is None:
+            return
+        try:
+            self._writer.discard_episode()
+            if not sound:
+                self._writer.finalize()
+        except Exception as error:
+            logger.error("%s: %s", self.root, error)
+        if not sound:
+            self._writer = None
+
+
+def read_facts(root: Path, episode_index: int) -> EpisodeFacts:
+    """The JSON file of a recorded episode. Raises ValueError that names the file if it is not one."""
+    path = facts_path(root, episode_index)
+    try:
+        return EpisodeFacts(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read ({error}); restore the file") from error
+
+
+def write_facts(root: Path, episode_index: int, facts: EpisodeFacts) -> None:
+    """Puts the JSON file of a recorded episode in place."""
+    from syvla.processing.robot_data.lerobot_format import write_json
+
+    write_json(facts_path(root, episode_index), asdict(facts))
+
+
+def _lock(root: Path) -> Any:
+    from filelock import FileLock, Timeout
+
+    root.mkdir(parents=True, exist_ok=True)
+    # Beside it, since a new data set's folder has to be empty; another thread may let go of it than took it.
+    lock = FileLock(root.parent / f".{root.name}.recording", thread_local=False)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise RuntimeError(f"{root}: another process is recording here; choose another folder") from error
+    return lock
+
+
+def _known_episodes(root: Path) -> dict[str, int]:
+    """Episode id -> index of the data set found in `root`."""
+    from syvla.processing.robot_data.lerobot_format import INFO_PATH, read_info
+
+    if not (root / INFO_PATH).is_file():
+        if any(path.name != ".recording" for path in root.iterdir()):
+            raise FileExistsError(f"{root} is not empty and no LeRobot data set; choose another folder")
+        return {}
+    info = read_info(root)
+    if f"{PREFIX}chunk" not in info.features:
+        raise FileExistsError(f"{root} is a data set that no policy server recorded; choose another folder")
+    return {read_facts(root, index).episode_id: index for index in range(info.total_episodes)}
+
+
+def _work(tasks: queue.SimpleQueue[Callable[[], None] | None]) -> None:
+    while (task := tasks.get()) is not None:
+        try:
+            task()
+        except Exception:
+            logger.exception("a rollout could not be recorded")

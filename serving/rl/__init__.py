@@ -1,0 +1,1 @@
+"""The Scheduler of reinforcement learning: episodes, rewards and published policies (paper, appendix A)."""

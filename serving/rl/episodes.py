@@ -1,0 +1,328 @@
+"""The episodes of a run of reinforcement learning: open -> awaiting_reward -> sealed -> consumed, or aborted. No torch.
+
+An open episode is recorded into `rollouts/.open/ID`. Its end seals it into `rollouts/ID` (`rollout_seal`), where it waits
+for a reward of 0 or 1 for as long as it takes; then it counts as sealed, and the Workers see it. A restarted server finds
+everything again in these folders and in `journal.jsonl`; what was open is aborted, and its robot told so.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import shutil
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from syvla.serving.contract.requests import ActAnswer, ActRequest, RequestError
+from syvla.serving.recording.by_session import refusing, served_decision
+from syvla.serving.recording.format import EpisodeFacts
+from syvla.serving.recording.recorder import RecordingError, RolloutRecorder, read_facts, write_facts
+from syvla.serving.recording.seal import seal_folder
+from syvla.serving.wire.request_options import RequestOptions
+
+from .journal import Journal
+from .recovery import recover_rollouts
+
+logger = logging.getLogger(__name__)
+
+OPEN, ENDING, AWAITING, SEALED, ABORTED = "open", "ending", "awaiting_reward", "sealed", "aborted"
+
+
+@dataclass
+class Episode:
+    """What the server knows of an episode.
+
+    Attributes:
+        state: One of the five above; whether a sealed one is consumed, the Workers know.
+        version: Hash of the policy that acts in it.
+        recorder: While it is open.
+        facts: Once it has ended.
+        last_seen: Monotonic time of the robot's last word.
+        request_id: The robot's idempotency key for its beginning.
+        why: Of an aborted one.
+    """
+
+    state: str
+    version: str = ""
+    recorder: RolloutRecorder | None = None
+    facts: EpisodeFacts | None = None
+    last_seen: float = field(default_factory=time.monotonic)
+    request_id: str | None = None
+    why: str = ""
+
+
+class RLEpisodes:
+    """Records episodes, keeps their labels, and is the server's `recording`. From any thread.
+
+    Args:
+        run: Folder of the run.
+        embodiment: The robot.
+        entry: Its metadata, see `ServedPolicy.metadata`.
+
+    Attributes:
+        recovered: What was found and put right at the start, one text each.
+
+    Raises:
+        RuntimeError: Another server serves this run.
+    """
+
+    def __init__(self, run: Path, embodiment: str, entry: Mapping[str, Any]) -> None:
+        from filelock import FileLock, Timeout
+
+        self.root, self.embodiment, self._entry = run / "rollouts", embodiment, entry
+        self.robots = {embodiment}
+        self._open_folder = self.root / ".open"
+        self.root.mkdir(parents=True, exist_ok=True)
+        self._folder_lock = FileLock(run / ".serving", thread_local=False)
+        try:
+            self._folder_lock.acquire(timeout=0)
+        except Timeout as error:
+            raise RuntimeError(f"{run}: another server serves this run; stop it first") from error
+        self.lock = threading.RLock()
+        self.journal = Journal(run / "journal.jsonl")
+        self.episodes: dict[str, Episode] = {}
+        known, self.recovered = recover_rollouts(self.root, self.journal)
+        for name, facts in known.items():
+            if facts is None:
+                self.episodes[name] = Episode(ABORTED, why="the server was restarted, or the rollout is damaged")
+            else:
+                state = AWAITING if facts.outcome is None else SEALED
+                self.episodes[name] = Episode(state, _version(facts), facts=facts)
+
+    # ------------------------------------------------------------------ life of an episode
+
+    def begin(self, version: str, request_id: str | None = None) -> str:
+        """Opens an episode; the same `request_id` gets the same episode."""
+        with self.lock:
+            for name, episode in self.episodes.items():
+                if request_id is not None and episode.request_id == request_id:
+                    return name
+            name = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(4)}"
+            recorder = RolloutRecorder(
+                self._open_folder / name,
+                fps=self._entry.get("control_hz") or 10.0,
+                embodiment=self.embodiment,
+                state_names=self._entry.get("state_names"),
+                action_names=self._entry.get("action_names"),
+            )
+            self.episodes[name] = Episode(OPEN, version, recorder, request_id=request_id)
+            self.journal.write("begin", episode_id=name, policy_version=version)
+            return name
+
+    def end(self, name: str, executed: int | None, timed_out: bool) -> Episode:
+        """Seals an episode; when it returns, the rollout survives a crash. May be repeated.
+
+        Raises:
+            RequestError: There is no such episode (404), it was aborted (410), nothing was asked in it (409), `executed` is
+                out of range (422), or its recording was lost (507).
+        """
+        with self.lock:
+            episode = self._known(name)
+            if episode.state in (AWAITING, SEALED):
+                return episode
+            self._require_open(name, episode)
+            recorder = episode.recorder
+            assert recorder is not None
+            ended = "time limit" if timed_out else "client"
+            if refusing(lambda: recorder.end(name, ended=ended, executed=executed)) is None:
+                raise RequestError(
+                    f"episode {name}: no actions were asked for in it; abort it", status=409, cause="episode_state"
+                )
+            episode.state = ENDING
+        try:
+            recorder.close()
+            facts = read_facts(self._open_folder / name, 0)
+            seal_folder(self._open_folder / name, self.root / name, facts)
+        except (RecordingError, OSError, ValueError) as error:
+            logger.error("episode %s could not be sealed: %s", name, error)
+            self._drop(name, episode, f"its recording was lost ({error})")
+            raise RequestError(f"episode {name}: {episode.why}; run another one", status=507, cause="lost") from None
+        with self.lock:
+            episode.state, episode.facts, episode.recorder = AWAITING, facts, None
+            self._unlock_file(name)
+            self.journal.write("end", episode_id=name, decisions=facts.decisions, ended=facts.ended)
+        return episode
+
+    def label(self, name: str, reward: int, *, override: bool, consumed: bool, timed_out: bool | None = None) -> None:
+        """Sets the reward of an ended episode; the same one may come again.
+
+        Args:
+            name: The episode.
+            reward: 1 success, 0 failure.
+            override: Whether another label before may be changed.
+            consumed: Whether an update has used it, and nothing may be changed.
+            timed_out: Whether a 0 only means that the time was up (True) or that it failed (False); None: as the robot said.
+
+        Raises:
+            RequestError: Not 0 or 1 (422), no such episode (404), still open or another reward before (409), aborted (410).
+        """
+        if type(reward) is not int or reward not in (0, 1):
+            raise RequestError(f"reward: expected 1 (success) or 0 (failure), got {reward!r:.60}")
+        with self.lock:
+            episode = self._known(name)
+            facts = episode.facts
+            if episode.state == ABORTED:
+                raise RequestError(f"episode {name}: was aborted: {episode.why}", status=410, cause="aborted")
+            if facts is None:
+                raise RequestError(f"episode {name}: is not over; end it first", status=409, cause="episode_state")
+            if facts.outcome == reward and timed_out in (None, facts.cut_off):
+                return
+            if facts.outcome is not None and (consumed or not override):
+                hint = "an update has already used it" if consumed else 'send "override": true to change it on purpose'
+                before, given = (_shown(r, t) for r, t in ((facts.outcome, facts.cut_off), (reward, timed_out)))
+                raise RequestError(
+                    f"episode {name}: is already labelled {before}, got {given}; {hint}",
+                    status=409,
+                    cause="reward_conflict",
+                )
+            self.journal.write("reward", episode_id=name, reward=reward, timed_out=timed_out, before=facts.outcome)
+            facts.outcome, facts.cut_off = reward, timed_out
+            write_facts(self.root / name, 0, facts)
+            episode.state = SEALED
+
+    def abort(self, name: str, why: str, *, consumed: bool = False) -> None:
+        """Drops an episode that is open, or that nobody has labelled yet. May be repeated.
+
+        Raises:
+            RequestError: There is no such episode (404), or it is being sealed or labelled (409).
+        """
+        with self.lock:
+            episode = self._known(name)
+            if episode.state == ABORTED:
+                return
+            if episode.state not in (OPEN, AWAITING) or consumed:
+                raise RequestError(
+                    f"episode {name}: is {episode.state} and cannot be aborted", status=409, cause="episode_state"
+                )
+            recorder, episode.recorder = episode.recorder, None
+            if recorder is not None:
+                recorder.discard(name)
+                recorder.close()
+            self._drop(name, episode, why)
+
+    def abort_silent(self, seconds: float) -> None:
+        """Aborts open episodes whose robot has not been heard of for so long."""
+        with self.lock:
+            now = time.monotonic()
+            silent = [n for n, e in self.episodes.items() if e.state == OPEN and now - e.last_seen > seconds]
+        for name in silent:
+            logger.warning("episode %s: not a word for %g s; aborted", name, seconds)
+            self.abort(name, f"the robot was silent for {seconds:g} s")
+
+    def when_idle(self, work: Callable[[], None]) -> bool:
+        """Calls `work` if no episode is open, while none can be opened; returns whether it did."""
+        with self.lock:
+            if any(episode.state in (OPEN, ENDING) for episode in self.episodes.values()):
+                return False
+            work()
+            return True
+
+    # ------------------------------------------------------------------ the server's recording
+
+    def check(self, options: RequestOptions, robot: str) -> None:
+        """Refuses requests for episodes that are not open, before anything is computed."""
+        if options.episode_id is None:
+            return
+        with self.lock:
+            episode = self._known(options.episode_id)
+            self._require_open(options.episode_id, episode)
+            if robot != self.embodiment:
+                raise RequestError(f"embodiment: expected {self.embodiment!r} in this run, got {robot!r}")
+            episode.last_seen = time.monotonic()
+
+    def record(
+        self,
+        session: str,
+        options: RequestOptions,
+        request: ActRequest,
+        answer: ActAnswer,
+        sent: np.ndarray,
+        version: str,
+    ) -> dict[str, Any]:
+        """Records an answer within an episode; requests outside of episodes leave no trace."""
+        name = options.episode_id
+        if name is None:
+            return {}
+        with self.lock:
+            episode = self._known(name)
+            self._require_open(name, episode)
+            recorder = episode.recorder
+            assert recorder is not None
+            decision = served_decision(options, request, answer, sent, version)
+            recorded = refusing(lambda: recorder.record(name, decision, name))
+            episode.last_seen = time.monotonic()
+        return {"episode_id": name, "chunk_id": recorded.chunk_id}
+
+    def observe(self, options: RequestOptions, robot: str, observation: Mapping[str, Any]) -> dict[str, Any]:
+        """Records an observation at which no actions are asked for."""
+        name = options.episode_id
+        if name is None:
+            raise RequestError("observe_only: expected an episode_id from POST /rl/episodes")
+        self.check(options, robot)
+        with self.lock:
+            recorder = self._known(name).recorder
+            if recorder is None:
+                raise RequestError(f"episode {name}: is over", status=409, cause="episode_state")
+            recorded = refusing(lambda: recorder.observe(name, observation["images"], observation["state"]))
+        return {"episode_id": name, "chunk_id": recorded.chunk_id}
+
+    def reset(self, session: str, executed: int | None) -> None:
+        """Episodes of a run have a beginning and an end of their own."""
+
+    def ended(self, session: str, why: str) -> None:
+        """A robot may lose its connection and come back to its episode, see `abort_silent`."""
+
+    def status(self) -> dict[str, Any]:
+        """Counts by state."""
+        with self.lock:
+            states = [episode.state for episode in self.episodes.values()]
+        return {state: states.count(state) for state in (OPEN, AWAITING, SEALED, ABORTED)}
+
+    def close(self) -> None:
+        """Aborts what is open and lets go of the run."""
+        with self.lock:
+            for name in [n for n, e in self.episodes.items() if e.state == OPEN]:
+                self.abort(name, "the server stopped")
+            self.journal.close()
+            self._folder_lock.release()
+
+    # ------------------------------------------------------------------ under the lock
+
+    def _known(self, name: str) -> Episode:
+        if name not in self.episodes:
+            raise RequestError(f"episode {name[:60]!r}: is not known here", status=404, cause="no_episode")
+        return self.episodes[name]
+
+    @staticmethod
+    def _require_open(name: str, episode: Episode) -> None:
+        if episode.state == ABORTED:
+            raise RequestError(f"episode {name}: was aborted: {episode.why}; stop", status=410, cause="aborted")
+        if episode.state != OPEN:
+            raise RequestError(f"episode {name}: is over ({episode.state})", status=409, cause="episode_state")
+
+    def _drop(self, name: str, episode: Episode, why: str) -> None:
+        with self.lock:
+            self.journal.write("abort", episode_id=name, why=why)
+            episode.state, episode.why, episode.facts, episode.recorder = ABORTED, why, None, None
+            shutil.rmtree(self._open_folder / name, ignore_errors=True)
+            self._unlock_file(name)
+            if (self.root / name).is_dir():
+                (self.root / ".aborted").mkdir(exist_ok=True)
+                (self.root / name).rename(self.root / ".aborted" / name)
+
+    def _unlock_file(self, name: str) -> None:
+        (self._open_folder / f".{name}.recording").unlink(missing_ok=True)
+
+
+def _shown(reward: int, timed_out: bool | None) -> str:
+    return f"{reward}" + ("" if timed_out is None else f" (timed_out {str(timed_out).lower()})")
+
+
+def _version(facts: EpisodeFacts) -> str:
+    return facts.policy_versions[-1] if facts.policy_versions else ""

@@ -1,0 +1,144 @@
+"""Routes of a run of reinforcement learning, beside those of the policy server: episodes, rewards, policies, a page.
+
+Robots act as ever (`POST /v1/act` or the websocket), with `episode_id`, and `executed_steps`: how many actions of the
+previous chunk ran. See `RLScheduler` for what the routes do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+
+from syvla.serving.contract.requests import RequestError
+from syvla.serving.server.http_routes import read_body
+
+from .scheduler import RLScheduler
+
+SHOWN_STEPS = 4
+"""Last observations of a rollout that the page shows. Ours: they fill a row."""
+
+PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+    "connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    "Cache-Control": "no-store",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+def rl_router(scheduler: RLScheduler) -> APIRouter:
+    """The routes of a run. `scheduler.service` must be set before the first request."""
+    router = APIRouter()
+
+    @router.get("/rl")
+    async def page() -> Response:
+        text = files(__package__).joinpath("page.html").read_text(encoding="utf-8")
+        return Response(text, media_type="text/html; charset=utf-8", headers=PAGE_HEADERS)
+
+    @router.get("/rl/status")
+    async def status() -> Response:
+        return JSONResponse(scheduler.status())
+
+    @router.post("/rl/episodes")
+    async def begin(request: Request) -> Response:
+        body = await _body(scheduler, request, request_id=str)
+        return JSONResponse(await asyncio.to_thread(scheduler.begin, body.get("request_id")), status_code=201)
+
+    @router.get("/rl/episodes/{name}")
+    async def episode(name: str) -> Response:
+        return JSONResponse(await asyncio.to_thread(_described, scheduler, name))
+
+    @router.post("/rl/episodes/{name}/end")
+    async def end(name: str, request: Request) -> Response:
+        body = await _body(scheduler, request, executed_steps=int, timed_out=bool)
+        executed, timed_out = body.get("executed_steps"), body.get("timed_out", False)
+        ended = await asyncio.to_thread(scheduler.episodes.end, name, executed, timed_out)
+        decisions = ended.facts.decisions if ended.facts is not None else 0
+        return JSONResponse({"episode_id": name, "state": scheduler.state_of(name), "decisions": decisions})
+
+    @router.post("/rl/episodes/{name}/reward")
+    async def reward(name: str, request: Request) -> Response:
+        body = await _body(scheduler, request, reward=object, override=bool, timed_out=bool)
+        override, timed_out = body.get("override", False), body.get("timed_out")
+        given: Any = body.get("reward")
+        return JSONResponse(await asyncio.to_thread(scheduler.label, name, given, override, timed_out))
+
+    @router.post("/rl/episodes/{name}/abort")
+    async def abort(name: str, request: Request) -> Response:
+        body = await _body(scheduler, request, reason=str)
+        why = body.get("reason", "by request")[:200]
+        return JSONResponse(await asyncio.to_thread(scheduler.abort, name, why))
+
+    @router.post("/rl/policy")
+    async def policy(request: Request) -> Response:
+        body = await _body(scheduler, request, version=str)
+        if "version" not in body:
+            raise RequestError("version: expected the name of a folder of the run's policies, such as v0003")
+        return JSONResponse(await asyncio.to_thread(scheduler.publish, body["version"]))
+
+    @router.post("/rl/rollback")
+    async def rollback(request: Request) -> Response:
+        body = await _body(scheduler, request, version=str)
+        return JSONResponse(await asyncio.to_thread(scheduler.rollback, body.get("version")))
+
+    return router
+
+
+async def _body(scheduler: RLScheduler, request: Request, **fields: type) -> dict[str, Any]:
+    """The JSON object of a request; an empty body is an empty one. Raises RequestError for anything but `fields`."""
+    service = scheduler.service
+    assert service is not None
+    text = await read_body(service, request)
+    try:
+        body = json.loads(text) if text.strip() else {}
+    except (ValueError, RecursionError):
+        raise RequestError("message: expected a JSON object, got something else") from None
+    if not isinstance(body, dict):
+        raise RequestError(f"message: expected a JSON object, got {type(body).__name__}")
+    for name, value in body.items():
+        kind = fields.get(name)
+        if kind is None:
+            raise RequestError(f"{name[:60]}: is not known here; expected {sorted(fields)}")
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise RequestError(f"{name}: expected {kind.__name__}, got {value!r:.60}")
+    return body
+
+
+def _described(scheduler: RLScheduler, name: str) -> dict[str, Any]:
+    """State of an episode; once it has ended, its facts and last frames as JPEG data URLs, oldest first."""
+    episode = scheduler.episodes.episodes.get(name)
+    if episode is None:
+        raise RequestError(f"episode {name[:60]!r}: is not known here", status=404, cause="no_episode")
+    described = {"episode_id": name, "state": scheduler.state_of(name), "policy_version": episode.version}
+    facts = episode.facts
+    if facts is None:
+        return {**described, "why": episode.why, "frames": []}
+    frames = last_frames(scheduler.episodes.root / name, SHOWN_STEPS)
+    shown = ("instruction", "outcome", "ended", "decisions")
+    return {**described, **{key: getattr(facts, key) for key in shown}, "frames": frames}
+
+
+def last_frames(folder: Path, count: int) -> list[dict[str, str]]:
+    """The last `count` observations of a rollout, view to data URL."""
+    from PIL import Image
+
+    from syvla.processing import RobotDataset
+
+    dataset = RobotDataset(folder, embodiment="")
+    rows = range(int(dataset.episode_lengths[0]))[-count:]
+    frames = []
+    for row in rows:
+        pictures = {}
+        for view in dataset.cameras:
+            stream = io.BytesIO()
+            Image.fromarray(dataset.read_image(view, row)).save(stream, "JPEG", quality=90)
+            pictures[view] = "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
+        frames.append(pictures)
+    return frames

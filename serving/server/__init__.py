@@ -1,0 +1,1 @@
+"""The policy server's parts: routes, guards, queue, sessions and metrics."""

@@ -1,0 +1,81 @@
+"""Who may talk to the server: a token compared in constant time, no web pages, a limit of connections."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+from collections.abc import Callable
+from typing import Any
+
+from .act_service import ActService
+from .settings import is_loopback
+
+OPEN_PATHS = ("/healthz", "/readyz", "/rl")
+"""Answered to everyone: they say nothing about the model. `/rl` is a page without data, which asks for the token."""
+
+OWN_PAGE = "/rl/"
+"""Begins the paths that the server's own page may ask for."""
+
+
+class AccessControl:
+    """ASGI middleware in front of every route, those of further routers included.
+
+    A request with an `Origin` header comes from a web page: robots send none, and without this check every page that its
+    owner visits could reach a server on loopback. Only the server's own page may ask, for `OWN_PAGE`; without a token, it
+    must have been loaded from a loopback address, since a page of another name may come to point here.
+
+    Args:
+        app: What lies behind.
+        service: Gives settings, metrics and the number of connections.
+    """
+
+    def __init__(self, app: Callable[..., Any], service: ActService) -> None:
+        self.app, self.service = app, service
+        token = service.settings.token
+        self._expected = _digest(token.encode()) if token else None
+
+    async def __call__(self, scope: dict[str, Any], receive: Callable[..., Any], send: Callable[..., Any]) -> None:
+        if scope["type"] not in ("http", "websocket") or (scope["type"] == "http" and scope["path"] in OPEN_PATHS):
+            await self.app(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        if b"origin" in headers and not self._own_page(scope, headers):
+            await self._refuse(scope, send, 403, "origin: expected a request of a program, got one of a web page")
+        elif not self._authorized(headers.get(b"authorization", b"")):
+            text = "authorization: expected 'Api-Key TOKEN' or 'Bearer TOKEN' with the server's token, got "
+            text += "another one" if headers.get(b"authorization") else "none"
+            await self._refuse(scope, send, 401, text)
+        elif scope["type"] == "websocket" and self.service.connections >= self.service.settings.max_connections:
+            await self._refuse(scope, send, 503, "connections: the server has as many as it takes")
+        else:
+            await self.app(scope, receive, send)
+
+    def _authorized(self, header: bytes) -> bool:
+        if self._expected is None:
+            return True
+        scheme, _, token = header.partition(b" ")
+        right = hmac.compare_digest(_digest(token.strip()), self._expected)  # digests, so that no length leaks either
+        return right and scheme.lower() in (b"api-key", b"bearer")
+
+    def _own_page(self, scope: dict[str, Any], headers: dict[bytes, bytes]) -> bool:
+        host = headers.get(b"host", b"").decode("latin-1")
+        own = headers[b"origin"].decode("latin-1") == f"{scope.get('scheme', 'http')}://{host}"
+        named = host.rsplit(":", 1)[0] if host.rsplit(":", 1)[-1].isdecimal() else host
+        safe = self._expected is not None or is_loopback(named)
+        return scope["type"] == "http" and scope["path"].startswith(OWN_PAGE) and own and safe
+
+    async def _refuse(self, scope: dict[str, Any], send: Callable[..., Any], status: int, text: str) -> None:
+        cause = {401: "unauthorized", 403: "web_page", 503: "connections"}[status]
+        self.service.metrics.count("rejected", "cause", cause)
+        kind = "websocket.http.response" if scope["type"] == "websocket" else "http.response"
+        body = text.encode() if scope["type"] == "websocket" else json.dumps({"error": text}).encode()
+        headers = [(b"content-type", b"application/json" if kind == "http.response" else b"text/plain")]
+        headers += [(b"content-length", str(len(body)).encode()), (b"connection", b"close")]
+        headers += [(b"retry-after", b"2")] if status == 503 else []
+        await send({"type": f"{kind}.start", "status": status, "headers": headers})
+        await send({"type": f"{kind}.body", "body": body})
+
+
+def _digest(token: bytes) -> bytes:
+    return hashlib.sha256(token).digest()

@@ -1,0 +1,213 @@
+"""The worker thread behind a bounded queue: answers requests of several clients in one batch."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from syvla.serving.contract.requests import ActAnswer, ActRequest, PolicyHolder, RequestError, ServedPolicy
+
+from .metrics import Metrics
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class Job:
+    """A request in the queue.
+
+    Attributes:
+        request: What is asked.
+        deadline: Monotonic time after which nothing is computed for it.
+        allowed_s: The seconds that led to it, for messages.
+        answer: Result: (answer, version of the policy that gave it). Cancelling it drops the job.
+    """
+
+    request: ActRequest
+    deadline: float
+    allowed_s: float
+    submitted: float = field(default_factory=time.monotonic)
+    answer: Future[tuple[ActAnswer, str]] = field(default_factory=Future)
+
+    def too_late(self) -> RequestError:
+        """The error of a request whose deadline has passed."""
+        text = f"deadline: expected an answer within {self.allowed_s:g} s, which have passed"
+        return RequestError(text, status=503, cause="deadline", retry_after=1)
+
+
+class BatchingWorker:
+    """Runs the policy in one thread of its own, so that the event loop never waits for it.
+
+    A batch holds waiting requests with the batch key of the oldest one. It starts when it is full, when every connected
+    client is in it, or when its oldest request has waited `max_wait_ms`; while one batch runs, the next one gathers.
+
+    Args:
+        holder: The policy in use; read once per batch.
+        metrics: Gets queue length, batch sizes and rejections.
+        max_batch_size: Most requests answered at once.
+        max_wait_ms: Longest wait for further requests, in milliseconds.
+        queue_size: Most requests that wait.
+        clients: Number of connected clients, for the early start.
+    """
+
+    def __init__(
+        self,
+        holder: PolicyHolder,
+        metrics: Metrics,
+        *,
+        max_batch_size: int,
+        max_wait_ms: float,
+        queue_size: int,
+        clients: Callable[[], int] = lambda: 1 << 30,
+    ) -> None:
+        self.holder, self.metrics, self.clients = holder, metrics, clients
+        self.max_batch_size, self.max_wait, self.queue_size = max_batch_size, max_wait_ms / 1000, queue_size
+        self._queue: deque[Job] = deque()
+        self._changed = threading.Condition()
+        self._running = 0
+        self._stopping = False
+        self._batch_seconds = 0.0  # of the last batch
+        self._thread = threading.Thread(target=self._work, name="policy-worker", daemon=True)
+        metrics.gauge("queue_length", "Requests that wait for the policy.", lambda: len(self._queue))
+        metrics.gauge("requests_running", "Requests in the batch that the policy works on.", lambda: self._running)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Refuses what waits, finishes the batch that runs, and ends the thread."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        if self._thread.ident is not None:
+            self._thread.join()
+        for job in self._queue:
+            _fail(job, RequestError("server: stopping", status=503, cause="stopping", retry_after=5))
+        self._queue.clear()
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits and nothing runs."""
+        return not self._queue and not self._running
+
+    def submit(self, job: Job) -> None:
+        """Queues a job.
+
+        Raises:
+            RequestError: The queue is full (503), or the worker is stopping.
+        """
+        with self._changed:
+            if self._stopping:
+                raise RequestError("server: stopping", status=503, cause="stopping", retry_after=5)
+            if len(self._queue) >= self.queue_size:
+                self._drop_dead()
+            if len(self._queue) >= self.queue_size:
+                batches = math.ceil(len(self._queue) / self.max_batch_size)
+                after = max(1, math.ceil(batches * self._batch_seconds))
+                raise RequestError(
+                    f"queue: expected at most {self.queue_size} waiting requests, and there are as many; try again in "
+                    f"{after} s",
+                    status=503,
+                    cause="queue_full",
+                    retry_after=after,
+                )
+            self._queue.append(job)
+            self._changed.notify_all()
+
+    # ------------------------------------------------------------------ the thread
+
+    def _work(self) -> None:
+        while True:
+            try:
+                gathered = self._gather()
+            except Exception as error:  # a policy that cannot sort requests; the thread must outlive it
+                with self._changed:
+                    _fail(self._queue.popleft(), _reported(error))
+                continue
+            if gathered is None:
+                return
+            policy, jobs = gathered
+            started = time.monotonic()
+            for job in jobs:
+                self.metrics.observe("queue", started - job.submitted)
+            self.metrics.count("batches")
+            self.metrics.count("batched_requests", by=len(jobs))
+            try:
+                self._answer(policy, jobs)
+            finally:
+                with self._changed:
+                    self._running = 0
+                    self._batch_seconds = time.monotonic() - started
+
+    def _gather(self) -> tuple[ServedPolicy, list[Job]] | None:
+        """The next batch, or None at the end."""
+        with self._changed:
+            while not self._stopping:
+                self._drop_dead()
+                policy = self.holder.current
+                if not self._queue or policy is None:
+                    self._changed.wait(0.1)  # looks again now and then: a policy may be put in place without a notice
+                    continue
+                key = policy.batch_key(self._queue[0].request)
+                jobs = [job for job in self._queue if policy.batch_key(job.request) == key][: self.max_batch_size]
+                left = self._queue[0].submitted + self.max_wait - time.monotonic()
+                if len(jobs) < min(self.max_batch_size, self.clients()) and left > 0:
+                    self._changed.wait(left)
+                    continue
+                for job in jobs:
+                    self._queue.remove(job)
+                jobs = [job for job in jobs if job.answer.set_running_or_notify_cancel()]
+                self._running = len(jobs)
+                if jobs:
+                    return policy, jobs
+        return None
+
+    def _drop_dead(self) -> None:
+        """Takes out jobs whose client is gone or whose deadline has passed."""
+        now = time.monotonic()
+        for job in [job for job in self._queue if job.answer.cancelled() or job.deadline < now]:
+            self._queue.remove(job)
+            if not job.answer.cancelled():
+                _fail(job, job.too_late())
+
+    def _answer(self, policy: ServedPolicy, jobs: list[Job]) -> None:
+        try:
+            answers = policy.answer([job.request for job in jobs])
+            if len(answers) != len(jobs):
+                raise RuntimeError(f"the policy gave {len(answers)} answers to {len(jobs)} requests")
+            for job, answer in zip(jobs, answers, strict=True):
+                job.answer.set_result((answer, policy.version))
+        except Exception as error:
+            if len(jobs) > 1:  # one bad request must not cost the others their answers
+                logger.info("a batch of %d failed (%s); answering each one alone", len(jobs), error)
+                for job in jobs:
+                    if not job.answer.done():
+                        self._answer(policy, [job])
+            else:
+                jobs[0].answer.set_exception(_reported(error))
+
+
+def _fail(job: Job, error: RequestError) -> None:
+    if job.answer.set_running_or_notify_cancel():
+        job.answer.set_exception(error)
+
+
+def _reported(error: Exception) -> RequestError:
+    """What the client may know: the text of an error about its request, never the inside of the server."""
+    if isinstance(error, RequestError):
+        return error
+    if isinstance(error, ValueError):
+        return RequestError(str(error)[:2000])
+    return internal_error("the policy", error)
+
+
+def internal_error(what: str, error: Exception) -> RequestError:
+    """For the client that `what` failed; for the log, why."""
+    logger.error("%s failed", what, exc_info=error)
+    return RequestError(f"server: {what} failed; its log says why", status=500, cause="internal")

@@ -1,0 +1,144 @@
+"""The server's HTTP side: act, health, readiness, metadata, metrics."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse, PlainTextResponse
+
+from syvla.serving.contract.requests import RequestError
+from syvla.serving.wire.json_codec import decode_json
+from syvla.serving.wire.msgpack_codec import unpack
+
+from .act_service import ActService
+from .memory_budget import Holding
+from .replies import encode_reply
+
+_MSGPACK = ("application/msgpack", "application/x-msgpack", "application/vnd.msgpack")
+
+
+def http_router(service: ActService) -> APIRouter:
+    """The routes of one service."""
+    router = APIRouter()
+
+    @router.get("/healthz")
+    async def healthz() -> Response:
+        return PlainTextResponse("OK\n")
+
+    @router.get("/readyz")
+    async def readyz() -> Response:
+        if service.ready:
+            return PlainTextResponse("ready\n")
+        state = "stopping" if service.draining else "loading"
+        return PlainTextResponse(f"{state}\n", status_code=503, headers={"Retry-After": "2"})
+
+    @router.get("/v1/metadata")
+    async def metadata() -> Response:
+        try:
+            return JSONResponse(service.metadata())
+        except RequestError as error:
+            return error_response(error)
+
+    @router.get("/metrics")
+    async def metrics() -> Response:
+        return PlainTextResponse(service.metrics_page(), media_type="text/plain; version=0.0.4")
+
+    @router.post("/v1/act")
+    async def act(request: Request) -> Response:
+        try:
+            return await _act(service, request)
+        except RequestError as error:
+            return error_response(error)
+
+    return router
+
+
+def error_response(error: RequestError) -> Response:
+    """`{"error": text, "cause": label}` with the error's status."""
+    headers = {"Retry-After": str(error.retry_after)} if error.retry_after is not None else None
+    return JSONResponse({"error": str(error), "cause": error.cause}, status_code=error.status, headers=headers)
+
+
+async def _act(service: ActService, request: Request) -> Response:
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind not in (*_MSGPACK, "application/json"):
+        service.metrics.count("rejected", "cause", "bad_request")
+        raise RequestError(f"content-type: expected application/json or application/msgpack, got {kind[:60]!r}")
+    with Holding(service.memory) as held:
+        return await _answered(service, request, kind, await read_body(service, request, held))
+
+
+async def _answered(service: ActService, request: Request, kind: str, body: bytes) -> Response:
+    limits = service.settings.limits
+    gone = asyncio.Event()
+    watcher = asyncio.create_task(_watch(request, gone))
+
+    def decode() -> tuple[Any, str]:
+        return (decode_json(body, limits), "json") if kind == "application/json" else unpack(body, limits)
+
+    try:
+        reply, codec = await service.act(decode, None, gone)
+    finally:
+        watcher.cancel()
+    return Response(encode_reply(reply, codec, service.metrics), media_type=kind)
+
+
+async def read_body(service: ActService, request: Request, held: Holding | None = None) -> bytes:
+    """The body of a request, within the server's size and time limits; for further routers as well.
+
+    Args:
+        held: Where its bytes count as long as it is kept; None: only while it comes, for small bodies.
+
+    Raises:
+        RequestError: Too large (422), not complete in time (408), or no memory for it now (503).
+    """
+    if held is None:
+        with Holding(service.memory) as meanwhile:
+            return await read_body(service, request, meanwhile)
+    limit, seconds = service.settings.limits.max_message_bytes, service.settings.read_timeout_s
+    parts: list[bytes] = []
+    size = 0
+    refusal: RequestError | None = None
+    try:
+        async with asyncio.timeout(seconds):
+            async for part in request.stream():
+                size += len(part)
+                if size <= limit and refusal is None:
+                    refusal = _counted(held, len(part))
+                    parts.append(part)
+                else:
+                    parts.clear()  # read to the end, unless it never ends: then the client gets to read the answer
+                    if size > 8 * limit:
+                        break
+    except TimeoutError:
+        service.metrics.count("rejected", "cause", "read_timeout")
+        raise RequestError(
+            f"message: expected the whole body within {seconds:g} s, got {size} bytes of it",
+            status=408,
+            cause="read_timeout",
+        ) from None
+    if size > limit:
+        service.metrics.count("rejected", "cause", "oversized")
+        more = "more than " if size > 8 * limit else ""
+        raise RequestError(f"message: expected at most {limit} bytes, got {more}{size}", cause="oversized")
+    if refusal is not None:
+        service.metrics.count("rejected", "cause", refusal.cause)
+        raise refusal
+    return b"".join(parts)
+
+
+def _counted(held: Holding, size: int) -> RequestError | None:
+    try:
+        held.add(size)
+    except RequestError as refusal:
+        return refusal
+    return None
+
+
+async def _watch(request: Request, gone: asyncio.Event) -> None:
+    """Sets `gone` when the client closes the connection."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    gone.set()

@@ -1,0 +1,75 @@
+"""How much memory requests may take at once, over all clients: messages that come in, that wait, and decoded images.
+
+Each client alone is within its limits, and a queue bounds how many requests wait; yet hundreds of connections with a message
+half sent, or small files that are large images, would still fill a machine. Only the event loop uses these classes.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from syvla.serving.contract.requests import RequestError
+
+
+class MemoryBudget:
+    """Bytes that all requests together hold.
+
+    Args:
+        limit: Most bytes.
+
+    Attributes:
+        used: Bytes at present.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.used = limit, 0
+
+    def take(self, count: int) -> bool:
+        """Counts bytes in, unless there is no room for them; returns whether it did."""
+        if self.used + count > self.limit:
+            return False
+        self.used += count
+        return True
+
+    def give(self, count: int) -> None:
+        self.used -= count
+
+    def refusal(self, count: int) -> RequestError:
+        """The error of a request for which there is no room now."""
+        text = (
+            f"memory: expected at most {self.limit} bytes in the requests of all clients, which hold {self.used}; got"
+        )
+        return RequestError(f"{text} {count} more; try again in 1 s", status=503, cause="memory", retry_after=1)
+
+
+class Holding:
+    """What one request or connection holds; given back at the end of a `with` block, or by `release`."""
+
+    def __init__(self, budget: MemoryBudget) -> None:
+        self._budget, self.count = budget, 0
+
+    def add(self, count: int) -> None:
+        """Raises RequestError (503) if there is no room."""
+        if not self._budget.take(count):
+            raise self._budget.refusal(count)
+        self.count += count
+
+    def keep(self, count: int) -> None:
+        """Takes over what was let in elsewhere."""
+        self._budget.used += count
+        self.count += count
+
+    def give(self, count: int) -> None:
+        self._budget.give(count)
+        self.count -= count
+
+    def release(self) -> None:
+        self.give(self.count)
+
+    def __enter__(self) -> Holding:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()

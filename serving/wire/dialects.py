@@ -1,0 +1,354 @@
+"""Observation dialects: under which keys, and in which form, a robot's client sends what the model needs. They are data.
+
+`dialects/*.yaml` hold those of LeRobot, and of openpi's LIBERO, DROID and ALOHA clients; a file of the same form makes
+another one. Values stay raw: normalisation is the processor's, exactly as in training.
+
+| field | meaning |
+|---|---|
+| `images` | view: key; a list of keys leads through nested maps |
+| `camera_key` | pattern of further camera names, see `Dialect.for_views` |
+| `optional` | views that may be missing |
+| `ignored` | keys that clients send and the model does not need |
+| `image_layout` | accepted orders of axes, `hwc` and `chw`; the first one is written |
+| `image_size` | side to which images are resized with padding, or null |
+| `state` | parts in order, each with its `key` and number of dimensions `dim` where that is known |
+| `prompt` | keys of the instruction; the first one is written |
+
+Imports no torch, so that light clients can use it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .image_decoding import MAX_PIXELS, resize_with_pad, rgb_image
+
+Key = tuple[str, ...]
+FOLDER = Path(__file__).parents[1] / "dialects"
+MAX_PROMPT_LENGTH = 4096
+"""Characters of an instruction. Ours: far beyond any instruction, yet cheap to tokenise."""
+
+
+@dataclass(frozen=True)
+class StatePart:
+    """A piece of the state vector: its key and its number of dimensions, None where that is the robot's."""
+
+    key: Key
+    dim: int | None = None
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """Translates requests to observations and back. See the module for the fields.
+
+    Attributes:
+        name: For messages.
+        images: View to the keys under which it may come; the first one is written.
+        max_pixels: Most pixels of one image.
+    """
+
+    name: str
+    images: Mapping[str, tuple[Key, ...]]
+    state: tuple[StatePart, ...]
+    prompt: tuple[Key, ...] = (("prompt",),)
+    optional: frozenset[str] = frozenset()
+    ignored: frozenset[Key] = frozenset()
+    image_layout: tuple[str, ...] = ("hwc",)
+    image_size: int | None = None
+    camera_key: str | None = None
+    description: str = ""
+    max_pixels: int = field(default=MAX_PIXELS, compare=False)
+
+    def for_views(self, views: Sequence[str], cameras: Mapping[str, str] | None = None) -> Dialect:
+        """The dialect for a model's views and a robot's cameras.
+
+        Args:
+            views: The model's views. A dialect with `camera_key` takes exactly these.
+            cameras: View to the camera's own name, accepted beside the view's; these views are then required. Names that
+                are keys already (`observation.images.head`) are taken as they are.
+
+        Raises:
+            ValueError: If the dialect has views that the model lacks, or cameras where it has no pattern for names.
+        """
+        if self.camera_key is None:
+            if cameras:
+                raise ValueError(
+                    f"cameras: dialect {self.name!r} has fixed keys; write a dialect file for other cameras"
+                )
+            missing = sorted(set(self.images) - set(views) - self.optional)
+            if missing:
+                raise ValueError(
+                    f"dialect {self.name!r}: expected a model with views {missing}, got one with {list(views)}"
+                )
+            return replace(self, images={view: keys for view, keys in self.images.items() if view in views})
+        unknown = sorted(set(cameras or {}) - set(views))
+        if unknown:
+            raise ValueError(f"cameras: expected views out of {list(views)}, got {unknown}")
+        prefix = self.camera_key.partition("{}")[0]
+        images = {}
+        for view in views:
+            keys: list[Key] = [(self.camera_key.format(view),)]
+            if cameras and view in cameras:
+                camera = cameras[view]
+                keys.insert(0, (camera if camera.startswith(prefix) else self.camera_key.format(camera),))
+            images[view] = tuple(dict.fromkeys(keys))
+        return replace(self, images=images, optional=frozenset(views) - frozenset(cameras or ()))
+
+    def for_state(self, dim: int) -> Dialect:
+        """The dialect for a robot whose state has `dim` dimensions.
+
+        Raises:
+            ValueError: If the dialect's parts have another number.
+        """
+        fixed, open_parts = sum(part.dim or 0 for part in self.state), [p for p in self.state if p.dim is None]
+        if len(open_parts) > 1 or (dim - fixed < 1 if open_parts else dim != fixed):
+            raise ValueError(f"dialect {self.name!r}: has a state of {fixed} dimensions, the robot one of {dim}")
+        return replace(self, state=tuple(replace(part, dim=part.dim or dim - fixed) for part in self.state))
+
+    def recognised(self, request: Mapping[str, Any]) -> int:
+        """How many of the request's keys the dialect knows, less those that it does not."""
+        known = self._known_keys()
+        try:
+            present = [key for key, _ in _entries(request, self._containers())]
+        except ValueError:
+            return -len(request)
+        return sum(1 if key in known else -1 for key in present)
+
+    def describe(self) -> dict[str, Any]:
+        """Plain data for the metadata: keys, order of axes, size of images, dimensions of the state's parts."""
+        return {
+            "images": {view: [_text(key) for key in keys] for view, keys in self.images.items()},
+            "optional": sorted(self.optional),
+            "image_layout": list(self.image_layout),
+            "image_size": self.image_size,
+            "state": {_text(part.key): part.dim for part in self.state},
+            "prompt": [_text(key) for key in self.prompt],
+        }
+
+    def to_observation(self, request: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+        """Observation and instruction of a request.
+
+        Args:
+            request: Keys as the client sent them, without the server's own options.
+
+        Returns:
+            (`{"images": {view: uint8 (H, W, 3)}, "state": float32 (D,)}` with the state in physical units, instruction).
+
+        Raises:
+            ValueError: Missing, unknown or ill-formed entries; names the key, what was expected and what came.
+        """
+        present = dict(_entries(request, self._containers()))
+        unknown = sorted(_text(key) for key in set(present) - self._known_keys())
+        if unknown:
+            expected = ", ".join(self._expected_keys())
+            raise ValueError(f"{unknown[0]:.100}: unknown key; dialect {self.name!r} expects {expected}")
+        images = self._read_images(present)
+        parts = [self._read_state(part, present) for part in self.state]
+        return {"images": images, "state": np.concatenate(parts)}, self._read_prompt(present)
+
+    def to_request(self, views: Mapping[str, np.ndarray], state: np.ndarray, prompt: str) -> dict[str, Any]:
+        """The request with which a client of this dialect sends an observation; the inverse of `to_observation`.
+
+        Args:
+            views: View to uint8 (H, W, 3). Views that the dialect has no key for are left out.
+            state: float32 (D,), physical units.
+            prompt: Instruction.
+
+        Raises:
+            ValueError: A required view is missing, or the state does not divide into the dialect's parts.
+        """
+        request: dict[str, Any] = {}
+        for view, keys in self.images.items():
+            if view in views:
+                image = rgb_image(views[view], ("hwc",))
+                if self.image_size:
+                    image = resize_with_pad(image, self.image_size, self.image_size)
+                _put(request, keys[0], image if self.image_layout[0] == "hwc" else image.transpose(2, 0, 1).copy())
+            elif view not in self.optional:
+                raise ValueError(f"views.{view}: dialect {self.name!r} needs this view, got {sorted(views)}")
+        for part, piece in zip(self.state, self._split_state(np.asarray(state, dtype=np.float32)), strict=True):
+            _put(request, part.key, piece)
+        _put(request, self.prompt[0], prompt)
+        return request
+
+    def _split_state(self, state: np.ndarray) -> list[np.ndarray]:
+        fixed = sum(part.dim or 0 for part in self.state)
+        rest = len(state) - fixed if state.ndim == 1 else -1  # for the one part of unknown length
+        sizes = [part.dim or rest for part in self.state]
+        if min(sizes) < 1 or sum(sizes) != len(state):
+            parts = {_text(part.key): part.dim or "any" for part in self.state}
+            raise ValueError(f"state: dialect {self.name!r} expects dimensions {parts}, got shape {state.shape}")
+        return np.split(state, np.cumsum(sizes)[:-1])
+
+    # ------------------------------------------------------------------ parts of a request
+
+    def _read_images(self, present: dict[Key, Any]) -> dict[str, np.ndarray]:
+        images = {}
+        for view, keys in self.images.items():
+            found = [key for key in keys if key in present]
+            if len(found) > 1:
+                raise ValueError(f"{_text(found[1])}: the {view} view came twice, as {_text(found[0])} as well")
+            if not found:
+                if view in self.optional:
+                    continue
+                raise ValueError(f"{_text(keys[0])}: missing (the {view} view); got {_listed(present)}")
+            try:
+                image = rgb_image(present[found[0]], self.image_layout, self.max_pixels)
+            except ValueError as error:
+                raise ValueError(f"{_text(found[0])}: {error}") from None
+            images[view] = resize_with_pad(image, self.image_size, self.image_size) if self.image_size else image
+        if not images:
+            expected = ", ".join(_text(keys[0]) for keys in self.images.values())
+            raise ValueError(f"images: expected at least one of {expected}; got {_listed(present)}")
+        return images
+
+    def _read_state(self, part: StatePart, present: dict[Key, Any]) -> np.ndarray:
+        name, wanted = _text(part.key), f"({part.dim or 'D'},) numbers"
+        if part.key not in present:
+            raise ValueError(f"{name}: missing; expected {wanted}, got {_listed(present)}")
+        value = present[part.key]
+        if isinstance(value, list):
+            if not all(isinstance(entry, int | float) and not isinstance(entry, bool) for entry in value):
+                raise ValueError(f"{name}: expected {wanted}, got a list of other things")
+            value = np.array(value)  # of dtype object for integers beyond 64 bits, which is refused below
+        if isinstance(value, bool) or not isinstance(value, int | float | np.ndarray | np.generic):
+            raise ValueError(f"{name}: expected {wanted}, got {type(value).__name__}")
+        array = np.atleast_1d(np.asarray(value))
+        if array.dtype.kind not in "iuf" or array.ndim != 1 or len(array) != (part.dim or len(array)):
+            raise ValueError(f"{name}: expected {wanted}, got shape {np.shape(value)} {array.dtype}")
+        with np.errstate(over="ignore"):
+            numbers = array.astype(np.float32)
+        if not np.isfinite(numbers).all():
+            where = int(np.flatnonzero(~np.isfinite(numbers))[0])
+            raise ValueError(f"{name}: expected finite numbers, got {array[where]} in dimension {where}")
+        return numbers
+
+    def _read_prompt(self, present: dict[Key, Any]) -> str:
+        found = [key for key in self.prompt if key in present]
+        name = _text(found[0] if found else self.prompt[0])
+        if not found:
+            raise ValueError(f"{name}: missing; expected the instruction as text, got {_listed(present)}")
+        value = present[found[0]]
+        if len(found) > 1 and present[found[1]] != value:
+            raise ValueError(f"{_text(found[1])}: the instruction came twice and differs from {name}")
+        if not isinstance(value, str):
+            raise ValueError(f"{name}: expected the instruction as text, got {type(value).__name__}")
+        if not value.strip():
+            raise ValueError(f"{name}: expected an instruction, got an empty text")
+        if len(value) > MAX_PROMPT_LENGTH:
+            raise ValueError(f"{name}: expected at most {MAX_PROMPT_LENGTH} characters, got {len(value)}")
+        return value
+
+    def _known_keys(self) -> set[Key]:
+        keys = {key for keys in self.images.values() for key in keys}
+        return keys | set(self.prompt) | self.ignored | {part.key for part in self.state}
+
+    def _containers(self) -> set[Key]:
+        """Keys of the nested maps that lie on the way to an entry."""
+        return {key[:depth] for key in self._known_keys() for depth in range(1, len(key))}
+
+    def _expected_keys(self) -> list[str]:
+        keys = [_text(keys[0]) for keys in self.images.values()]
+        return [*keys, *(_text(part.key) for part in self.state), _text(self.prompt[0])]
+
+
+def _entries(request: Mapping[str, Any], containers: set[Key], path: Key = ()) -> Iterator[tuple[Key, Any]]:
+    """(key, value) of all entries; maps on the way to an expected entry are entered, others are values."""
+    for name, value in request.items():
+        key = (*path, name)
+        if key in containers:
+            if not isinstance(value, Mapping):
+                raise ValueError(f"{_text(key)}: expected a map, got {type(value).__name__}")
+            yield from _entries(value, containers, key)
+        else:
+            yield key, value
+
+
+def _put(request: dict[str, Any], key: Key, value: Any) -> None:
+    for name in key[:-1]:
+        request = request.setdefault(name, {})
+    request[key[-1]] = value
+
+
+def _text(key: Key) -> str:
+    return ".".join(key)
+
+
+def _listed(present: Mapping[Key, Any]) -> str:
+    names = [_text(key)[:60] for key in present]
+    return f"{names[:12]}{' and more' if len(names) > 12 else ''}" if names else "nothing"
+
+
+# ---------------------------------------------------------------------- files
+
+
+def dialect_names() -> list[str]:
+    """Names of the dialects that come with the package."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def load_dialect(name_or_path: str | Path) -> Dialect:
+    """A dialect of the package by name, or one from a YAML file.
+
+    Raises:
+        ValueError: No such dialect, or a file with missing, unknown or ill-formed fields.
+    """
+    path = Path(name_or_path)
+    if path.suffix not in (".yaml", ".yml"):
+        path = FOLDER / f"{path}.yaml"
+        if str(name_or_path) not in dialect_names():
+            names = ", ".join(dialect_names())
+            raise ValueError(f"dialect: expected one of {names} or the path of a .yaml file, got {str(name_or_path)!r}")
+    import yaml
+
+    try:
+        fields = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"dialect: cannot read {path}: {error}") from None
+    try:
+        return _from_fields(path.stem, fields)
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"{path}: not a dialect ({type(error).__name__}: {error}); see dialects/lerobot.yaml"
+        ) from None
+
+
+def _from_fields(name: str, fields: dict[str, Any]) -> Dialect:
+    known = {
+        "description",
+        "images",
+        "camera_key",
+        "optional",
+        "ignored",
+        "image_layout",
+        "image_size",
+        "state",
+        "prompt",
+    }
+    unknown = sorted(set(fields) - known)
+    if unknown:
+        raise ValueError(f"dialect {name!r}: unknown fields {unknown}; expected {sorted(known)}")
+    layouts = tuple(fields.get("image_layout", ["hwc"]))
+    if not layouts or not set(layouts) <= {"hwc", "chw"}:
+        raise ValueError(f"dialect {name!r}: image_layout: expected hwc and chw, got {list(layouts)}")
+    return Dialect(
+        name=name,
+        images={view: (_key(key),) for view, key in fields["images"].items()},
+        state=tuple(StatePart(_key(part["key"]), part.get("dim")) for part in fields["state"]),
+        prompt=tuple(_key(key) for key in fields["prompt"]),
+        optional=frozenset(fields.get("optional", [])),
+        ignored=frozenset(_key(key) for key in fields.get("ignored", [])),
+        image_layout=layouts,
+        image_size=fields.get("image_size"),
+        camera_key=fields.get("camera_key"),
+        description=fields.get("description", ""),
+    )
+
+
+def _key(value: str | list[str]) -> Key:
+    return (value,) if isinstance(value, str) else tuple(value)

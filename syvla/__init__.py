@@ -1,0 +1,102 @@
+"""SyVLA: an open vision-language-action model for robots.
+
+Importing the package registers its classes with the Auto classes of `transformers` and its public names.
+Neither torch nor transformers is imported before somebody needs it: the classes are registered at the moment at which
+`transformers` itself is imported, so a robot's client or a simulator worker starts without both.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from wrapt import register_post_import_hook
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .evaluation import evaluate_closed_loop, evaluate_vlm, record_demonstrations
+    from .modeling_syvla import (
+        SyVLAConfig,
+        SyVLAForConditionalGeneration,
+        SyVLAModel,
+        SyVLAValueConfig,
+        SyVLAValueModel,
+    )
+    from .processing import (
+        MixtureBatchSampler,
+        MultimodalDataset,
+        RobotDataset,
+        RobotDatasetWriter,
+        SyVLAProcessor,
+    )
+    from .serving import ChunkExecutor, PolicyClient, PolicyServer
+    from .training import SyVLAPPOConfig, SyVLAPPOTrainer, SyVLATrainer, SyVLATrainingArguments
+
+_PUBLIC_NAMES = {
+    "ChunkExecutor": "serving",
+    "MixtureBatchSampler": "processing",
+    "MultimodalDataset": "processing",
+    "PolicyClient": "serving",
+    "PolicyServer": "serving",
+    "RobotDataset": "processing",
+    "RobotDatasetWriter": "processing",
+    "SyVLAConfig": "modeling_syvla",
+    "SyVLAForConditionalGeneration": "modeling_syvla",
+    "SyVLAModel": "modeling_syvla",
+    "SyVLAPPOConfig": "training",
+    "SyVLAPPOTrainer": "training",
+    "SyVLAProcessor": "processing",
+    "SyVLATrainer": "training",
+    "SyVLATrainingArguments": "training",
+    "SyVLAValueConfig": "modeling_syvla",
+    "SyVLAValueModel": "modeling_syvla",
+    "evaluate_closed_loop": "evaluation",
+    "evaluate_vlm": "evaluation",
+    "record_demonstrations": "evaluation",
+}
+
+__all__ = [
+    "ChunkExecutor",
+    "MixtureBatchSampler",
+    "MultimodalDataset",
+    "PolicyClient",
+    "PolicyServer",
+    "RobotDataset",
+    "RobotDatasetWriter",
+    "SyVLAConfig",
+    "SyVLAForConditionalGeneration",
+    "SyVLAModel",
+    "SyVLAPPOConfig",
+    "SyVLAPPOTrainer",
+    "SyVLAProcessor",
+    "SyVLATrainer",
+    "SyVLATrainingArguments",
+    "SyVLAValueConfig",
+    "SyVLAValueModel",
+    "__version__",
+    "evaluate_closed_loop",
+    "evaluate_vlm",
+    "record_demonstrations",
+]
+
+
+def _register_auto_classes(transformers: Any) -> None:
+    """Registers the model and the processor; called once, when `transformers` has been imported."""
+    import_module(".modeling_syvla", __name__)
+    import_module(".processing", __name__)
+
+
+register_post_import_hook(_register_auto_classes, "transformers")
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC_NAMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_PUBLIC_NAMES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

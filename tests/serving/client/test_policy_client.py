@@ -1,0 +1,222 @@
+"""The client against real sockets: what it sends, how it bears lost connections, silence and refusals."""
+
+import asyncio
+import subprocess
+import sys
+import threading
+import time
+from http import HTTPStatus
+from pathlib import Path
+
+import numpy as np
+import pytest
+from websockets.sync.server import serve
+
+from syvla.serving.client.chunk_executor import ChunkExecutor
+from syvla.serving.client.policy_client import AsyncPolicyClient, PolicyClient, PolicyError, Unreachable
+from syvla.serving.wire.msgpack_codec import pack, unpack
+
+ROOT = Path(__file__).resolve().parents[3]
+IMAGES = {"head": np.arange(48, dtype=np.uint8).reshape(4, 4, 3)}
+STATE = np.array([0.5, -1.0], np.float32)
+QUICK = {"connect_timeout": 30.0, "read_timeout": 30.0, "backoff": 0.01}
+
+
+class ScriptedServer:
+    """Answers requests with actions that depend on the seed; the script says what happens to each request instead.
+
+    Script entries: "answer", "drop" (close without an answer), "silence", "refuse" (an error frame).
+    """
+
+    def __init__(self, *script: str, token: str | None = None, steps: int = 6) -> None:
+        self.script, self.token, self.steps = list(script), token, steps
+        self.requests: list[dict] = []
+        self.connections = 0
+        self._server = serve(self._talk, "127.0.0.1", 0, process_request=self._admit)
+        self.url = f"ws://127.0.0.1:{self._server.socket.getsockname()[1]}"
+        self._thread = threading.Thread(target=self._server.serve_forever)
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._server.shutdown()
+        self._thread.join()
+
+    def _admit(self, connection, request):
+        if self.token and request.headers.get("Authorization") != f"Api-Key {self.token}":
+            return connection.respond(HTTPStatus.UNAUTHORIZED, "wrong token\n")
+        return None
+
+    def _talk(self, socket):
+        self.connections += 1
+        socket.send(pack({"model": "scripted", "action_horizon": self.steps}))
+        for message in socket:
+            request = unpack(message)[0]
+            self.requests.append(request)
+            what = self.script.pop(0) if self.script else "answer"
+            if what == "drop":
+                return
+            if what == "refuse":
+                socket.send("state: expected shape (2,), got (3,)")
+            elif what == "answer":
+                actions = np.random.default_rng(request["seed"]).normal(size=(self.steps, 2)).astype(np.float32)
+                socket.send(pack({"actions": actions, "request_id": request["request_id"]}))
+
+
+def test_an_observation_arrives_and_actions_come_back():
+    with ScriptedServer(token="secret") as server, PolicyClient(server.url, token="secret", **QUICK) as client:
+        assert client.metadata["model"] == "scripted"
+        reply = client.act(IMAGES, STATE, "lift", seed=5, think=None)
+        np.testing.assert_array_equal(reply["actions"], np.random.default_rng(5).normal(size=(6, 2)).astype(np.float32))
+        client.reset()
+        client.act(IMAGES, STATE, "lift")
+        client.act(IMAGES, STATE, "lift")
+    sent = server.requests
+    assert set(sent[0]) == {
+        "observation.images.head", "observation.state", "prompt", "seed", "request_id", "session_id",
+    }  # fmt: skip
+    np.testing.assert_array_equal(sent[0]["observation.images.head"], IMAGES["head"])
+    assert [request.get("reset") for request in sent] == [None, True, None]
+    assert len({request["request_id"] for request in sent}) == 3
+    assert len({request["session_id"] for request in sent}) == 1
+
+
+def test_a_request_whose_connection_was_lost_is_repeated_as_it_was():
+    with ScriptedServer("answer", "drop", "drop") as server, PolicyClient(server.url, **QUICK) as client:
+        client.act(IMAGES, STATE, "lift")
+        client.act(IMAGES, STATE, "lift")
+    first, *repeated = server.requests
+    assert server.connections == 3
+    assert len(repeated) == 3
+    assert {(request["seed"], request["request_id"]) for request in repeated} == {
+        (repeated[0]["seed"], repeated[0]["request_id"])
+    }
+    assert repeated[0]["request_id"] != first["request_id"]
+
+
+def test_silence_ends_at_the_timeout_and_the_next_answer_is_not_mixed_up():
+    options = {**QUICK, "read_timeout": 1.0, "retries": 0}
+    with ScriptedServer("silence") as server, PolicyClient(server.url, **options) as client:
+        started = time.monotonic()
+        with pytest.raises(Unreachable, match="no answer after 1 attempts"):
+            client.act(IMAGES, STATE, "lift")
+        assert time.monotonic() - started < 10
+        assert len(client.act(IMAGES, STATE, "lift")["actions"]) == 6
+        assert server.connections == 2
+
+
+def test_a_refusal_is_not_repeated_and_leaves_the_connection():
+    with ScriptedServer("refuse") as server, PolicyClient(server.url, **QUICK) as client:
+        with pytest.raises(PolicyError, match=r"expected shape \(2,\)"):
+            client.act(IMAGES, STATE, "lift")
+        client.act(IMAGES, STATE, "lift")
+        assert (server.connections, len(server.requests)) == (1, 2)
+
+
+def test_a_wrong_token_is_said_at_once_and_nobody_listening_after_the_retries():
+    with ScriptedServer(token="secret") as server, pytest.raises(PolicyError, match="HTTP 401: wrong token"):
+        PolicyClient(server.url, token="guess", **QUICK)
+    with pytest.raises(Unreachable, match=r"3 attempts.*is the server running"):
+        PolicyClient(server.url, retries=2, **QUICK)
+
+
+def test_the_asynchronous_client_does_the_same():
+    async def talk(url: str) -> None:
+        async with AsyncPolicyClient(url, token="secret", **{**QUICK, "read_timeout": 10.0}) as client:
+            assert client.metadata["model"] == "scripted"
+            replies = await asyncio.gather(*(client.act(IMAGES, STATE, "lift", seed=seed) for seed in (1, 2)))
+            for seed, reply in zip((1, 2), replies, strict=True):
+                expected = np.random.default_rng(seed).normal(size=(6, 2)).astype(np.float32)
+                np.testing.assert_array_equal(reply["actions"], expected)
+            with pytest.raises(PolicyError, match="expected shape"):
+                await client.act(IMAGES, STATE, "lift")
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.2):
+                    await client.act(IMAGES, STATE, "lift")  # given up by the caller
+            await client.act(IMAGES, STATE, "lift")
+        with pytest.raises(PolicyError, match="HTTP 401"):
+            async with AsyncPolicyClient(url, **QUICK):
+                pass
+
+    with ScriptedServer("answer", "drop", "answer", "refuse", "silence", token="secret") as server:
+        asyncio.run(talk(server.url))
+    assert server.requests[1]["request_id"] == server.requests[2]["request_id"]
+
+
+class Recorder:
+    """A policy whose action is (decision, step); notes what it was asked."""
+
+    def __init__(self, steps: int = 8) -> None:
+        self.steps, self.asked, self.resets = steps, [], 0
+        self.free = threading.Event()
+        self.free.set()
+
+    def act(self, images, state, prompt, **extras):
+        self.asked.append((int(state[0]), extras))
+        assert self.free.wait(120)
+        return {"actions": np.array([[len(self.asked) - 1, step] for step in range(self.steps)], np.float32)}
+
+    def reset(self) -> None:
+        self.resets += 1
+
+
+def test_chunks_are_executed_up_to_the_next_request():
+    client = Recorder()
+    executor = ChunkExecutor(client, 3)
+    actions = [executor.step(IMAGES, np.array([step]), "lift").tolist() for step in range(7)]
+    assert actions == [[0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [1, 2], [2, 0]]
+    assert client.asked == [(0, {}), (3, {"executed_steps": 3}), (6, {"executed_steps": 3})]
+    executor.reset()
+    assert (client.resets, executor.last_reply) == (1, None)
+    assert executor.step(IMAGES, np.array([7]), "lift").tolist() == [3, 0]
+
+
+def answered(executor: ChunkExecutor) -> None:
+    """Waits until the answer to a pending request is there, as it is within two control periods of a real robot."""
+    if executor._pending is not None:
+        executor._pending.exception(timeout=60)
+
+
+def test_with_prefetch_the_old_chunk_goes_on_and_the_new_one_is_entered_in_time():
+    client = Recorder()
+    executor = ChunkExecutor(client, 4, prefetch=2)
+    actions = []
+    for step in range(11):
+        actions.append(executor.step(IMAGES, np.array([step]), "lift").tolist())
+        answered(executor)
+    executor.close()
+    old, new, newer = [[0, step] for step in range(6)], [[1, step] for step in range(2, 6)], [[2, 2]]
+    assert actions == old + new + newer
+    (_, first), (observed, second), (again, third) = client.asked
+    assert (first, observed, again) == ({}, 4, 8)
+    assert (second["executed_steps"], second["delay_steps"]) == (4, 2)
+    np.testing.assert_array_equal(second["prev_chunk"], [[0, step] for step in range(4, 8)])
+    np.testing.assert_array_equal(third["prev_chunk"], [[1, step] for step in range(4, 8)])
+    assert executor.seam == 4.0  # step 2 of chunk 2 where step 6 of chunk 1 would have come
+
+
+def test_a_late_answer_is_waited_for_only_when_the_old_chunk_has_run_out():
+    client = Recorder(steps=6)
+    executor = ChunkExecutor(client, 3, prefetch=1)
+    actions = [executor.step(IMAGES, np.array([0]), "lift").tolist()]
+    client.free.clear()
+    actions += [executor.step(IMAGES, np.array([step]), "lift").tolist() for step in range(1, 6)]
+    threading.Timer(0.1, client.free.set).start()
+    actions.append(executor.step(IMAGES, np.array([6]), "lift").tolist())
+    assert actions == [[0, step] for step in range(6)] + [[1, 3]]
+    executor.close()
+    with pytest.raises(ValueError, match="prefetch < replan_steps"):
+        ChunkExecutor(client, 3, prefetch=3)
+
+
+def test_a_client_needs_no_torch():
+    script = """
+import sys
+from syvla.serving import ActionChunks, AsyncChunkExecutor, AsyncPolicyClient, ChunkExecutor, PolicyClient
+import syvla.serving.client.http_client, syvla.serving.wire.msgpack_codec
+print([name for name in ("torch", "transformers", "PIL", "fastapi") if name in sys.modules])
+"""
+    result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert result.stdout.strip() == "[]", result.stderr

@@ -1,0 +1,54 @@
+"""A chunk continues the previous one: frozen steps are kept in physical units, the rest stays the policy's own."""
+
+import numpy as np
+import pytest
+
+from syvla.serving.policies.chunk_stitching import PreviousChunk
+from syvla.serving.policies.in_process import SyVLAPolicy
+
+
+@pytest.fixture
+def policy(tiny_model, tiny_processor):
+    views = {"center": "head", "left_wrist": "left", "right_wrist": "right"}
+    return SyVLAPolicy(tiny_model, tiny_processor, "arm", views)
+
+
+def make_observation(seed: int) -> dict:
+    rng = np.random.default_rng(seed)
+    images = {name: rng.integers(0, 256, (32, 32, 3), dtype=np.uint8) for name in ("head", "left", "right")}
+    return {"images": images, "state": rng.normal(size=3).astype(np.float32)}
+
+
+def test_frozen_steps_are_the_previous_chunk_and_other_samples_are_untouched(policy):
+    observations = [make_observation(seed) for seed in range(3)]
+    texts, seeds = ["lift"] * 3, [1, 2, 3]
+    free = policy.predict(observations, texts, seeds=seeds).actions
+    rest = np.random.default_rng(9).normal(size=(5, 2)).astype(np.float32)
+    previous = [None, PreviousChunk(rest, 3), PreviousChunk(np.tile(rest, (10, 1)), 0)]
+    stitched = policy.predict(observations, texts, seeds=seeds, previous=previous).actions
+    np.testing.assert_allclose(stitched[0], free[0], atol=1e-5)
+    np.testing.assert_allclose(stitched[1, :3], rest[:3], atol=1e-5)
+    for step in (3, 4):  # drawn towards the previous chunk, from wherever the flow would have gone
+        assert np.abs(stitched[1, step] - rest[step]).sum() < np.abs(free[1, step] - rest[step]).sum()
+    assert np.abs(stitched[2] - free[2]).max() > 1e-3
+
+
+def test_a_chunk_continued_by_itself_stays_what_it_was(policy):
+    observation = [make_observation(0)]
+    free = policy.predict(observation, ["lift"], seeds=[4]).actions
+    again = policy.predict(observation, ["lift"], seeds=[5], previous=[PreviousChunk(free[0], len(free[0]))]).actions
+    np.testing.assert_allclose(again, free, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("actions", "delay", "message"),
+    [
+        (np.zeros((4, 2), np.float32), 5, "delay_steps: expected 0 to 4"),
+        (np.zeros((0, 2), np.float32), 0, "prev_chunk: expected shape"),
+        (np.zeros((4, 3), np.float32), 1, r"prev_chunk: .*\(T, 2\)"),
+        (np.full((4, 2), np.nan, np.float32), 1, "prev_chunk: .*finite"),
+    ],
+)
+def test_what_cannot_be_continued_is_refused(policy, actions, delay, message):
+    with pytest.raises(ValueError, match=message):
+        policy.predict([make_observation(0)], ["lift"], seeds=[0], previous=[PreviousChunk(actions, delay)])

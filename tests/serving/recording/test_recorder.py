@@ -1,0 +1,302 @@
+"""Recorded rollouts read back as they were served, whole episodes or none, whatever happens to process and disk."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from syvla.processing import RobotDataset
+from syvla.serving.recording.format import ServedDecision
+from syvla.serving.recording.reader import read_rollouts
+from syvla.serving.recording.recorder import (
+    OutcomeConflict,
+    RecordingError,
+    RolloutRecorder,
+    TooManyEpisodes,
+    max_open_episodes,
+)
+
+CAMERAS = {"center": "observation.images.head", "left_wrist": "observation.images.left_wrist"}
+SETTINGS = {"fps": 20.0, "embodiment": "arm"}
+
+
+def observation(seed: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    rng = np.random.default_rng(seed)
+    images = {camera: rng.integers(0, 256, (24, 32, 3), dtype=np.uint8) for camera in ("head", "left_wrist")}
+    return images, rng.normal(size=3).astype(np.float32)
+
+
+def decision(seed: int, **changes) -> ServedDecision:
+    images, state = observation(seed)
+    actions = np.random.default_rng(seed + 10_000).normal(size=(5, 2)).astype(np.float32)
+    fields = {"instruction": "lift the cube", "seed": seed, "policy_version": "abc", "thought": f"thought {seed}"}
+    return ServedDecision(images, state, actions=actions, **{**fields, **changes})
+
+
+def frames_of(root: Path) -> RobotDataset:
+    return RobotDataset(root, embodiment="arm", cameras=CAMERAS, chunk_size=1)
+
+
+def test_a_client_that_sends_observations_per_chunk(tmp_path):
+    recorder = RolloutRecorder(tmp_path / "set", **SETTINGS)
+    limited = decision(2, executed_before=3, thought=None, frozen_steps=2, query_age=0.25)
+    limited = ServedDecision(**{**vars(limited), "predicted": limited.actions * 2})
+    assert recorder.record("robot", decision(1)).decision_index == 0
+    assert recorder.record("robot", limited).chunk_id.endswith(":1")
+    recorder.record("robot", decision(3))
+    name = recorder.end("robot", executed=4, outcome=1)
+    recorder.close()
+
+    (episode,) = read_rollouts(tmp_path / "set")
+    assert (episode.facts.episode_id, episode.facts.outcome, episode.facts.decisions) == (name, 1, 3)
+    assert (episode.facts.instruction, episode.facts.policy_versions) == ("lift the cube", ["abc"])
+    assert episode.executed.tolist() == [3, 5, 4]
+    assert episode.executed_known.tolist() == [True, False, True]
+    assert episode.control_steps.tolist() == [0, 3, 8]
+    assert episode.valid.tolist() == [[True] * 3 + [False] * 2, [True] * 5, [True] * 4 + [False]]
+    assert episode.seeds.tolist() == [1, 2, 3]
+    assert episode.thoughts == ["thought 1", "", "thought 3"]
+    assert (episode.frozen_steps.tolist(), episode.query_ages.tolist()) == ([0, 2, 0], [0, 0.25, 0])
+    dataset = frames_of(tmp_path / "set")
+    served = [decision(1), limited, decision(3)]
+    np.testing.assert_array_equal(episode.chunks, [served[0].actions, limited.predicted, served[2].actions])
+    for row, was in zip(episode.frames, served, strict=True):
+        item = dataset[int(row)]
+        np.testing.assert_array_equal(item["images"]["center"], was.images["head"])
+        np.testing.assert_array_equal(item["images"]["left_wrist"], was.images["left_wrist"])
+        np.testing.assert_array_equal(item["state"], was.state)
+        np.testing.assert_array_equal(item["actions"][0], was.actions[0])
+
+
+def test_a_flood_of_sessions_leaves_files_for_the_sockets(tmp_path, monkeypatch):
+    import resource
+
+    assert 1 <= max_open_episodes() <= max(resource.getrlimit(resource.RLIMIT_NOFILE)[0], 8192) // 2
+    monkeypatch.setattr("syvla.serving.recording.recorder.max_open_episodes", lambda: 2)
+    recorder = RolloutRecorder(tmp_path / "set", **SETTINGS)
+    recorder.record("one", decision(1))
+    recorder.record("two", decision(2))
+    with pytest.raises(TooManyEpisodes, match="2 episodes of other sessions are open"):
+        recorder.record("three", decision(3))
+    recorder.record("one", decision(4))  # goes on
+    recorder.end("one")
+    recorder.record("three", decision(3))
+    recorder.close()
+    assert frames_of(tmp_path / "set").num_episodes == 3
+
+
+def test_a_client_that_sends_every_step_leaves_an_ordinary_demonstration(tmp_path):
+    recorder = RolloutRecorder(tmp_path / "set", **SETTINGS)
+    with pytest.raises(ValueError, match="no episode is open"):
+        recorder.observe("robot", *observation(0))
+    recorder.record("robot", decision(1))
+    for seed in (50, 51):
+        recorder.observe("robot", *observation(seed))
+    recorder.record("robot", decision(2))
+    for seed in range(60, 64):
+        recorder.observe("robot", *observation(seed))
+    with pytest.raises(ValueError, match="all 5 actions of the chunk ran"):
+        recorder.observe("robot", *observation(64))
+    recorder.end("robot")
+    recorder.close()
+
+    (episode,) = read_rollouts(tmp_path / "set")
+    assert episode.executed.tolist() == [3, 5]
+    assert episode.executed_known.all()
+    dataset = frames_of(tmp_path / "set")
+    np.testing.assert_array_equal(dataset.actions, np.concatenate([decision(1).actions[:3], decision(2).actions]))
+    np.testing.assert_array_equal(dataset[2]["images"]["center"], observation(51)[0]["head"])
+    assert [dataset[index]["thought"] for index in (0, 2, 3)] == ["thought 1", "thought 1", "thought 2"]
+
+
+def test_sessions_that_run_at_once_become_episodes_of_their_own(tmp_path):
+    with_name = RolloutRecorder(tmp_path / "set", assumed_steps=2, **SETTINGS)
+    for step in range(3):
+        for robot in range(4):
+            with_name.record(f"robot {robot}", decision(10 * robot + step), episode_id=f"episode {robot}")
+    with_name.record("robot 0", decision(7), episode_id="episode 4")  # ends episode 0
+    assert with_name.discard("robot 1") == "episode 1"
+    with pytest.raises(ValueError, match="'episode 0' is over"):
+        with_name.record("robot 2", decision(8), episode_id="episode 0")
+    with_name.close()
+
+    episodes = {episode.facts.episode_id: episode for episode in read_rollouts(tmp_path / "set")}
+    assert set(episodes) == {"episode 0", "episode 2", "episode 3", "episode 4"}
+    assert episodes["episode 0"].facts.ended == "new episode"
+    assert episodes["episode 3"].facts.ended == "server stopped"
+    for robot in (0, 2, 3):
+        assert episodes[f"episode {robot}"].seeds.tolist() == [10 * robot + step for step in range(3)]
+        assert episodes[f"episode {robot}"].executed.tolist() == [2, 2, 2]
+
+
+def test_a_repeated_request_is_recorded_once(tmp_path):
+    recorder = RolloutRecorder(tmp_path / "set", **SETTINGS)
+    first = recorder.record("robot", decision(1, request_id="a"))
+    assert recorder.record("robot", decision(1, request_id="a")) == first
+    recorder.record("robot", decision(2, request_id="b", executed_before=5))
+    with pytest.raises(ValueError, match="executed_steps: expected 0 to 5"):
+        recorder.record("robot", decision(3, executed_before=6))
+    with pytest.raises(ValueError, match="executed_steps"):
+        recorder.end("robot", executed=-1)
+    recorder.close()
+    assert read_rollouts(tmp_path / "set")[0].seeds.tolist() == [1, 2]
+
+
+def test_outcomes_are_set_once_before_or_after_the_episode_is_saved(tmp_path):
+    recorder = RolloutRecorder(tmp_path / "set", **SETTINGS)
+    names = []
+    for seed in range(3):
+        names.append(recorder.record("robot", decision(seed)).episode_id)
+        if seed == 0:
+            recorder.label(names[0], 0)
+        recorder.end("robot")
+    assert recorder.flush(30)
+    recorder.label(names[1], 1)
+    recorder.label(names[1], 1)
+    with pytest.raises(OutcomeConflict, match="already labelled 1, got 0"):
+        recorder.label(names[1], 0)
+    with pytest.raises(OutcomeConflict):
+        recorder.label(names[0], 1)
+    recorder.label(names[0], 1, override=True)
+    for wrong in (2, True, None, "1"):
+        with pytest.raises(ValueError, match="outcome"):
+            recorder.label(names[2], wrong)
+    with pytest.raises(KeyError, match="nobody"):
+        recorder.label("nobody", 1)
+    recorder.close()
+    assert [episode.facts.outcome for episode in read_rollouts(tmp_path / "set")] == [1, 1, None]
+    reopened = RolloutRecorder(tmp_path / "set", **SETTINGS)
+    reopened.label(names[2], 0)
+    reopened.close()
+    assert read_rollouts(tmp_path / "set", start=2)[0].facts.outcome == 0
+
+
+def test_one_recorder_at_a_time_and_only_into_a_folder_of_its_own(tmp_path):
+    recorder = RolloutRecorder(tmp_path / "set", **SETTINGS)
+    with pytest.raises(RuntimeError, match="another process is recording"):
+        RolloutRecorder(tmp_path / "set", **SETTINGS)
+    recorder.close()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").touch()
+    with pytest.raises(FileExistsError, match="choose another folder"):
+        RolloutRecorder(tmp_path / "other", **SETTINGS)
+
+
+def test_frames_that_outrun_the_disk_cost_their_episode_and_nobody_waits(tmp_path):
+    recorder = RolloutRecorder(tmp_path / "set", max_pending_bytes=3000, **SETTINGS)  # a decision has 4648 bytes
+    lost = recorder.record("robot", decision(1)).episode_id
+    recorder.record("robot", decision(2))
+    recorder.end("robot")
+    assert "too slow" in str(recorder.error)
+    with pytest.raises(RecordingError, match=lost):
+        recorder.close()
+    assert not (tmp_path / "set" / "meta").exists()
+
+
+def test_an_episode_that_does_not_fit_the_data_set_is_dropped_whole(tmp_path):
+    recorder = RolloutRecorder(tmp_path / "set", **SETTINGS)
+    recorder.record("robot", decision(1))
+    recorder.end("robot")
+    recorder.record("robot", decision(2))
+    recorder.record("robot", wrong_size(3))
+    recorder.end("robot")
+    assert recorder.flush(30)
+    assert "observation.images.head" in str(recorder.error)
+    recorder.record("robot", decision(4))
+    recorder.end("robot")
+    assert recorder.flush(30)
+    assert recorder.error is None
+    assert (recorder.status()["saved"], recorder.status()["lost"]) == (2, 1)
+    with pytest.raises(RecordingError):
+        recorder.close()
+    assert [episode.seeds.tolist() for episode in read_rollouts(tmp_path / "set")] == [[1], [4]]
+
+
+def wrong_size(seed: int) -> ServedDecision:
+    images = {camera: image[:8] for camera, image in observation(seed)[0].items()}
+    return ServedDecision(**{**vars(decision(seed)), "images": images})
+
+
+SCRIPT = """
+import importlib.util, resource, sys, time
+from pathlib import Path
+
+spec = importlib.util.spec_from_file_location("recordings", sys.argv[1])
+recordings = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(recordings)
+recorder = recordings.RolloutRecorder(sys.argv[2], **recordings.SETTINGS)
+
+
+def run(seed, decisions=3):
+    for step in range(decisions):
+        recorder.record("robot", recordings.decision(100 * seed + step))
+    recorder.end("robot")
+    assert recorder.flush(60)
+"""
+
+ENDLESS = """
+seed = 0
+while True:
+    run(seed)
+    print(seed, flush=True)
+    seed += 1
+"""
+
+FULL_DISK = """
+run(0)
+limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), limits[1]))  # as a full disk: no file grows beyond it
+run(1, decisions=30)
+print(recorder.error, flush=True)
+resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+run(2)
+print(recorder.error, flush=True)
+try:
+    recorder.close()
+except recordings.RecordingError as error:
+    print(error, flush=True)
+"""
+
+
+def start(script: str, *arguments: str) -> subprocess.Popen:
+    command = [sys.executable, "-c", SCRIPT + script, __file__, *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.slow
+def test_a_killed_process_leaves_every_episode_it_had_sealed(tmp_path):
+    root = tmp_path / "set"
+    process = start(ENDLESS, str(root))
+    for _ in range(4):
+        acknowledged = int(process.stdout.readline())
+    os.kill(process.pid, signal.SIGKILL)
+    acknowledged = max([acknowledged, *map(int, process.communicate()[0].split())])
+    episodes = read_rollouts(root)
+    assert len(episodes) >= acknowledged + 1
+    for seed, episode in enumerate(episodes):
+        assert episode.seeds.tolist() == [100 * seed + step for step in range(3)]
+        np.testing.assert_array_equal(episode.chunks[2], decision(100 * seed + 2).actions)
+        image = frames_of(root)[int(episode.frames[2])]["images"]["center"]
+        np.testing.assert_array_equal(image, decision(100 * seed + 2).images["head"])
+    recorder = RolloutRecorder(root, **SETTINGS)
+    recorder.record("robot", decision(9))
+    recorder.close()
+    assert len(read_rollouts(root)) == len(episodes) + 1
+    assert not [path for path in root.rglob(".*") if path.name != ".recording"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("limit", [20_000, 160_000])  # the frames do not fit; they do, but their data file does not
+def test_a_full_disk_is_reported_and_costs_only_the_episodes_of_its_time(tmp_path, limit):
+    root = tmp_path / "set"
+    out, err = start(FULL_DISK, str(root), str(limit)).communicate(timeout=120)
+    first, second, closing = out.splitlines()
+    assert "OSError" in first, err
+    assert second == "None"
+    assert "lost 1 episode" in closing
+    assert "is not recorded" in err
+    assert [episode.seeds[0] for episode in read_rollouts(root)] == [0, 200]

@@ -1,0 +1,112 @@
+"""Advantages against brute force, and what must not happen to them."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from syvla.training.rl.advantages import (
+    clip_advantages,
+    decision_rewards,
+    explained_variance,
+    generalized_advantages,
+    monte_carlo_returns,
+)
+
+rates = st.floats(0, 1)
+episodes = st.integers(1, 12).flatmap(
+    lambda n: st.tuples(*(arrays(np.float64, n, elements=st.floats(-2, 2)) for _ in range(2)))
+)
+
+
+def brute_force(rewards, values, gamma, lam, last):
+    """The definition: sum over l of (gamma * lambda)^l times the temporal difference l steps ahead."""
+    following = [*values[1:], last]
+    result = []
+    for start in range(len(rewards)):
+        total = 0.0
+        for ahead, step in enumerate(range(start, len(rewards))):
+            error = rewards[step] + gamma * following[step] - values[step]
+            total += (gamma * lam) ** ahead * error
+        result.append(total)
+    return np.array(result)
+
+
+@given(episodes, rates, rates, st.one_of(st.none(), st.floats(-2, 2)))
+def test_generalized_advantages_equal_brute_force(episode, gamma, lam, bootstrap):
+    rewards, values = episode
+    advantages, returns = generalized_advantages(rewards, values, gamma=gamma, lam=lam, bootstrap_value=bootstrap)
+    expected = brute_force(rewards, values, gamma, lam, 0.0 if bootstrap is None else bootstrap)
+    np.testing.assert_allclose(advantages, expected, atol=1e-12)
+    np.testing.assert_allclose(returns, expected + values, atol=1e-12)
+
+
+@given(episodes, rates)
+def test_lambda_one_is_monte_carlo_and_lambda_zero_one_step(episode, gamma):
+    rewards, values = episode
+    n = len(rewards)
+    _, returns = generalized_advantages(rewards, values, gamma=gamma, lam=1.0)
+    expected = [sum(gamma**k * rewards[start + k] for k in range(n - start)) for start in range(n)]
+    np.testing.assert_allclose(returns, expected, atol=1e-12)
+    _, returns = generalized_advantages(rewards, values, gamma=gamma, lam=0.0)
+    np.testing.assert_allclose(returns, rewards + gamma * np.append(values[1:], 0.0), atol=1e-12)
+
+
+def test_a_time_out_is_no_failure():
+    """Cut off while the value model still expects success, an episode is not punished as a failure is."""
+    rewards, values = decision_rewards(3, 0.0), np.full(3, 0.9)
+    failed, _ = generalized_advantages(rewards, values, gamma=1.0, lam=0.95)
+    timed_out, _ = generalized_advantages(rewards, values, gamma=1.0, lam=0.95, bootstrap_value=0.9)
+    assert failed[-1] == pytest.approx(-0.9)
+    np.testing.assert_allclose(timed_out, 0.0, atol=1e-12)
+
+
+def test_clipping_keeps_sign_and_does_not_whiten():
+    clipped, share = clip_advantages(np.array([-3.0, -0.8, -0.1, 0.1, 2.0]))
+    np.testing.assert_array_equal(clipped, [-0.8, -0.8, -0.1, 0.1, 0.8])
+    assert share == pytest.approx(0.4)
+    all_bad, _ = clip_advantages(np.full(5, -0.5))
+    np.testing.assert_array_equal(all_bad, -0.5)
+    assert clip_advantages(np.zeros(0))[1] == 0.0
+
+
+@given(st.integers(1, 60), st.integers(1, 20), st.floats(0.5, 1))
+def test_monte_carlo_returns_count_decisions(frames, decision_steps, gamma):
+    returns = monte_carlo_returns(frames, decision_steps, gamma, 1.0)
+    for frame in range(frames):
+        decisions = math.ceil((frames - frame) / decision_steps)
+        _, expected = generalized_advantages(
+            decision_rewards(decisions, 1.0), np.zeros(decisions), gamma=gamma, lam=1.0
+        )
+        assert returns[frame] == pytest.approx(expected[0])
+    assert returns[-1] == 1.0
+    assert not monte_carlo_returns(frames, decision_steps, gamma, 0.0).any()
+
+
+def test_explained_variance_of_perfect_constant_and_misleading_values():
+    returns = np.array([0.1, 0.5, 0.9])
+    assert explained_variance(returns, returns) == 1.0
+    assert explained_variance(returns + 3, returns) == pytest.approx(1.0), "a constant offset is not variance"
+    assert explained_variance(np.zeros(3), returns) == pytest.approx(0.0)
+    assert explained_variance(-returns, returns) == pytest.approx(-3.0)
+    assert math.isnan(explained_variance(returns, np.ones(3)))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: generalized_advantages(np.zeros(2), np.zeros(3), gamma=1, lam=1), "values: expected one per reward"),
+        (lambda: generalized_advantages(np.zeros(2), np.zeros(2), gamma=1.1, lam=1), "gamma: expected a number"),
+        (lambda: generalized_advantages(np.zeros(1), np.full(1, np.nan), gamma=1, lam=1), "expected finite numbers"),
+        (lambda: decision_rewards(0, 1.0), "expected at least 1"),
+        (lambda: clip_advantages(np.zeros(1), 0.0), "advantage_clip: expected a positive number"),
+        (lambda: monte_carlo_returns(3, 0, 1.0, 1.0), "expected at least 1 each"),
+        (lambda: explained_variance(np.zeros(2), np.zeros(3)), "values: expected one per return"),
+    ],
+)
+def test_bad_input_is_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

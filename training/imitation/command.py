@@ -1,0 +1,152 @@
+"""What fine-tuning and pretraining share: load, check, train, save."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from syvla.training.run.arguments import DataArguments, ModelArguments, SyVLATrainingArguments
+from syvla.training.run.recipe import parse_recipe
+
+from .datasets import dataset_weights, load_multimodal_data, load_robot_data, validate
+
+logger = logging.getLogger(__name__)
+
+
+def main(
+    argv: Sequence[str] | None = None,
+    data_type: type[DataArguments] = DataArguments,
+    training_type: type[SyVLATrainingArguments] = SyVLATrainingArguments,
+) -> int:
+    """Parse recipe and command line, and train. Returns the exit status; bad input is printed as one error.
+
+    Args:
+        argv: Command line; None: `sys.argv`.
+        data_type, training_type: Arguments with the defaults of the stage.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        model_args, data_args, args = parse_recipe((ModelArguments, data_type, training_type), argv)
+        train(model_args, data_args, args)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def train(model_args: ModelArguments, data_args: DataArguments, args: SyVLATrainingArguments) -> Any:
+    """Load, validate, train, save. Returns the trainer.
+
+    Raises:
+        ValueError: On any problem with data, model or arguments, before training starts.
+    """
+    from transformers import set_seed
+
+    from syvla.processing.mixture import MixtureDataset
+    from syvla.training.hub.run_description import describe_multimodal_dataset, describe_robot_dataset, hub_id
+
+    from .trainer import SyVLATrainer
+
+    if not model_args.model_path or not data_args.robot_specs:
+        raise ValueError("model_path and robot_datasets: both are needed; pass a checkpoint and at least one dataset")
+    data_args.require_both_sides()
+    set_seed(args.seed)
+    model, processor = load_checkpoint(model_args)
+    robot = load_robot_data(data_args, model, processor)
+    multimodal = load_multimodal_data(data_args, processor)
+    if data_args.validate_data:
+        validate(robot, multimodal, model, processor, data_args.validate_images)
+    embodiments = {dataset.embodiment for dataset in robot}
+    trainer = SyVLATrainer(
+        model=choose_trained_weights(model_args, model, embodiments),
+        args=args,
+        processing_class=processor,
+        train_dataset=MixtureDataset(robot, multimodal),
+        multimodal_share=data_args.multimodal_share if multimodal else 0.0,
+        robot_weights=dataset_weights(data_args.robot_specs),
+        multimodal_weights=dataset_weights(data_args.multimodal_specs),
+        card={
+            "base_model": hub_id(model_args.model_path),
+            "datasets": [
+                *map(describe_robot_dataset, data_args.robot_specs, robot),
+                *map(describe_multimodal_dataset, data_args.multimodal_specs, multimodal),
+            ],
+            "freeze": model_args.freeze,
+        },
+    )
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.save_model(args.output_dir)
+    if trainer.is_world_process_zero():
+        history = Path(args.output_dir) / "log_history.json"
+        history.write_text(json.dumps(trainer.state.log_history, indent=1) + "\n", encoding="utf-8")
+        print(json.dumps({"checkpoint": str(args.output_dir), "steps": trainer.state.global_step}))
+    return trainer
+
+
+def load_checkpoint(model_args: ModelArguments) -> tuple[Any, Any]:
+    """Model in float32 master weights and its processor, with `model_overrides` applied to the config."""
+    import torch
+    from transformers import AutoConfig, AutoModel, AutoProcessor
+
+    import syvla  # noqa: F401  registers the Auto classes
+    from syvla.modeling_syvla.resizing import resize_chunk, resize_queries
+
+    if (Path(model_args.model_path) / "adapter_config.json").is_file():
+        raise ValueError(
+            f"model_path: {model_args.model_path} holds an adapter; merge it into its base first "
+            "(python -m syvla.training.run.adapters merge BASE ADAPTER OUTPUT), or continue its run with resume_from_checkpoint"
+        )
+    if not Path(model_args.model_path).exists() and len(Path(model_args.model_path).parts) > 2:
+        raise ValueError(f"model_path: {model_args.model_path} is no folder; pass a checkpoint folder or a Hub id")
+    try:
+        overrides = json.loads(model_args.model_overrides or "{}")
+    except json.JSONDecodeError as error:
+        raise ValueError(f"model_overrides: expected JSON, got {model_args.model_overrides!r} ({error})") from error
+    config = AutoConfig.from_pretrained(model_args.model_path, revision=model_args.model_revision)
+    unknown = sorted(key for key in overrides if not hasattr(config, key))
+    if unknown:
+        raise ValueError(f"model_overrides: {unknown} are no fields of the model's config")
+    for key, value in overrides.items():
+        setattr(config, key, value)
+    kwargs: dict[str, Any] = {"config": config, "revision": model_args.model_revision, "dtype": torch.float32}
+    if model_args.attn_implementation:
+        kwargs["attn_implementation"] = {"": "sdpa", "vlm_config": model_args.attn_implementation}
+    model = AutoModel.from_pretrained(model_args.model_path, **kwargs)
+    processor = AutoProcessor.from_pretrained(model_args.model_path, revision=model_args.model_revision)
+    if model_args.chunk_size is not None:
+        resize_chunk(model, model_args.chunk_size)
+        processor.chunk_size = model_args.chunk_size
+    if model_args.num_query_tokens is not None:
+        resize_queries(model, model_args.num_query_tokens)
+        processor.num_query_tokens = model_args.num_query_tokens
+    return model, processor
+
+
+def choose_trained_weights(model_args: ModelArguments, model: Any, embodiments: Collection[str]) -> Any:
+    """The model with `freeze` applied, or wrapped with the adapter. Robots without data in this run stay frozen."""
+    from syvla.training.run.adapters import add_adapter
+    from syvla.training.run.freezing import freeze, trainable_parameters
+
+    if model_args.adapter == "none":
+        freeze(model, model_args.freeze, embodiments)
+    else:
+        trained_modules = [name for name in model_args.adapter_trained_modules if name != "none"]
+        if model_args.chunk_size is not None:
+            trained_modules.append("expert.action_position_embedding")
+        model = add_adapter(
+            model,
+            model_args.adapter,
+            model_args.adapter_scope,
+            rank=model_args.adapter_rank,
+            alpha=model_args.adapter_alpha,
+            dropout=model_args.adapter_dropout,
+            trained_modules=trained_modules,
+            embodiments=embodiments,
+        )
+    trained, count = trainable_parameters(model)
+    logger.info("training %d of %d parameters", trained, count)
+    return model

@@ -1,0 +1,383 @@
+"""SyVLATrainer: `transformers.Trainer` with the mixture sampler, per-part metrics and a model card."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import HfApi
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer_utils import HubStrategy
+from transformers.utils.hub import PushInProgress
+
+from syvla.processing.mixture import MixtureBatchSampler, MixtureDataset
+from syvla.processing.multimodal.sources import CAUSES
+from syvla.training.hub.model_card import RECIPE_FIELDS, write_model_card
+from syvla.training.hub.push_to_hub import push_checkpoint
+from syvla.training.run.adapters import base_model, describe_adapter, is_adapted, save_config
+from syvla.training.run.arguments import SyVLATrainingArguments
+from syvla.training.run.checkpoints import AtomicCheckpointMixin, find_checkpoint
+from syvla.training.run.collation import TrainingCollator, choose_padding_free
+from syvla.training.run.ema import RAW_FILE, WeightAverage, WeightAverageCallback, load_raw_weights
+from syvla.training.run.global_batch import StepTotals, plan_step
+
+from .loss_metrics import LossMetrics, source_names
+
+
+class SyVLATrainer(AtomicCheckpointMixin, Trainer):
+    """Trains [`SyVLAModel`] on robot data mixed with multi-modal data.
+
+    A step's loss and gradient depend on its samples alone, not on the numbers of processes and micro-batches that share
+    them (up to rounding), see `global_batch`; checkpoints are whole or absent, see `checkpoints`.
+
+    Intention Decoupling runs inside the model's forward, so it holds under any wrapper (DDP, ZeRO-2, FSDP2) and under
+    gradient accumulation and checkpointing; it is switched by the model's config.
+
+    Args:
+        model: A [`SyVLAModel`].
+        args: [`SyVLATrainingArguments`].
+        processing_class: The [`SyVLAProcessor`]; its `collate` makes the batches and it is saved with every checkpoint.
+        train_dataset: A [`MixtureDataset`], or a single dataset of robot items.
+        multimodal_share: Share of multi-modal samples in every batch.
+        robot_weights, multimodal_weights: See [`MixtureBatchSampler`].
+        card: Further fields of the model card, see `write_model_card`.
+        kwargs: As [`Trainer`].
+    """
+
+    args: SyVLATrainingArguments
+    push_in_progress: PushInProgress | None
+
+    def __init__(
+        self,
+        model: Any = None,
+        args: SyVLATrainingArguments | None = None,
+        *,
+        processing_class: Any = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        multimodal_share: float = 0.0,
+        robot_weights: list[float] | None = None,
+        multimodal_weights: list[float] | None = None,
+        card: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if train_dataset is not None and not isinstance(train_dataset, MixtureDataset):
+            train_dataset = MixtureDataset([train_dataset])
+        self.multimodal_share = multimodal_share
+        self.robot_weights, self.multimodal_weights = robot_weights, multimodal_weights
+        self.card = card or {}
+        self.average: WeightAverage | None = None  # of the trained weights, with `ema_decay`
+        args = args or SyVLATrainingArguments()
+        kwargs.setdefault("data_collator", TrainingCollator(processing_class.collate, args.length_bucket))
+        super().__init__(
+            model=model,
+            args=args,
+            processing_class=processing_class,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            **kwargs,
+        )
+        problems = processing_class.disagreements(self.policy.config)
+        if problems:
+            raise ValueError("processor and model do not fit together:\n- " + "\n- ".join(problems))
+        choose_padding_free(
+            self.policy, args.padding_free, length_bucket=args.length_bucket, compiled=args.torch_compile
+        )
+        self.model_accepts_loss_kwargs = True  # losses are divided by the numbers of the whole step, see `plan_step`
+        self._metrics = {"train": self._new_metrics(), "eval": self._new_metrics()}
+        self._started, self._waited, self._samples = time.perf_counter(), 0.0, 0  # since the last log
+        if self.args.ema_decay:
+            self._require_whole_weights("ema_decay", "the average")
+            self.add_callback(WeightAverageCallback(self))
+        if self.args.vlm_eval_steps:
+            from .forgetting_callback import ForgettingCallback
+
+            self._require_whole_weights("vlm_eval_steps", "generating answers")
+            self.add_callback(ForgettingCallback(self))
+
+    @property
+    def policy(self) -> Any:
+        """The [`SyVLAModel`] without wrappers of distributed training and adapters."""
+        return base_model(self.accelerator.unwrap_model(self.model))
+
+    def _require_whole_weights(self, option: str, purpose: str) -> None:
+        plugin = getattr(self.accelerator.state, "deepspeed_plugin", None)
+        if self.is_fsdp_enabled or (self.is_deepspeed_enabled and plugin is not None and plugin.zero_stage == 3):
+            raise ValueError(
+                f"{option}: {purpose} needs whole weights on every process, which FSDP and ZeRO-3 do not keep; use DDP or "
+                f"ZeRO-2, or set {option}=0"
+            )
+
+    # ------------------------------------------------------------------ data
+
+    def get_train_dataloader(self) -> DataLoader:
+        if self.train_dataset is None:
+            raise ValueError("SyVLATrainer: training requires a train_dataset")
+        data: MixtureDataset = self.train_dataset
+        sampler = MixtureBatchSampler(
+            [len(d) for d in data.robot_datasets],
+            [len(d) for d in data.multimodal_datasets],
+            batch_size=self._train_batch_size,
+            multimodal_share=self.multimodal_share,
+            seed=self.args.data_seed if self.args.data_seed is not None else self.args.seed,
+            rank=self.args.process_index,
+            world_size=self.args.world_size,
+            robot_weights=self.robot_weights,
+            multimodal_weights=self.multimodal_weights,
+        )
+        workers = self.args.dataloader_num_workers
+        loader = DataLoader(
+            data,
+            batch_sampler=sampler,
+            collate_fn=self.data_collator,
+            num_workers=workers,
+            pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
+            persistent_workers=self.args.dataloader_persistent_workers and workers > 0,
+            prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
+        )
+        prepared = self.accelerator.prepare(loader)
+        shard: Any = getattr(prepared, "batch_sampler", None)
+        if shard is not sampler and getattr(shard, "batch_sampler", None) is sampler:
+            shard.num_processes, shard.process_index = 1, 0  # the sampler already gives each rank its own batches
+            shard.set_epoch = sampler.set_epoch  # so that a run resumed in a later epoch begins there
+        return prepared
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: Any) -> tuple[list, Any]:
+        """One optimiser step's micro-batches of this process, and by what its losses are to be divided."""
+        started = time.perf_counter()
+        batches = []
+        for _ in range(num_batches):
+            if (batch := next(epoch_iterator, None)) is None:
+                break
+            batches.append(batch)
+        self._waited += time.perf_counter() - started
+        if not batches:
+            return batches, None
+        self._samples += sum(len(batch["input_ids"]) for batch in batches)
+        seed = (self.args.data_seed if self.args.data_seed is not None else self.args.seed, self.state.global_step)
+        return batches, plan_step(batches, self._gather, self.args.process_index, self.policy.config, seed)
+
+    def _gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Every process's tensor, one after the other along the first dimension."""
+        return self.accelerator.gather(tensor.to(self.args.device))
+
+    # ------------------------------------------------------------------ loss and metrics
+
+    def _new_metrics(self) -> LossMetrics:
+        config = self.policy.config
+        ids = {name: entry["id"] for name, entry in config.embodiments.items()}
+        sources = source_names(getattr(self.train_dataset, "datasets", ()))
+        return LossMetrics(ids, sources, config.action_loss_weight, config.lm_loss_weight)
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: StepTotals | None = None,
+    ) -> Any:
+        inputs = dict(inputs)
+        source_ids = inputs.pop("source_ids", None)
+        if num_items_in_batch is not None:
+            inputs["robot_samples"] = num_items_in_batch.robot_samples
+            inputs["label_tokens"] = num_items_in_batch.label_tokens
+        outputs = model(**inputs)
+        robots = (inputs["input_ids"] == self.policy.config.query_token_id).any(-1)
+        metrics = self._metrics["train" if model.training else "eval"]
+        metrics.update(outputs, robots, inputs.get("embodiment_ids"), source_ids)
+        return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+
+    def prediction_step(
+        self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[torch.Tensor, None, None]:
+        """Loss only, with the same noise and timesteps at every evaluation so that values can be compared."""
+        inputs = self._prepare_inputs(inputs)
+        devices = [self.args.device] if self.args.device.type == "cuda" else []
+        with torch.no_grad(), torch.random.fork_rng(devices=devices), self.compute_loss_context_manager():
+            torch.manual_seed(self.args.seed)
+            loss = self.compute_loss(model, inputs)
+        return loss.detach().mean(), None, None
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the losses of robots and datasets since the last log, speed and skipped rows, over all processes."""
+        if any(key.startswith("eval_") for key in logs):
+            report = self._metrics["eval"].report(self._gather)
+            logs.update({f"eval_{name}": value for name, value in report.items() if "_by_source/" not in name})
+        elif "loss" in logs:
+            logs.update(self._metrics["train"].report(self._gather))
+            logs.update(self._speed())
+            logs.update(self._skipped_rows())
+        super().log(logs, start_time)
+
+    def _speed(self) -> dict[str, float]:
+        """Samples per second of all processes, and the share of their time in which they waited for data."""
+        now = time.perf_counter()
+        own = torch.tensor([[float(self._samples), self._waited, now - self._started]])
+        samples, waited, seconds = self._gather(own).sum(0).tolist()
+        self._started, self._waited, self._samples = now, 0.0, 0
+        per_process = max(seconds / self.args.world_size, 1e-9)
+        return {
+            "speed/samples_per_second": round(samples / per_process, 3),
+            "speed/data_wait_share": round(waited / max(seconds, 1e-9), 4),
+        }
+
+    def _skipped_rows(self) -> dict[str, float]:
+        """Rows of multi-modal data that could not be used since the run began, by dataset and cause."""
+        if not (counted := self._counted()):
+            return {}
+        own = torch.stack([dataset.skipped for _, dataset in counted])
+        total = self._gather(own[None]).sum(0)
+        return {
+            f"skipped_rows/{name}/{cause}": count
+            for (name, _), row in zip(counted, total.tolist(), strict=True)
+            for cause, count in zip(CAUSES, row, strict=True)
+            if count
+        }
+
+    def _counted(self) -> list[tuple[str, Any]]:
+        """Name and dataset of the multi-modal ones, which count the rows that they skip."""
+        datasets = getattr(self.train_dataset, "datasets", ())
+        return [(name, d) for name, d in zip(source_names(datasets), datasets, strict=True) if hasattr(d, "skipped")]
+
+    # ------------------------------------------------------------------ average of the weights
+
+    def averaged_weights(self) -> AbstractContextManager[None]:
+        """Within it the model holds the average of the weights, where there is one."""
+        return nullcontext() if self.average is None else self.average.applied(self.model)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As [`Trainer.evaluate`], of the average where there is one, since that is what is saved."""
+        with self.averaged_weights():
+            return super().evaluate(*args, **kwargs)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        with self.averaged_weights():
+            super().save_model(output_dir, _internal_call)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.average is not None and self.args.should_save:
+            self.average.save(output_dir, self.model)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.args.ema_decay:
+            load_raw_weights(resume_from_checkpoint, self.model)
+        elif (Path(resume_from_checkpoint) / RAW_FILE).is_file():
+            raise ValueError(
+                f"ema_decay: {resume_from_checkpoint} was trained with an average of the weights; resume with the same "
+                "ema_decay, or start a new run from its weights as model_path"
+            )
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and self.args.ema_decay:
+            self.average = WeightAverage.load(checkpoint, self.model, self.args.ema_decay)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        if self.average is not None:  # the best checkpoint's model file is its average
+            self.average.reset(self.model)
+
+    # ------------------------------------------------------------------ saving and resuming
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As [`Trainer.train`]; see `find_checkpoint` for what `resume_from_checkpoint` may be."""
+        found = find_checkpoint(resume_from_checkpoint, self.args.output_dir)
+        self._started, self._waited, self._samples = time.perf_counter(), 0.0, 0
+        if found is not None:
+            step = TrainerState.load_from_json(str(Path(found) / TRAINER_STATE_NAME)).global_step
+            for _, dataset in self._counted():
+                dataset.begin_at(step)
+        return super().train(found, *args, **kwargs)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Adds what has been summed up for the next log line, so that a resumed run logs what an unbroken one does."""
+        super()._save_rng_state(output_dir)
+        sums = {
+            "loss": self._tr_loss.item(),
+            "last_logged_step": self._globalstep_last_logged,
+            "metrics": self._metrics["train"].state_dict(),
+            "skipped_rows": {name: dataset.skipped.tolist() for name, dataset in self._counted()},
+        }
+        path = Path(output_dir) / f"unlogged_losses_{self.args.process_index}.json"
+        path.write_text(json.dumps(sums) + "\n", encoding="utf-8")
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        path = Path(checkpoint or "") / f"unlogged_losses_{self.args.process_index}.json"
+        if checkpoint is not None and path.is_file():
+            sums = json.loads(path.read_text(encoding="utf-8"))
+            self._tr_loss += sums["loss"]
+            self._globalstep_last_logged = sums["last_logged_step"]
+            self._metrics["train"].load_state_dict(sums["metrics"])
+            for name, dataset in self._counted():
+                dataset.skipped += torch.tensor(sums.get("skipped_rows", {}).get(name, 0))
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        # A pickle has no place in a checkpoint that others download; JSON says the same.
+        (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+        (folder / "training_args.json").write_text(self.args.to_json_string() + "\n", encoding="utf-8")
+        if is_adapted(self.accelerator.unwrap_model(self.model)):
+            save_config(self.policy, folder)
+        self._write_card(folder)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Writes our card where [`Trainer.push_to_hub`] would write a generic one."""
+        if self.is_world_process_zero():
+            self._write_card(Path(self.args.output_dir))
+
+    def _push_whole_checkpoint(self, checkpoint_folder: str) -> None:
+        """Uploads what `hub_strategy` asks for, in the background: one commit of weights, processor, code and card."""
+        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+            return
+        pending = self.push_in_progress
+        busy = pending is not None and not pending.is_done()
+        if busy and not self.args.hub_always_push:
+            return
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        message = f"Training in progress, step {self.state.global_step}"
+        target = {"repo_id": self.hub_model_id, "token": self.args.hub_token, "revision": self.args.hub_revision}
+        jobs = [push_checkpoint(checkpoint_folder, commit_message=message, blocking=False, **target)]
+        if self.args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            last = self.args.hub_strategy == HubStrategy.CHECKPOINT
+            place = "last-checkpoint" if last else Path(checkpoint_folder).name
+            jobs.append(
+                HfApi().upload_folder(
+                    folder_path=checkpoint_folder,
+                    path_in_repo=place,
+                    commit_message=f"{message}, checkpoint",
+                    run_as_future=True,
+                    **target,
+                )
+            )
+        self.push_in_progress = PushInProgress([*(pending.jobs if pending is not None and busy else []), *jobs])
+
+    def _write_card(self, folder: Path) -> None:
+        write_model_card(folder, self.policy.config, self.processing_class, self._card_fields())
+
+    def _card_fields(self) -> dict[str, Any]:
+        losses = [entry for entry in self.state.log_history if "loss" in entry]
+        kept = ("loss", "action_loss", "lm_loss")
+        return {
+            "step": self.state.global_step,
+            "world_size": self.args.world_size,
+            "final": {key: losses[-1][key] for key in kept if key in losses[-1]} if losses else {},
+            "multimodal_share": self.multimodal_share,
+            "arguments": {key: value for key, value in self.args.to_dict().items() if key in RECIPE_FIELDS},
+            "adapter": describe_adapter(self.accelerator.unwrap_model(self.model)),
+            "model_id": self.args.hub_model_id,
+            "model_name": (self.args.hub_model_id or Path(self.args.output_dir).resolve().name).split("/")[-1],
+            **self.card,
+        }

@@ -1,0 +1,1 @@
+"""`syvla-tables`: the runs behind the paper's tables."""

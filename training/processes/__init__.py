@@ -1,0 +1,1 @@
+"""Processes that belong together and end together."""

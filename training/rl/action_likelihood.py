@@ -1,0 +1,210 @@
+"""How likely a policy finds an action chunk, as a ratio to an older policy (paper: silent; ours, see below).
+
+A flow has no closed likelihood. Both methods compare the model's velocity v at points of the path with a target and differ
+in points, targets and weights only:
+
+    score = -w * sum over executed steps of the mean over dimensions of (v(x, t) - target)^2
+    log ratio = ratio_temperature * (score - old score)
+
+- "fpo" (flow policy optimisation): x on the straight path between noise and the chunk, target = chunk - noise, w = 1. The
+  score is the negative flow-matching loss, so it is defined for expert and rollout chunks alike.
+- "flow_sde": one step of the stochastic sampler (Flow-GRPO, pi_RL), x' ~ N(mean(x, v), std^2). Its log-density has the form
+  above, since the mean is linear in v. Rollouts bring the step that was taken; for expert chunks it is drawn given the chunk
+  (a pseudo-chain), and then E_z[log ratio] = w * (flow-matching loss of old - of new).
+
+The one reduction, mean over dimensions and sum over executed steps, is the same for both. Old and new scores have to be
+computed on the same points, with dropout off (`disable_dropout`), so that the ratio is 1 before the first step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from syvla.modeling_syvla.action_expert import ExpertContext
+from syvla.modeling_syvla.expert_inputs import full_width, own_action_dims, robot_rows
+from syvla.modeling_syvla.intention_decoupling import decouple
+
+from .flow_points import ScoredPoints, make_points
+
+
+@dataclass(frozen=True)
+class ActionScores:
+    """What `action_scores` found.
+
+    Attributes:
+        scores: float32 (R, S).
+        query_mask: bool (R, N), True where Intention Decoupling kept the query state; None without it.
+    """
+
+    scores: torch.Tensor
+    query_mask: torch.Tensor | None
+
+
+def action_scores(
+    policy: Any,
+    batch: Mapping[str, torch.Tensor],
+    points: ScoredPoints,
+    *,
+    decoupling: bool | None = None,
+) -> ActionScores:
+    """Scores of the batch's chunks under a policy, float32; differentiable.
+
+    The VLM runs once, the expert's prefix once (twice with Intention Decoupling), the suffix S times.
+
+    Args:
+        policy: [`SyVLAModel`], in either mode, with dropout off.
+        batch: What the processor's `collate` returns for robot items with actions. Steps that `action_mask` excludes, as
+            padding or because they were never executed, do not count.
+        points: Where to ask, for all samples of the batch.
+        decoupling: Whether to zero weak query states first, as in the other stages of training. None: as the config says.
+
+    Raises:
+        ValueError: If dropout would make old and new scores incomparable.
+    """
+    _require_no_dropout(policy)
+    config = policy.config
+    hidden = policy.encode(
+        batch["input_ids"],
+        batch.get("attention_mask"),
+        batch.get("mm_token_type_ids"),
+        batch.get("pixel_values"),
+        batch.get("image_grid_thw"),
+    )
+    query_states = policy.select_query_states(hidden, batch["input_ids"])
+    observation = robot_rows(
+        config,
+        query_states,
+        batch["input_ids"],
+        batch["embodiment_ids"],
+        batch["state"],
+        batch["expert_pixel_values"],
+        batch.get("expert_view_mask"),
+    )
+    observation.pop("rows")
+    ids, view_mask = observation["embodiment_ids"], observation["expert_view_mask"]
+    mask = full_width(config, "action_mask", batch["action_mask"], ids)
+    mask = mask & own_action_dims(config, mask, ids)  # (B, T, D)
+    features = policy.expert.encode_images(observation["expert_pixel_values"], view_mask)
+    shared = (view_mask, observation["state"], ids)
+    prefix = None
+    if config.expert_config.cross_attention_scope == "suffix":
+        prefix = policy.expert.encode_prefix(features, *shared, [None] * len(policy.expert.layers))
+
+    def scores_of(h: torch.Tensor, image_features: torch.Tensor, kept: Any) -> torch.Tensor:
+        condition = policy.adapter(h.to(policy.adapter[0].bias.dtype))  # C in the paper
+        context = policy.expert.encode_context(image_features, *shared, condition, kept)
+        return _scores(policy, context, points, mask)
+
+    query_mask = None
+    if config.intention_decoupling if decoupling is None else decoupling:
+        frozen = None if prefix is None else [(k.detach(), v.detach()) for k, v in prefix]
+        query_states, query_mask = decouple(
+            query_states,
+            lambda h: -scores_of(h, features.detach(), frozen).sum(dim=1),
+            config.decoupling_quantile,
+            config.decoupling_scope,
+        )
+    return ActionScores(scores_of(query_states, features, prefix), query_mask)
+
+
+def require_scored_design(config: Any) -> None:
+    """Raises ValueError for a baseline's design, whose chunks `action_scores` cannot score."""
+    for name, expected in (("action_head", "flow_matching"), ("conditioning", "query_states")):
+        if (found := getattr(config, name)) != expected:
+            raise ValueError(
+                f"{name}: reinforcement learning scores policies with {expected!r}, this checkpoint has {found!r}; pass one "
+                "that was trained without this override"
+            )
+
+
+def action_log_ratio(
+    policy: Any,
+    batch: Mapping[str, torch.Tensor],
+    old_scores: torch.Tensor,
+    seeds: Sequence[int],
+    *,
+    method: str = "fpo",
+    num_samples: int = 8,
+    ratio_temperature: float = 1.0,
+    num_steps: int | None = None,
+    noise_level: float = 0.5,
+    decoupling: bool | None = None,
+) -> torch.Tensor:
+    """log(pi / pi_old) of the batch's chunks, one per sample and point, float32 (B, S); differentiable.
+
+    Args:
+        policy, batch, decoupling: See `action_scores`.
+        old_scores: Scores of the same batch and seeds under the old policy, (B, S), from `action_scores` on `make_points`.
+        seeds, method, num_samples, num_steps, noise_level: See `make_points`.
+        ratio_temperature: Factor of the log ratio; with it the clip range is calibrated to the length of the chunk.
+    """
+    points = make_points(
+        batch,
+        seeds,
+        policy.config,
+        method=method,
+        num_samples=num_samples,
+        num_steps=num_steps,
+        noise_level=noise_level,
+    )
+    scores = action_scores(policy, batch, points, decoupling=decoupling).scores
+    if scores.shape != old_scores.shape:
+        raise ValueError(f"old_scores: expected shape {tuple(scores.shape)}, got {tuple(old_scores.shape)}")
+    return ratio_temperature * (scores - old_scores)
+
+
+def _scores(policy: Any, context: ExpertContext, points: ScoredPoints, mask: torch.Tensor) -> torch.Tensor:
+    """float32 (B, S) of points under one context; the S points of a sample are a batch of their own for the expert."""
+    samples = points.timestep.shape[1]
+    repeated = ExpertContext(
+        [(k.repeat_interleave(samples, 0), v.repeat_interleave(samples, 0)) for k, v in context.prefix],
+        [(k.repeat_interleave(samples, 0), v.repeat_interleave(samples, 0)) for k, v in context.condition],
+        context.prefix_mask.repeat_interleave(samples, 0),
+        context.embodiment_ids.repeat_interleave(samples, 0),
+    )
+    velocity = policy.expert.predict_velocity(points.x.flatten(0, 1), points.timestep.flatten(), repeated)
+    error = velocity.float().view_as(points.x) - points.target
+    error = torch.where(mask[:, None], error, torch.zeros_like(error)).square()  # also stops NaN in padding
+    dims = mask.sum(dim=-1).clamp(min=1)  # (B, T)
+    per_step = error.sum(dim=-1) / dims[:, None]  # (B, S, T)
+    return -points.weight * per_step.sum(dim=-1)
+
+
+# ---------------------------------------------------------------------- dropout
+
+_RATES = ("dropout", "attention_dropout", "drop_prob")
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Switch dropout off for good, in training mode too; configs, and so what is saved, stay as they are.
+
+    Old and new scores are computed at different times and in different batches: with dropout their ratio would be noise.
+    """
+    for module, name in _dropouts(model):
+        setattr(module, name, 0.0)
+
+
+def _require_no_dropout(policy: nn.Module) -> None:
+    if policy.training and (active := _dropouts(policy)):
+        module, name = active[0]
+        raise ValueError(
+            f"dropout: {len(active)} modules have some, the first is {type(module).__name__}.{name} = "
+            f"{getattr(module, name)}; call disable_dropout(policy) first, or ratios are not 1 for equal policies"
+        )
+
+
+def _dropouts(model: nn.Module) -> list[tuple[nn.Module, str]]:
+    """Modules with a dropout rate above 0 and the attribute that holds it."""
+    found = []
+    for module in model.modules():
+        names = ("p",) if isinstance(module, nn.modules.dropout._DropoutNd) else _RATES
+        for name in names:
+            rate = getattr(module, name, None)
+            if isinstance(rate, float) and rate > 0:
+                found.append((module, name))
+    return found

@@ -1,0 +1,119 @@
+"""Policy and value model in one checkpoint: the policy as any other checkpoint of it, the value model in a folder inside."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from syvla.training.hub.model_card import RECIPE_FIELDS
+from syvla.training.hub.value_card import write_value_card
+from syvla.training.run.adapters import base_model, describe_adapter, is_adapted, save_config
+
+from .config import SyVLAPPOConfig
+from .policy_and_value import PolicyAndValue
+from .run_state import RLState
+from .value_fit import FIT_FILE
+
+VALUE_FOLDER = "value_model"
+STAGING = ".saving"
+"""Folder in which checkpoints are written before they get their name."""
+
+_CARD_SETTINGS = (
+    "objective",
+    "expert_mode",
+    "expert_advantages",
+    "expert_ratio",
+    "ratio_method",
+    "cliprange",
+    "use_thoughts",
+)
+_CARD_METRICS = ("objective/success_rate", "policy/cfm_heldout", "val/explained_variance")
+
+
+def save_policy_and_value(
+    folder: Path, module: PolicyAndValue, processor: Any, value_fit: dict[str, Any] | None
+) -> None:
+    """Write policy (or its adapter), processor and value model with what it was fitted to."""
+    module.policy.save_pretrained(folder)  # type: ignore[operator]
+    if is_adapted(module.policy):
+        save_config(module.policy, folder)
+    processor.save_pretrained(folder)
+    value = folder / VALUE_FOLDER
+    module.value_model.save_pretrained(value)  # type: ignore[operator]
+    if value_fit is not None:
+        (value / FIT_FILE).write_text(json.dumps(value_fit, indent=1) + "\n", encoding="utf-8")
+    write_value_card(value, module.value_model.config, training={"trained by": "syvla-ppo, with its policy"})
+
+
+def load_policy_and_value(folder: str | Path, module: PolicyAndValue) -> None:
+    """Give both models the weights of a checkpoint.
+
+    Raises:
+        ValueError: If it has no value model, or weights are missing.
+    """
+    folder = Path(folder)
+    if not (folder / VALUE_FOLDER / "config.json").is_file():
+        raise ValueError(f"{folder}: holds no {VALUE_FOLDER}/; resume_from_checkpoint needs a checkpoint of syvla-ppo")
+    if is_adapted(module.policy):
+        from peft import set_peft_model_state_dict
+        from safetensors.torch import load_file
+
+        set_peft_model_state_dict(module.policy, load_file(folder / "adapter_model.safetensors"))
+    else:
+        _load(module.policy, folder)
+    _load(module.value_model, folder / VALUE_FOLDER)
+
+
+def put_checkpoint(output: Path, step: int, keep: int | None) -> None:
+    """Give the checkpoint of a step, whole by now, its name, and remove all but the newest `keep`."""
+    name = f"checkpoint-{step}"
+    for path in (output / STAGING / name).rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    shutil.rmtree(output / name, ignore_errors=True)
+    (output / STAGING / name).rename(output / name)
+    shutil.rmtree(output / STAGING)
+    others = sorted(output.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[-1]))
+    for old in others[: -keep if keep else 0]:
+        shutil.rmtree(old)
+
+
+def merged_policy(policy: Any) -> Any:
+    """The [`SyVLAModel`] that acts: the policy itself, or a copy with its adapter merged in."""
+    return copy.deepcopy(policy).merge_and_unload() if is_adapted(policy) else base_model(policy)
+
+
+def ppo_card_fields(args: SyVLAPPOConfig, state: RLState, policy: Any, step: int) -> dict[str, Any]:
+    """What the model card says about the run, see `write_model_card`."""
+    decoupling = args.intention_decoupling
+    decoupling = base_model(policy).config.intention_decoupling if decoupling is None else decoupling
+    last = state.history[-1] if state.history else {}
+    return {
+        "step": step,
+        "world_size": args.world_size,
+        "arguments": {key: value for key, value in args.to_dict().items() if key in RECIPE_FIELDS},
+        "final": {name: f"{last[name]:.4g}" for name in _CARD_METRICS if last.get(name) is not None},
+        "adapter": describe_adapter(policy),
+        "model_id": args.hub_model_id,
+        "model_name": (args.hub_model_id or Path(args.output_dir).resolve().name).split("/")[-1],
+        "reinforcement_learning": {
+            "updates": state.updates,
+            "rollouts": len(state.consumed),
+            "rollouts' success by update": [round(entry["objective/success_rate"], 3) for entry in state.history],
+            "updates that the guard refused": sum(entry["refused"] is not None for entry in state.history),
+            **{name.replace("_", " "): getattr(args, name) for name in _CARD_SETTINGS},
+            "intention decoupling": decoupling,
+        },
+    }
+
+
+def _load(model: Any, folder: Path) -> None:
+    loaded = type(model).from_pretrained(folder, dtype=torch.float32)
+    model.load_state_dict(loaded.state_dict())

@@ -1,0 +1,67 @@
+"""The policy's part of the update's loss on a merged batch of rollout and expert samples, with its metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from .config import SyVLAPPOConfig
+from .losses import approximate_kl, clamp_through, policy_loss
+
+
+def policy_objective(
+    outputs: Mapping[str, torch.Tensor], inputs: Mapping[str, Any], args: SyVLAPPOConfig
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """Loss and metrics.
+
+    Args:
+        outputs: Of [`PolicyAndValue`]: `scores` (B, S), `query_mask`.
+        inputs: Of the trainer: `old_scores` (B, S), `advantages` (B,), `is_expert` bool (B,), the policy's `action_mask`.
+        args: [`SyVLAPPOConfig`].
+
+    Returns:
+        (scalar, metrics by name).
+    """
+    expert, old, scores = inputs["is_expert"], inputs["old_scores"], outputs["scores"]
+    metrics: dict[str, float] = {}
+    steps = inputs["policy"]["action_mask"].any(-1).sum(-1).clamp(min=1)
+    cfm = -scores / steps[:, None]  # flow-matching loss per entry, as in imitation; of flow_sde its weighted error
+    detached = cfm.detach()
+    for name, rows in (("rollout", ~expert), ("expert", expert)):
+        if rows.any():
+            metrics[f"policy/cfm_{name}"] = float(detached[rows].mean())
+    if outputs["query_mask"] is not None:
+        metrics["decoupling/masked_fraction"] = float((~outputs["query_mask"]).float().mean())
+    if args.objective == "imitation":
+        loss = cfm.mean()
+        return loss, {**metrics, "loss/policy_avg": float(loss.detach())}
+    if args.clamp_old_cfm:
+        old = old.clamp(min=-args.clamp_old_cfm)
+    log_ratio = args.ratio_temperature * (scores - old)
+    if args.average_flow_samples:
+        log_ratio = log_ratio.mean(dim=1, keepdim=True)
+    clamped = clamp_through(log_ratio, args.clamp_logratio)
+    own = args.cliprange if args.expert_cliprange is None else args.expert_cliprange
+    losses, clipped = policy_loss(
+        clamped,
+        inputs["advantages"],
+        torch.where(expert, own, args.cliprange),
+        dual_clip=args.dual_clip or None,
+        trust_region=args.trust_region,
+    )
+    with torch.no_grad():
+        ratio = clamped.exp()
+        if (~expert).any():
+            metrics["policy/approxkl_avg"] = float(approximate_kl(clamped[~expert]))
+            metrics["objective/kl"] = float(-clamped[~expert].mean())
+        metrics |= {
+            "policy/clipfrac_avg": float(clipped.float().mean()),
+            "val/ratio": float(ratio.mean()),
+            "val/ratio_var": float(ratio.var(unbiased=False)),
+            "policy/logratio_min": float(log_ratio.min()),
+            "policy/logratio_max": float(log_ratio.max()),
+            "loss/policy_avg": float(losses.mean()),
+        }
+    return losses.mean(), metrics

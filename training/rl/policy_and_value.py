@@ -1,0 +1,85 @@
+"""Policy and value model as one module, so that both run inside the forward that distributed training wraps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from syvla.training.run.adapters import base_model
+
+from .action_likelihood import action_scores, disable_dropout
+from .flow_points import ScoredPoints
+
+
+class PolicyAndValue(nn.Module):
+    """TRL's `PolicyAndValueWrapper` for a flow-matching policy. Dropout is off in both, whatever their configs say.
+
+    Args:
+        policy: [`SyVLAModel`], or a `peft.PeftModel` of one.
+        value_model: [`SyVLAValueModel`].
+    """
+
+    def __init__(self, policy: nn.Module, value_model: nn.Module) -> None:
+        super().__init__()
+        self.policy, self.value_model = policy, value_model
+        disable_dropout(self)
+        self._unused = self._weights_without_gradient()
+
+    @property
+    def base_policy(self) -> Any:
+        """The [`SyVLAModel`] without its adapter."""
+        return base_model(self.policy)
+
+    def forward(
+        self,
+        policy: Mapping[str, torch.Tensor] | None = None,
+        points: tuple[torch.Tensor, ...] | None = None,
+        value: Mapping[str, torch.Tensor] | None = None,
+        decoupling: bool | None = None,
+    ) -> dict[str, torch.Tensor | None]:
+        """Scores of chunks and values of observations; either may be left out.
+
+        Args:
+            policy: Batch for the policy, see `action_scores`.
+            points: Fields of [`ScoredPoints`].
+            value: Batch for the value model.
+            decoupling: See `action_scores`.
+
+        Returns:
+            `scores` float32 (B, S), `query_mask` bool (B, N), `values` float32 (B',), and `zero`, a zero that depends on
+            every trained weight that these do not reach.
+        """
+        scores = query_mask = values = None
+        if policy is not None:
+            assert points is not None
+            found = action_scores(self.base_policy, policy, ScoredPoints(*points), decoupling=decoupling)
+            scores, query_mask = found.scores, found.query_mask
+        if value is not None:
+            values = self.value_model(**value).values
+        zero = None
+        if self.training and torch.is_grad_enabled():
+            unreached = list(self._unused)
+            unreached += [] if policy is not None else list(self.policy.parameters())
+            unreached += [] if value is not None else list(self.value_model.parameters())
+            zero = sum((0.0 * p.sum() for p in unreached if p.requires_grad), torch.zeros(()))
+        return {"scores": scores, "query_mask": query_mask, "values": values, "zero": zero}
+
+    def gradient_checkpointing_enable(self, **kwargs: Any) -> None:
+        for module in (self.base_policy, self.value_model):
+            module.gradient_checkpointing_enable(**kwargs)
+
+    def activation_checkpointing_enable(self, **kwargs: Any) -> None:
+        for module in (self.base_policy, self.value_model):
+            module.activation_checkpointing_enable(**kwargs)
+
+    def _weights_without_gradient(self) -> list[nn.Parameter]:
+        """Trained weights that a batch may not reach: coders of absent robots, and an output layer of its own."""
+        policy = self.base_policy
+        unused = [*policy.expert.embodiments.parameters(), *self.value_model.state_encoders.parameters()]
+        head, embedding = policy.get_output_embeddings(), policy.get_input_embeddings()
+        if head is not None and head.weight is not embedding.weight:
+            unused += list(head.parameters())
+        return unused

@@ -1,0 +1,492 @@
+"""SyVLAPPOTrainer: Similar-Sample Guided RL on `transformers.Trainer` (paper, section 3.3 and appendix A).
+
+TRL has dropped its PPO trainer; this one keeps TRL's names and conventions and stands on its own. An update takes sealed,
+labelled rollouts of the present policy, joins them with expert samples, takes clipped steps and, if the guard agrees,
+publishes the next policy. `Trainer.train()` is used as it is: the updates are its data loader.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from transformers import Trainer, TrainerCallback, TrainerControl
+from transformers.trainer import TRAINING_ARGS_NAME
+
+from syvla.serving.policies.in_process import weights_digest
+from syvla.serving.rl.progress import RunSize
+from syvla.training.hub.model_card import write_model_card
+from syvla.training.run.collation import choose_padding_free
+
+from .action_likelihood import require_scored_design
+from .checkpoint import (
+    STAGING,
+    load_policy_and_value,
+    merged_policy,
+    ppo_card_fields,
+    put_checkpoint,
+    save_policy_and_value,
+)
+from .config import SyVLAPPOConfig, fixed_settings
+from .expert_samples import ExpertSamples
+from .losses import value_loss
+from .objective import policy_objective
+from .policy_and_value import PolicyAndValue
+from .policy_publisher import PolicyPublisher
+from .rollout_selection import check_family, wait_for_rollouts, wanted_sampler
+from .rollout_store import Decision, RolloutStore
+from .run_state import RLState, staleness
+from .step_metrics import StepMetrics
+from .update_data import DATA_FILE, UpdateData
+from .update_preparation import UpdatePreparation
+from .weight_snapshot import WeightSnapshot
+
+logger = logging.getLogger(__name__)
+
+
+class SyVLAPPOTrainer(Trainer):
+    """Trains a SyVLA policy and its value model on rollouts and expert samples.
+
+    Args:
+        args: [`SyVLAPPOConfig`].
+        processing_class: The policy's [`SyVLAProcessor`].
+        model: [`SyVLAModel`], or a `peft.PeftModel` of one.
+        value_model: [`SyVLAValueModel`], warmed up.
+        rollout_store: Where rollouts come from.
+        experts: [`ExpertSamples`]; with an open index for `expert_mode="similar"`.
+        publisher: Where policies go.
+        expert_decision_steps: Control steps between decisions on expert episodes; None: the policy's chunk.
+        value_fit: Contents of the value model's `value_fit.json`, saved beside it again.
+        card: Further fields of the model card, see `write_model_card`.
+        kwargs: As [`Trainer`].
+    """
+
+    _tag_names = ["syvla", "ppo", "flow-matching"]
+    _name = "SyVLA-PPO"
+    _paper = {
+        "title": "Scaling by Diversified Experience for Vision-Language-Action Models",
+        "id": "2606.09009",
+    }
+    args: SyVLAPPOConfig
+
+    def __init__(
+        self,
+        args: SyVLAPPOConfig,
+        processing_class: Any,
+        model: Any,
+        value_model: Any,
+        rollout_store: RolloutStore,
+        experts: ExpertSamples,
+        publisher: PolicyPublisher,
+        *,
+        expert_decision_steps: int | None = None,
+        value_fit: dict[str, Any] | None = None,
+        card: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.store, self.experts, self.publisher = rollout_store, experts, publisher
+        self.value_fit, self.card = value_fit, card or {}
+        self.rl = RLState()
+        self.update: UpdateData | None = None
+        self._decisions: list[Decision] = []
+        self._snapshot: WeightSnapshot | None = None
+        self._skipped_in_a_row = 0
+        self._staging = False
+        self._steps = StepMetrics()
+        self._finished_metrics: dict[str, float] = {}
+        self._began = time.time()
+        super().__init__(
+            model=PolicyAndValue(model, value_model),
+            args=args,
+            processing_class=processing_class,
+            data_collator=lambda batch: batch,
+            **kwargs,
+        )
+        if problems := processing_class.disagreements(self._module.base_policy.config):
+            raise ValueError("processor and model do not fit together:\n- " + "\n- ".join(problems))
+        require_scored_design(self._module.base_policy.config)
+        choose_padding_free(self._module.base_policy, args.padding_free, compiled=args.torch_compile)
+        plugin = getattr(self.accelerator.state, "deepspeed_plugin", None)
+        if self.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3):
+            raise ValueError("syvla-ppo needs whole weights on every process; use DDP or ZeRO-2, not FSDP or ZeRO-3")
+        self.preparation = UpdatePreparation(
+            args,
+            self._module,
+            processing_class,
+            experts,
+            gather=gather_object,
+            precision=self.compute_loss_context_manager,
+            expert_decision_steps=expert_decision_steps or processing_class.chunk_size,
+        )
+        self.add_callback(_UpdateCallback(self))
+
+    @property
+    def _module(self) -> PolicyAndValue:
+        return self.accelerator.unwrap_model(self.model)
+
+    # ------------------------------------------------------------------ optimiser
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Policy and value model have learning rates of their own."""
+        if getattr(self, "optimizer", None) is None:
+            module = self._module
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, None)
+            groups = [
+                {"params": [p for p in module.policy.parameters() if p.requires_grad], "lr": self.args.learning_rate},
+                {
+                    "params": [p for p in module.value_model.parameters() if p.requires_grad],
+                    "lr": self.args.value_learning_rate,
+                },
+            ]
+            for group in groups:
+                group["weight_decay"] = self.args.weight_decay
+            self.optimizer = optimizer_class(groups, **options)
+        return self.optimizer
+
+    def _clip_grad_norm(self, model: Any) -> torch.Tensor | float:
+        """Clip the two models apart, and drop a step whose gradients are not finite: the optimiser then does nothing."""
+        if self.is_deepspeed_enabled:
+            return super()._clip_grad_norm(model)
+        module = self._module
+        norms = {}
+        for name, part in (("policy", module.policy), ("value", module.value_model)):
+            parameters = [p for p in part.parameters() if p.grad is not None]
+            norms[name] = (
+                float(torch.nn.utils.clip_grad_norm_(parameters, self.args.max_grad_norm)) if parameters else 0.0
+            )
+        total = math.hypot(*norms.values())
+        if math.isfinite(total):
+            self._skipped_in_a_row = 0
+        else:
+            self._skipped_in_a_row += 1
+            logger.warning("step %d: gradients are not finite (%s); skipped", self.state.global_step, norms)
+            model.zero_grad(set_to_none=True)
+        self._steps.add({f"grad_norm/{name}": value for name, value in norms.items() if math.isfinite(value)})
+        self._steps.add({"policy/skipped_steps": float(not math.isfinite(total))})
+        return torch.tensor(total)
+
+    # ------------------------------------------------------------------ data
+
+    def get_train_dataloader(self) -> Any:
+        return _Passes(self)
+
+    def passes(self) -> Iterator[dict[str, Any]]:
+        """Batches of update after update, until the last one or until no rollouts come."""
+        while self.rl.updates < self.args.max_rl_updates:
+            if self.update is None and not self._begin_update():
+                self.control.should_training_stop = True
+                return
+            update = self.update
+            assert update is not None
+            accumulation = self.args.gradient_accumulation_steps
+            for number in range(update.step * accumulation, len(update.rollout_plan)):
+                if update.ended:
+                    break
+                yield self._batch(update, number)
+        self.control.should_training_stop = True
+
+    def _begin_update(self) -> bool:
+        """Wait for rollouts and prepare the next update; False if none came in time."""
+        ids = wait_for_rollouts(self.store, self.rl, self.args, self.is_world_process_zero())
+        if ids is None:
+            logger.warning("no rollouts came within wait_timeout_s=%s; the run ends here", self.args.wait_timeout_s)
+            return False
+        module = self._module
+        self._snapshot = WeightSnapshot.take(module.policy)
+        self.rl.settings = fixed_settings(self.args)  # between updates they may have changed
+        rollouts = self.store.load(ids)
+        check_family(rollouts, self.processing_class, wanted_sampler(self.args, module.base_policy.config))
+        update, self._decisions = self.preparation.prepare(self.rl.updates, rollouts)
+        self.update = update
+        stale = [staleness(self.rl.versions, rollout.info.policy_versions) or 0 for rollout in rollouts]
+        update.metrics |= {
+            "buffer/staleness_mean": float(np.mean(stale)),
+            "buffer/staleness_max": float(np.max(stale)),
+            "buffer/dropped_stale_total": float(self.rl.dropped_stale),
+        }
+        self._began = time.time()
+        logger.info(
+            "update %d: %d rollouts, %d decisions, success %.2f",
+            update.number,
+            len(ids),
+            len(self._decisions),
+            update.metrics["objective/success_rate"],
+        )
+        return True
+
+    def _batch(self, update: UpdateData, number: int) -> dict[str, Any]:
+        """The rollout and expert samples of one pass of this process."""
+        args, rank = self.args, self.args.process_index
+        rollouts, experts = update.rollout_plan[number, rank], update.expert_plan[number, rank]
+        if args.objective == "imitation":
+            rollouts = rollouts[:0]
+        items = [self._decisions[i].item(thoughts=args.use_thoughts) for i in rollouts]
+        items += [self.preparation.expert_item(int(update.expert_rows[i])) for i in experts]
+        is_expert = [False] * len(rollouts) + [True] * len(experts)
+        policy = self.preparation.policy_batch(items, is_expert)
+        seeds = np.concatenate((update.seeds[rollouts], update.expert_seeds[experts]))
+        value = {} if args.objective == "imitation" else self.processing_class.expert_inputs(items[: len(rollouts)])
+
+        def both(mine: np.ndarray, theirs: np.ndarray) -> torch.Tensor:
+            return torch.from_numpy(np.concatenate((mine[rollouts], theirs[experts])))
+
+        return {
+            "policy": policy,
+            "points": self.preparation.points(policy, seeds.tolist()),
+            "value": dict(value),
+            "old_scores": both(update.old_scores, update.expert_scores),
+            "advantages": both(update.advantages, update.expert_advantages),
+            "is_expert": torch.tensor(is_expert),
+            "returns": torch.from_numpy(update.returns[rollouts]),
+            "old_values": torch.from_numpy(update.old_values[rollouts]),
+        }
+
+    # ------------------------------------------------------------------ loss
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        args = self.args
+        value_only = args.objective == "ppo" and self.state.global_step < args.num_value_only_steps
+        outputs = model(
+            policy=None if value_only else inputs["policy"],
+            points=None if value_only else inputs["points"],
+            value=inputs["value"] or None,
+            decoupling=args.intention_decoupling,
+        )
+        loss = outputs["zero"].to(inputs["advantages"].device)
+        metrics: dict[str, float] = {}
+        if outputs["scores"] is not None:
+            part, metrics = policy_objective(outputs, inputs, args)
+            loss = loss + part
+            if "policy/approxkl_avg" in metrics:
+                self._steps.add_kl(metrics["policy/approxkl_avg"])
+        if outputs["values"] is not None:
+            losses, clipped = value_loss(
+                outputs["values"], inputs["old_values"], inputs["returns"], args.cliprange_value
+            )
+            loss = loss + args.vf_coef * losses.mean()
+            metrics |= {
+                "loss/value_avg": float(losses.detach().mean()),
+                "val/clipfrac_avg": float(clipped.float().mean()),
+            }
+        self._steps.add(metrics)
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the steps' metrics since the last log, over all processes."""
+        if "loss" in logs:
+            logs |= {**self._steps.reduce(gather_object), **self._finished_metrics}
+            self._finished_metrics = {}
+            logs["episode"] = float(len(self.rl.consumed))
+            logs["lr"] = logs.get("learning_rate", self.args.learning_rate)
+        super().log(logs, start_time)
+
+    # ------------------------------------------------------------------ end of an update
+
+    def after_step(self, control: TrainerControl) -> None:
+        """Count the step; end the update where it is over, the KL too large, or gradients are not finite for too long."""
+        update = self.update
+        if update is None:
+            return
+        update.step += 1
+        kl = self._steps.last_kl(gather_object)
+        if self.args.target_kl and kl is not None and kl > self.args.target_kl:
+            logger.info("update %d: ends after %d steps, approximate KL %.3g", update.number, update.step, kl)
+            update.metrics["policy/stopped_by_kl"] = 1.0
+            update.ended = True
+        if self._skipped_in_a_row >= self.args.max_skipped_steps:
+            logger.error("update %d: given up after %d skipped steps", update.number, self._skipped_in_a_row)
+            update.ended = True
+        if update.ended or update.step * self.args.gradient_accumulation_steps >= len(update.rollout_plan):
+            self._finish_update()
+            control.should_save = control.should_log = True
+            if self.rl.updates >= self.args.max_rl_updates:
+                control.should_training_stop = True
+
+    def _finish_update(self) -> None:
+        """Guard, then the next version or the old weights again; the checkpoint and the publication follow."""
+        update = self.update
+        assert update is not None
+        heldout = self.heldout_cfm()
+        baseline = self.rl.baseline_cfm
+        assert baseline is not None
+        refused = None
+        if self._skipped_in_a_row >= self.args.max_skipped_steps:
+            refused = "gradients were not finite"
+        elif not math.isfinite(heldout) or heldout > self.args.guard_heldout_cfm * baseline:
+            refused = f"held-out loss {heldout:.4g} exceeds {self.args.guard_heldout_cfm} times {baseline:.4g}"
+        module = self._module
+        if refused is None:
+            self.rl.versions.append(self._policy_version())
+            self.rl.published = False
+        else:
+            logger.error("update %d is not published: %s; the policy of version %d is restored", update.number, refused,
+                         self.rl.version)  # fmt: skip
+            assert self._snapshot is not None
+            self._snapshot.restore(module.policy)
+            if self.is_deepspeed_enabled:
+                self.deepspeed.optimizer.refresh_fp32_params()  # its own copies of the weights
+            for parameter in module.policy.parameters():
+                self.optimizer.state.pop(parameter, None)  # moments of a direction that was given up
+        self._skipped_in_a_row = 0
+        self.rl.updates += 1
+        self.rl.consumed += update.episode_ids
+        seconds = max(time.time() - self._began, 1e-9)
+        metrics = {
+            **update.metrics,
+            "policy/cfm_heldout": heldout,
+            "policy/published": float(refused is None),
+            "eps": len(update.episode_ids) / seconds,
+        }
+        facts = {"update": update.number, "version": self.rl.version, "steps": update.step, "refused": refused}
+        finite = {key: value if math.isfinite(value) else None for key, value in metrics.items()}
+        self.rl.history.append({**facts, **finite})
+        self.update, self._decisions, self._snapshot = None, [], None
+        self._finished_metrics = metrics  # join the log of the update's last step
+
+    def heldout_cfm(self) -> float:
+        """Flow-matching loss per entry on the held-out expert samples, always at the same points."""
+        rows = self.experts.heldout_rows(self.args.guard_samples, self.args.seed)
+        items = [self.preparation.expert_item(int(row)) for row in rows]
+        steps = np.array([(~np.asarray(item["action_is_pad"])).sum() for item in items])
+        seeds = np.arange(len(rows))
+        scores = self.preparation.scores(lambda i: items[i], seeds, rollout=False, decoupling=False, method="fpo")
+        return float((-scores / steps[:, None]).mean())
+
+    # ------------------------------------------------------------------ publication
+
+    def start(self) -> None:
+        """Before the first step: the first policy is published, or the one that a crash kept from it."""
+        if self.is_world_process_zero():
+            output = Path(self.args.output_dir)
+            shutil.rmtree(output / STAGING, ignore_errors=True)  # what a kill left
+            output.mkdir(parents=True, exist_ok=True)
+            RunSize(self.args.rollouts_per_update, self.args.max_rl_updates).save(output)
+        self.accelerator.wait_for_everyone()
+        if not self.rl.versions:
+            self.rl.versions = [self._policy_version()]
+            self.rl.baseline_cfm = self.heldout_cfm()
+            self.rl.retrieval = self.experts.fingerprints
+        self._publish()
+
+    def _publish(self) -> None:
+        """Hand the newest policy over, once the checkpoint that knows of it is on disk."""
+        if self.rl.published:
+            return
+        if self.is_world_process_zero():
+            policy = merged_policy(self._module.policy)
+
+            def save(folder: Path) -> None:
+                policy.save_pretrained(folder)
+                self.processing_class.save_pretrained(folder)
+                if (sampler := wanted_sampler(self.args, policy.config)) is not None:
+                    sampler.save(folder)
+
+            self.publisher.publish(self.rl.version, self.rl.versions[-1], save)
+        self.accelerator.wait_for_everyone()
+        self.rl.published = True
+
+    def _policy_version(self) -> str:
+        return weights_digest(merged_policy(self._module.policy))
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return super()._get_output_dir(trial) if not self._staging else str(Path(self.args.output_dir) / STAGING)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Write the checkpoint aside and rename it when it is whole, so that a kill leaves no half one; then publish."""
+        self._staging = True
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._staging = False
+        self.accelerator.wait_for_everyone()
+        if self.is_world_process_zero():
+            put_checkpoint(Path(self.args.output_dir), self.state.global_step, self.args.save_total_limit)
+        self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"))
+        if self.update is None:
+            self._publish()
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if not self._staging:
+            super()._push_from_checkpoint(checkpoint_folder)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_policy_and_value(folder, self._module, self.processing_class, self.value_fit)
+        self.rl.save(folder)
+        (folder / DATA_FILE).unlink(missing_ok=True)
+        if self.update is not None and self._snapshot is not None:
+            self.update.save(folder)
+            self._snapshot.save(folder)
+        (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+        (folder / "training_args.json").write_text(self.args.to_json_string() + "\n", encoding="utf-8")
+        self._write_card(folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        load_policy_and_value(resume_from_checkpoint, self._module)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """With them, under every engine, what the run remembers and the update that it stands in."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        self.rl = RLState.load(checkpoint)
+        self.rl.require_retrieval(self.experts.fingerprints)
+        if (Path(checkpoint) / DATA_FILE).is_file():
+            self.rl.require_settings(fixed_settings(self.args))
+            self.update = UpdateData.load(checkpoint)
+            self._snapshot = WeightSnapshot.load(checkpoint)
+            rollouts = self.store.load(self.update.episode_ids)
+            self._decisions = [d for rollout in rollouts for d in rollout.decisions if d.valid.any()]
+            logger.info("resuming update %d at step %d", self.update.number, self.update.step)
+
+    # ------------------------------------------------------------------ card
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        if self.is_world_process_zero():
+            self._write_card(Path(self.args.output_dir))
+
+    def _write_card(self, folder: Path) -> None:
+        facts = {**ppo_card_fields(self.args, self.rl, self._module.policy, self.state.global_step), **self.card}
+        facts |= {
+            "tags": self._tag_names,
+            "reinforcement_learning": {"trainer": self._name, **facts["reinforcement_learning"]},
+        }
+        write_model_card(folder, self._module.base_policy.config, self.processing_class, facts)
+
+
+class _Passes:
+    """The trainer's data loader: batches that already hold tensors, without a length."""
+
+    def __init__(self, trainer: SyVLAPPOTrainer) -> None:
+        self._trainer = trainer
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return self._trainer.passes()
+
+
+class _UpdateCallback(TrainerCallback):
+    def __init__(self, trainer: SyVLAPPOTrainer) -> None:
+        self._trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
+        self._trainer.start()
+
+    def on_step_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
+        self._trainer.after_step(control)

@@ -1,0 +1,295 @@
+"""From sealed rollouts to an update: values, advantages, similar experts, old scores. Nothing here has a gradient."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from syvla.serving.contract.rollout_sampler import ChainStep
+
+from .advantages import clip_advantages, decision_rewards, explained_variance, generalized_advantages
+from .config import SyVLAPPOConfig
+from .expert_samples import ExpertSamples
+from .flow_points import make_points
+from .policy_and_value import PolicyAndValue
+from .rollout_store import Decision, Rollout
+from .update_data import UpdateData, plan_experts, plan_rollouts, sample_seeds
+
+Gather = Callable[[list], list]
+"""Concatenates the lists of all processes, in their order."""
+
+
+class UpdatePreparation:
+    """Prepares updates of one run.
+
+    Args:
+        args: [`SyVLAPPOConfig`].
+        model: [`PolicyAndValue`], without wrappers.
+        processor: [`SyVLAProcessor`].
+        experts: [`ExpertSamples`].
+        gather: See `Gather`; the work is shared among processes.
+        precision: Context manager of the forward passes, as in training.
+        expert_decision_steps: Control steps between decisions on expert episodes, for GAE on them.
+    """
+
+    def __init__(
+        self,
+        args: SyVLAPPOConfig,
+        model: PolicyAndValue,
+        processor: Any,
+        experts: ExpertSamples,
+        *,
+        gather: Gather,
+        precision: Callable[[], Any],
+        expert_decision_steps: int,
+    ) -> None:
+        self.args, self.model, self.processor, self.experts = args, model, processor, experts
+        self._gather, self._precision, self._expert_steps = gather, precision, expert_decision_steps
+
+    def prepare(self, number: int, rollouts: Sequence[Rollout]) -> tuple[UpdateData, list[Decision]]:
+        """Everything about one update that the first step must not change, and the decisions that it numbers."""
+        args = self.args
+        kept = [(rollout, [d for d in rollout.decisions if d.valid.any()]) for rollout in rollouts]
+        decisions = [decision for _, part in kept for decision in part]
+        if not decisions:
+            raise ValueError("rollouts: not one action of them was executed; look at what the robot's client reports")
+        advantages, returns, values, metrics = self._advantages(rollouts)
+        numbers = np.arange(len(decisions))
+        generator = np.random.default_rng(sample_seeds(args.seed, number, 2, np.zeros(1))[0])
+        passes = self.passes(len(decisions))
+        world = args.world_size
+        rollout_plan = plan_rollouts(len(decisions), args.rollouts_per_pass, passes, world, generator)
+        neighbours, retrieval = self._neighbours(decisions, generator)
+        rows, expert_plan = plan_experts(rollout_plan, neighbours, args.experts_per_pass, generator)
+        seeds, expert_seeds = sample_seeds(args.seed, number, 0, numbers), sample_seeds(args.seed, number, 1, rows)
+        expert_advantages = self._expert_advantages(rows)
+        old_scores = self.scores(lambda i: decisions[i].item(thoughts=args.use_thoughts), seeds, rollout=True)
+        expert_scores = self.scores(lambda i: self.expert_item(int(rows[i])), expert_seeds, rollout=False)
+        metrics |= {**retrieval, "episode/decisions": float(len(decisions)), "episode/passes": float(passes)}
+        if len(rows):
+            metrics |= _spread("objective/advantage_expert", expert_advantages)
+            metrics["retrieval/unique_frac"] = len(rows) / expert_plan.size
+        data = UpdateData(
+            number=number,
+            episode_ids=[rollout.info.episode_id for rollout in rollouts],
+            advantages=advantages,
+            returns=returns,
+            old_values=values,
+            seeds=seeds,
+            old_scores=old_scores,
+            expert_rows=rows,
+            expert_seeds=expert_seeds,
+            expert_advantages=expert_advantages,
+            expert_scores=expert_scores,
+            rollout_plan=rollout_plan,
+            expert_plan=expert_plan,
+            metrics=metrics,
+        )
+        return data, decisions
+
+    def passes(self, decisions: int) -> int:
+        """Forward-backward passes per process: whole steps, and at least `num_ppo_epochs` times all decisions."""
+        args = self.args
+        accumulation = args.gradient_accumulation_steps
+        if args.steps_per_update is not None:
+            return args.steps_per_update * accumulation
+        per_step = args.rollouts_per_pass * args.world_size * accumulation
+        return args.num_ppo_epochs * -(-decisions // per_step) * accumulation
+
+    # ------------------------------------------------------------------ forward passes
+
+    def expert_item(self, row: int) -> dict[str, Any]:
+        return self.experts.item(row, thoughts=self.args.use_thoughts)
+
+    def policy_batch(self, items: Sequence[dict[str, Any]], is_expert: Sequence[bool]) -> dict[str, torch.Tensor]:
+        """Batch for the policy. Beyond the end of an expert's episode actions are zeros, as in imitation; of a rollout's
+        chunk the steps that never ran stay, since the policy attended to them, but do not count."""
+        batch = dict(self.processor.collate(items))
+        batch.pop("labels", None)
+        expert = torch.tensor(list(is_expert))[:, None, None]
+        batch["actions"] = torch.where(batch["action_mask"] | ~expert, batch["actions"], 0.0)
+        if self.args.ratio_method == "flow_sde":
+            batch |= _chains([item.get("chain") for item in items], batch["actions"])
+        return batch
+
+    def points(
+        self, batch: dict[str, torch.Tensor], seeds: Sequence[int], method: str | None = None
+    ) -> tuple[torch.Tensor, ...]:
+        """Fields of the [`ScoredPoints`] of a batch, by the run's method where `method` is None."""
+        args, config = self.args, self.model.base_policy.config
+        points = make_points(
+            batch,
+            seeds,
+            config,
+            method=method or args.ratio_method,
+            num_samples=args.num_flow_samples,
+            noise_level=args.flow_sde_noise_level,
+        )
+        return points.x, points.timestep, points.target, points.weight
+
+    def scores(
+        self,
+        item: Callable[[int], dict[str, Any]],
+        seeds: np.ndarray,
+        *,
+        rollout: bool,
+        decoupling: bool | None = None,
+        method: str | None = None,
+    ) -> np.ndarray:
+        """Scores of samples 0 .. len(seeds) - 1, float32 (n, S).
+
+        `decoupling` and `method` are the run's settings where they are None.
+        """
+        chosen = self.args.intention_decoupling if decoupling is None else decoupling
+
+        def run(numbers: list[int]) -> torch.Tensor:
+            batch = self.policy_batch([item(i) for i in numbers], [not rollout] * len(numbers))
+            points = self.points(batch, [int(seeds[i]) for i in numbers], method)
+            device = self.model.base_policy.device
+            moved = {key: value.to(device) for key, value in batch.items()}
+            return self.model(policy=moved, points=tuple(p.to(device) for p in points), decoupling=chosen)["scores"]
+
+        found = self._run(run, len(seeds), "Scoring")
+        return np.array(found, np.float32).reshape(len(seeds), self.args.num_flow_samples)
+
+    def values(self, item: Callable[[int], dict[str, Any]], count: int) -> np.ndarray:
+        """Values of samples 0 .. count - 1, float32 (n,)."""
+
+        def run(numbers: list[int]) -> torch.Tensor:
+            batch = self.processor.expert_inputs([item(i) for i in numbers])
+            device = self.model.value_model.device
+            return self.model(value={key: value.to(device) for key, value in batch.items()})["values"]
+
+        return np.array(self._run(run, count, "Valuing"), np.float32).reshape(-1)
+
+    @torch.no_grad()
+    def _run(self, run: Callable[[list[int]], torch.Tensor], count: int, what: str) -> list:
+        """Results of all samples, of which each process computes its share."""
+        args = self.args
+        size, rank, own = args.local_rollout_forward_batch_size, args.process_index, list(self._share(count))
+        results: list = []
+        silent = args.disable_tqdm or len(own) < 20 * size or rank > 0
+        for low in tqdm(range(0, len(own), size), desc=what, leave=False, disable=silent):
+            with self._precision():
+                results += run(own[low : low + size]).float().cpu().tolist()
+        return self._gather(results)
+
+    # ------------------------------------------------------------------ parts
+
+    def _advantages(self, rollouts: Sequence[Rollout]) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, float]]:
+        """Clipped advantages, returns and values of the decisions that count, and metrics.
+
+        A decision at the end of which nothing ran is none: the rollout ended at its observation, and the reward is the one
+        before's. One in the middle is passed through, as a state like any other.
+        """
+        args = self.args
+        observed = [decision for rollout in rollouts for decision in (*rollout.decisions, rollout.final)]
+        values = self.values(lambda i: observed[i].item(), len(observed))
+        found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        start = 0
+        for rollout in rollouts:
+            own, last = values[start : start + len(rollout.decisions)], float(values[start + len(rollout.decisions)])
+            start += len(rollout.decisions) + 1
+            counted = np.array([decision.valid.any() for decision in rollout.decisions])
+            if not counted.any():
+                continue
+            count = int(np.flatnonzero(counted)[-1]) + 1
+            own, counted = own[:count], counted[:count]
+            cut_off = args.bootstrap_timeouts and rollout.info.timed_out and rollout.info.reward == 0
+            advantages, returns = generalized_advantages(
+                decision_rewards(count, rollout.info.reward),
+                own,
+                gamma=args.gamma,
+                lam=args.lam,
+                bootstrap_value=last if cut_off else None,
+            )
+            found.append((advantages[counted], returns[counted], own[counted]))
+        raw, returns, kept = (np.concatenate(part) for part in zip(*found, strict=True))
+        clipped, share = clip_advantages(raw, args.advantage_clip)
+        success = float(np.mean([rollout.info.reward for rollout in rollouts]))
+        metrics = {
+            "objective/success_rate": success,
+            "objective/scores": success,
+            "objective/non_score_reward": 0.0,
+            "objective/rlhf_reward": success,
+            "objective/frac_adv_clipped": share,
+            "val/explained_variance": explained_variance(kept, returns),
+            **_spread("objective/advantage_rollout", clipped),
+        }
+        return clipped.astype(np.float32), returns.astype(np.float32), kept.astype(np.float32), metrics
+
+    def _neighbours(
+        self, decisions: Sequence[Decision], generator: np.random.Generator
+    ) -> tuple[np.ndarray, dict[str, float]]:
+        """Rows of candidates of each decision, (D, k), and metrics."""
+        args = self.args
+        if args.expert_mode == "none":
+            return np.zeros((len(decisions), 1), np.int64), {}
+        tasks = [decision.text for decision in decisions] if args.same_task else None
+        if args.expert_mode == "random":
+            return self.experts.random(len(decisions), args.retrieval_top_k, tasks, generator).rows, {}
+        if tasks is not None:
+            self.experts.require_tasks(tasks)  # all processes have to stop, not the one whose share it is
+        size, own = args.local_rollout_forward_batch_size, self._share(len(decisions))
+        rows, best = [], []
+        for low in range(own.start, own.stop, size):
+            part = slice(low, min(low + size, own.stop))
+            found = self.experts.similar(
+                [decision.images() for decision in decisions[part]],
+                args.retrieval_top_k,
+                None if tasks is None else tasks[part],
+            )
+            rows += found.rows.tolist()
+            best += found.similarities.tolist()
+        # Shared, so that all processes plan with the same rows, whatever rounding their encoders do.
+        similarity = np.array(self._gather(best), np.float32)
+        known = similarity[np.isfinite(similarity)]
+        metrics = {"retrieval/sim_mean": float(known.mean()), "retrieval/sim_min": float(known.min())}
+        if self.experts.approximate is not None and math.isfinite(self.experts.approximate.recall):
+            metrics["retrieval/recall"] = self.experts.approximate.recall
+        return np.array(self._gather(rows), np.int64), metrics
+
+    def _share(self, count: int) -> range:
+        """This process's part of `count` samples."""
+        world, rank = self.args.world_size, self.args.process_index
+        return range(rank * count // world, (rank + 1) * count // world)
+
+    def _expert_advantages(self, rows: np.ndarray) -> np.ndarray:
+        """The constant, or GAE along the demonstration by the value model, neither clipped nor whitened."""
+        args = self.args
+        if args.expert_advantages == "constant" or not len(rows):
+            return np.full(len(rows), args.expert_advantage, np.float32)
+        chains = [self.experts.following(int(row), self._expert_steps) for row in rows]
+        distinct = sorted({row for chain in chains for row in chain})
+        values = dict(zip(distinct, self.values(lambda i: self.expert_item(distinct[i]), len(distinct)), strict=True))
+        advantages = [
+            generalized_advantages(
+                decision_rewards(len(chain), 1.0),
+                np.array([values[row] for row in chain]),
+                gamma=args.gamma,
+                lam=args.lam,
+            )[0][0]
+            for chain in chains
+        ]
+        return np.array(advantages, np.float32)
+
+
+def _spread(name: str, values: np.ndarray) -> dict[str, float]:
+    return {f"{name}_{what}": float(getattr(values, what)()) for what in ("mean", "min", "max")}
+
+
+def _chains(chains: Sequence[ChainStep | None], actions: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Steps of the sampler as `make_points` takes them; -1 for samples without one."""
+    before, after = torch.zeros_like(actions), torch.zeros_like(actions)
+    for row, chain in enumerate(chains):
+        if chain is not None:
+            steps, dims = chain.before.shape
+            before[row, :steps, :dims] = torch.tensor(chain.before)
+            after[row, :steps, :dims] = torch.tensor(chain.after)
+    number = torch.tensor([-1 if chain is None else chain.step for chain in chains])
+    return {"chain_before": before, "chain_after": after, "chain_step": number}

@@ -1,0 +1,1 @@
+"""What every training run is made of: its arguments, recipe, trained parts, batches and checkpoints."""

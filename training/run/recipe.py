@@ -1,0 +1,103 @@
+"""Recipes: a YAML file gives the defaults, the command line overrides any field."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import HfArgumentParser
+
+
+def parse_recipe(dataclass_types: Sequence[type], argv: Sequence[str] | None = None, **parser_kwargs: Any) -> tuple:
+    """Parse `--config recipe.yaml --field value ...` into instances of `dataclass_types`.
+
+    Args:
+        dataclass_types: Dataclasses whose fields are the options.
+        argv: Command line; None: `sys.argv`.
+
+    Raises:
+        ValueError: If the recipe has a key that is no field; the message lists it with the closest field.
+    """
+    parser, rest = recipe_parser(dataclass_types, argv, **parser_kwargs)
+    *parsed, unknown = parser.parse_args_into_dataclasses(args=rest, return_remaining_strings=True)
+    if unknown:
+        parser.error(f"unknown arguments: {' '.join(unknown)}")
+    return tuple(parsed[: len(dataclass_types)])
+
+
+def recipe_parser(
+    dataclass_types: Sequence[type], argv: Sequence[str] | None = None, **parser_kwargs: Any
+) -> tuple[HfArgumentParser, list[str]]:
+    """The parser of a command line, with the recipe's values as its defaults, and what it has to parse.
+
+    Raises:
+        ValueError: As `parse_recipe`.
+    """
+    from transformers import HfArgumentParser
+
+    first = argparse.ArgumentParser(add_help=False)
+    first.add_argument("--config")
+    config, rest = first.parse_known_args(argv)
+    parser = HfArgumentParser(
+        list(dataclass_types), formatter_class=argparse.ArgumentDefaultsHelpFormatter, **parser_kwargs
+    )
+    parser.add_argument("--config", metavar="FILE", help="YAML recipe; its keys are the options below")
+    if config.config:
+        recipe = _read(shipped_path(config.config))
+        _check_keys(recipe, parser, config.config)
+        parser.set_defaults(**recipe)
+        for action in parser._actions:
+            if action.dest in recipe:
+                action.required = False
+    return parser, rest
+
+
+def shipped_path(text: str) -> Path:
+    """A file as it is named, or the one that comes with the package where the working directory has none of that name.
+
+    So `training/recipes/ppo.yaml` can be written anywhere, not only in a clone of the repository.
+    """
+    path = Path(text)
+    shipped = Path(__file__).parents[2] / path
+    return shipped if not path.exists() and path.parts[:1] == ("training",) and shipped.exists() else path
+
+
+def _read(path: Path) -> dict[str, Any]:
+    import yaml
+
+    if not path.is_file():
+        raise ValueError(f"--config: {path} is not a file")
+    recipe = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    if not isinstance(recipe, dict):
+        raise ValueError(f"{path}: expected a mapping of option names to values, got {type(recipe).__name__}")
+    for key, value in recipe.items():
+        if isinstance(value, dict):
+            recipe[key] = json.dumps(value)
+        elif isinstance(value, list):
+            recipe[key] = [json.dumps(entry) if isinstance(entry, dict) else entry for entry in value]
+        elif isinstance(value, str):
+            recipe[key] = _number(value)
+    return recipe
+
+
+def _number(text: str) -> Any:
+    """YAML 1.1 reads 3e-5 as a string; users mean the number."""
+    try:
+        return float(text) if "e" in text.lower() and text[:1] in "+-.0123456789" else text
+    except ValueError:
+        return text
+
+
+def _check_keys(recipe: dict[str, Any], parser: argparse.ArgumentParser, name: str) -> None:
+    import difflib
+
+    known = {action.dest for action in parser._actions}
+    for key in recipe:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise ValueError(f"{name}: unknown key {key!r}{hint}")

@@ -1,79 +1,95 @@
-"""Counters, gauges and latency histograms as Prometheus text (exposition format 0.0.4). Thread-safe, no dependency.
+"""Counters, gauges and latency histograms of one server, as Prometheus text (exposition format 0.0.4).
 
-Written here since the official client keeps a global registry, and one process may hold several servers.
+Every server has a registry of its own: one process may hold several servers, and the client's global registry would add
+them up.
 """
 
 from __future__ import annotations
 
-import threading
-from bisect import bisect_left
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 """Upper bounds in seconds: from a decoded message to a thought on a slow machine."""
 
 PHASES = ("decode", "queue", "think", "queries", "denoise", "encode", "total")
 
+COUNTERS = {
+    "requests": ("Requests for actions.", ()),
+    "rejected": ("Requests and connections that were refused.", ("cause",)),
+    "batches": ("Batches that the policy ran.", ()),
+    "batched_requests": ("Requests in these batches.", ()),
+}
+"""Help and label names of every counter `syvla_<name>_total`."""
+
 
 class Metrics:
-    """What `/metrics` shows."""
+    """What `/metrics` shows. Every method may be called from any thread."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._counts: dict[tuple[str, str, str], float] = {}
-        self._histograms = {phase: [0] * (len(BUCKETS) + 1) for phase in PHASES}
-        self._sums = dict.fromkeys(PHASES, 0.0)
-        self._gauges: dict[str, tuple[str, Callable[[], float | Mapping[str, float]]]] = {}
+        self._registry = CollectorRegistry()
+        self._counters = {
+            name: Counter(f"syvla_{name}", help, labels, registry=self._registry)
+            for name, (help, labels) in COUNTERS.items()
+        }
+        phases = Histogram(
+            "syvla_phase_seconds", "Latency of a request's phases.", ["phase"], buckets=BUCKETS, registry=self._registry
+        )
+        self._phases = {phase: phases.labels(phase) for phase in PHASES}
 
     def count(self, name: str, label: str = "", value: str = "", by: float = 1) -> None:
-        """Adds to a counter, `syvla_<name>_total{label="value"}`; values must come from a fixed set."""
-        with self._lock:
-            key = (name, label, value)
-            self._counts[key] = self._counts.get(key, 0) + by
+        """Adds to one of `COUNTERS`, `syvla_<name>_total{label="value"}`; values must come from a fixed set."""
+        counter = self._counters[name]
+        (counter.labels(**{label: value}) if label else counter).inc(by)
 
     def observe(self, phase: str, seconds: float) -> None:
         """Adds a latency to the histogram of one of `PHASES`."""
-        with self._lock:
-            self._histograms[phase][bisect_left(BUCKETS, seconds)] += 1
-            self._sums[phase] += seconds
+        self._phases[phase].observe(seconds)
 
     def gauge(self, name: str, help: str, read: Callable[[], float | Mapping[str, float]]) -> None:
         """Registers a value that is read when the page is asked for, or values by `state`."""
-        self._gauges[name] = (help, read)
+        self._registry.register(_ReadGauge(f"syvla_{name}", help, read))
 
     def value(self, name: str, label: str = "", value: str = "") -> float:
         """A counter's present value."""
-        with self._lock:
-            return self._counts.get((name, label, value), 0)
+        return self._registry.get_sample_value(f"syvla_{name}_total", {label: value} if label else {}) or 0.0
 
     def render(self) -> str:
         """The page."""
-        lines: list[str] = []
-        for name, (help, read) in self._gauges.items():
-            lines += [f"# HELP syvla_{name} {help}", f"# TYPE syvla_{name} gauge"]
-            found = read()
-            by_label = (
-                {f'{{state="{state}"}}': value for state, value in found.items()}
-                if isinstance(found, Mapping)
-                else {"": found}
-            )
-            lines += [f"syvla_{name}{label} {value:g}" for label, value in by_label.items()]
-        with self._lock:
-            for name in dict.fromkeys(key[0] for key in self._counts):
-                lines.append(f"# TYPE syvla_{name}_total counter")
-                for (other, label, value), count in self._counts.items():
-                    if other == name:
-                        labels = f'{{{label}="{value}"}}' if label else ""
-                        lines.append(f"syvla_{name}_total{labels} {count:g}")
-            lines += [
-                "# HELP syvla_phase_seconds Latency of a request's phases.",
-                "# TYPE syvla_phase_seconds histogram",
-            ]
-            for phase, counts in self._histograms.items():
-                cumulative = 0
-                for bound, count in zip([*BUCKETS, "+Inf"], counts, strict=True):
-                    cumulative += count
-                    lines.append(f'syvla_phase_seconds_bucket{{phase="{phase}",le="{bound}"}} {cumulative}')
-                lines.append(f'syvla_phase_seconds_sum{{phase="{phase}"}} {self._sums[phase]:.6f}')
-                lines.append(f'syvla_phase_seconds_count{{phase="{phase}"}} {cumulative}')
-        return "\n".join(lines) + "\n"
+        return generate_latest(_WithoutCreationTimes(self._registry)).decode()
+
+
+class _ReadGauge(Collector):
+    """A gauge that holds no value: `read` gives it when a page is made."""
+
+    def __init__(self, name: str, help: str, read: Callable[[], float | Mapping[str, float]]) -> None:
+        self.name, self.help, self.read = name, help, read
+
+    def collect(self) -> Iterator[Metric]:
+        found = self.read()
+        if not isinstance(found, Mapping):
+            yield GaugeMetricFamily(self.name, self.help, value=found)
+            return
+        family = GaugeMetricFamily(self.name, self.help, labels=["state"])
+        for state, value in found.items():
+            family.add_metric([state], value)
+        yield family
+
+
+class _WithoutCreationTimes(CollectorRegistry):
+    """A registry's page without the `_created` series that the client adds to every counter and histogram.
+
+    The client's own switch, `disable_created_metrics`, holds for the whole process and so for a user's metrics too.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        super().__init__()
+        self._all = registry
+
+    def collect(self) -> Iterator[Metric]:
+        for family in self._all.collect():
+            family.samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
+            yield family

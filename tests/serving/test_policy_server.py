@@ -233,11 +233,11 @@ def test_metadata_and_metrics_say_what_runs(serve, request_of):
     lines = dict(
         line.rsplit(" ", 1) for line in httpx.get(f"{url}/metrics").text.splitlines() if not line.startswith("#")
     )
-    assert lines['syvla_phase_seconds_count{phase="total"}'] == "3"
-    assert lines['syvla_phase_seconds_bucket{phase="decode",le="+Inf"}'] == "3"
-    assert lines['syvla_rejected_total{cause="bad_request"}'] == "1"
-    assert lines["syvla_queue_length"] == "0"
-    assert lines["syvla_requests_total"] == "4"
+    assert float(lines['syvla_phase_seconds_count{phase="total"}']) == 3
+    assert float(lines['syvla_phase_seconds_bucket{le="+Inf",phase="decode"}']) == 3
+    assert float(lines['syvla_rejected_total{cause="bad_request"}']) == 1
+    assert float(lines["syvla_queue_length"]) == 0
+    assert float(lines["syvla_requests_total"]) == 4
 
 
 def test_a_swapped_policy_answers_the_next_request(serve, request_of):
@@ -325,9 +325,9 @@ def test_the_episode_of_a_connection_is_sealed_when_it_closes(serve, request_of,
         client.close()
     wait_for(lambda: server.service.connections == 0)
     page = f"http://{server.url}/metrics"
-    wait_for(lambda: 'syvla_episodes{state="saved"} 1\n' in httpx.get(page).text, 60)
-    assert 'syvla_episodes{state="open"} 1\n' in httpx.get(page).text
-    assert 'syvla_episodes{state="lost"} 0\n' in httpx.get(page).text
+    wait_for(lambda: 'syvla_episodes{state="saved"} 1.0\n' in httpx.get(page).text, 60)
+    assert 'syvla_episodes{state="open"} 1.0\n' in httpx.get(page).text
+    assert 'syvla_episodes{state="lost"} 0.0\n' in httpx.get(page).text
     server.stop()
     assert [episode.facts.ended for episode in read_rollouts(tmp_path / "rollouts")] == [
         "disconnected",

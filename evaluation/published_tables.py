@@ -10,7 +10,7 @@ import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist, fmean, stdev
+from statistics import fmean, stdev
 from typing import Any
 
 TASKS = ("Task 1", "Task 2", "Task 3", "Average")
@@ -194,41 +194,11 @@ def mean_and_interval(values: Sequence[float], confidence: float = 0.95) -> tupl
     mean = fmean(values)
     if len(values) == 1:
         return mean, None
-    half = student_quantile(0.5 + confidence / 2, len(values) - 1) * stdev(values) / math.sqrt(len(values))
+    from scipy.stats import t
+
+    quantile = float(t.ppf(0.5 + confidence / 2, df=len(values) - 1))
+    half = quantile * stdev(values) / math.sqrt(len(values))
     return mean, (mean - half, mean + half)
-
-
-def student_quantile(probability: float, freedom: int) -> float:
-    """Quantile of Student's t distribution for a probability above 1/2, by bisection of its exact distribution function.
-
-    Args:
-        probability: In (0.5, 1).
-        freedom: Degrees of freedom, at least 1.
-    """
-    if not 0.5 < probability < 1 or freedom < 1:
-        raise ValueError(f"expected probability in (0.5, 1) and freedom >= 1, got {probability=} {freedom=}")
-    low, high = 0.0, 2.0 * NormalDist().inv_cdf(probability)
-    while _student_probability(high, freedom) < probability:
-        high *= 2
-    for _ in range(200):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _student_probability(middle, freedom) < probability else (low, middle)
-    return high
-
-
-def _student_probability(t: float, freedom: int) -> float:
-    """P(T <= t), t >= 0, by the finite sums for integer degrees of freedom (Abramowitz and Stegun, 26.7.3 and 26.7.4)."""
-    angle = math.atan(t / math.sqrt(freedom))
-    cosine = math.cos(angle)
-    term, total = (1.0, 1.0) if freedom % 2 == 0 else (cosine, cosine)
-    for k in range(2 if freedom % 2 == 0 else 3, freedom - 1, 2):
-        term *= cosine * cosine * (k - 1) / k
-        total += term
-    if freedom % 2 == 0:
-        both = math.sin(angle) * total
-    else:
-        both = 2 / math.pi * (angle + (math.sin(angle) * total if freedom > 1 else 0.0))
-    return (1 + both) / 2
 
 
 # ---------------------------------------------------------------------- print

@@ -9,7 +9,6 @@ point.
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any
 
 
@@ -33,14 +32,12 @@ def wilson_interval(successes: int, episodes: int, confidence: float = 0.95) -> 
         raise ValueError(f"confidence: expected a number between 0 and 1, got {confidence}")
     if episodes == 0:
         return 0.0, 1.0
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    rate = successes / episodes
-    centre = rate + z * z / (2 * episodes)
-    half_width = z * math.sqrt(rate * (1 - rate) / episodes + z * z / (4 * episodes * episodes))
-    scale = 1 + z * z / episodes
+    from scipy.stats import binomtest
+
+    interval = binomtest(successes, episodes).proportion_ci(confidence, method="wilson")
     # At 0 and at `episodes` the bound is exactly 0 or 1; rounding must not say otherwise.
-    low = 0.0 if successes == 0 else (centre - half_width) / scale
-    high = 1.0 if successes == episodes else (centre + half_width) / scale
+    low = 0.0 if successes == 0 else float(interval.low)
+    high = 1.0 if successes == episodes else float(interval.high)
     return low, high
 
 

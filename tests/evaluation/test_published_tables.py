@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from statistics import stdev
 
 import pytest
 
@@ -11,7 +12,6 @@ from syvla.evaluation.published_tables import (
     markdown_table,
     mean_and_interval,
     paper_table,
-    student_quantile,
 )
 
 # Typed from the paper a second time, as lines of the printed tables.
@@ -96,9 +96,18 @@ def test_an_unknown_table_lists_the_known_ones():
 @pytest.mark.parametrize(
     ("freedom", "quantile"), [(1, 12.7062), (2, 4.3027), (3, 3.1824), (4, 2.7764), (9, 2.2622), (30, 2.0423)]
 )
-def test_student_quantiles_are_those_of_the_tables(freedom, quantile):
-    """97.5% quantiles as printed in any table of Student's distribution."""
-    assert student_quantile(0.975, freedom) == pytest.approx(quantile, abs=5e-5)
+def test_an_interval_is_as_wide_as_the_printed_quantiles_say(freedom, quantile):
+    """97.5% quantiles as printed in any table of Student's distribution, times the standard error of the mean."""
+    values = [float(step % 3) for step in range(freedom + 1)]
+    mean, interval = mean_and_interval(values)
+    standard_error = stdev(values) / len(values) ** 0.5
+    assert interval is not None
+    assert (interval[1] - mean) / standard_error == pytest.approx(quantile, abs=5e-5)
+    assert interval[1] - mean == pytest.approx(mean - interval[0])
+
+
+def test_seeds_that_agree_have_an_interval_of_no_width():
+    assert mean_and_interval([0.5, 0.5, 0.5]) == (0.5, (0.5, 0.5))
 
 
 def test_interval_of_a_mean():

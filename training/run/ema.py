@@ -1,4 +1,4 @@
-"""Exponential moving average of the trained weights, kept beside the optimiser and saved instead of the raw weights."""
+"""Exponential moving average of the trained weights, kept beside the optimizer and saved instead of the raw weights."""
 
 from __future__ import annotations
 
@@ -11,17 +11,26 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 from transformers import TrainerCallback
 
 AVERAGE_FILE = "ema_weights.safetensors"
 """Average in float32, in every training checkpoint."""
 
 RAW_FILE = "raw_weights.safetensors"
-"""The weights that the optimiser works on, in every training checkpoint; its model file holds the average."""
+"""The weights that the optimizer works on, in every training checkpoint; its model file holds the average."""
+
+
+class _TrainedWeights(nn.Module):
+    """The trained weights of a model and nothing else: `AveragedModel` copies all of the module that it is given."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.weights = nn.ParameterList(parameter for _, parameter in _trained(model))
 
 
 class WeightAverage:
-    """Average of all trained weights of a model, in float32 on their device.
+    """Average of all trained weights of a model, in float32 on their device (`torch.optim.swa_utils.AveragedModel`).
 
     After n updates the decay is `min(decay, (1 + n) / (10 + n))`, so that the weights of the start are soon forgotten in
     short runs too (ours, the rule of TensorFlow's `ExponentialMovingAverage`).
@@ -29,6 +38,10 @@ class WeightAverage:
     Args:
         model: Model whose weights with `requires_grad` are averaged, starting from their present values.
         decay: Share of the average that each update keeps, in (0, 1).
+
+    Attributes:
+        updates: Optimizer steps taken into account.
+        weights: Name of each trained weight to its average, float32.
 
     Raises:
         ValueError: If `decay` is out of range.
@@ -39,22 +52,26 @@ class WeightAverage:
             raise ValueError(f"ema_decay: expected a number between 0 and 1 (0 turns it off), got {decay}")
         self.decay = decay
         self.updates = 0
-        self.weights = {name: p.detach().float().clone() for name, p in _trained(model)}
+        self._averaged = AveragedModel(_TrainedWeights(model), avg_fn=self._mix).float().requires_grad_(False)
+        names = [name for name, _ in _trained(model)]
+        self.weights: dict[str, torch.Tensor] = dict(zip(names, self._averaged.parameters(), strict=True))
+        self.reset(model)
         self._applied = False
 
-    @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Take one optimiser step into account."""
+        """Take one optimizer step into account."""
         self.updates += 1
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        for name, parameter in _trained(model):
-            self.weights[name].lerp_(parameter.detach().float(), 1.0 - decay)
+        self._averaged.update_parameters(_TrainedWeights(model))
 
-    @torch.no_grad()
     def reset(self, model: nn.Module) -> None:
         """Take the model's present weights as the average."""
-        for name, parameter in _trained(model):
-            self.weights[name].copy_(parameter)
+        self._averaged.n_averaged.zero_()  # the first weights are copied
+        self._averaged.update_parameters(_TrainedWeights(model))
+
+    def _mix(self, average: torch.Tensor, weight: torch.Tensor, _: torch.Tensor | int) -> torch.Tensor:
+        # `updates` and not AveragedModel's counter, which lies on the device: reading it would wait once per weight.
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        return average.lerp_(weight.float(), 1.0 - decay)
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
@@ -98,7 +115,7 @@ class WeightAverage:
 
 
 def load_raw_weights(folder: str | Path, model: nn.Module) -> None:
-    """Give a model the weights that the optimiser of a training checkpoint works on.
+    """Give a model the weights that the optimizer of a training checkpoint works on.
 
     Raises:
         ValueError: If the checkpoint has none, or others than the model trains.
@@ -109,7 +126,7 @@ def load_raw_weights(folder: str | Path, model: nn.Module) -> None:
 
 
 class WeightAverageCallback(TrainerCallback):
-    """Updates a trainer's `average` after every optimiser step, and none that gradient scaling skipped."""
+    """Updates a trainer's `average` after every optimizer step, and none that gradient scaling skipped."""
 
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer

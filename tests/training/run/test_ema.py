@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from syvla.training.run.ema import AVERAGE_FILE, RAW_FILE, WeightAverage, load_raw_weights
@@ -68,6 +68,30 @@ def test_files_restore_average_and_raw_weights(tmp_path):
     fresh.bias.requires_grad_(False)
     with pytest.raises(ValueError, match="holds other weights than this run trains"):
         WeightAverage.load(tmp_path, fresh, 0.9)
+
+
+def test_a_file_of_an_earlier_version_goes_on_where_it_stopped(tmp_path):
+    """Names, float32 values and the two facts of the file, written here without the class."""
+    facts = {"decay": "0.9", "updates": "2"}
+    stored = {"weight": torch.tensor([[2.0]]), "bias": torch.tensor([-1.0])}
+    save_file(stored, tmp_path / AVERAGE_FILE, metadata=facts)
+    model = nn.Linear(1, 1)
+    with torch.no_grad():
+        model.weight.fill_(6.0)
+        model.bias.fill_(3.0)
+    average = WeightAverage.load(tmp_path, model, 0.9)
+    assert {name: weight.tolist() for name, weight in average.weights.items()} == {"weight": [[2.0]], "bias": [-1.0]}
+    average.update(model)
+    decay = 4 / 13  # (1 + n) / (10 + n) after the third update
+    assert average.weights["weight"].item() == pytest.approx(decay * 2 + (1 - decay) * 6)
+    assert average.weights["bias"].item() == pytest.approx(decay * -1 + (1 - decay) * 3)
+    average.save(tmp_path, model)
+    with safe_open(tmp_path / AVERAGE_FILE, "pt") as opened:
+        assert opened.metadata() == {"decay": "0.9", "updates": "3"}
+        assert sorted(opened.keys()) == ["bias", "weight"]
+        assert {opened.get_tensor(name).dtype for name in opened.keys()} == {torch.float32}  # noqa: SIM118
+    average.reset(model)
+    assert average.weights["weight"].item() == 6.0
 
 
 @pytest.mark.parametrize("decay", [1.0, -0.1, 1.5])

@@ -1,26 +1,50 @@
 #!/usr/bin/env bash
 # Installs what the suite tests against but pip cannot resolve beside the newest torch: packages whose pins are narrower
-# than what they run with. Their tests skip, with the reason, where this script has not run. pip reports these pins as
-# lines that begin with "ERROR"; the script has failed only if its exit status is not 0.
-#   scripts/install_test_peers.sh [PYTHON]
-set -euo pipefail
+# than what they run with, so they go in without their requirements and without pip's report on them. What cannot be
+# installed is one line with its reason, and its tests skip. Exit status: 0 all installed, 3 something is missing.
+#   scripts/install_test_peers.sh [PYTHON] [CONSTRAINTS FILE]
+set -uo pipefail
 cd "$(dirname "$0")/.."
 python=${1:-.venv/bin/python}
-install() { "$python" -m pip install --quiet --disable-pip-version-check "$@"; }
+constraints=()
+if [ -n "${2:-}" ]; then constraints=(--constraint "$2"); fi
+status=0
+errors=$(mktemp)
+trap 'rm -f "$errors"' EXIT
 
-# lmms-eval's five tasks need these alone of its 73 requirements (82 MB instead of 955 MB).
-install --no-deps 'lmms-eval==0.7.3'
-install 'filelock<4.3' # it imports a private module that is gone from filelock 4.3
-install 'evaluate>=0.4' loguru pytz sacrebleu tenacity
+install() {
+    "$python" -m pip install -qq --disable-pip-version-check --no-warn-conflicts ${constraints[@]+"${constraints[@]}"} "$@"
+}
+
+# peer NAME COMMAND...: runs the commands in turn; the first that fails says why on one line. A package comes after what
+# it needs, so that where it can be imported it also works.
+peer() {
+    local name=$1 step
+    shift
+    for step in "$@"; do
+        if ! eval "$step" 2> "$errors"; then
+            echo "not installed: $name ($("$python" scripts/pip_failure.py < "$errors")); its tests skip"
+            status=3
+            return
+        fi
+    done
+}
+
+# The five tasks that are used need these alone of lmms-eval's 73 requirements (82 MB instead of 955 MB); it imports a
+# private module that is gone from filelock 4.3.
+peer lmms-eval "install 'filelock<4.3' 'evaluate>=0.4' loguru pytz sacrebleu tenacity" \
+    "install --no-deps 'lmms-eval==0.7.3'"
 
 # openpi's client asks for numpy < 2 and runs with numpy 2.
-install --no-deps 'openpi-client==0.1.2'
-install dm-tree
+peer openpi-client "install dm-tree" "install --no-deps 'openpi-client==0.1.2'"
 
 # Simulators. hf-libero and robosuite ask for training libraries, a display's OpenCV and a compiler that their environments
 # do not need; of gym-aloha only the scene files are used, without dm-control.
-install -e '.[metaworld,libero]'
-install --no-deps 'gym-aloha==0.1.5' 'hf-libero==0.1.4' 'robosuite==1.4.0' 'bddl==1.0.1'
+peer metaworld "install -e '.[metaworld]'"
+peer LIBERO "install -e '.[libero]'" "install --no-deps 'hf-libero==0.1.4' 'robosuite==1.4.0' 'bddl==1.0.1'"
+peer gym-aloha "install --no-deps 'gym-aloha==0.1.5'"
 
 # DeepSpeed, for ZeRO-2 on CPU processes; its kernels are not built.
-DS_BUILD_OPS=0 install --no-build-isolation 'deepspeed>=0.17,<1'
+peer DeepSpeed "DS_BUILD_OPS=0 install --no-build-isolation 'deepspeed>=0.17,<1'"
+
+exit $status

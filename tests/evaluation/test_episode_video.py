@@ -7,6 +7,8 @@ from PIL import Image
 
 from syvla.evaluation.episode_video import EpisodeVideo
 
+pytestmark = pytest.mark.smoke
+
 
 def episode(steps: int, size: int = 32) -> EpisodeVideo:
     """An episode whose left picture is red and brightens with time, and whose right picture is green."""

@@ -48,6 +48,7 @@ def history(folder):
     return [entry for entry in json.loads((folder / "log_history.json").read_text()) if "loss" in entry]
 
 
+@pytest.mark.smoke
 def test_checkpoint_loads_acts_and_carries_its_card(base_checkpoint, robot_dataset_path, multimodal_path, tmp_path):
     arguments = options(
         base_checkpoint, robot_dataset_path, tmp_path, multimodal_datasets=multimodal_path, multimodal_share=0.5

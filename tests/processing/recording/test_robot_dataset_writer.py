@@ -13,6 +13,8 @@ from syvla.processing import RobotDataset, RobotDatasetWriter
 from syvla.processing.recording import parquet_files as recording_files
 from syvla.processing.robot_data.lerobot_format import DEFAULT_FEATURES
 
+pytestmark = pytest.mark.smoke
+
 HERE = Path(__file__).parent
 GOLDEN = HERE.parent / "data/lerobot_v3_tiny"
 

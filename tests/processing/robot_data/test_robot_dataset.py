@@ -15,6 +15,8 @@ from dataset_recordings import frame, record
 from syvla.processing import RobotDataset
 from syvla.processing.robot_data.lerobot_format import DatasetError
 
+pytestmark = pytest.mark.smoke
+
 DATA = Path(__file__).parents[2] / "data"
 V3, V21 = DATA / "lerobot_v3_tiny", DATA / "lerobot_v21_tiny"
 CAMERAS = {"center": "observation.images.head", "left_wrist": "observation.images.left_wrist"}

@@ -19,6 +19,8 @@ from syvla.processing.robot_data.video import (
 
 FPS, FRAMES = 20, 60
 
+pytestmark = pytest.mark.smoke
+
 
 def level(frame: int) -> int:
     return 20 + 3 * frame

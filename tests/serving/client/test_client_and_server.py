@@ -25,6 +25,7 @@ IMAGES = {"center": np.arange(48, dtype=np.uint8).reshape(4, 4, 3)}
 STATE = np.zeros(2, np.float32)
 
 
+@pytest.mark.smoke
 def test_websocket_and_http_give_the_same_actions(serve):
     server = serve(token="secret")
     request = observation_request(IMAGES, STATE, "lift", seed=5)

@@ -14,7 +14,7 @@ from syvla.evaluation.success_rate import wilson_interval
 from syvla.training.paper_tables.jobs import Job, write_json
 
 if TYPE_CHECKING:
-    from .rl_ablation import Plan
+    from .rl_ablation_plan import Plan
 
 PAPER_ROWS = {
     "il": "w/o RL",

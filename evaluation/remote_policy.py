@@ -22,7 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from syvla.serving.client.policy_client import ClientOptions, PolicyClient
+from syvla.serving.client.policy_client import PolicyClient
+from syvla.serving.client.retries import ClientOptions
 from syvla.serving.contract.action_chunks import ActionChunks
 from syvla.serving.wire.dialects import Dialect, load_dialect
 

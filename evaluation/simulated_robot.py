@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from syvla.serving.client.policy_client import ClientOptions, PolicyError, Unreachable
+from syvla.serving.client.retries import ClientOptions, PolicyError, Unreachable
 from syvla.serving.client.rl_client import EpisodeAborted, RLClient, RunComplete
 
 from .command_line import environment_option

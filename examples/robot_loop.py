@@ -1,6 +1,6 @@
 """A robot loop to adapt: replace `Robot`, start `syvla-serve --model CHECKPOINT`, run this beside the robot.
 
-Needs no torch: `pip install numpy msgpack websockets` and the folder `serving/` are enough.
+Needs no torch: `pip install numpy msgpack websockets tenacity wrapt` and `pip install --no-deps -e .` are enough.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import nn
-from transformers import AutoModel, AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import MODEL_MAPPING, AutoModel, AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 from transformers.tokenization_utils_base import AddedToken
 
@@ -34,6 +34,7 @@ from .checkpoint_parts import (
     vision_tower_names,
     vlm_names,
 )
+from .configuration_syvla import SyVLAConfig
 from .fresh_weights import FreshTensor, FreshWeights, seeded
 from .tensor_files import MemoryTensor, TensorSource, cast, nbytes, stored_dtype, write_checkpoint
 
@@ -176,7 +177,7 @@ def plan_assembly(
         model_class: Class to build, `SyVLAModel` by default.
     """
     if model_class is None:
-        from .modeling_syvla import SyVLAModel as model_class
+        model_class = MODEL_MAPPING[SyVLAConfig]  # `SyVLAModel`, whose own module imports this one
     target_dtype = parse_dtype(dtype)
     overrides = dict(config_overrides or {})
     for field, source in (("vlm_config", vlm), ("expert_vision_config", vision_tower), ("embodiments", embodiments)):

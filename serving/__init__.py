@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .client.chunk_executor import AsyncChunkExecutor, ChunkExecutor
-    from .client.policy_client import AsyncPolicyClient, PolicyClient, PolicyError
+    from .client.policy_client import AsyncPolicyClient, PolicyClient
+    from .client.retries import PolicyError
     from .client.rl_client import RLClient
     from .contract.action_chunks import ActionChunks
     from .policies.in_process import SyVLAPolicy
@@ -20,7 +21,7 @@ _MODULES = {
     "AsyncPolicyClient": "client.policy_client",
     "ChunkExecutor": "client.chunk_executor",
     "PolicyClient": "client.policy_client",
-    "PolicyError": "client.policy_client",
+    "PolicyError": "client.retries",
     "PolicyServer": "policy_server",
     "RLClient": "client.rl_client",
     "RolloutRecorder": "recording.recorder",

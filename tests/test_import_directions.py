@@ -86,6 +86,64 @@ def place(name: list[str]) -> set[Path]:
     return set()
 
 
+def file_imports(path: Path) -> set[Path]:
+    """Our files that a file imports anywhere in it: at the top, in a function, for its annotations, by `import_module`.
+
+    An `__init__.py` names what its package exports under `if TYPE_CHECKING:` and imports it when it is asked for; those
+    names are no need of its own.
+    """
+    tree = ast.parse(path.read_text())
+    nodes = executed_at_import(tree) if path.name == "__init__.py" else ast.walk(tree)
+    module = list(path.relative_to(ROOT).with_suffix("").parts)
+    module = module if module[0] in ("benchmarks", "syvla") else ["syvla", *module]
+    found: set[Path] = set()
+    for node in nodes:
+        names = []
+        if isinstance(node, ast.ImportFrom):
+            base = module[: len(module) - node.level] if node.level else []
+            base = [*base, *(node.module.split(".") if node.module else [])]
+            names = [[*base, alias.name] for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name.split(".") for alias in node.names]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "import_module" and node.args:
+            text = node.args[0].value if isinstance(node.args[0], ast.Constant) else ""
+            names = [[*module[:-1], *text[1:].split(".")] if text.startswith(".") else text.split(".")]
+        found.update(other for name in names if (other := source_file(name)))
+    return found - {path}
+
+
+def source_file(name: list[str]) -> Path | None:
+    """The file of a module's dotted name, or of the module that the last part is a name of; None if not ours."""
+    folder = {"syvla": ROOT, "benchmarks": ROOT / "benchmarks"}.get(name[0])
+    if folder is None:
+        return None
+    for size in (len(name), len(name) - 1):
+        path = folder.joinpath(*name[1:size])
+        for candidate in (
+            path.with_suffix(".py"),
+            path / "__init__.py",
+            ROOT / "syvla" / f"{'.'.join(name[1:size])}.py",
+        ):
+            if size > 1 and candidate.is_file():
+                return candidate
+    return None
+
+
+def circles(arrows: dict[Path, set[Path]]) -> list[list[Path]]:
+    """Groups of nodes that all reach each other, of two or more."""
+    reach: dict[Path, set[Path]] = {}
+    for start in arrows:
+        pending, seen = list(arrows[start]), set()
+        while pending:
+            node = pending.pop()
+            if node not in seen:
+                seen.add(node)
+                pending.extend(arrows.get(node, ()))
+        reach[start] = seen
+    groups = {frozenset(b for b in reach[a] if a in reach.get(b, ())) for a in reach if a in reach[a]}
+    return [sorted(group) for group in groups]
+
+
 def executed_at_import(tree: ast.Module):
     """Nodes that run when the module is imported: not function bodies, not `if TYPE_CHECKING:` blocks."""
     pending: list[ast.AST] = list(tree.body)
@@ -138,6 +196,21 @@ def test_no_two_rooms_import_each_other(room):
         seen.add(other)
         pending.extend(room_imports(other) if other.parent != ROOT else [])
     assert room not in seen, f"{room.relative_to(ROOT)} imports itself through {sorted(str(p) for p in seen)}"
+
+
+def test_no_files_import_each_other_in_a_circle():
+    folders = [*MAY_IMPORT, "benchmarks"]
+    files = [path for folder in folders for path in python_files(folder)] + [ROOT / "syvla" / "durable_files.py"]
+    arrows = {path: file_imports(path) for path in files}
+    names = [[str(path.relative_to(ROOT)) for path in group] for group in circles(arrows)]
+    assert not names, f"these files import each other: {names}"
+    assert sum(map(len, arrows.values())) > len(files), "the arrows were not found"
+
+
+def test_a_circle_is_found():
+    a, b, c, d = (Path(name) for name in "abcd")
+    assert circles({a: {b}, b: {c}, c: {a, d}, d: set()}) == [[a, b, c]]
+    assert circles({a: {b, c}, b: {d}, c: {d}, d: set()}) == []
 
 
 def test_shipped_files_are_flat_and_name_their_neighbours():

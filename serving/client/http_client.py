@@ -1,4 +1,4 @@
-"""The policy server's HTTP routes for programs that keep no connection. Standard library, numpy and msgpack only."""
+"""The policy server's HTTP routes for programs that keep no connection. No torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from syvla.serving.wire.msgpack_codec import pack, unpack
 
-from .policy_client import PolicyError
+from .retries import PolicyError
 
 _MSGPACK = "application/msgpack"
 _MAX_BYTES = 32 * 2**20

@@ -7,79 +7,21 @@ request id chosen here: a request that is sent again after a lost connection get
 from __future__ import annotations
 
 import asyncio
-import random
 import secrets
-import time
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
 import numpy as np
+from tenacity import AsyncRetrying, Retrying
 
 from syvla.serving.wire.msgpack_codec import CodecLimits, pack, unpack
 
+from .retries import ClientOptions, PolicyError, retrying
+
 _REPLY_LIMITS = CodecLimits()
-_REPEATABLE = (ConnectionError, TimeoutError, OSError, EOFError)
-
-
-class PolicyError(RuntimeError):
-    """The server refused a request and says why; the connection stays usable. Sending it again would not help.
-
-    Attributes:
-        status: HTTP status, over HTTP.
-        cause: The server's label of the refusal, where it gives one.
-    """
-
-    status: int | None = None
-    cause: str | None = None
-
-
-class Unreachable(ConnectionError):
-    """No connection or no answer, after all retries; `__cause__` is the last failure."""
-
-
-@dataclass(frozen=True)
-class ClientOptions:
-    """How patient a client is. Defaults are ours: a policy that takes more than 30 s is of no use to a moving robot.
-
-    Attributes:
-        token: The server's, if it wants one.
-        connect_timeout: Seconds to open a connection and get the metadata.
-        read_timeout: Seconds to wait for an answer.
-        retries: Further attempts after a lost connection or a missing answer.
-        backoff: Seconds before the first of them, doubled each time with up to a quarter more or less, at most
-            `max_backoff`.
-        ping_interval: Seconds between keepalive pings, and for their answer. None sends none, for servers that answer
-            none while their policy computes (openpi's), which would then be taken for dead.
-        extras: Whether to add seed, request id, session id and reset where a request has none. Off for servers that may
-            refuse keys which they do not know.
-    """
-
-    token: str | None = None
-    connect_timeout: float = 10.0
-    read_timeout: float = 30.0
-    retries: int = 4
-    backoff: float = 0.25
-    max_backoff: float = 4.0
-    ping_interval: float | None = 20.0
-    extras: bool = True
-
-    def pauses(self) -> Iterator[float]:
-        """Seconds to sleep before each further attempt."""
-        for attempt in range(self.retries):
-            yield min(self.max_backoff, self.backoff * 2**attempt) * random.uniform(0.75, 1.25)
-
-    def connect_arguments(self) -> dict[str, Any]:
-        headers = {"Authorization": f"Api-Key {self.token}"} if self.token else None
-        return {
-            "compression": None,
-            "max_size": _REPLY_LIMITS.max_message_bytes,
-            "additional_headers": headers,
-            "ping_interval": self.ping_interval,
-            "ping_timeout": self.ping_interval,
-        }
 
 
 def observation_request(
@@ -210,7 +152,7 @@ class PolicyClient:
 
             options = self.options
             # Entered, as newer websockets ask for, and left by `close`.
-            socket = connect(self.url, open_timeout=options.connect_timeout, **options.connect_arguments()).__enter__()
+            socket = connect(self.url, open_timeout=options.connect_timeout, **_connect_arguments(options)).__enter__()
             try:
                 self._metadata = _Conversation.metadata(socket.recv(timeout=options.connect_timeout))
             except BaseException:
@@ -220,24 +162,13 @@ class PolicyClient:
         return self._socket
 
     def _attempts(self, work: Any) -> Any:
-        pauses = self.options.pauses()
-        while True:
-            try:
+        def attempt() -> Any:
+            with _one_attempt(self):
                 return work()
-            except Exception as error:
-                cause = _repeatable(error, self.url)
-                if isinstance(error, PolicyError):
-                    raise
-                self._drop()
-                if cause is None:
-                    raise
-                pause = next(pauses, None)
-                if pause is None:
-                    raise _unreachable(self.url, self.options, error) from error
-                time.sleep(pause)
+
+        return Retrying(**retrying(self.options, self.url, _may_pass))(attempt)
 
     def _drop(self) -> None:
-        """A connection that failed is never used again: a late answer must not be taken for that to the next request."""
         socket, self._socket = self._socket, None
         if socket is not None:
             socket.close_timeout = 0.1
@@ -307,7 +238,7 @@ class AsyncPolicyClient:
 
             options = self.options
             async with asyncio.timeout(options.connect_timeout):
-                socket = await connect(self.url, open_timeout=None, **options.connect_arguments())
+                socket = await connect(self.url, open_timeout=None, **_connect_arguments(options))
                 try:
                     self._metadata = _Conversation.metadata(await socket.recv())
                 except BaseException:
@@ -317,24 +248,11 @@ class AsyncPolicyClient:
         return self._socket
 
     async def _attempts(self, work: Any) -> Any:
-        pauses = self.options.pauses()
-        while True:
-            try:
+        async def attempt() -> Any:
+            with _one_attempt(self):
                 return await work()
-            except asyncio.CancelledError:
-                self._drop()  # its answer may still come
-                raise
-            except Exception as error:
-                cause = _repeatable(error, self.url)
-                if isinstance(error, PolicyError):
-                    raise
-                self._drop()
-                if cause is None:
-                    raise
-                pause = next(pauses, None)
-                if pause is None:
-                    raise _unreachable(self.url, self.options, error) from error
-                await asyncio.sleep(pause)
+
+        return await AsyncRetrying(**retrying(self.options, self.url, _may_pass))(attempt)
 
     def _drop(self) -> None:
         socket, self._socket = self._socket, None
@@ -348,21 +266,52 @@ def websocket_url(url: str) -> str:
     return f"{ {'http': 'ws', 'https': 'wss'}.get(scheme, scheme) }://{rest}" if separator else f"ws://{url}"
 
 
-def _repeatable(error: Exception, url: str) -> Exception | None:
-    """The error, if another attempt may help. Raises PolicyError where the server refused the connection itself."""
-    from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
+def _connect_arguments(options: ClientOptions) -> dict[str, Any]:
+    """What both of websockets' `connect` functions are called with."""
+    headers = {"Authorization": f"Api-Key {options.token}"} if options.token else None
+    return {
+        "compression": None,
+        "max_size": _REPLY_LIMITS.max_message_bytes,
+        "additional_headers": headers,
+        "ping_interval": options.ping_interval,
+        "ping_timeout": options.ping_interval,
+    }
+
+
+@contextmanager
+def _one_attempt(client: PolicyClient | AsyncPolicyClient) -> Iterator[None]:
+    """Drops the connection of a client whose attempt failed or was cancelled, and names a refusal of the connection.
+
+    A connection that failed is never used again: a late answer must not be taken for that to the next request.
+
+    Raises:
+        PolicyError: The server refused the request, or the connection itself.
+    """
+    try:
+        yield
+    except PolicyError:
+        raise  # the answer has come
+    except BaseException as error:
+        client._drop()
+        refusal = _refusal(error)
+        if refusal:
+            raise PolicyError(f"{client.url}: {refusal}") from error
+        raise
+
+
+def _refusal(error: BaseException) -> str | None:
+    """Why the server refused the connection itself, where it did; another attempt would end alike."""
+    from websockets.exceptions import ConnectionClosed, InvalidStatus
 
     if isinstance(error, InvalidStatus) and error.response.status_code < 500:
         body = (error.response.body or b"").decode(errors="replace").strip()[:300]
-        raise PolicyError(
-            f"{url}: refused with HTTP {error.response.status_code}: {body or 'check the token'}"
-        ) from error
+        return f"refused with HTTP {error.response.status_code}: {body or 'check the token'}"
     if isinstance(error, ConnectionClosed) and error.rcvd is not None and error.rcvd.code in (1008, 1009):
-        raise PolicyError(f"{url}: closed by the server with {error.rcvd.code}: {error.rcvd.reason}") from error
-    return error if isinstance(error, (*_REPEATABLE, WebSocketException)) else None
+        return f"closed by the server with {error.rcvd.code}: {error.rcvd.reason}"
+    return None
 
 
-def _unreachable(url: str, options: ClientOptions, error: Exception) -> Unreachable:
-    return Unreachable(
-        f"{url}: no answer after {options.retries + 1} attempts ({type(error).__name__}: {error}); is the server running?"
-    )
+def _may_pass(error: BaseException) -> bool:
+    from websockets.exceptions import WebSocketException
+
+    return isinstance(error, OSError | EOFError | WebSocketException)

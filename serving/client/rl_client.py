@@ -1,4 +1,4 @@
-"""The robot's side of a run of reinforcement learning, over HTTP. Standard library, numpy and msgpack only."""
+"""The robot's side of a run of reinforcement learning, over HTTP. No torch."""
 
 from __future__ import annotations
 
@@ -9,9 +9,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+from tenacity import Retrying
 
 from .http_client import http_act, http_json
-from .policy_client import ClientOptions, PolicyError, Unreachable, observation_request
+from .policy_client import observation_request
+from .retries import ClientOptions, PolicyError, retrying
+
+_GIVEN_UP = (404, 410)
+"""HTTP statuses of an episode that the server does not have any more."""
 
 
 class EpisodeAborted(RuntimeError):
@@ -87,7 +92,9 @@ class RLClient:
         try:
             http_act(self.url, request, token=self.token, timeout=self.options.read_timeout)
         except PolicyError as error:
-            raise _aborted(error) from error
+            if error.status in _GIVEN_UP:
+                raise EpisodeAborted(str(error)) from error
+            raise
         except OSError as error:
             self.abort(f"an observation was lost ({error})"[:200])
             raise EpisodeAborted(f"episode {self.episode_id}: an observation was lost ({error})") from error
@@ -130,21 +137,13 @@ class RLClient:
 
     def _attempts(self, work: Callable[[], dict[str, Any]], *, busy: bool = True) -> dict[str, Any]:
         """`work`, again after a lost answer, and with `busy` also where the server asks to come later (503)."""
-        pauses = self.options.pauses()
-        while True:
-            try:
-                return work()
-            except PolicyError as error:
-                pause = next(pauses, None) if busy and error.status == 503 else None
-                if pause is None:
-                    raise _aborted(error) from error
-                time.sleep(pause)
-            except OSError as error:
-                pause = next(pauses, None)
-                if pause is None:
-                    raise Unreachable(f"{self.url}: no answer ({error}); is the server running?") from error
-                time.sleep(pause)
 
+        def may_pass(error: BaseException) -> bool:
+            return error.status == 503 and busy if isinstance(error, PolicyError) else isinstance(error, OSError)
 
-def _aborted(error: PolicyError) -> Exception:
-    return EpisodeAborted(str(error)) if error.status in (404, 410) else error
+        try:
+            return Retrying(**retrying(self.options, self.url, may_pass))(work)
+        except PolicyError as error:
+            if error.status in _GIVEN_UP:
+                raise EpisodeAborted(str(error)) from error
+            raise

@@ -8,6 +8,8 @@ pytest.importorskip("faiss", reason="FAISS (extra rl) is not installed")
 pytest.importorskip("mujoco", reason="MuJoCo (extra sim) is not installed")
 
 from benchmarks import rl_ablation
+from benchmarks.rl_ablation_plan import CHECK_RUN, Plan
+from benchmarks.rl_ablation_report import write_report
 from benchmarks.rl_ablation_run import ARMS, rollout_seeds
 from syvla.evaluation.closed_loop import evaluation_seeds
 from syvla.serving.recording.reader import read_rollouts
@@ -20,7 +22,7 @@ def plan(tmp_path_factory):
     """Three arms, one seed, on a policy that has hardly learnt anything; demonstrations of every colour for the retrieval."""
     folder = tmp_path_factory.mktemp("ablation")
     base = {"demonstrations": 20, "base_steps": 2, "chats": 40, "rows": 4}
-    plan = rl_ablation.Plan(
+    plan = Plan(
         folder / "out",
         folder / "tables",
         ("il", "similar", "imitation"),
@@ -65,7 +67,7 @@ def test_a_finished_run_is_not_run_again(plan):
 
 @pytest.mark.slow
 def test_report(plan, tmp_path):
-    path = rl_ablation.write_report(plan, tmp_path, "rl_ablation")
+    path = write_report(plan, tmp_path, "rl_ablation")
     content = json.loads(path.read_text())
     assert list(content["arms"]) == ["il", "similar", "imitation"]
     for row in content["arms"].values():
@@ -83,7 +85,7 @@ def test_report(plan, tmp_path):
 
 def test_a_policy_that_leaves_no_room_is_refused(tmp_path):
     """Imitation learning outside of 40 to 80% is no start for the arms."""
-    plan = rl_ablation.Plan(tmp_path / "out", tmp_path / "tables")
+    plan = Plan(tmp_path / "out", tmp_path / "tables")
     for job in plan.preparation():
         job.result_path.parent.mkdir(parents=True, exist_ok=True)
         result = {"arguments": list(job.arguments), "seconds": 0, "summary": {"success": 0.9}}
@@ -93,7 +95,7 @@ def test_a_policy_that_leaves_no_room_is_refused(tmp_path):
 
 
 def test_rollouts_and_evaluation_share_no_start():
-    starts = [*range(3), rl_ablation.CHECK_RUN]
+    starts = [*range(3), CHECK_RUN]
     measured = {seed for run in starts for seed in evaluation_seeds(run, 60)}
     acted = [start for seed in range(3) for version in range(10) for start in rollout_seeds(seed, version, 20)]
     assert len(acted) == len(set(acted))

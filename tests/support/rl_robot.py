@@ -8,7 +8,7 @@ import pytest
 
 from syvla.durable_files import sha256_of
 from syvla.serving.client.http_client import http_act, http_json
-from syvla.serving.client.policy_client import PolicyError
+from syvla.serving.client.retries import PolicyError
 from syvla.serving.rl.published_policies import FACTS, PublishedPolicy, point_latest
 
 

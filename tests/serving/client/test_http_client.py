@@ -4,7 +4,7 @@ import threading
 import pytest
 
 from syvla.serving.client.http_client import http_json
-from syvla.serving.client.policy_client import ClientOptions, PolicyError
+from syvla.serving.client.retries import ClientOptions, PolicyError
 from syvla.serving.client.rl_client import RLClient
 
 BODY = b'{"status": "ok"}'

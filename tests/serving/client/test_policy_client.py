@@ -13,7 +13,8 @@ import pytest
 from websockets.sync.server import serve
 
 from syvla.serving.client.chunk_executor import ChunkExecutor
-from syvla.serving.client.policy_client import AsyncPolicyClient, PolicyClient, PolicyError, Unreachable
+from syvla.serving.client.policy_client import AsyncPolicyClient, PolicyClient
+from syvla.serving.client.retries import PolicyError, Unreachable
 from syvla.serving.wire.msgpack_codec import pack, unpack
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -12,7 +12,7 @@ from served_policies import CountingPolicy
 
 from syvla.serving import PolicyServer
 from syvla.serving.client.http_client import http_act
-from syvla.serving.client.policy_client import ClientOptions, PolicyError
+from syvla.serving.client.retries import ClientOptions, PolicyError
 from syvla.serving.client.rl_client import RLClient
 from syvla.serving.rl.progress import RunSize
 from syvla.serving.rl.published_policies import FACTS, LATEST, PublishedPolicy, point_latest

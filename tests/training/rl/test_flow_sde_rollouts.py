@@ -12,7 +12,7 @@ from transformers import AutoProcessor
 
 pytest.importorskip("faiss", reason="FAISS (extra rl) is not installed")
 
-from syvla.serving.client.policy_client import PolicyError
+from syvla.serving.client.retries import PolicyError
 from syvla.serving.client.rl_client import RLClient
 from syvla.serving.contract.rollout_sampler import SAMPLER_FILE, RolloutSampler
 from syvla.serving.policies.in_process import SyVLAPolicy

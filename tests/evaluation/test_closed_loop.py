@@ -129,7 +129,7 @@ def test_chunks_are_executed_as_far_as_asked(replan_steps):
 
 def command(output: Path, *arguments: str) -> list[str]:
     """syvla-eval in a process of its own, with the tests' back-end."""
-    script = "import sys, reach_environment\nfrom evaluation import closed_loop\n"
+    script = "import sys, reach_environment\nfrom syvla.evaluation import closed_loop\n"
     script += (
         "if __name__ == '__main__':\n    reach_environment.register()\n    sys.exit(closed_loop.main(sys.argv[1:]))"
     )

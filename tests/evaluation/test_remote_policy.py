@@ -157,7 +157,7 @@ sys.meta_path.insert(0, Blocker())
 def test_evaluation_through_a_server_needs_no_torch(dialect, tmp_path):
     """In this process and in worker processes: both refuse to import it."""
     (tmp_path / "sitecustomize.py").write_text(BLOCKED)
-    script = "import sys, reach_environment\nfrom evaluation import closed_loop\n"
+    script = "import sys, reach_environment\nfrom syvla.evaluation import closed_loop\n"
     script += (
         "if __name__ == '__main__':\n    reach_environment.register()\n    sys.exit(closed_loop.main(sys.argv[1:]))"
     )

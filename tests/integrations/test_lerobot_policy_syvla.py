@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+import syvla
+
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "integrations" / "lerobot_policy_syvla"
 PROJECT = tomllib.loads((FOLDER / "pyproject.toml").read_text())["project"]
@@ -63,7 +65,7 @@ def test_the_import_registers_steps_and_environment():
 
 def test_metadata_agrees_with_syvla():
     main = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert PROJECT["version"] == main["version"]
+    assert PROJECT["version"] == syvla.__version__
     assert PROJECT["license"] == main["license"]
     assert PROJECT["requires-python"] == ">=3.12"
     assert "syvla" in PROJECT["dependencies"]

@@ -130,7 +130,7 @@ class Job:
 
     def _launched(self) -> list[str]:
         """Launcher and script, both found from any folder."""
-        words = [*self.launcher, self.module.replace(".", "/") + ".py"]
+        words = [*self.launcher, self.module.removeprefix("syvla.").replace(".", "/") + ".py"]
         return [str(shipped_path(word)) for word in words]
 
 

@@ -16,7 +16,7 @@ from dataset_recordings import check_content, features, record_episode
 from syvla.processing import RobotDatasetWriter
 from syvla.processing.robot_data.lerobot_format import read_info
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 
 CRASH_SCRIPT = """
 import os, signal, sys

@@ -15,7 +15,7 @@ from syvla.processing.robot_data.lerobot_format import DEFAULT_FEATURES
 
 pytestmark = pytest.mark.smoke
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 GOLDEN = HERE.parent / "data/lerobot_v3_tiny"
 
 

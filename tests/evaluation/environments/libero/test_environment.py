@@ -96,7 +96,7 @@ def test_one_missing_file_of_the_assets_is_named(tmp_path):
 
 def test_the_first_import_asks_nothing_and_writes_nothing_into_the_home(tmp_path):
     code = (
-        "from syvla.evaluation.environments import libero_tasks\n"
+        "from syvla.evaluation.environments.libero import tasks as libero_tasks\n"
         "import pathlib, os\n"
         f"libero_tasks.import_libero(pathlib.Path({str(libero_assets())!r}))\n"
         "print('LIBERO_CONFIG_PATH' in os.environ)"

@@ -1,6 +1,6 @@
 """SyVLA, the model. Importing the package registers it with the Auto classes of `transformers`."""
 
-from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM
 
 from .configuration_syvla import VIEWS, SyVLAConfig, SyVLAExpertConfig
 from .configuration_value import SyVLAValueConfig
@@ -19,6 +19,7 @@ AutoConfig.register("syvla_value", SyVLAValueConfig, exist_ok=True)
 AutoModel.register(SyVLAConfig, SyVLAModel, exist_ok=True)
 AutoModel.register(SyVLAValueConfig, SyVLAValueModel, exist_ok=True)
 AutoModelForImageTextToText.register(SyVLAConfig, SyVLAForConditionalGeneration, exist_ok=True)
+AutoModelForMultimodalLM.register(SyVLAConfig, SyVLAForConditionalGeneration, exist_ok=True)
 
 # A checkpoint then carries these files and loads with trust_remote_code=True where the package is not installed.
 SyVLAConfig.register_for_auto_class()

@@ -64,7 +64,28 @@ _QWEN2_5_VL_3B: dict[str, Any] = {
 SIGLIP_BASE: dict[str, Any] = {"model_type": "siglip_vision_model", "vision_use_head": False}
 
 
-class SyVLAExpertConfig(PreTrainedConfig):
+class OwnModelTypeMixin:
+    """A configuration that does not read another model's."""
+
+    model_type: str
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As [`PreTrainedConfig.from_dict`].
+
+        Raises:
+            ValueError: If the entries are another model's, which the base class would take with a warning.
+        """
+        got = config_dict.get("model_type", cls.model_type)
+        if got != cls.model_type:
+            raise ValueError(
+                f"model_type: expected {cls.model_type!r} for {cls.__name__}, got {got!r}; load the checkpoint with the "
+                "Auto classes of transformers, such as AutoModelForImageTextToText for a plain vision-language model"
+            )
+        return super().from_dict(config_dict, **kwargs)  # type: ignore[misc]
+
+
+class SyVLAExpertConfig(OwnModelTypeMixin, PreTrainedConfig):
     """Transformer of the action expert (paper, appendix A: 15 layers, width 1408, 32 heads, ff_ratio 2.67).
 
     Args:
@@ -171,7 +192,7 @@ class EmbodimentsMixin:
         return max((e["action_dim"] for e in self.embodiments.values()), default=1)
 
 
-class SyVLAConfig(EmbodimentsMixin, PreTrainedConfig):
+class SyVLAConfig(EmbodimentsMixin, OwnModelTypeMixin, PreTrainedConfig):
     """Configuration of [`SyVLAModel`].
 
     Args:
@@ -273,14 +294,50 @@ class SyVLAConfig(EmbodimentsMixin, PreTrainedConfig):
         self.action_loss_weight = action_loss_weight
         self.lm_loss_weight = lm_loss_weight
         kwargs.setdefault("tie_word_embeddings", bool(self.vlm_config.tie_word_embeddings))
+        for name in ("text_config", "image_token_id"):
+            if name in kwargs:
+                self._require_same(name, kwargs.pop(name))
         super().__init__(**kwargs)
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
         return self.vlm_config.get_text_config(*args, **kwargs)
 
     @property
+    def text_config(self) -> PreTrainedConfig:
+        """The language model's, under the name by which other libraries look for it; not a field of its own."""
+        return self.vlm_config.get_text_config()
+
+    @property
     def image_token_id(self) -> int:
         return self.vlm_config.image_token_id
+
+    @image_token_id.setter
+    def image_token_id(self, value: int) -> None:
+        self.vlm_config.image_token_id = value
+
+    def to_dict(self) -> dict[str, Any]:
+        """As [`PreTrainedConfig.to_dict`], with the entry "text_config", which PEFT looks for in the dictionary."""
+        output = super().to_dict()
+        output["text_config"] = output["vlm_config"].get("text_config", output["vlm_config"])
+        return output
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        output = super().to_diff_dict()
+        output.pop("text_config", None)  # files have it once, in "vlm_config"
+        return output
+
+    def _require_same(self, name: str, value: Any) -> None:
+        """Refuse a copy of an entry of `vlm_config`, as `to_dict` gives it, that says something else."""
+        own = getattr(self, name)
+        if isinstance(own, PreTrainedConfig):
+            own, value = own.to_dict(), value if isinstance(value, dict) else value.to_dict()
+            same = all(
+                own.get(key) == entry for key, entry in value.items() if key not in ("dtype", "transformers_version")
+            )
+        else:
+            same = own == value
+        if not same:
+            raise ValueError(f"{name}: differs from the same entry of vlm_config, which counts; change it there")
 
     @classmethod
     def tiny(cls, **overrides: Any) -> SyVLAConfig:

@@ -11,13 +11,14 @@ from .configuration_syvla import (
     TINY_VISION,
     VIEWS,
     EmbodimentsMixin,
+    OwnModelTypeMixin,
     SyVLAExpertConfig,
     known_format_version,
     sub_config,
 )
 
 
-class SyVLAValueConfig(EmbodimentsMixin, PreTrainedConfig):
+class SyVLAValueConfig(EmbodimentsMixin, OwnModelTypeMixin, PreTrainedConfig):
     """Configuration of [`SyVLAValueModel`].
 
     The paper gives "about 100M parameters with a Siglip encoder and a transformer network". The encoder alone has 85.8 M;

@@ -29,9 +29,11 @@ from .resizing import resize_chunk, resize_queries
 from .thinking import ThinkingMixin
 from .unused_weights import zero_of_unused_weights
 from .vlm_positions import use_right_image_positions
+from .wrapped_vlm import ConditionalGenerationMixin
 
 # Used by the files above: older transformers bring only what the entry file names itself.
 from .embodiment_mlps import apply_per_embodiment  # noqa: F401  isort: skip
+from .forward_arguments import require_read  # noqa: F401  isort: skip
 from .fused_projections import FusedProjections  # noqa: F401  isort: skip
 from .onednn_linear import use_onednn  # noqa: F401  isort: skip
 from .packed_weights import PackedLinear  # noqa: F401  isort: skip
@@ -42,6 +44,7 @@ from .view_features import encode_views  # noqa: F401  isort: skip
 class SyVLAModel(ThinkingMixin, InferenceOptimizationMixin, SyVLAPreTrainedModel, GenerationMixin):
     """The whole policy: VLM, Feature Query Tokens, adapter and action expert."""
 
+    reentrant_checkpointing = False
     padding_free = False  # see `padding_free.set_padding_free`
 
     def __init__(self, config: SyVLAConfig) -> None:
@@ -53,6 +56,7 @@ class SyVLAModel(ThinkingMixin, InferenceOptimizationMixin, SyVLAPreTrainedModel
         self.action_queries = nn.Embedding(config.num_query_tokens, vlm_width)  # Feature Query Tokens
         self.adapter = QueryAdapter(vlm_width, config.expert_config.hidden_size)
         self.expert: Any = RegressionHead(config) if config.action_head == "l1_regression" else ActionExpert(config)
+        self.name_tied_weights()
         self.tokenizer: Any = None  # set it, or let `predict_actions` load it from the checkpoint, to read thoughts
         self.post_init()
         # Sharded training looks for every class named here: with another VLM or head some are absent.
@@ -474,11 +478,11 @@ class SyVLAModel(ThinkingMixin, InferenceOptimizationMixin, SyVLAPreTrainedModel
         return assemble.from_vlm(vlm, vision_tower, model_class=cls, **options)
 
 
-class SyVLAForConditionalGeneration(SyVLAPreTrainedModel, GenerationMixin):
+class SyVLAForConditionalGeneration(ConditionalGenerationMixin, SyVLAPreTrainedModel, GenerationMixin):
     """The VLM inside a SyVLA checkpoint, for text: questions about images, captions, thoughts.
 
-    Loads the same checkpoint as [`SyVLAModel`] and leaves the action expert on disk. `save_pretrained` writes the VLM as a
-    plain checkpoint of its own family.
+    Loads the same checkpoint as [`SyVLAModel`] and leaves the action expert on disk. `save_pretrained` writes what this
+    class reads; for a plain checkpoint of the VLM's own family there are `export_vlm` and `model.vlm.save_pretrained`.
     """
 
     _keys_to_ignore_on_load_unexpected = [r"^expert\.", r"^adapter\.", r"^action_queries\."]
@@ -487,14 +491,5 @@ class SyVLAForConditionalGeneration(SyVLAPreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.vlm = AutoModelForImageTextToText.from_config(config.vlm_config)
         use_right_image_positions(self.vlm)
+        self.name_tied_weights()
         self.post_init()
-
-    def forward(self, input_ids: torch.Tensor | None = None, **kwargs: Any) -> Any:
-        """As the VLM's own forward: logits, and a loss when `labels` are given."""
-        if input_ids is not None and kwargs.get("mm_token_type_ids") is None:
-            kwargs["mm_token_type_ids"] = self._token_types(input_ids)
-        return self.vlm(input_ids=input_ids, **kwargs)
-
-    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
-        self.vlm.generation_config = self.generation_config
-        self.vlm.save_pretrained(save_directory, *args, **kwargs)

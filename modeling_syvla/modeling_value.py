@@ -14,20 +14,27 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, can_return_tuple
 
 from .action_expert import ExpertAttention, ExpertMLP, ExpertRMSNorm
 from .configuration_syvla import SyVLAExpertConfig
 from .configuration_value import SyVLAValueConfig
 from .embodiment_mlps import apply_per_embodiment, make_mlp
 from .expert_inputs import robot_rows
+from .forward_arguments import require_read
 from .pretrained import StrictPreTrainedModel
-from .view_features import all_rows, encode_views, feature_width, make_vision_tower
+from .view_features import all_rows, encode_views, feature_width, make_vision_tower, project_views
 
 # Used by the files above: older transformers bring only what the entry file names itself.
 from .fused_projections import FusedProjections  # noqa: F401  isort: skip
 from .onednn_linear import use_onednn  # noqa: F401  isort: skip
 from .packed_weights import PackedLinear  # noqa: F401  isort: skip
+from .static_thoughts import StaticThoughts  # noqa: F401  isort: skip
+from .wrapped_vlm import WrappedVLMMixin  # noqa: F401  isort: skip
+
+# In the same batch of the processor; the value model reads no text and no actions.
+_TEXT_INPUTS = ("input_ids", "attention_mask", "mm_token_type_ids", "pixel_values", "image_grid_thw", "labels")
+_OF_THE_POLICY = frozenset((*_TEXT_INPUTS, "actions", "action_mask"))
 
 
 @dataclass
@@ -36,11 +43,11 @@ class SyVLAValueOutput(ModelOutput):
 
     Attributes:
         loss: Mean squared error to `returns`, float32; None without them.
-        values: Expected return, float32 (B,).
+        value: Expected return, float32 (B,).
     """
 
     loss: torch.FloatTensor | None = None
-    values: torch.FloatTensor | None = None
+    value: torch.FloatTensor | None = None
 
 
 class ValueLayer(GradientCheckpointingLayer):
@@ -89,6 +96,7 @@ class SyVLAValueModel(StrictPreTrainedModel):
         self.value_head = make_mlp(hidden, hidden, 1)
         self.post_init()
 
+    @can_return_tuple
     def forward(
         self,
         expert_pixel_values: torch.Tensor,
@@ -96,9 +104,10 @@ class SyVLAValueModel(StrictPreTrainedModel):
         embodiment_ids: torch.Tensor,
         expert_view_mask: torch.Tensor | None = None,
         returns: torch.Tensor | None = None,
-        **_: Any,
+        return_loss: bool = True,
+        **kwargs: Any,
     ) -> SyVLAValueOutput:
-        """Values of a batch of observations; further keys of the processor's batch are accepted and not used.
+        """Values of a batch of observations.
 
         Args:
             expert_pixel_values: (B, V, 3, h, w).
@@ -106,19 +115,25 @@ class SyVLAValueModel(StrictPreTrainedModel):
             embodiment_ids: (B,).
             expert_view_mask: bool (B, V); what a missing view holds does not matter. None: all views present.
             returns: Targets, for example Monte-Carlo returns, (B,).
+            return_loss: Whether `returns` give a loss. By this name `Trainer` knows that there is one to evaluate.
+            kwargs: `return_dict=False` for a tuple; and what the policy alone reads of the processor's batch.
 
         Returns:
             [`SyVLAValueOutput`].
 
         Raises:
+            TypeError: If an argument is unknown.
             ValueError: If shapes disagree or a robot is unknown.
         """
+        require_read(type(self).__name__, {name: x for name, x in kwargs.items() if name not in _OF_THE_POLICY})
         batch = robot_rows(
             self.config, expert_pixel_values, None, embodiment_ids, state, expert_pixel_values, expert_view_mask
         )
         view_mask, count = batch["expert_view_mask"], len(embodiment_ids)
         features = encode_views(self.vision_tower, expert_pixel_values, view_mask, self.image_proj.bias.dtype)
-        images = self.image_proj(features) + all_rows(self.view_embedding, state.device)[:, None, :]  # (B, V, P, D)
+        images = (
+            project_views(self.image_proj, features) + all_rows(self.view_embedding, state.device)[:, None, :]
+        )  # (B, V, P, D)
         state_token = apply_per_embodiment(
             self.state_encoders, self.config.embodiments, state[:, None, :], embodiment_ids, self.config.hidden_size
         )
@@ -129,14 +144,14 @@ class SyVLAValueModel(StrictPreTrainedModel):
         for layer in self.layers:
             x = layer(x, mask)
         values = self.value_head(self.norm(x[:, 0])).squeeze(-1).float()
-        if returns is None:
-            return SyVLAValueOutput(values=values)
+        if returns is None or not return_loss:
+            return SyVLAValueOutput(value=values)
         if returns.shape != values.shape:
             raise ValueError(f"returns: expected shape {tuple(values.shape)}, got {tuple(returns.shape)}")
         loss = F.mse_loss(values, returns.float())
         if self.training:  # data-parallel training waits for the gradient of every weight, absent robots' as well
             loss = loss + sum(0.0 * p.sum() for p in self.state_encoders.parameters())
-        return SyVLAValueOutput(loss=loss, values=values)
+        return SyVLAValueOutput(loss=loss, value=values)
 
     def add_embodiment(self, name: str, state_dim: int, action_dim: int) -> None:
         """Give the model a state encoder for a further robot; all other weights stay as they are."""

@@ -13,25 +13,21 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.generation.logits_process import LogitsProcessorList, SuppressTokensLogitsProcessor
 from transformers.utils import cached_file
 
 from .action_expert import ExpertRMSNorm
 from .configuration_syvla import SyVLAConfig
+from .wrapped_vlm import WrappedVLMMixin
 
 HUB_OPTIONS = ("revision", "cache_dir", "subfolder", "token", "local_files_only")
 """Arguments of `from_pretrained` that say where files come from."""
-
-
-class _NoQueryTokens(SuppressTokensLogitsProcessor):
-    """A class of its own, since a processor that is passed replaces generation's own of the same class: a checkpoint's
-    `suppress_tokens` would be lost."""
 
 
 class StrictPreTrainedModel(PreTrainedModel):
     """Initialisation of our modules, loading that never invents a weight, saving with the code of all Auto classes."""
 
     supports_gradient_checkpointing = True
+    reentrant_checkpointing = True
     # The losses are means over the micro-batch, so accumulation divides by its number of steps.
     accepts_loss_kwargs = False
     _supports_sdpa = True
@@ -50,6 +46,17 @@ class StrictPreTrainedModel(PreTrainedModel):
             init.normal_(module.weight, mean=0.0, std=module.embedding_dim**-0.5)
         elif isinstance(module, ExpertRMSNorm):
             init.ones_(module.weight)
+
+    def _set_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> None:
+        chosen = (*args, *kwargs.values())
+        if not self.reentrant_checkpointing and any(
+            getattr(value, "keywords", {}).get("use_reentrant") for value in chosen
+        ):
+            raise ValueError(
+                "gradient_checkpointing_kwargs: use_reentrant=True does not work with the gradient that Intention Decoupling "
+                "takes inside the forward; set use_reentrant=False"
+            )
+        super()._set_gradient_checkpointing(*args, **kwargs)
 
     @classmethod
     def from_pretrained(
@@ -84,7 +91,7 @@ class StrictPreTrainedModel(PreTrainedModel):
         # The exact commit: a branch may move on before something else is read from the same place.
         model.hub_options = {**hub_options, **_commit(pretrained_model_name_or_path, hub_options)}
         if not allow_missing_weights:
-            _require_complete(info, pretrained_model_name_or_path, other_shapes)
+            _require_complete(info, pretrained_model_name_or_path, other_shapes, _saved_by(model))
         return (model, info) if wants_info else model
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
@@ -96,11 +103,11 @@ class StrictPreTrainedModel(PreTrainedModel):
         super().save_pretrained(save_directory, *args, **kwargs)
 
 
-class SyVLAPreTrainedModel(StrictPreTrainedModel):
+class SyVLAPreTrainedModel(WrappedVLMMixin, StrictPreTrainedModel):
     """What [`SyVLAModel`] and [`SyVLAForConditionalGeneration`] share."""
 
     config_class = SyVLAConfig
-    base_model_prefix = "model"
+    base_model_prefix = "vlm"
     main_input_name = "input_ids"
     model_tags = ["robotics", "vision-language-action", "vla", "syvla"]
     input_modalities = ("image", "text")
@@ -110,42 +117,9 @@ class SyVLAPreTrainedModel(StrictPreTrainedModel):
         "AutoConfig": "configuration_syvla.SyVLAConfig",
         "AutoModel": "modeling_syvla.SyVLAModel",
         "AutoModelForImageTextToText": "modeling_syvla.SyVLAForConditionalGeneration",
+        "AutoModelForMultimodalLM": "modeling_syvla.SyVLAForConditionalGeneration",
     }
     vision_tower_name = "expert.vision_tower"
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.vlm.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.vlm.set_input_embeddings(value)
-
-    def get_output_embeddings(self) -> nn.Module:
-        return self.vlm.get_output_embeddings()
-
-    def set_output_embeddings(self, value: nn.Module) -> None:
-        self.vlm.set_output_embeddings(value)
-
-    @torch.no_grad()
-    def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """Answer or think in text, as the VLM alone would; query tokens are never produced.
-
-        Takes what `transformers`' `generate` takes, `pixel_values` and `image_grid_thw` included.
-        """
-        processors = LogitsProcessorList(kwargs.pop("logits_processor", None) or [])
-        given = (*args[:1], kwargs.get("inputs"), kwargs.get("input_ids"))
-        input_ids = next((ids for ids in given if ids is not None), None)
-        query_token = torch.tensor([self.config.query_token_id])
-        # Where all weights are kept on disk, the model itself is on the meta device.
-        device = self.vlm.device if input_ids is None else input_ids.device
-        processors.append(_NoQueryTokens(query_token, device=device))
-        if input_ids is not None and kwargs.get("mm_token_type_ids") is None:
-            kwargs["mm_token_type_ids"] = self._token_types(input_ids)
-        self.vlm.generation_config = self.generation_config
-        return self.vlm.generate(*args, logits_processor=processors, **kwargs)
-
-    def _token_types(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """1 at image tokens, 0 elsewhere; Qwen2.5-VL falls back to 1-D positions without it."""
-        return (input_ids == self.config.vlm_config.image_token_id).int()
 
 
 # Older transformers (seen in 5.4) keep SigLIP's and CLIP's layers one level deeper than newer ones, which read both layouts.
@@ -191,7 +165,13 @@ def _damage(name: Any, hub_options: dict[str, Any], error: Exception) -> str:
     return "; ".join(damaged or [f"{name}: {error}"]) + ". Delete it and download the checkpoint again."
 
 
-def _require_complete(info: Any, name: Any, other_shapes: bool) -> None:
+def _saved_by(model: Any) -> str:
+    """A sentence about the class that saved a checkpoint, if it is another one; else empty."""
+    saved, own = (getattr(model.config, "architectures", None) or [""])[0], type(model).__name__
+    return f" It was saved by {saved}, and is read here as {own}." if saved not in ("", own) else ""
+
+
+def _require_complete(info: Any, name: Any, other_shapes: bool, saved_by: str) -> None:
     info = info if isinstance(info, dict) else vars(info)
     kinds = {
         "missing_keys": "missing from the checkpoint",
@@ -206,6 +186,6 @@ def _require_complete(info: Any, name: Any, other_shapes: bool) -> None:
             problems.append(f"{len(names)} weights {text}: {shown}")
     if problems:
         raise ValueError(
-            f"{name}: the checkpoint does not fit the model. {'; '.join(problems)}. "
+            f"{name}: the checkpoint does not fit the model. {'; '.join(problems)}.{saved_by} "
             "Pass allow_missing_weights=True to load it all the same; missing weights are then initialised at random."
         )

@@ -31,15 +31,23 @@ def encode_views(
     return features.unflatten(0, view_mask.shape)
 
 
+def project_views(projection: nn.Module, features: torch.Tensor) -> torch.Tensor:
+    """A linear layer on (B, V, P, width), which 8-bit layers take in three dimensions only."""
+    return projection(features.flatten(0, 1)).unflatten(0, features.shape[:2])
+
+
 def all_rows(embedding: nn.Embedding, device: torch.device) -> torch.Tensor:
     """The table of an embedding on `device`; its forward is what fetches weights that are kept on disk."""
     return embedding(torch.arange(embedding.num_embeddings, device=device)).to(device)
 
 
 def make_vision_tower(vision_config: Any) -> Any:
-    """Backbone of a config; a convolutional one, without attention, ignores `attn_implementation`."""
+    """Backbone of a config; a convolutional one, without attention, takes every `attn_implementation`."""
     convolutional = bool(getattr(vision_config, "hidden_sizes", None))
-    return AutoModel.from_config(vision_config, **({"attn_implementation": "eager"} if convolutional else {}))
+    tower = AutoModel.from_config(vision_config, **({"attn_implementation": "eager"} if convolutional else {}))
+    if convolutional:
+        tower._supports_sdpa = tower._supports_flash_attn = tower._supports_flex_attn = True
+    return tower
 
 
 def feature_width(vision_config: Any) -> int:

@@ -71,7 +71,7 @@ def test_the_value_model_runs_from_disk(tiny_processor, unequal_items, tmp_path)
     parts = {name: "disk" for name, _ in model.named_children()} | {"norm": "cpu"}
     loaded = AutoModel.from_pretrained(tmp_path / "model", device_map=parts, offload_folder=tmp_path / "offload")
     batch = tiny_processor.collate(unequal_items)
-    torch.testing.assert_close(loaded(**batch).values, model(**batch).values, atol=1e-6, rtol=0)
+    torch.testing.assert_close(loaded(**batch).value, model(**batch).value, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("vision", [SIGLIP, None], ids=["siglip", "convolutional"])

@@ -39,50 +39,50 @@ def test_default_size_is_about_a_hundred_million():
 
 @torch.no_grad()
 def test_a_batch_of_the_processor_gives_one_float32_value_per_sample(model, batch):
-    values = model(**batch).values
+    values = model(**batch).value
     assert values.shape == (3,)
     assert values.dtype == torch.float32
     assert model(**batch).loss is None
-    half = model.to(torch.bfloat16)(**batch).values
+    half = model.to(torch.bfloat16)(**batch).value
     assert half.dtype == torch.float32
     torch.testing.assert_close(half, values, atol=0.1, rtol=0.1)
 
 
 @torch.no_grad()
 def test_batch_equals_single(model, batch, tiny_processor, unequal_items):
-    singles = [model(**tiny_processor.collate([item])).values for item in unequal_items]
-    torch.testing.assert_close(model(**batch).values, torch.cat(singles), atol=1e-5, rtol=0)
+    singles = [model(**tiny_processor.collate([item])).value for item in unequal_items]
+    torch.testing.assert_close(model(**batch).value, torch.cat(singles), atol=1e-5, rtol=0)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("filler", [1e4, float("nan")])
 def test_content_of_a_missing_view_does_not_matter(model, batch, filler):
-    expected = model(**batch).values
+    expected = model(**batch).value
     missing = ~batch["expert_view_mask"]
     assert missing.any()
     batch["expert_pixel_values"][missing] = filler
-    assert torch.equal(model(**batch).values, expected)
+    assert torch.equal(model(**batch).value, expected)
 
 
 @torch.no_grad()
 def test_every_view_its_place_and_the_state_move_the_value(model, batch):
     inputs = {k: batch[k][:1].clone() for k in ("expert_pixel_values", "expert_view_mask", "state", "embodiment_ids")}
-    base = model(**inputs).values
+    base = model(**inputs).value
     for view in range(3):
         pixels = inputs["expert_pixel_values"].clone()
         pixels[:, view] = -pixels[:, view]
-        assert (model(**{**inputs, "expert_pixel_values": pixels}).values - base).abs() > 1e-5, view
+        assert (model(**{**inputs, "expert_pixel_values": pixels}).value - base).abs() > 1e-5, view
     swapped = inputs["expert_pixel_values"][:, [1, 0, 2]]
-    assert (model(**{**inputs, "expert_pixel_values": swapped}).values - base).abs() > 1e-6
-    assert (model(**{**inputs, "state": inputs["state"] + 1}).values - base).abs() > 1e-4
+    assert (model(**{**inputs, "expert_pixel_values": swapped}).value - base).abs() > 1e-6
+    assert (model(**{**inputs, "state": inputs["state"] + 1}).value - base).abs() > 1e-4
     masked = torch.tensor([[True, True, False]])
-    assert (model(**{**inputs, "expert_view_mask": masked}).values - base).abs() > 1e-5
+    assert (model(**{**inputs, "expert_view_mask": masked}).value - base).abs() > 1e-5
 
 
 def test_loss_is_the_mean_squared_error_and_trains_every_weight(model, batch):
     returns = torch.tensor([0.0, 1.0, 0.5])
     output = model.train()(**batch, returns=returns)
-    torch.testing.assert_close(output.loss, ((output.values - returns) ** 2).mean())
+    torch.testing.assert_close(output.loss, ((output.value - returns) ** 2).mean())
     model(**{k: v[:1] for k, v in batch.items() if k in INPUTS}, returns=returns[:1]).loss.backward()
     assert all(p.grad is not None for p in model.parameters()), "the other robot's encoder as well, for DDP"
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
@@ -126,7 +126,7 @@ def test_round_trip_through_the_auto_classes(model, batch, tmp_path, shard):
     for name, value in model.state_dict().items():
         assert torch.equal(value, theirs[name]), name
     with torch.no_grad():
-        torch.testing.assert_close(loaded(**batch).values, model(**batch).values, atol=1e-5, rtol=0)
+        torch.testing.assert_close(loaded(**batch).value, model(**batch).value, atol=1e-5, rtol=0)
     auto_map = json.loads((tmp_path / "config.json").read_text())["auto_map"]
     for target in auto_map.values():
         assert (tmp_path / f"{target.split('.')[0]}.py").is_file()
@@ -150,10 +150,10 @@ def test_a_policy_is_not_loaded_as_a_value_model(tiny_model, tmp_path):
 
 def test_a_further_robot_leaves_all_other_values_alone(model, batch):
     with torch.no_grad():
-        before = model(**batch).values
+        before = model(**batch).value
         model.add_embodiment("wide", 20, 30)
         model.add_embodiment("arm", 3, 2)
-        assert torch.equal(model(**batch).values, before)
+        assert torch.equal(model(**batch).value, before)
     assert set(model.state_encoders) == {"tabletop", "arm", "wide"}
     with pytest.raises(ValueError, match="already registered"):
         model.add_embodiment("arm", 4, 2)

@@ -112,7 +112,7 @@ except ImportError:
     pass
 model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)
 state, ids = torch.zeros(1, 14), torch.zeros(1, dtype=torch.long)
-print(model(expert_pixel_values=torch.ones(1, 3, 3, 32, 32), state=state, embodiment_ids=ids).values.item())
+print(model(expert_pixel_values=torch.ones(1, 3, 3, 32, 32), state=state, embodiment_ids=ids).value.item())
 """
 
 
@@ -132,7 +132,7 @@ def test_a_value_model_loads_without_the_packages(tmp_path):
     assert result.returncode == 0, result.stderr[-3000:]
     pixels = torch.ones(1, 3, 3, 32, 32)
     ids = torch.zeros(1, dtype=torch.long)
-    value = model(expert_pixel_values=pixels, state=torch.zeros(1, 14), embodiment_ids=ids).values.item()
+    value = model(expert_pixel_values=pixels, state=torch.zeros(1, 14), embodiment_ids=ids).value.item()
     assert float(result.stdout) == pytest.approx(value, abs=1e-5)
 
 
@@ -154,6 +154,7 @@ def test_checkpoint_holds_the_code_of_both_packages_flat(tiny_model, tiny_proces
         "AutoConfig": "configuration_syvla.SyVLAConfig",
         "AutoModel": "modeling_syvla.SyVLAModel",
         "AutoModelForImageTextToText": "modeling_syvla.SyVLAForConditionalGeneration",
+        "AutoModelForMultimodalLM": "modeling_syvla.SyVLAForConditionalGeneration",
     }
     processor = json.loads((tmp_path / "processor_config.json").read_text())
     assert processor["auto_map"]["AutoProcessor"] == "processing_syvla.SyVLAProcessor"

@@ -92,7 +92,7 @@ def test_the_saved_model_tells_success_from_failure(warmed, policy, reaching):
     dataset = RobotDataset(reaching, embodiment="reacher", cameras={"center": "observation.images.head"})
     last = dataset.episode_starts + dataset.episode_lengths - 1
     with torch.no_grad():
-        values = model(**processor.expert_inputs([dataset[int(row)] for row in last])).values
+        values = model(**processor.expert_inputs([dataset[int(row)] for row in last])).value
     won = torch.arange(12) % 4 != 0
     assert values[won].min() > values[~won].max()
 

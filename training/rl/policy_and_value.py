@@ -58,7 +58,7 @@ class PolicyAndValue(nn.Module):
             found = action_scores(self.base_policy, policy, ScoredPoints(*points), decoupling=decoupling)
             scores, query_mask = found.scores, found.query_mask
         if value is not None:
-            values = self.value_model(**value).values
+            values = self.value_model(**value).value
         zero = None
         if self.training and torch.is_grad_enabled():
             unreached = list(self._unused)

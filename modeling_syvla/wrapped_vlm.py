@@ -1,0 +1,169 @@
+"""What a model that wraps a vision-language model owes to `transformers`, PEFT and TRL: it names what it wraps."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.generation.logits_process import LogitsProcessorList, SuppressTokensLogitsProcessor
+from transformers.utils import TransformersKwargs
+
+from .forward_arguments import require_read
+from .static_thoughts import cache_argument
+
+
+class _NoQueryTokens(SuppressTokensLogitsProcessor):
+    """A class of its own, since a processor that is passed replaces generation's own of the same class: a checkpoint's
+    `suppress_tokens` would be lost."""
+
+
+class WrappedVLMMixin:
+    """Methods of models whose VLM is the attribute `vlm`."""
+
+    config: Any
+    generation_config: Any
+    vlm: Any
+    base_model_prefix = "vlm"
+
+    def name_tied_weights(self) -> None:
+        """Set `_tied_weights_keys`: the VLM's own, by their names in this model. Call it before `post_init`."""
+        own = self.vlm._tied_weights_keys or {}
+        self._tied_weights_keys = {f"vlm.{target}": f"vlm.{source}" for target, source in own.items()}
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.vlm.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.vlm.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.vlm.get_output_embeddings()
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        self.vlm.set_output_embeddings(value)
+
+    def get_image_features(
+        self, pixel_values: torch.Tensor, image_grid_thw: torch.Tensor | None = None, **kwargs: Any
+    ) -> Any:
+        """The VLM's image features, as its own method of this name gives them.
+
+        Args:
+            pixel_values: (patches, values per patch).
+            image_grid_thw: (images, 3): patches in time, height and width.
+            kwargs: As the VLM's own method, such as `return_dict`.
+        """
+        return self.vlm.get_image_features(pixel_values, image_grid_thw, **kwargs)
+
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> Any:
+        """As the VLM's own; PEFT's prompt learning replaces it on this model, see `generate`."""
+        return type(self.vlm).prepare_inputs_for_generation(self.vlm, *args, **kwargs)
+
+    @torch.no_grad()
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Answer or think in text, as the VLM alone would; query tokens are never produced.
+
+        Takes what `transformers`' `generate` takes, `pixel_values` and `image_grid_thw` included.
+        """
+        processors = LogitsProcessorList(kwargs.pop("logits_processor", None) or [])
+        given = (*args[:1], kwargs.get("inputs"), kwargs.get("input_ids"))
+        input_ids = next((ids for ids in given if ids is not None), None)
+        query_token = torch.tensor([self.config.query_token_id])
+        # Where all weights are kept on disk, the model itself is on the meta device.
+        device = self.vlm.device if input_ids is None else input_ids.device
+        processors.append(_NoQueryTokens(query_token, device=device))
+        if input_ids is not None and kwargs.get("mm_token_type_ids") is None:
+            kwargs["mm_token_type_ids"] = self._token_types(input_ids)
+        self.vlm.generation_config = self.generation_config
+        with self._lent_input_preparation():
+            return self.vlm.generate(*args, logits_processor=processors, **kwargs)
+
+    @contextmanager
+    def _lent_input_preparation(self) -> Iterator[None]:
+        """Within it the VLM prepares inputs with what was set on this model in place of its method."""
+        replaced = vars(self).get("prepare_inputs_for_generation")
+        if replaced is None:
+            yield
+            return
+        self.vlm.prepare_inputs_for_generation = replaced
+        try:
+            yield
+        finally:
+            del self.vlm.prepare_inputs_for_generation
+
+    def _token_types(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """1 at image tokens, 0 elsewhere; Qwen2.5-VL falls back to 1-D positions without it."""
+        return (input_ids == self.config.vlm_config.image_token_id).int()
+
+
+class ConditionalGenerationMixin(WrappedVLMMixin):
+    """The forward of [`SyVLAForConditionalGeneration`]."""
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Any = None,
+        cache: Any = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        pixel_values: torch.Tensor | None = None,
+        image_grid_thw: torch.Tensor | None = None,
+        mm_token_type_ids: torch.Tensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As the VLM's own forward.
+
+        Args:
+            input_ids, attention_mask, position_ids, inputs_embeds, use_cache, pixel_values, image_grid_thw, logits_to_keep,
+                output_attentions, output_hidden_states, return_dict: As the VLM's own.
+            past_key_values, cache: Keys and values of earlier tokens; two names of the same argument.
+            labels: (B, L), -100 where no text is to be learned.
+            mm_token_type_ids: (B, L); None: 1 at image tokens, 0 elsewhere.
+            kwargs: Further arguments that the VLM reads.
+
+        Returns:
+            The VLM's output: logits, and a loss when `labels` are given.
+
+        Raises:
+            TypeError: If an argument is unknown, or the cache is given under both names.
+        """
+        if past_key_values is not None and cache is not None:
+            raise TypeError("past_key_values and cache are two names of the same argument; pass one of them")
+        kwargs = require_read(type(self).__name__, kwargs, _forward_arguments(self.vlm.__class__))
+        if input_ids is not None and mm_token_type_ids is None:
+            mm_token_type_ids = self._token_types(input_ids)
+        given = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            cache_argument(self.vlm): cache if past_key_values is None else past_key_values,
+            "inputs_embeds": inputs_embeds,
+            "labels": labels,
+            "use_cache": use_cache,
+            "pixel_values": pixel_values,
+            "image_grid_thw": image_grid_thw,
+            "mm_token_type_ids": mm_token_type_ids,
+            "output_attentions": output_attentions,
+            "output_hidden_states": output_hidden_states,
+            "return_dict": return_dict,
+        }
+        kwargs.update({name: value for name, value in given.items() if value is not None})
+        return self.vlm(logits_to_keep=logits_to_keep, **kwargs)
+
+
+@lru_cache
+def _forward_arguments(vlm_class: Any) -> frozenset[str]:
+    """Names that the forward of a VLM reads, itself or in the layers that it hands them to."""
+    own = inspect.signature(vlm_class.forward).parameters
+    return frozenset(own) | frozenset(TransformersKwargs.__annotations__)

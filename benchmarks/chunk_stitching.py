@@ -25,7 +25,7 @@ from benchmarks.reporting import print_table, write_result
 from syvla.evaluation.closed_loop import evaluation_seeds
 from syvla.evaluation.environments import make_environment
 from syvla.evaluation.policy import load_policy
-from syvla.serving.policies.chunk_stitching import PreviousChunk
+from syvla.serving.contract.requests import PreviousChunk
 
 WAYS = ("plain", "frozen", "stitched", "waiting")
 

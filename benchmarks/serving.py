@@ -46,11 +46,8 @@ class NullPolicy:
         robot = {"state_dim": STATE_DIM, "action_dim": ACTION_DIM, "control_hz": 20.0}
         return {"embodiments": {"tabletop": robot}, "views": list(VIEWS), "action_horizon": STEPS}
 
-    def prepare(self, request: ActRequest) -> None:
-        """Nothing comes before."""
-
-    def batch_key(self, request: ActRequest) -> None:
-        return None
+    def submit_observation(self, request: ActRequest) -> None:
+        """Returns None: no VLM runs in the background."""
 
     def answer(self, requests: Sequence[ActRequest]) -> list[ActAnswer]:
         actions = np.zeros((STEPS, ACTION_DIM), np.float32)

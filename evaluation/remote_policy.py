@@ -25,7 +25,8 @@ import numpy as np
 from syvla.serving.client.policy_client import PolicyClient
 from syvla.serving.client.retries import ClientOptions
 from syvla.serving.contract.action_chunks import ActionChunks
-from syvla.serving.wire.dialects import Dialect, load_dialect
+from syvla.serving.wire.dialect_files import load_dialect
+from syvla.serving.wire.dialects import Dialect
 
 from .environments.base import Observation, RobotEnvironment
 

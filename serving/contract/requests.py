@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -26,9 +26,31 @@ class RequestError(Exception):
         self.status, self.cause, self.retry_after = status, cause, retry_after
 
 
+@dataclass(frozen=True)
+class PreviousChunk:
+    """The part of the previous chunk that has not run when the observation is taken; the new chunk continues it.
+
+    Attributes:
+        actions: float32 (L, D_action), physical units; row 0 is the command for the step of the observation. Rows beyond
+            the policy's chunk are ignored.
+        delay: Rows that will have run before the new chunk is used, 0 <= delay <= L.
+    """
+
+    actions: np.ndarray
+    delay: int
+
+    def __post_init__(self) -> None:
+        if self.actions.ndim != 2 or not len(self.actions):
+            raise ValueError(f"prev_chunk: expected shape (steps, action dimensions), got {self.actions.shape}")
+        if not 0 <= self.delay <= len(self.actions):
+            raise ValueError(
+                f"delay_steps: expected 0 to {len(self.actions)}, the steps of prev_chunk, got {self.delay}"
+            )
+
+
 @dataclass(frozen=True, eq=False)
 class ActRequest:
-    """A checked request.
+    """One checked request, from the decoded message to the policy and the recorder.
 
     Attributes:
         images: View to uint8 (H, W, 3).
@@ -36,14 +58,21 @@ class ActRequest:
         instruction: What the robot is to do.
         seed: Of the flow's initial noise, 0 <= seed < 2**63.
         embodiment: Name of the robot.
-        think: Whether to generate a thought now.
-        thought: The session's earlier thought to act on, where none is generated.
+        think: Whether to generate a thought; k stands for every k-th call of the session. The policy gets True or False:
+            the session has decided by then.
+        thought: The session's earlier thought to act on when none is generated.
         max_new_tokens: Longest thought; None: the policy's own.
         num_steps: Euler steps of the flow; None: the policy's own.
-        session: Who asks; None for a request that belongs to no session.
+        previous: The chunk to continue, if any.
+        session: Who asks, over several connections; None for a request that belongs to no session.
+        episode_id: Name of the episode; a name other than the previous request's begins a new episode.
+        reset: A new episode begins with this request.
+        request_id: Returned as it came. The session's last one again means that its answer was lost: nothing happens twice.
+        executed_steps: How many actions of the previous chunk ran, for the recorder.
+        observe_only: No actions are asked for; the observation is recorded.
+        deadline_s: Seconds after which an answer is of no use; None: the server's own limit.
         rollout: Whether the answer is recorded as a decision of a named episode.
-        options: Entries of the request that the policy reads itself, such as `prev_chunk` and `delay_steps`.
-        prepared: What the policy's `prepare` returned for it; None where it was not called.
+        pending_queries: What the policy's `submit_observation` returned for this request.
     """
 
     images: Mapping[str, np.ndarray]
@@ -51,20 +80,30 @@ class ActRequest:
     instruction: str
     seed: int
     embodiment: str
-    think: bool = False
+    think: bool | int = False
     thought: str | None = None
     max_new_tokens: int | None = None
     num_steps: int | None = None
+    previous: PreviousChunk | None = None
     session: str | None = None
+    episode_id: str | None = None
+    reset: bool = False
+    request_id: str | None = None
+    executed_steps: int | None = None
+    observe_only: bool = False
+    deadline_s: float | None = None
     rollout: bool = False
-    options: Mapping[str, Any] = field(default_factory=dict)
-    prepared: Prepared | None = None
+    pending_queries: PendingQueries | None = None
 
 
-class Prepared(Protocol):
-    """Something that happens elsewhere before a request can be answered; done when `ready` is."""
+class PendingQueries(Protocol):
+    """Query states that the VLM computes in the background.
 
-    ready: Future[None]
+    Attributes:
+        done: Done once the request can be answered without waiting for the VLM; raises why it cannot be answered.
+    """
+
+    done: Future[None]
 
 
 @dataclass
@@ -90,7 +129,7 @@ class ActAnswer:
 
 
 class ServedPolicy(Protocol):
-    """What the server needs of a policy. Only its worker thread calls `answer`, only its event loop `prepare`.
+    """What the server needs of a policy. Only its worker thread calls `answer`, only its event loop `submit_observation`.
 
     Attributes:
         version: Hash of all that decides its answers: weights and statistics.
@@ -106,12 +145,10 @@ class ServedPolicy(Protocol):
         """
         ...
 
-    def batch_key(self, request: ActRequest) -> Hashable:
-        """Requests with equal keys may be answered together."""
-        ...
+    def submit_observation(self, request: ActRequest) -> PendingQueries | None:
+        """Gives the observation to a VLM that runs in the background; None if this policy has none. Returns at once.
 
-    def prepare(self, request: ActRequest) -> Prepared | None:
-        """What the server waits for before it queues a request, since in the worker all would wait; must not wait itself.
+        The server queues the request when the query states are there: in the worker thread, every request would wait.
 
         Raises:
             ValueError: A request that this policy cannot answer.
@@ -119,7 +156,7 @@ class ServedPolicy(Protocol):
         ...
 
     def answer(self, requests: Sequence[ActRequest]) -> list[ActAnswer]:
-        """Answers requests of one batch key.
+        """Answers requests that may share a batch, see `batching.batch_key`.
 
         Raises:
             ValueError: A request that does not fit; the server then asks for each one alone to find it.
@@ -144,17 +181,16 @@ class ServedPolicy(Protocol):
 
 
 class PolicyHolder:
-    """The policy in use. Replacing it takes effect between two batches, never within one."""
+    """The policy in use. Replacing it takes effect between two batches, never within one.
+
+    Attributes:
+        current: The policy for the next batch; None until one is loaded.
+    """
 
     def __init__(self, policy: ServedPolicy | None = None) -> None:
-        self._policy = policy
-
-    @property
-    def current(self) -> ServedPolicy | None:
-        """The policy for the next batch; None until one is loaded."""
-        return self._policy
+        self.current = policy
 
     def swap(self, policy: ServedPolicy) -> ServedPolicy | None:
         """Puts another policy in place and returns the one before. One assignment: safe from any thread."""
-        before, self._policy = self._policy, policy
+        before, self.current = self.current, policy
         return before

@@ -9,35 +9,13 @@ keeps nothing between the requests.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
 from syvla.modeling_syvla.flow_matching import continuation_weights
-
-
-@dataclass(frozen=True)
-class PreviousChunk:
-    """The unexecuted rest of the previous chunk.
-
-    Attributes:
-        actions: float32 (L, D_action), physical units; row 0 is the command for the step of the observation. Rows beyond
-            the policy's chunk are ignored.
-        delay: Rows that will have run before the new chunk is used, 0 <= delay <= L.
-    """
-
-    actions: np.ndarray
-    delay: int
-
-    def __post_init__(self) -> None:
-        if self.actions.ndim != 2 or not len(self.actions):
-            raise ValueError(f"prev_chunk: expected shape (steps, action dimensions), got {self.actions.shape}")
-        if not 0 <= self.delay <= len(self.actions):
-            raise ValueError(
-                f"delay_steps: expected 0 to {len(self.actions)}, the steps of prev_chunk, got {self.delay}"
-            )
+from syvla.serving.contract.requests import PreviousChunk
 
 
 def continue_chunk(

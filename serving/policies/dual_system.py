@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 
 from syvla.serving.contract.action_chunks import ActionChunks
+from syvla.serving.contract.requests import PreviousChunk
 
-from .chunk_stitching import PreviousChunk
 from .in_process import Intention, Observation, SyVLAPolicy
 from .phase_clock import PhaseClock
 from .query_refresher import Call, QueryRefresher, Sight

@@ -19,9 +19,10 @@ import torch
 
 from syvla.modeling_syvla.flow_sde import sample_with_sde_step
 from syvla.serving.contract.action_chunks import ActionChunks
+from syvla.serving.contract.requests import PreviousChunk
 from syvla.serving.contract.rollout_sampler import ChainStep, RolloutSampler
 
-from .chunk_stitching import PreviousChunk, continue_chunk
+from .chunk_stitching import continue_chunk
 from .loading import load_for_inference
 
 Observation = dict[str, Any]

@@ -61,19 +61,19 @@ class Call(Generic[States]):
     Attributes:
         owner: Where it was left.
         number: Among those of its session.
-        ready: Done once the session has states that are new enough for it. Raises what `compute` raised for this very
+        done: Done once the session has states that are new enough for it. Raises what `compute` raised for this very
             observation, or ValueError if the session was forgotten or began anew meanwhile.
     """
 
     owner: QueryRefresher[States]
     session: _Session[States]
     number: int
-    ready: Future[None] = field(default_factory=Future)
+    done: Future[None] = field(default_factory=Future)
 
     def settle(self, error: Exception | None = None) -> None:
         """Ends the wait, unless nobody waits any more."""
-        if self.ready.set_running_or_notify_cancel():
-            self.ready.set_result(None) if error is None else self.ready.set_exception(error)
+        if self.done.set_running_or_notify_cancel():
+            self.done.set_result(None) if error is None else self.done.set_exception(error)
 
 
 class QueryRefresher(Generic[States]):
@@ -140,10 +140,10 @@ class QueryRefresher(Generic[States]):
 
         Raises:
             TimeoutError: The slow half did not answer in time.
-            Exception: See `Call.ready`.
+            Exception: See `Call.done`.
         """
         try:
-            call.ready.result(timeout)
+            call.done.result(timeout)
         except TimeoutError:
             raise TimeoutError("query states: the VLM did not answer in time") from None
         with self._changed:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from syvla.serving.contract.requests import ActAnswer, ActRequest, Prepared
+from syvla.serving.contract.requests import ActAnswer, ActRequest, PendingQueries, PreviousChunk
 from syvla.serving.contract.rollout_sampler import ChainStep, RolloutSampler
 
-from .chunk_stitching import PreviousChunk
 from .dual_system import AsyncSyVLAPolicy, Look
 from .in_process import SyVLAPolicy, weights_digest
 from .loading import load_for_inference
@@ -141,13 +140,8 @@ class SyVLAServedPolicy:
             "limits": entry.get("action_limits") or {},
         }
 
-    def batch_key(self, request: ActRequest) -> Hashable:
-        """See `ServedPolicy.batch_key`."""
-        key = (request.embodiment, request.think, request.think and request.max_new_tokens, request.num_steps)
-        return *key, self._sampled(request)
-
-    def prepare(self, request: ActRequest) -> Prepared | None:
-        """See `ServedPolicy.prepare`: in dual-system use the session's first call waits here for its query states."""
+    def submit_observation(self, request: ActRequest) -> PendingQueries | None:
+        """See `ServedPolicy.submit_observation`: in dual-system use a session's first request waits for its query states."""
         if not self.background:
             return None
         if request.session is None:
@@ -164,8 +158,8 @@ class SyVLAServedPolicy:
         return self.background[request.embodiment].look(observation, request.instruction, str(request.session))
 
     def _looked(self, request: ActRequest) -> Call[Look]:
-        """What `prepare` left; a new look where it was not called, or by a policy that has been replaced since."""
-        look = request.prepared
+        """What `submit_observation` left; a new look where it was not called, or by a policy that has been replaced since."""
+        look = request.pending_queries
         own = isinstance(look, Call) and look.owner is self.background[request.embodiment].refresher
         return look if own else self._look(request)  # type: ignore[return-value]
 
@@ -173,7 +167,7 @@ class SyVLAServedPolicy:
         """See `ServedPolicy.answer`."""
         policy = self.policies[requests[0].embodiment]
         observations = [{"images": request.images, "state": request.state} for request in requests]
-        previous = [_previous(request) for request in requests]
+        previous = [request.previous for request in requests]
         if self.background:
             return self._answer_at_once(requests, observations, previous)
         for request in requests:
@@ -212,7 +206,7 @@ class SyVLAServedPolicy:
         sampler = self.sampler
         if sampler is None or not request.rollout:
             return
-        if "prev_chunk" in request.options:
+        if request.previous is not None:
             raise ValueError(
                 f"prev_chunk: the episodes of this run are sampled by {sampler.method}, whose chunks stand for themselves; "
                 "leave it out, or train with ratio_method=fpo"
@@ -277,12 +271,6 @@ class SyVLAServedPolicy:
         """Ends the background threads of dual-system use."""
         for background in self.background.values():
             background.close()
-
-
-def _previous(request: ActRequest) -> PreviousChunk | None:
-    if "prev_chunk" not in request.options:
-        return None
-    return PreviousChunk(request.options["prev_chunk"], request.options["delay_steps"])
 
 
 def _extras(previous: PreviousChunk | None) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from syvla.serving.contract.requests import ActAnswer, ActRequest, RequestError
-from syvla.serving.wire.request_options import RequestOptions
 
 from .format import ServedDecision
 
@@ -29,28 +28,30 @@ class Recording(Protocol):
 
     robots: set[str]
 
-    def check(self, options: RequestOptions, robot: str) -> None:
-        """Before a request is answered. Raises RequestError if it belongs to an episode that is over."""
+    def check(self, request: ActRequest) -> None:
+        """Called before a request is answered. Raises RequestError if it belongs to an episode that is over."""
         ...
 
     def reset(self, session: str, executed: int | None) -> None:
         """The session begins anew."""
         ...
 
-    def observe(self, options: RequestOptions, robot: str, observation: Mapping[str, Any]) -> dict[str, Any]:
-        """An observation at which no actions are asked for; returns what the reply says about it."""
+    def observe(self, request: ActRequest) -> dict[str, Any]:
+        """Records an observation at which no actions are asked for; returns what the reply says about it."""
         ...
 
-    def record(
-        self,
-        session: str,
-        options: RequestOptions,
-        request: ActRequest,
-        answer: ActAnswer,
-        sent: np.ndarray,
-        version: str,
-    ) -> dict[str, Any]:
-        """An answered request; `session` is "" where there is none. Returns what the reply says about it."""
+    def record(self, request: ActRequest, answer: ActAnswer, sent: np.ndarray, version: str) -> dict[str, Any]:
+        """Records an answered request.
+
+        Args:
+            request: The request.
+            answer: The policy's answer.
+            sent: Its actions as they left the server, within the limits.
+            version: Of the policy.
+
+        Returns:
+            What the reply says about it.
+        """
         ...
 
     def ended(self, session: str, why: str) -> None:
@@ -96,32 +97,25 @@ class ServedRecording:
         for recorder in self.recorders.values():
             refusing(lambda recorder=recorder: recorder.end(session, executed=executed))  # type: ignore[misc]
 
-    def check(self, options: RequestOptions, robot: str) -> None:
-        """Any request may be recorded."""
+    def check(self, request: ActRequest) -> None:
+        """Does nothing: any request may be recorded."""
 
-    def observe(self, options: RequestOptions, robot: str, observation: Mapping[str, Any]) -> dict[str, Any]:
+    def observe(self, request: ActRequest) -> dict[str, Any]:
         """Records an observation at which no actions are asked for; returns what the reply says about it."""
-        recorder, session = self.recorders[robot], options.session
+        recorder, session = self.recorders[request.embodiment], request.session
         if not session:
             raise RequestError("observe_only: expected a session_id")
-        recorded = refusing(lambda: recorder.observe(session, observation["images"], observation["state"]))
+        recorded = refusing(lambda: recorder.observe(session, request.images, request.state))
         return {"episode_id": recorded.episode_id, "chunk_id": recorded.chunk_id}
 
-    def record(
-        self,
-        session: str,
-        options: RequestOptions,
-        request: ActRequest,
-        answer: ActAnswer,
-        sent: np.ndarray,
-        version: str,
-    ) -> dict[str, Any]:
+    def record(self, request: ActRequest, answer: ActAnswer, sent: np.ndarray, version: str) -> dict[str, Any]:
         """Records an answer to a session; returns what the reply says about it."""
+        session = request.session
         if not session:
             return {}
-        decision = served_decision(options, request, answer, sent, version)
+        decision = served_decision(request, answer, sent, version)
         recorder = self.recorders[request.embodiment]
-        recorded = refusing(lambda: recorder.record(session, decision, options.episode_id))
+        recorded = refusing(lambda: recorder.record(session, decision, request.episode_id))
         return {"episode_id": recorded.episode_id, "chunk_id": recorded.chunk_id}
 
     def ended(self, session: str, why: str) -> None:
@@ -143,9 +137,7 @@ class ServedRecording:
                 logger.error("%s", error)
 
 
-def served_decision(
-    options: RequestOptions, request: ActRequest, answer: ActAnswer, sent: np.ndarray, version: str
-) -> ServedDecision:
+def served_decision(request: ActRequest, answer: ActAnswer, sent: np.ndarray, version: str) -> ServedDecision:
     """What a recorder takes of an answered request."""
     return ServedDecision(
         images=request.images,
@@ -156,8 +148,8 @@ def served_decision(
         policy_version=version,
         predicted=None if sent is answer.actions else answer.actions,
         thought=answer.thought,
-        executed_before=options.executed_steps,
-        request_id=options.request_id,
+        executed_before=request.executed_steps,
+        request_id=request.request_id,
         frozen_steps=int(answer.extras.get("frozen_steps", 0)),
         query_age=float(answer.extras.get("query_age", 0.0)),
         chain=answer.chain,

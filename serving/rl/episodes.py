@@ -24,7 +24,6 @@ from syvla.serving.recording.by_session import refusing, served_decision
 from syvla.serving.recording.format import EpisodeFacts
 from syvla.serving.recording.recorder import RecordingError, RolloutRecorder, read_facts, write_facts
 from syvla.serving.recording.seal import seal_folder
-from syvla.serving.wire.request_options import RequestOptions
 
 from .journal import Journal
 from .recovery import recover_rollouts
@@ -225,28 +224,20 @@ class RLEpisodes:
 
     # ------------------------------------------------------------------ the server's recording
 
-    def check(self, options: RequestOptions, robot: str) -> None:
+    def check(self, request: ActRequest) -> None:
         """Refuses requests for episodes that are not open, before anything is computed."""
-        if options.episode_id is None:
+        if request.episode_id is None:
             return
         with self.lock:
-            episode = self._known(options.episode_id)
-            self._require_open(options.episode_id, episode)
-            if robot != self.embodiment:
-                raise RequestError(f"embodiment: expected {self.embodiment!r} in this run, got {robot!r}")
+            episode = self._known(request.episode_id)
+            self._require_open(request.episode_id, episode)
+            if request.embodiment != self.embodiment:
+                raise RequestError(f"embodiment: expected {self.embodiment!r} in this run, got {request.embodiment!r}")
             episode.last_seen = time.monotonic()
 
-    def record(
-        self,
-        session: str,
-        options: RequestOptions,
-        request: ActRequest,
-        answer: ActAnswer,
-        sent: np.ndarray,
-        version: str,
-    ) -> dict[str, Any]:
+    def record(self, request: ActRequest, answer: ActAnswer, sent: np.ndarray, version: str) -> dict[str, Any]:
         """Records an answer within an episode; requests outside of episodes leave no trace."""
-        name = options.episode_id
+        name = request.episode_id
         if name is None:
             return {}
         with self.lock:
@@ -254,22 +245,22 @@ class RLEpisodes:
             self._require_open(name, episode)
             recorder = episode.recorder
             assert recorder is not None
-            decision = served_decision(options, request, answer, sent, version)
+            decision = served_decision(request, answer, sent, version)
             recorded = refusing(lambda: recorder.record(name, decision, name))
             episode.last_seen = time.monotonic()
         return {"episode_id": name, "chunk_id": recorded.chunk_id}
 
-    def observe(self, options: RequestOptions, robot: str, observation: Mapping[str, Any]) -> dict[str, Any]:
+    def observe(self, request: ActRequest) -> dict[str, Any]:
         """Records an observation at which no actions are asked for."""
-        name = options.episode_id
+        name = request.episode_id
         if name is None:
             raise RequestError("observe_only: expected an episode_id from POST /rl/episodes")
-        self.check(options, robot)
+        self.check(request)
         with self.lock:
             recorder = self._known(name).recorder
             if recorder is None:
                 raise RequestError(f"episode {name}: is over", status=409, cause="episode_state")
-            recorded = refusing(lambda: recorder.observe(name, observation["images"], observation["state"]))
+            recorded = refusing(lambda: recorder.observe(name, request.images, request.state))
         return {"episode_id": name, "chunk_id": recorded.chunk_id}
 
     def reset(self, session: str, executed: int | None) -> None:

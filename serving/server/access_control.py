@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from .act_service import ActService
@@ -35,21 +35,22 @@ class AccessControl:
         token = service.settings.token
         self._expected = _digest(token.encode()) if token else None
 
-    async def __call__(self, scope: dict[str, Any], receive: Callable[..., Any], send: Callable[..., Any]) -> None:
+    def __call__(
+        self, scope: dict[str, Any], receive: Callable[..., Any], send: Callable[..., Any]
+    ) -> Coroutine[Any, Any, None]:
+        """What answers a request: the application behind, or a refusal. Checked once, when a connection is opened."""
         if scope["type"] not in ("http", "websocket") or (scope["type"] == "http" and scope["path"] in OPEN_PATHS):
-            await self.app(scope, receive, send)
-            return
+            return self.app(scope, receive, send)
         headers = dict(scope["headers"])
         if b"origin" in headers and not self._own_page(scope, headers):
-            await self._refuse(scope, send, 403, "origin: expected a request of a program, got one of a web page")
-        elif not self._authorized(headers.get(b"authorization", b"")):
+            return self._refuse(scope, send, 403, "origin: expected a request of a program, got one of a web page")
+        if not self._authorized(headers.get(b"authorization", b"")):
             text = "authorization: expected 'Api-Key TOKEN' or 'Bearer TOKEN' with the server's token, got "
             text += "another one" if headers.get(b"authorization") else "none"
-            await self._refuse(scope, send, 401, text)
-        elif scope["type"] == "websocket" and self.service.connections >= self.service.settings.max_connections:
-            await self._refuse(scope, send, 503, "connections: the server has as many as it takes")
-        else:
-            await self.app(scope, receive, send)
+            return self._refuse(scope, send, 401, text)
+        if scope["type"] == "websocket" and self.service.connections >= self.service.settings.max_connections:
+            return self._refuse(scope, send, 503, "connections: the server has as many as it takes")
+        return self.app(scope, receive, send)
 
     def _authorized(self, header: bytes) -> bool:
         if self._expected is None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import Any
 
 from syvla.serving.contract.requests import ActAnswer, ActRequest, PolicyHolder, RequestError, ServedPolicy
 
@@ -39,6 +42,42 @@ class Job:
         """The error of a request whose deadline has passed."""
         text = f"deadline: expected an answer within {self.allowed_s:g} s, which have passed"
         return RequestError(text, status=503, cause="deadline", retry_after=1)
+
+    async def result(self, awaited: Future[Any], gone: asyncio.Event) -> Any:
+        """The result of `awaited`, unless the client leaves or the deadline passes before.
+
+        Args:
+            awaited: The job's `answer`, or what must be there before it can be queued.
+            gone: Set when the client has left.
+
+        Raises:
+            RequestError: The client has left, or the deadline has passed; `awaited` is then canceled.
+        """
+        future: asyncio.Future[Any] = asyncio.wrap_future(awaited)
+        leaving: asyncio.Future[Any] = asyncio.ensure_future(gone.wait())
+        try:
+            left = max(0.0, self.deadline - time.monotonic())
+            await asyncio.wait({future, leaving}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            if future.done():
+                return future.result()
+        finally:
+            leaving.cancel()
+            if not future.done():
+                future.cancel()  # takes the job out of the queue; a batch that runs goes on without it
+                with contextlib.suppress(asyncio.CancelledError):
+                    await future
+        if gone.is_set():
+            raise RequestError("connection: closed before the answer", status=499, cause="disconnected")
+        raise self.too_late()
+
+
+def batch_key(request: ActRequest) -> Hashable:
+    """What requests must have in common to be answered together.
+
+    Thoughts may differ, since each sample has its own prompt. Rollouts stay apart: they may be sampled in another way.
+    """
+    longest_thought = request.max_new_tokens if request.think else None
+    return request.embodiment, request.think, longest_thought, request.num_steps, request.rollout
 
 
 class BatchingWorker:
@@ -124,12 +163,7 @@ class BatchingWorker:
 
     def _work(self) -> None:
         while True:
-            try:
-                gathered = self._gather()
-            except Exception as error:  # a policy that cannot sort requests; the thread must outlive it
-                with self._changed:
-                    _fail(self._queue.popleft(), _reported(error))
-                continue
+            gathered = self._gather()
             if gathered is None:
                 return
             policy, jobs = gathered
@@ -154,8 +188,8 @@ class BatchingWorker:
                 if not self._queue or policy is None:
                     self._changed.wait(0.1)  # looks again now and then: a policy may be put in place without a notice
                     continue
-                key = policy.batch_key(self._queue[0].request)
-                jobs = [job for job in self._queue if policy.batch_key(job.request) == key][: self.max_batch_size]
+                key = batch_key(self._queue[0].request)
+                jobs = [job for job in self._queue if batch_key(job.request) == key][: self.max_batch_size]
                 left = self._queue[0].submitted + self.max_wait - time.monotonic()
                 if len(jobs) < min(self.max_batch_size, self.clients()) and left > 0:
                     self._changed.wait(left)

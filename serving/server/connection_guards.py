@@ -132,13 +132,13 @@ class FrameFilter:
             self._complete.append(self._message_held)
 
     def delivered(self) -> int:
-        """The oldest message has been handed over: the bytes that were admitted for it, which are held no more."""
+        """Takes note that the oldest message was handed over; returns the bytes that were admitted for it."""
         count = self._complete.popleft() if self._complete else 0
         self._held -= count
         return count
 
     def forget(self) -> int:
-        """The connection is gone: the bytes that were admitted and not delivered."""
+        """Forgets the messages of a connection that is gone; returns the bytes that were admitted and not delivered."""
         count, self._held = self._held, 0
         self._complete.clear()
         return count
@@ -188,7 +188,7 @@ class GuardedWebSocket(WebSocketsSansIOProtocol):
     async def receive(self) -> Any:
         message = await super().receive()
         if message["type"] == "websocket.receive":
-            self.guards.memory.give(self._filter.delivered())  # the route counts it from here on
+            message["admitted_bytes"] = self._filter.delivered()  # the route gives them back once it has answered
         self._watch()
         return message
 

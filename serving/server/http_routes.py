@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 
 from syvla.serving.contract.requests import RequestError
-from syvla.serving.wire.json_codec import decode_json
-from syvla.serving.wire.msgpack_codec import unpack
 
 from .act_service import ActService
 from .memory_budget import Holding
-from .replies import encode_reply
 
 _MSGPACK = ("application/msgpack", "application/x-msgpack", "application/vnd.msgpack")
 
@@ -67,22 +63,13 @@ async def _act(service: ActService, request: Request) -> Response:
         service.metrics.count("rejected", "cause", "bad_request")
         raise RequestError(f"content-type: expected application/json or application/msgpack, got {kind[:60]!r}")
     with Holding(service.memory) as held:
-        return await _answered(service, request, kind, await read_body(service, request, held))
-
-
-async def _answered(service: ActService, request: Request, kind: str, body: bytes) -> Response:
-    limits = service.settings.limits
-    gone = asyncio.Event()
-    watcher = asyncio.create_task(_watch(request, gone))
-
-    def decode() -> tuple[Any, str]:
-        return (decode_json(body, limits), "json") if kind == "application/json" else unpack(body, limits)
-
-    try:
-        reply, codec = await service.act(decode, None, gone)
-    finally:
-        watcher.cancel()
-    return Response(encode_reply(reply, codec, service.metrics), media_type=kind)
+        body = await read_body(service, request, held)
+        gone = asyncio.Event()
+        watcher = asyncio.create_task(_watch(request, gone))
+        try:
+            return Response(await service.handle(body, gone, json=kind == "application/json"), media_type=kind)
+        finally:
+            watcher.cancel()
 
 
 async def read_body(service: ActService, request: Request, held: Holding | None = None) -> bytes:

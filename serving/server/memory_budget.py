@@ -32,6 +32,7 @@ class MemoryBudget:
         return True
 
     def give(self, count: int) -> None:
+        """Counts bytes out that `take` counted in."""
         self.used -= count
 
     def refusal(self, count: int) -> RequestError:
@@ -43,10 +44,12 @@ class MemoryBudget:
 
 
 class Holding:
-    """What one request or connection holds; given back at the end of a `with` block, or by `release`."""
+    """What one request holds; given back at the end of a `with` block."""
 
-    def __init__(self, budget: MemoryBudget) -> None:
+    def __init__(self, budget: MemoryBudget, count: int = 0) -> None:
+        """Raises RequestError (503) if there is no room for `count` bytes."""
         self._budget, self.count = budget, 0
+        self.add(count)
 
     def add(self, count: int) -> None:
         """Raises RequestError (503) if there is no room."""
@@ -54,22 +57,11 @@ class Holding:
             raise self._budget.refusal(count)
         self.count += count
 
-    def keep(self, count: int) -> None:
-        """Takes over what was let in elsewhere."""
-        self._budget.used += count
-        self.count += count
-
-    def give(self, count: int) -> None:
-        self._budget.give(count)
-        self.count -= count
-
-    def release(self) -> None:
-        self.give(self.count)
-
     def __enter__(self) -> Holding:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.release()
+        self._budget.give(self.count)
+        self.count = 0

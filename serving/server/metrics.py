@@ -49,6 +49,12 @@ class Metrics:
         """Adds a latency to the histogram of one of `PHASES`."""
         self._phases[phase].observe(seconds)
 
+    def answered(self, seconds: Mapping[str, float]) -> None:
+        """Adds the phases of an answered request to their histograms; names that are none of `PHASES` are left out."""
+        for phase in PHASES:
+            if phase in seconds:
+                self.observe(phase, seconds[phase])
+
     def gauge(self, name: str, help: str, read: Callable[[], float | Mapping[str, float]]) -> None:
         """Registers a value that is read when the page is asked for, or values by `state`."""
         self._registry.register(_ReadGauge(f"syvla_{name}", help, read))

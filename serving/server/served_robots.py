@@ -1,4 +1,4 @@
-"""Which robots and dialects a server understands, and which one a request is in. No torch."""
+"""Which robots and dialects a server understands, and how it describes them to clients. No torch."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from syvla.serving.wire.dialects import Dialect, load_dialect
+from syvla.serving.contract.requests import ServedPolicy
+from syvla.serving.wire.dialect_files import load_dialect
+from syvla.serving.wire.dialects import Dialect
 
 from .action_limits import ActionLimits
 from .settings import ServerSettings
+
+PROTOCOL_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -27,14 +31,6 @@ class ServedRobot:
     state_dim: int
     dialects: tuple[Dialect, ...]
     limits: ActionLimits
-
-    def read(self, request: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-        """Observation and instruction, see `Dialect.to_observation`; in the dialect that knows most of the keys.
-
-        Raises:
-            ValueError: In the words of that dialect.
-        """
-        return max(self.dialects, key=lambda dialect: dialect.recognised(request)).to_observation(request)
 
 
 def served_robots(metadata: Mapping[str, Any], settings: ServerSettings) -> dict[str, ServedRobot]:
@@ -77,3 +73,37 @@ def _robot(
             f"as action dimensions; got {entry['state_dim']} and {entry['action_dim']}"
         )
     return ServedRobot(name, entry["state_dim"], tuple(suitable), limits)
+
+
+def describe_server(
+    policy: ServedPolicy, robots: Mapping[str, ServedRobot], settings: ServerSettings
+) -> dict[str, Any]:
+    """What clients may know: the policy's own metadata, dialects, limits and the protocol's version."""
+    described = policy.metadata()
+    embodiments = {
+        name: {
+            **described["embodiments"][name],
+            "dialects": {dialect.name: dialect.describe() for dialect in robot.dialects},
+            "limits": robot.limits.describe(),
+        }
+        for name, robot in robots.items()
+    }
+    return {
+        **described,
+        "embodiments": embodiments,
+        "default_embodiment": settings.embodiment or (next(iter(robots)) if len(robots) == 1 else None),
+        "policy_version": policy.version,
+        "protocol_version": PROTOCOL_VERSION,
+        "think": settings.think,
+        "request_limits": {
+            "max_message_bytes": settings.limits.max_message_bytes,
+            "max_array_bytes": settings.limits.max_array_bytes,
+            "max_pixels": settings.max_pixels,
+            "max_memory_bytes": settings.max_memory_bytes,
+            "max_new_tokens": settings.caps.max_new_tokens,
+            "num_steps": settings.caps.num_steps,
+            "deadline_s": settings.caps.deadline_s,
+            "queue_size": settings.queue_size,
+            "max_batch_size": settings.max_batch_size,
+        },
+    }

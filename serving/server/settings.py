@@ -10,7 +10,7 @@ from typing import Any
 
 from syvla.serving.wire.image_decoding import MAX_PIXELS
 from syvla.serving.wire.msgpack_codec import CodecLimits
-from syvla.serving.wire.request_options import OptionCaps
+from syvla.serving.wire.request_reading import OptionCaps
 
 
 @dataclass(frozen=True)

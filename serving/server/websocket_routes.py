@@ -10,12 +10,10 @@ from typing import Any
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 
 from syvla.serving.contract.requests import RequestError
-from syvla.serving.wire.msgpack_codec import pack, unpack
+from syvla.serving.wire.msgpack_codec import pack
 
 from .act_service import ActService
 from .connection_guards import NO_MEMORY, OVERSIZED
-from .memory_budget import Holding
-from .replies import encode_reply
 
 ERRORS = (WebSocketDisconnect, RuntimeError, OSError)
 """What sending to a client that has gone raises, by the version of the libraries."""
@@ -53,14 +51,13 @@ class _Connection:
         self.gone = asyncio.Event()
         self._messages: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue(1)
         self._reader = asyncio.create_task(self._read())
-        self._previous_ms: float | None = None
-        self._held = Holding(service.memory)
+        self._held = 0  # bytes of messages that were read and not answered yet
         service.connections += 1
         service.sessions.joined(self.session)
 
     def close(self) -> None:
         self._reader.cancel()
-        self._held.release()
+        self.service.memory.give(self._held)
         self.service.disconnected(self.session)
 
     async def serve(self) -> None:
@@ -68,33 +65,32 @@ class _Connection:
         if not await self._ready():
             return
         await self.socket.send_bytes(pack(self.service.metadata()))
+        previous_ms: float | None = None
         while (message := await self._messages.get()) is not None:
             started = time.monotonic()
             try:
-                answer: bytes | str = await self._answer(message)
+                data = message.get("bytes")
+                if data is None:
+                    raise self._refusal(message.get("text") or "")
+                reply: bytes | str = await self.service.handle(
+                    data, self.gone, connection=self.session, previous_ms=previous_ms
+                )
             except RequestError as error:
                 if error.cause == "disconnected":
                     return
-                answer = str(error)
-            self._held.give(len(message.get("bytes") or ""))
-            if isinstance(answer, bytes):
-                await self.socket.send_bytes(answer)
-            else:
-                await self.socket.send_text(answer)
-            self._previous_ms = (time.monotonic() - started) * 1000
-
-    async def _answer(self, message: dict[str, Any]) -> bytes:
-        data, text = message.get("bytes"), message.get("text") or ""
-        if data is None:
-            refusal = self._refusal(text)
-            self.service.metrics.count("rejected", "cause", refusal.cause)
-            raise refusal
-        limits = self.service.settings.limits
-        reply, codec = await self.service.act(lambda: unpack(data, limits), self.session, self.gone)
-        return encode_reply(reply, codec, self.service.metrics, self._previous_ms)
+                reply = str(error)
+            self._held -= message["admitted_bytes"]
+            self.service.memory.give(message["admitted_bytes"])
+            await (self.socket.send_bytes(reply) if isinstance(reply, bytes) else self.socket.send_text(reply))
+            previous_ms = (time.monotonic() - started) * 1000
 
     def _refusal(self, text: str) -> RequestError:
-        """The error of a text frame, be it the client's or one that stands for a message which was skipped."""
+        """The error of a text frame: the client's own, or the one that the guards put in place of a message they skipped."""
+        refusal = self._reason(text)
+        self.service.metrics.count("rejected", "cause", refusal.cause)
+        return refusal
+
+    def _reason(self, text: str) -> RequestError:
         for mark in (OVERSIZED, NO_MEMORY):
             size = text.removeprefix(mark)
             if size != text and size.isdecimal() and len(size) < 20:
@@ -119,5 +115,5 @@ class _Connection:
                 self.gone.set()
                 await self._messages.put(None)
                 return
-            self._held.keep(len(message.get("bytes") or ""))
+            self._held += message["admitted_bytes"]
             await self._messages.put(dict(message))

@@ -1,7 +1,7 @@
 """Observation dialects: under which keys, and in which form, a robot's client sends what the model needs. They are data.
 
-`dialects/*.yaml` hold those of LeRobot, and of openpi's LIBERO, DROID and ALOHA clients; a file of the same form makes
-another one. Values stay raw: normalisation is the processor's, exactly as in training.
+`dialects/*.yaml` hold the dialects of LeRobot and of openpi's LIBERO, DROID and ALOHA clients. A further file of the same
+form makes another dialect, see `dialect_files`. Values stay raw: the processor normalizes them, exactly as in training.
 
 | field | meaning |
 |---|---|
@@ -21,15 +21,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from .image_decoding import MAX_PIXELS, resize_with_pad, rgb_image
+from .image_decoding import MAX_PIXELS, resize_with_pad, rgb_image, rgb_images
 
 Key = tuple[str, ...]
-FOLDER = Path(__file__).parents[1] / "dialects"
 MAX_PROMPT_LENGTH = 4096
 """Characters of an instruction. Ours: far beyond any instruction, yet cheap to tokenise."""
 
@@ -110,11 +109,11 @@ class Dialect:
             raise ValueError(f"dialect {self.name!r}: has a state of {fixed} dimensions, the robot one of {dim}")
         return replace(self, state=tuple(replace(part, dim=part.dim or dim - fixed) for part in self.state))
 
-    def recognised(self, request: Mapping[str, Any]) -> int:
-        """How many of the request's keys the dialect knows, less those that it does not."""
-        known = self._known_keys()
+    def recognized(self, request: Mapping[str, Any]) -> int:
+        """How many of the request's keys the dialect knows, minus the number of keys that it does not know."""
+        known = self._known_keys
         try:
-            present = [key for key, _ in _entries(request, self._containers())]
+            present = [key for key, _ in _entries(request, self._containers)]
         except ValueError:
             return -len(request)
         return sum(1 if key in known else -1 for key in present)
@@ -130,29 +129,30 @@ class Dialect:
             "prompt": [_text(key) for key in self.prompt],
         }
 
-    def to_observation(self, request: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-        """Observation and instruction of a request.
+    def read(self, request: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], np.ndarray, str]:
+        """The observation in a request.
 
         Args:
             request: Keys as the client sent them, without the server's own options.
 
         Returns:
-            (`{"images": {view: uint8 (H, W, 3)}, "state": float32 (D,)}` with the state in physical units, instruction).
+            (view to uint8 (H, W, 3); state, float32 (D,), physical units; instruction).
 
         Raises:
             ValueError: Missing, unknown or ill-formed entries; names the key, what was expected and what came.
         """
-        present = dict(_entries(request, self._containers()))
-        unknown = sorted(_text(key) for key in set(present) - self._known_keys())
+        present = dict(_entries(request, self._containers))
+        unknown = sorted(_text(key) for key in set(present) - self._known_keys)
         if unknown:
             expected = ", ".join(self._expected_keys())
             raise ValueError(f"{unknown[0]:.100}: unknown key; dialect {self.name!r} expects {expected}")
-        images = self._read_images(present)
-        parts = [self._read_state(part, present) for part in self.state]
-        return {"images": images, "state": np.concatenate(parts)}, self._read_prompt(present)
+        found = self._present_images(present)
+        state = np.concatenate([self._read_state(part, present) for part in self.state])
+        instruction = self._read_prompt(present)
+        return rgb_images(found, self.image_layout, self.max_pixels, self.image_size), state, instruction
 
     def to_request(self, views: Mapping[str, np.ndarray], state: np.ndarray, prompt: str) -> dict[str, Any]:
-        """The request with which a client of this dialect sends an observation; the inverse of `to_observation`.
+        """The request with which a client of this dialect sends an observation; the inverse of `read`.
 
         Args:
             views: View to uint8 (H, W, 3). Views that the dialect has no key for are left out.
@@ -187,21 +187,17 @@ class Dialect:
 
     # ------------------------------------------------------------------ parts of a request
 
-    def _read_images(self, present: dict[Key, Any]) -> dict[str, np.ndarray]:
+    def _present_images(self, present: dict[Key, Any]) -> dict[str, tuple[str, Any]]:
+        """View to (its key as text, what came under it)."""
         images = {}
         for view, keys in self.images.items():
             found = [key for key in keys if key in present]
             if len(found) > 1:
                 raise ValueError(f"{_text(found[1])}: the {view} view came twice, as {_text(found[0])} as well")
-            if not found:
-                if view in self.optional:
-                    continue
+            if found:
+                images[view] = (_text(found[0]), present[found[0]])
+            elif view not in self.optional:
                 raise ValueError(f"{_text(keys[0])}: missing (the {view} view); got {_listed(present)}")
-            try:
-                image = rgb_image(present[found[0]], self.image_layout, self.max_pixels)
-            except ValueError as error:
-                raise ValueError(f"{_text(found[0])}: {error}") from None
-            images[view] = resize_with_pad(image, self.image_size, self.image_size) if self.image_size else image
         if not images:
             expected = ", ".join(_text(keys[0]) for keys in self.images.values())
             raise ValueError(f"images: expected at least one of {expected}; got {_listed(present)}")
@@ -244,17 +240,24 @@ class Dialect:
             raise ValueError(f"{name}: expected at most {MAX_PROMPT_LENGTH} characters, got {len(value)}")
         return value
 
+    @cached_property
     def _known_keys(self) -> set[Key]:
         keys = {key for keys in self.images.values() for key in keys}
         return keys | set(self.prompt) | self.ignored | {part.key for part in self.state}
 
+    @cached_property
     def _containers(self) -> set[Key]:
         """Keys of the nested maps that lie on the way to an entry."""
-        return {key[:depth] for key in self._known_keys() for depth in range(1, len(key))}
+        return {key[:depth] for key in self._known_keys for depth in range(1, len(key))}
 
     def _expected_keys(self) -> list[str]:
         keys = [_text(keys[0]) for keys in self.images.values()]
         return [*keys, *(_text(part.key) for part in self.state), _text(self.prompt[0])]
+
+
+def best_dialect(dialects: Sequence[Dialect], request: Mapping[str, Any]) -> Dialect:
+    """The dialect that knows most of the request's keys; the earlier one of two that know as many."""
+    return max(dialects, key=lambda dialect: dialect.recognized(request))
 
 
 def _entries(request: Mapping[str, Any], containers: set[Key], path: Key = ()) -> Iterator[tuple[Key, Any]]:
@@ -282,73 +285,3 @@ def _text(key: Key) -> str:
 def _listed(present: Mapping[Key, Any]) -> str:
     names = [_text(key)[:60] for key in present]
     return f"{names[:12]}{' and more' if len(names) > 12 else ''}" if names else "nothing"
-
-
-# ---------------------------------------------------------------------- files
-
-
-def dialect_names() -> list[str]:
-    """Names of the dialects that come with the package."""
-    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
-
-
-def load_dialect(name_or_path: str | Path) -> Dialect:
-    """A dialect of the package by name, or one from a YAML file.
-
-    Raises:
-        ValueError: No such dialect, or a file with missing, unknown or ill-formed fields.
-    """
-    path = Path(name_or_path)
-    if path.suffix not in (".yaml", ".yml"):
-        path = FOLDER / f"{path}.yaml"
-        if str(name_or_path) not in dialect_names():
-            names = ", ".join(dialect_names())
-            raise ValueError(f"dialect: expected one of {names} or the path of a .yaml file, got {str(name_or_path)!r}")
-    import yaml
-
-    try:
-        fields = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise ValueError(f"dialect: cannot read {path}: {error}") from None
-    try:
-        return _from_fields(path.stem, fields)
-    except (TypeError, KeyError, AttributeError) as error:
-        raise ValueError(
-            f"{path}: not a dialect ({type(error).__name__}: {error}); see dialects/lerobot.yaml"
-        ) from None
-
-
-def _from_fields(name: str, fields: dict[str, Any]) -> Dialect:
-    known = {
-        "description",
-        "images",
-        "camera_key",
-        "optional",
-        "ignored",
-        "image_layout",
-        "image_size",
-        "state",
-        "prompt",
-    }
-    unknown = sorted(set(fields) - known)
-    if unknown:
-        raise ValueError(f"dialect {name!r}: unknown fields {unknown}; expected {sorted(known)}")
-    layouts = tuple(fields.get("image_layout", ["hwc"]))
-    if not layouts or not set(layouts) <= {"hwc", "chw"}:
-        raise ValueError(f"dialect {name!r}: image_layout: expected hwc and chw, got {list(layouts)}")
-    return Dialect(
-        name=name,
-        images={view: (_key(key),) for view, key in fields["images"].items()},
-        state=tuple(StatePart(_key(part["key"]), part.get("dim")) for part in fields["state"]),
-        prompt=tuple(_key(key) for key in fields["prompt"]),
-        optional=frozenset(fields.get("optional", [])),
-        ignored=frozenset(_key(key) for key in fields.get("ignored", [])),
-        image_layout=layouts,
-        image_size=fields.get("image_size"),
-        camera_key=fields.get("camera_key"),
-        description=fields.get("description", ""),
-    )
-
-
-def _key(value: str | list[str]) -> Key:
-    return (value,) if isinstance(value, str) else tuple(value)

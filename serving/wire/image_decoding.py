@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -30,9 +31,7 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     except Exception as error:  # whatever a damaged header makes Pillow raise, its own bomb error included
         raise ValueError(f"expected a JPEG or PNG file, got one with an unreadable header ({error})") from None
     if image.mode not in _MODES:  # Pillow would cut 16 bits at 255 and call it a picture
-        raise ValueError(
-            f"expected an image of 8 bits per channel, got one of mode {image.mode!r}; send a colour image"
-        )
+        raise ValueError(f"expected an image of 8 bits per channel, got one of mode {image.mode!r}; send a color image")
     _check_size(*image.size, max_pixels)
     try:
         return np.asarray(image.convert("RGB"))
@@ -75,6 +74,30 @@ def rgb_image(value: Any, layouts: tuple[str, ...], max_pixels: int = MAX_PIXELS
     if not (image.min() >= 0 and image.max() <= 1):  # false for NaN
         raise ValueError(f"expected float values in [0, 1], got {image.min():g} to {image.max():g}; send uint8 0..255")
     return np.rint(np.ascontiguousarray(image, dtype=np.float32) * 255).astype(np.uint8)
+
+
+def rgb_images(
+    found: Mapping[str, tuple[str, Any]], layouts: tuple[str, ...], max_pixels: int, size: int | None
+) -> dict[str, np.ndarray]:
+    """The images of a request, view to uint8 (H, W, 3).
+
+    Args:
+        found: View to (the key under which it came, for messages; its value).
+        layouts: See `rgb_image`.
+        max_pixels: Most pixels of one image.
+        size: Side of a square that every image is fitted into, see `resize_with_pad`; None leaves the sizes alone.
+
+    Raises:
+        ValueError: See `rgb_image`; names the key.
+    """
+    images = {}
+    for view, (key, value) in found.items():
+        try:
+            image = rgb_image(value, layouts, max_pixels)
+        except ValueError as error:
+            raise ValueError(f"{key}: {error}") from None
+        images[view] = resize_with_pad(image, size, size) if size else image
+    return images
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:

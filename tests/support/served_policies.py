@@ -40,11 +40,8 @@ class CountingPolicy:
             "embodiments": {"arm": {**entry, "control_hz": 10.0}},
         }
 
-    def batch_key(self, request: ActRequest):
-        return request.think, request.num_steps
-
-    def prepare(self, request: ActRequest) -> None:
-        """Nothing comes before."""
+    def submit_observation(self, request: ActRequest) -> None:
+        """Returns None: no VLM runs in the background."""
 
     def answer(self, requests) -> list[ActAnswer]:
         self.batches.append(list(requests))

@@ -109,9 +109,9 @@ def test_an_executor_with_prefetch_tells_the_server_what_runs(serve, tmp_path, r
     server = serve(policy, record=tmp_path / "rollouts")
     actions = run(server.url)
     assert [first for first, _ in actions] == [5, 6, 7, 8, 9, 7, 8, 9, 7], "entered at the step that had come"
-    continued = [request.options for batch in policy.batches for request in batch if request.options]
-    assert [options["delay_steps"] for options in continued] == [2, 2]
-    np.testing.assert_array_equal(continued[0]["prev_chunk"][:, 0], [8, 9, 10])
+    continued = [request.previous for batch in policy.batches for request in batch if request.previous is not None]
+    assert [previous.delay for previous in continued] == [2, 2]
+    np.testing.assert_array_equal(continued[0].actions[:, 0], [8, 9, 10])
     server.stop()
     (episode,) = read_rollouts(tmp_path / "rollouts")
     assert episode.executed[:2].tolist() == [3, 3]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from syvla.serving.policies.chunk_stitching import PreviousChunk
+from syvla.serving.contract.requests import PreviousChunk
 from syvla.serving.policies.in_process import SyVLAPolicy
 
 

@@ -23,6 +23,7 @@ from syvla.serving import PolicyClient, PolicyError, PolicyServer, SyVLAPolicy
 from syvla.serving.client.http_client import http_act, http_metadata
 from syvla.serving.contract.requests import ActRequest
 from syvla.serving.policies.served import SyVLAServedPolicy
+from syvla.serving.server.batching import batch_key
 from syvla.serving.server.settings import ServerSettings
 from syvla.serving.wire.msgpack_codec import pack
 
@@ -129,7 +130,7 @@ def test_phases_are_timed_and_thoughts_returned(server, dataset):
     request = request_of(dataset, 0, think=True, max_new_tokens=5)
     with PolicyClient(server.url) as client:
         reply = client.infer(request)
-        assert set(reply["timings_ms"]) == {"decode", "wait", "think", "queries", "denoise", "encode"}
+        assert set(reply["timings_ms"]) == {"decode", "wait", "think", "queries", "denoise"}
         assert all(value > 0 for value in reply["timings_ms"].values())
         assert isinstance(reply["thought"], str)
         assert reply["thought_age"] == 0
@@ -146,7 +147,7 @@ def test_a_kept_thought_conditions_the_calls_in_between(policy, dataset):
     fields = {"images": item["images"], "state": item["state"], "instruction": item["text"], "seed": SEED}
     kept = ActRequest(**fields, embodiment="golden", thought="grasp the cube")
     plain = ActRequest(**fields, embodiment="golden")
-    assert policy.batch_key(kept) == policy.batch_key(plain)
+    assert batch_key(kept) == batch_key(plain)
     together = policy.answer([kept, plain])
     processor, model = policy.processor, policy.model
     inputs = processor.collate([{**item, "actions": None, "thought": "grasp the cube"}])
@@ -235,7 +236,7 @@ def test_dual_system_replies_have_the_phases_of_their_look_and_the_metrics_each_
             assert [reply["query_age_calls"] for reply in replies] == [0, 1, 2]
             for reply in replies:
                 timings = reply["timings_ms"]
-                assert set(timings) == {"decode", "wait", "think", "queries", "denoise", "encode"}
+                assert set(timings) == {"decode", "wait", "think", "queries", "denoise"}
                 assert timings["think"] == replies[0]["timings_ms"]["think"] > 0, "of the one look that all three used"
                 assert timings["queries"] == replies[0]["timings_ms"]["queries"] > 0
                 assert reply["policy_timing"]["infer_ms"] == timings["denoise"], "the look is no time of the call"

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 
-from syvla.serving.wire.dialects import dialect_names, load_dialect
+from syvla.serving.wire.dialect_files import dialect_names, load_dialect
 from syvla.serving.wire.json_codec import decode_json
 from syvla.serving.wire.msgpack_codec import CodecLimits, DecodeError
-from syvla.serving.wire.request_options import _OPTIONS, MAX_SEED, OptionCaps, RequestOptions, split_options
+from syvla.serving.wire.request_reading import MAX_SEED, OPTIONS, OptionCaps, split_options
 
 CASES = int(os.environ.get("SYVLA_FUZZ_CASES", 2_000))  # the longer mode: SYVLA_FUZZ_CASES=1000000
 FUZZ = settings(max_examples=CASES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
@@ -105,13 +105,13 @@ GOOD_OPTIONS = {
     "episode_id": "first", "reset": True, "deadline_ms": 50.0, "request_id": "r1", "executed_steps": 2,
     "observe_only": False, "prev_chunk": np.zeros((4, 2)), "delay_steps": 1,
 }  # fmt: skip
-OPTIONS = st.fixed_dictionaries(
-    {}, optional={name: st.just(GOOD_OPTIONS[name]) | DECODED if name in GOOD_OPTIONS else DECODED for name in _OPTIONS}
+ANY_OPTIONS = st.fixed_dictionaries(
+    {}, optional={name: st.just(GOOD_OPTIONS[name]) | DECODED if name in GOOD_OPTIONS else DECODED for name in OPTIONS}
 )
 
 
 @FUZZ
-@given(request=OPTIONS | DECODED, more=st.dictionaries(st.text(max_size=4), SCALARS, max_size=2))
+@given(request=ANY_OPTIONS | DECODED, more=st.dictionaries(st.text(max_size=4), SCALARS, max_size=2))
 def test_any_request_gives_options_within_the_caps_or_a_value_error(request, more):
     caps = OptionCaps()
     if isinstance(request, dict):
@@ -121,21 +121,20 @@ def test_any_request_gives_options_within_the_caps_or_a_value_error(request, mor
     except ValueError:
         return
     within(options, caps)
-    assert rest == {name: value for name, value in request.items() if name not in _OPTIONS}
+    assert rest == {name: value for name, value in request.items() if name not in OPTIONS}
 
 
-def within(options: RequestOptions, caps: OptionCaps) -> None:
-    assert type(options.seed) is int
-    assert 0 <= options.seed <= MAX_SEED
-    assert options.max_new_tokens is None or 1 <= options.max_new_tokens <= caps.max_new_tokens
-    assert options.num_steps is None or 1 <= options.num_steps <= caps.num_steps
-    assert options.deadline_s is None or 0 < options.deadline_s <= caps.deadline_s
-    if options.policy:
-        chunk = options.policy["prev_chunk"]
-        assert chunk.dtype == np.float32
-        assert chunk.ndim == 2
-        assert np.isfinite(chunk).all()
-        assert 0 <= options.policy["delay_steps"] <= len(chunk)
+def within(options: dict, caps: OptionCaps) -> None:
+    assert type(options["seed"]) is int
+    assert 0 <= options["seed"] <= MAX_SEED
+    assert options["max_new_tokens"] is None or 1 <= options["max_new_tokens"] <= caps.max_new_tokens
+    assert options["num_steps"] is None or 1 <= options["num_steps"] <= caps.num_steps
+    assert options["deadline_s"] is None or 0 < options["deadline_s"] <= caps.deadline_s
+    if (previous := options["previous"]) is not None:
+        assert previous.actions.dtype == np.float32
+        assert previous.actions.ndim == 2
+        assert np.isfinite(previous.actions).all()
+        assert 0 <= previous.delay <= len(previous.actions)
 
 
 # ---------------------------------------------------------------------- dialects
@@ -175,16 +174,16 @@ def requests_in(draw, name: str) -> dict:
 def test_any_request_gives_an_observation_or_a_value_error(name, data):
     request = data.draw(requests_in(name))
     dialect = DIALECTS[name]
-    assert isinstance(dialect.recognised(request), int)
+    assert isinstance(dialect.recognized(request), int)
     try:
-        observation, prompt = dialect.to_observation(request)
+        images, state, prompt = dialect.read(request)
     except ValueError:
         return
     assert prompt.strip()
-    assert observation["state"].dtype == np.float32
-    assert np.isfinite(observation["state"]).all()
-    assert observation["images"]
-    for image in observation["images"].values():
+    assert state.dtype == np.float32
+    assert np.isfinite(state).all()
+    assert images
+    for image in images.values():
         assert image.dtype == np.uint8
         assert image.ndim == 3
         assert image.shape[2] == 3

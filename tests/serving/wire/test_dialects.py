@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from syvla.serving.wire.dialects import MAX_PROMPT_LENGTH, dialect_names, load_dialect
+from syvla.serving.wire.dialect_files import dialect_names, load_dialect
+from syvla.serving.wire.dialects import MAX_PROMPT_LENGTH
 from syvla.serving.wire.image_decoding import decode_image, resize_with_pad
 from syvla.serving.wire.msgpack_codec import pack, unpack
 
@@ -65,11 +66,11 @@ def test_every_dialect_has_a_client_here():
 @pytest.mark.parametrize("name", CLIENTS)
 def test_a_clients_request_becomes_an_observation(name):
     request, _ = unpack(pack(CLIENTS[name]))
-    observation, prompt = load_dialect(name).to_observation(request)
+    images, state, prompt = load_dialect(name).read(request)
     assert prompt == "put the bowl on the plate"
-    assert observation["state"].dtype == np.float32
-    np.testing.assert_array_equal(observation["state"], np.arange(len(observation["state"])))
-    for view, image in observation["images"].items():
+    assert state.dtype == np.float32
+    np.testing.assert_array_equal(state, np.arange(len(state)))
+    for view, image in images.items():
         np.testing.assert_array_equal(image, VIEWS[view])
 
 
@@ -78,11 +79,11 @@ def test_request_and_observation_are_inverse(name):
     dialect = load_dialect(name)
     state = np.arange({"libero": 8, "droid": 8, "aloha": 14, "lerobot": 5}[name], dtype=np.float32)
     request = dialect.to_request(VIEWS, state, "go")
-    observation, prompt = dialect.to_observation(unpack(pack(request))[0])
+    images, read_state, prompt = dialect.read(unpack(pack(request))[0])
     assert prompt == "go"
-    np.testing.assert_array_equal(observation["state"], state)
-    assert set(observation["images"]) == set(dialect.images)
-    for view, image in observation["images"].items():
+    np.testing.assert_array_equal(read_state, state)
+    assert set(images) == set(dialect.images)
+    for view, image in images.items():
         np.testing.assert_array_equal(image, VIEWS[view])
 
 
@@ -97,18 +98,18 @@ def test_resizing_is_that_of_openpi_client():
 def test_images_of_another_size_are_padded_where_the_dialect_says_so():
     wide = picture(240, 320)
     request = {**CLIENTS["libero"], "observation/image": wide}
-    observation, _ = load_dialect("libero").to_observation(request)
-    np.testing.assert_array_equal(observation["images"]["center"], resize_with_pad(wide, 224, 224))
+    images, _, _ = load_dialect("libero").read(request)
+    np.testing.assert_array_equal(images["center"], resize_with_pad(wide, 224, 224))
     request = {**CLIENTS["lerobot"], "observation.images.center": wide}
-    observation, _ = load_dialect("lerobot").to_observation(request)
-    np.testing.assert_array_equal(observation["images"]["center"], wide)  # the processor resizes, as in training
+    images, _, _ = load_dialect("lerobot").read(request)
+    np.testing.assert_array_equal(images["center"], wide)  # the processor resizes, as in training
 
 
 def test_encoded_images_are_decoded():
     image = picture(48, 64)
     request = {**CLIENTS["lerobot"], "observation.images.center": encoded(image)}
-    observation, _ = load_dialect("lerobot").to_observation(request)
-    np.testing.assert_array_equal(observation["images"]["center"], image)
+    images, _, _ = load_dialect("lerobot").read(request)
+    np.testing.assert_array_equal(images["center"], image)
     np.testing.assert_array_equal(decode_image(encoded(image[..., 0])), np.repeat(image[..., :1], 3, axis=2))
     assert decode_image(encoded(image, "JPEG")).shape == image.shape
 
@@ -136,7 +137,7 @@ BAD_IMAGES = {
 def test_bad_images_are_named(name):
     value, message = BAD_IMAGES[name]
     with pytest.raises(ValueError, match=r"^observation\.images\.center: " + message):
-        load_dialect("lerobot").to_observation({**CLIENTS["lerobot"], "observation.images.center": value})
+        load_dialect("lerobot").read({**CLIENTS["lerobot"], "observation.images.center": value})
 
 
 def test_decompression_bombs_are_refused_by_their_header(monkeypatch):
@@ -175,33 +176,33 @@ def test_bad_requests_are_named(name):
     changes, message = BAD_REQUESTS[name]
     request = {key: value for key, value in {**CLIENTS["libero"], **changes}.items() if value is not None}
     with pytest.raises(ValueError, match="^" + message):
-        load_dialect("libero").to_observation(request)
+        load_dialect("libero").read(request)
 
 
 def test_channels_first_dialect_refuses_channels_last():
     request = {**CLIENTS["aloha"], "images": {"cam_high": VIEWS["center"]}}
     with pytest.raises(ValueError, match=r"^images\.cam_high: expected \(3, H, W\) uint8.*got \(224, 224, 3\) uint8"):
-        load_dialect("aloha").to_observation(request)
+        load_dialect("aloha").read(request)
     with pytest.raises(ValueError, match=r"^images: expected a map, got ndarray"):
-        load_dialect("aloha").to_observation({**CLIENTS["aloha"], "images": VIEWS["center"]})
+        load_dialect("aloha").read({**CLIENTS["aloha"], "images": VIEWS["center"]})
 
 
 def test_cameras_go_by_the_name_of_the_view_or_their_own():
     dialect = load_dialect("lerobot").for_views(["center", "left_wrist"], {"center": "head"})
     state = {"observation.state": np.zeros(3), "task": "go"}
     for key in ("observation.images.head", "observation.images.center"):
-        observation, _ = dialect.to_observation({**state, key: VIEWS["center"]})
-        assert set(observation["images"]) == {"center"}
+        images, _, _ = dialect.read({**state, key: VIEWS["center"]})
+        assert set(images) == {"center"}
     assert "observation.images.head" in dialect.to_request(VIEWS, np.zeros(3), "go")
     with pytest.raises(ValueError, match=r"observation.images.head: missing \(the center view\)"):
-        dialect.to_observation({**state, "observation.images.left_wrist": VIEWS["center"]})
+        dialect.read({**state, "observation.images.left_wrist": VIEWS["center"]})
     with pytest.raises(ValueError, match=r"observation.images.ceiling: unknown key.*observation.images.head"):
-        dialect.to_observation({**state, "observation.images.ceiling": VIEWS["center"]})
+        dialect.read({**state, "observation.images.ceiling": VIEWS["center"]})
     both = {"observation.images.head": VIEWS["center"], "observation.images.center": VIEWS["center"]}
     with pytest.raises(ValueError, match=r"observation.images.center: the center view came twice"):
-        dialect.to_observation({**state, **both})
+        dialect.read({**state, **both})
     with pytest.raises(ValueError, match=r"at least one of observation.images.center"):
-        load_dialect("lerobot").to_observation(state)
+        load_dialect("lerobot").read(state)
 
 
 def test_a_dialect_must_suit_the_model():

@@ -1,0 +1,188 @@
+"""From a decoded message to an `ActRequest`: the server's own options, and the observation in a dialect. No torch."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from syvla.serving.contract.requests import ActRequest, PreviousChunk
+
+from .array_bytes import shown
+from .dialects import Dialect, best_dialect
+
+MAX_NAME_LENGTH = 128
+MAX_SEED = 2**63 - 1
+OPTIONS = (
+    "seed",
+    "think",
+    "max_new_tokens",
+    "num_steps",
+    "embodiment",
+    "session",
+    "session_id",
+    "episode_id",
+    "reset",
+    "deadline_ms",
+    "request_id",
+    "executed_steps",
+    "observe_only",
+    "prev_chunk",
+    "delay_steps",
+)
+"""Entries of a request that are the server's own. All others belong to the observation. `session` means `session_id`."""
+
+
+@dataclass(frozen=True)
+class OptionCaps:
+    """What a client may ask for at most; one request must not hold the machine for long."""
+
+    max_new_tokens: int = 256
+    num_steps: int = 50
+    deadline_s: float = 60.0
+
+
+@dataclass(frozen=True)
+class RequestDefaults:
+    """What a request gets that does not say.
+
+    Attributes:
+        embodiment: Robot; None: the policy's only one.
+        think: See `ActRequest`.
+    """
+
+    embodiment: str | None = None
+    think: bool | int = False
+
+
+def read_request(
+    message: Any,
+    dialects: Mapping[str, Sequence[Dialect]],
+    caps: OptionCaps,
+    defaults: RequestDefaults,
+    connection: str | None = None,
+) -> ActRequest:
+    """The request in a decoded message.
+
+    Args:
+        message: What a codec decoded.
+        dialects: Robot to the dialects that suit it.
+        caps: What may be asked for.
+        defaults: For what the message leaves open.
+        connection: Session of a request that names none.
+
+    Raises:
+        ValueError: Names the entry, what was expected and what came.
+    """
+    options, observation = split_options(message, caps)
+    name = options.pop("embodiment") or defaults.embodiment or (next(iter(dialects)) if len(dialects) == 1 else None)
+    if name not in dialects:
+        raise ValueError(f"embodiment: expected one of {sorted(dialects)}, got {name!r}")
+    images, state, instruction = best_dialect(dialects[name], observation).read(observation)
+    think = options.pop("think")
+    return ActRequest(
+        images,
+        state,
+        instruction,
+        embodiment=name,
+        think=defaults.think if think is None else think,
+        session=options.pop("session") or connection,
+        **options,
+    )
+
+
+def split_options(message: Any, caps: OptionCaps) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Takes the server's own entries out of a message.
+
+    Returns:
+        (fields of `ActRequest`, checked, with None where the client did not say; the other entries as they came).
+
+    Raises:
+        ValueError: Names the option, what was expected and what came.
+    """
+    if not isinstance(message, Mapping):
+        raise ValueError(f"request: expected a map, got {type(message).__name__}")
+    given = {name: _plain(message[name]) for name in OPTIONS if message.get(name) is not None}
+    others = {key: value for key, value in message.items() if key not in OPTIONS}
+    seed = _integer(given, "seed", 0, MAX_SEED)
+    think = given.get("think")
+    if think is not None and not isinstance(think, bool):
+        think = _integer(given, "think", 1, 10**6)
+    return {
+        "seed": secrets.randbits(31) if seed is None else seed,
+        "think": think,
+        "max_new_tokens": _integer(given, "max_new_tokens", 1, caps.max_new_tokens),
+        "num_steps": _integer(given, "num_steps", 1, caps.num_steps),
+        "embodiment": _name(given, "embodiment"),
+        "session": _name(given, "session_id") or _name(given, "session"),
+        "episode_id": _name(given, "episode_id"),
+        "reset": _flag(given, "reset"),
+        "deadline_s": _deadline_seconds(given, caps.deadline_s),
+        "request_id": _name(given, "request_id"),
+        "executed_steps": _integer(given, "executed_steps", 0, 10**6),
+        "observe_only": _flag(given, "observe_only"),
+        "previous": _previous_chunk(given),
+    }, others
+
+
+def _plain(value: Any) -> Any:
+    """Numpy scalars and arrays without axes as plain numbers, since clients send both."""
+    return (
+        value.item() if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and not value.ndim) else value
+    )
+
+
+def _integer(given: Mapping[str, Any], name: str, low: int, high: int) -> int | None:
+    value = given.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ValueError(f"{name}: expected an integer from {low} to {high}, got {shown(value)}")
+    return value
+
+
+def _name(given: Mapping[str, Any], name: str) -> str | None:
+    value = given.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, str) or not 0 < len(value) <= MAX_NAME_LENGTH or not value.isprintable():
+        raise ValueError(f"{name}: expected a text of 1 to {MAX_NAME_LENGTH} printable characters, got {shown(value)}")
+    return value
+
+
+def _flag(given: Mapping[str, Any], name: str) -> bool:
+    value = given.get(name, False)
+    if not isinstance(value, bool):
+        raise ValueError(f"{name}: expected true or false, got {shown(value)}")
+    return value
+
+
+def _deadline_seconds(given: Mapping[str, Any], most: float) -> float | None:
+    value = given.get("deadline_ms")
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise ValueError(f"deadline_ms: expected a positive number of milliseconds, got {shown(value)}")
+    return min(value, 1000 * most) / 1000
+
+
+def _previous_chunk(given: Mapping[str, Any]) -> PreviousChunk | None:
+    if "prev_chunk" not in given:
+        if "delay_steps" in given:
+            raise ValueError("delay_steps: expected together with prev_chunk, got it alone")
+        return None
+    value = given["prev_chunk"]
+    try:
+        numbers = np.asarray(value)
+    except ValueError:  # rows of unequal length
+        numbers = np.array(None)
+    if numbers.dtype.kind not in "iuf":
+        raise ValueError(f"prev_chunk: expected numbers (steps, action dimensions), got {shown(value)}")
+    with np.errstate(over="ignore"):
+        chunk = numbers.astype(np.float32)
+    if chunk.ndim != 2 or not chunk.size or not np.isfinite(chunk).all():
+        raise ValueError(f"prev_chunk: expected finite numbers (steps, action dimensions), got shape {chunk.shape}")
+    return PreviousChunk(chunk, _integer(given, "delay_steps", 0, len(chunk)) or 0)

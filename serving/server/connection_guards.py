@@ -186,7 +186,7 @@ class GuardedWebSocket(WebSocketsSansIOProtocol):
             self._break_off(self._filter.broken)
 
     async def receive(self) -> Any:
-        message = await super().receive()
+        message: Any = await super().receive()
         if message["type"] == "websocket.receive":
             message["admitted_bytes"] = self._filter.delivered()  # the route gives them back once it has answered
         self._watch()

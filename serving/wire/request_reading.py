@@ -79,7 +79,7 @@ def read_request(
     """
     options, observation = split_options(message, caps)
     name = options.pop("embodiment") or defaults.embodiment or (next(iter(dialects)) if len(dialects) == 1 else None)
-    if name not in dialects:
+    if name is None or name not in dialects:
         raise ValueError(f"embodiment: expected one of {sorted(dialects)}, got {name!r}")
     images, state, instruction = best_dialect(dialects[name], observation).read(observation)
     think = options.pop("think")

@@ -12,7 +12,7 @@ import argparse
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from unittest.mock import patch
 
@@ -24,6 +24,7 @@ from benchmarks.process_memory import keep_freed_memory
 from benchmarks.reporting import FlopCount, interleaved_rounds, print_table, write_section
 from benchmarks.scaled_model import make_batch, scaled_config
 from syvla.modeling_syvla import SyVLAModel, intention_decoupling
+from syvla.modeling_syvla.action_expert import EncodedObservation, ExpertContext
 from syvla.modeling_syvla.padding_free import set_padding_free
 
 
@@ -96,12 +97,14 @@ def saving_taken_away(model: SyVLAModel, saving: str | None, batch: dict[str, to
         return
     encode_context, passes = model.expert.encode_context, iter((1, 2))
 
-    def again(features: Any, views: Any, state: Any, ids: Any, condition: Any, prefix: Any, mask: Any) -> Any:
+    def again(encoded: EncodedObservation, condition: torch.Tensor, mask: torch.Tensor | None) -> ExpertContext:
         if next(passes) == 1 and saving == "prefix":
-            prefix = None
+            encoded = replace(encoded, prefix=None)
         elif saving == "image features":
+            views = encoded.observation.view_mask
             features = model.expert.encode_images(batch["expert_pixel_values"].to(model.dtype), views)
-        return encode_context(features, views, state, ids, condition, prefix, mask)
+            encoded = replace(encoded, image_features=features)
+        return encode_context(encoded, condition, mask)
 
     with patch.object(model.expert, "encode_context", again):
         yield

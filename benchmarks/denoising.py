@@ -13,6 +13,7 @@ import torch
 from benchmarks.reporting import interleaved_seconds, print_table, write_result
 from benchmarks.scaled_model import make_batch, scaled_config
 from syvla.modeling_syvla import SyVLAModel
+from syvla.modeling_syvla.expert_inputs import ExpertObservation
 from syvla.modeling_syvla.flow_matching import euler_sample
 
 
@@ -27,17 +28,17 @@ def main() -> None:
     batch = make_batch(config, 1)
     noise = torch.randn(1, config.chunk_size, config.max_action_dim)
     queries = torch.randn(1, config.num_query_tokens, config.get_text_config().hidden_size)
-    observation = {key: batch[key] for key in ("state", "embodiment_ids", "expert_pixel_values")}
-    observation["expert_view_mask"] = torch.ones(1, 3, dtype=torch.bool)
+    inputs = {key: batch[key] for key in ("state", "embodiment_ids", "expert_pixel_values")}
+    observation = ExpertObservation.checked(config, 1, **inputs)
 
     @torch.no_grad()
     def cached() -> torch.Tensor:
-        return model.sample_actions(queries, noise=noise, num_steps=options.steps, **observation)
+        return model.sample_actions(queries, observation, noise=noise, num_steps=options.steps)
 
     @torch.no_grad()
     def uncached() -> torch.Tensor:
         def velocity(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-            return model.expert.predict_velocity(x, t, model.encode_expert_context(queries, **observation))
+            return model.expert.predict_velocity(x, t, model.encode_expert_context(queries, observation))
 
         return euler_sample(velocity, noise, options.steps)
 

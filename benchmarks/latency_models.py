@@ -186,6 +186,7 @@ def syvla_inputs(
 def syvla_policy(scale: str, dtype: torch.dtype, device: str, *, views: int = 3, thought_tokens: int = 16) -> Policy:
     """SyVLA and its calls: "action" without thought, "refresh" of the expert on given query states, and two more."""
     from syvla.modeling_syvla import SyVLAModel
+    from syvla.modeling_syvla.expert_inputs import ExpertObservation
 
     config = syvla_config(scale, views)
     model: Any = random_model(lambda: SyVLAModel(config), dtype, device)
@@ -221,7 +222,7 @@ def syvla_policy(scale: str, dtype: torch.dtype, device: str, *, views: int = 3,
             "denoise": (("fast",), ("context",)),
         },
         lambda options: model.optimize_for_inference(**options, strict=options["pack_weights"]),
-        lambda: model.encode_expert_context(queries, **observation),
+        lambda: model.encode_expert_context(queries, ExpertObservation.checked(config, 1, **observation)),
     )
 
 

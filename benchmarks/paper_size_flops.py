@@ -9,6 +9,7 @@ from transformers.vision_utils import get_vision_position_ids, get_vision_window
 from benchmarks.reporting import FlopCount
 from benchmarks.scaled_model import TEXT_TOKENS, VIEW_SIZE, image_tokens, scaled_config
 from syvla.modeling_syvla import SyVLAModel
+from syvla.modeling_syvla.expert_inputs import ExpertObservation
 
 
 def counted_ratios() -> dict[str, float]:
@@ -66,13 +67,15 @@ def expert_flops(scope: str, decoupling: bool) -> int:
         width = config.get_text_config().hidden_size
         losses, _ = model.action_loss(
             torch.empty(1, config.num_query_tokens, width, requires_grad=True),
+            ExpertObservation(
+                state=torch.empty(1, 14),
+                embodiment_ids=torch.zeros(1, dtype=torch.long),
+                pixel_values=torch.empty(1, 3, 3, VIEW_SIZE, VIEW_SIZE),
+                view_mask=torch.ones(1, 3, dtype=torch.bool),
+            ),
             torch.empty(1, config.chunk_size, 14),
             noise=torch.empty(1, config.chunk_size, 14),
             timestep=torch.empty(1),
-            state=torch.empty(1, 14),
-            embodiment_ids=torch.zeros(1, dtype=torch.long),
-            expert_pixel_values=torch.empty(1, 3, 3, VIEW_SIZE, VIEW_SIZE),
-            expert_view_mask=torch.ones(1, 3, dtype=torch.bool),
         )
         losses.sum().backward()
     return count.total

@@ -21,10 +21,32 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_syvla import SyVLAConfig, SyVLAExpertConfig
 from .embodiment_mlps import Route, apply_routed, embodiment_route, make_mlp
+from .expert_inputs import ExpertObservation
 from .fused_projections import FusedProjections
 from .view_features import all_rows, encode_views, feature_width, make_vision_tower
 
 KeyValue = tuple[torch.Tensor, torch.Tensor]  # keys and values, each (B, heads, tokens, head_dim)
+
+
+@dataclass(frozen=True)
+class EncodedObservation:
+    """An observation after the image encoder: all that does not depend on the control condition.
+
+    Attributes:
+        observation: Where the rest comes from.
+        image_features: (B, V, tokens per view, tower width).
+        prefix: Per layer, keys and values of the prefix tokens; None where they depend on the condition, as they do with
+            `cross_attention_scope="all"`.
+    """
+
+    observation: ExpertObservation
+    image_features: torch.Tensor
+    prefix: list[KeyValue] | None
+
+    def detach(self) -> EncodedObservation:
+        """The same values without their history, so that no gradient reaches the image encoder or the prefix."""
+        prefix = None if self.prefix is None else [(keys.detach(), values.detach()) for keys, values in self.prefix]
+        return EncodedObservation(self.observation, self.image_features.detach(), prefix)
 
 
 @dataclass
@@ -158,49 +180,115 @@ class ExpertLayer(GradientCheckpointingLayer):
         self.cross_attn.fuse("k_proj", "v_proj")
         self.mlp.fuse()
 
-    def forward(
+    def forward(self, method: str, *args: Any) -> Any:
+        """Runs one of the methods `_project_...` and `_run_...`; call their public namesakes.
+
+        They go through here because sharded training gathers a layer's weights, and gradient checkpointing drops its
+        activations, around a call of the module only.
+        """
+        return getattr(self, method)(*args)
+
+    def project_condition(self, condition: torch.Tensor) -> KeyValue:
+        """Keys and values of the control condition C for cross-attention. condition: (B, N, D)."""
+        return self("_project_condition", condition)
+
+    def project_prefix(self, x: torch.Tensor) -> KeyValue:
+        """Keys and values of the prefix for self-attention, and nothing else. x: (B, P, D)."""
+        return self("_project_prefix", x)
+
+    def run_prefix(
         self,
         x: torch.Tensor,
-        prefix: KeyValue | None,
-        condition: KeyValue | None,
         mask: torch.Tensor | None,
-        condition_mask: torch.Tensor | None = None,
-        project_condition: bool = False,
-        buffer: KeyValue | None = None,
-        key_value_only: bool = False,
-    ) -> Any:
-        """Run one block of tokens (prefix or suffix) through the layer.
+        condition: KeyValue | None,
+        condition_mask: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, KeyValue]:
+        """Run the prefix tokens through the layer.
 
         Args:
-            x: (B, tokens, D).
-            prefix: Keys and values of earlier tokens to attend to besides the block itself; None for the prefix block.
-            condition: Keys and values of the control condition; None skips cross-attention.
-            mask: Over the attended tokens, earlier ones first.
-            condition_mask: Over the control condition; None attends to all of it.
-            project_condition: `x` is the control condition; return its keys and values and do nothing else. Sharded training
-                has a layer's weights at hand only while the layer is called.
-            buffer: Keys and values of all attended tokens, instead of `prefix`; the block's own are written into its end.
-            key_value_only: Return the block's keys and values for self-attention and do nothing else.
+            x: (B, P, D).
+            mask: bool (B, 1, 1, P), True = attend; None attends to everything.
+            condition: Keys and values from `project_condition`; None skips cross-attention.
+            condition_mask: bool (B, 1, 1, N); None attends to all of the condition.
 
         Returns:
-            (block (B, tokens, D), keys and values of the block).
+            (tokens (B, P, D), their keys and values for self-attention).
         """
-        if key_value_only:
-            return self.self_attn.key_value(self.self_attn_norm(x))
-        if project_condition:
-            return self.cross_attn.key_value(x)
+        return self("_run_prefix", x, mask, condition, condition_mask)
+
+    def run_suffix(
+        self,
+        x: torch.Tensor,
+        prefix: KeyValue,
+        mask: torch.Tensor,
+        condition: KeyValue,
+        condition_mask: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Run the suffix tokens through the layer.
+
+        Args:
+            x: (B, S, D).
+            prefix: Keys and values of the prefix, from `run_prefix`.
+            mask: bool (B, 1, 1, P + S), True = attend.
+            condition, condition_mask: See `run_prefix`.
+
+        Returns:
+            (B, S, D).
+        """
+        return self("_run_suffix", x, prefix, mask, condition, condition_mask)
+
+    def run_suffix_in_place(
+        self,
+        x: torch.Tensor,
+        buffer: KeyValue,
+        mask: torch.Tensor | None,
+        condition: KeyValue,
+        condition_mask: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """As `run_suffix`, without a copy of the prefix; not differentiable.
+
+        Args:
+            buffer: Keys and values of prefix and suffix, (B, heads, P + S, head_dim). Those of `x` are written to its end.
+            mask: None attends to everything.
+        """
+        return self("_run_suffix_in_place", x, buffer, mask, condition, condition_mask)
+
+    def _project_condition(self, condition: torch.Tensor) -> KeyValue:
+        return self.cross_attn.key_value(condition)
+
+    def _project_prefix(self, x: torch.Tensor) -> KeyValue:
+        return self.self_attn.key_value(self.self_attn_norm(x))
+
+    def _run_prefix(self, x: torch.Tensor, mask: Any, condition: Any, condition_mask: Any) -> Any:
         queries, own = self.self_attn.query_key_value(self.self_attn_norm(x))
-        attended = own
-        if buffer is not None:
-            attended = buffer
-            for whole, part in zip(buffer, own, strict=True):
-                whole[:, :, -x.shape[1] :] = part
-        elif prefix is not None:
-            attended = (torch.cat((prefix[0], own[0]), dim=2), torch.cat((prefix[1], own[1]), dim=2))
-        x = x + self.self_attn.attend(queries, attended, mask)
+        return self._attend(x, queries, own, mask, condition, condition_mask), own
+
+    def _run_suffix(self, x: torch.Tensor, prefix: KeyValue, mask: Any, condition: Any, condition_mask: Any) -> Any:
+        queries, own = self.self_attn.query_key_value(self.self_attn_norm(x))
+        attended = (torch.cat((prefix[0], own[0]), dim=2), torch.cat((prefix[1], own[1]), dim=2))
+        return self._attend(x, queries, attended, mask, condition, condition_mask)
+
+    def _run_suffix_in_place(
+        self, x: torch.Tensor, buffer: KeyValue, mask: Any, condition: Any, condition_mask: Any
+    ) -> Any:
+        queries, own = self.self_attn.query_key_value(self.self_attn_norm(x))
+        for whole, part in zip(buffer, own, strict=True):
+            whole[:, :, -x.shape[1] :] = part
+        return self._attend(x, queries, buffer, mask, condition, condition_mask)
+
+    def _attend(
+        self,
+        x: torch.Tensor,
+        queries: torch.Tensor,
+        attended: KeyValue,
+        mask: torch.Tensor | None,
+        condition: KeyValue | None,
+        condition_mask: torch.Tensor | None,
+    ) -> torch.Tensor:
+        x = x + self.self_attn.attend(queries, attended, mask)  # (B, tokens, D)
         if condition is not None:
             x = x + self.cross_attn(self.cross_attn_norm(x), condition, condition_mask)
-        return x + self.mlp(self.mlp_norm(x)), own
+        return x + self.mlp(self.mlp_norm(x))
 
 
 class EmbodimentCoders(nn.Module):
@@ -248,66 +336,61 @@ class ActionExpert(nn.Module):
         """
         return encode_views(self.vision_tower, pixel_values, view_mask, self.image_proj.bias.dtype)
 
+    def encode_observation(self, observation: ExpertObservation) -> EncodedObservation:
+        """Image features, and the prefix where it does not depend on the control condition."""
+        features = self.encode_images(observation.pixel_values, observation.view_mask)
+        prefix = None
+        if self.config.expert_config.cross_attention_scope == "suffix":
+            prefix = self.encode_prefix(features, observation, [None] * len(self.layers))
+        return EncodedObservation(observation, features, prefix)
+
     def encode_prefix(
         self,
         image_features: torch.Tensor,
-        view_mask: torch.Tensor,
-        state: torch.Tensor,
-        embodiment_ids: torch.Tensor,
-        conditions: list[KeyValue | None],
+        observation: ExpertObservation,
+        conditions: list[KeyValue | None] | list[KeyValue],
         condition_mask: torch.Tensor | None = None,
     ) -> list[KeyValue]:
         """Run the prefix [image tokens, state] through the layers and keep its keys and values.
 
-        Nothing reads the prefix after the last layer, so that one stops at its keys and values.
-
         Args:
             image_features: From `encode_images`, (B, V, P, width).
-            view_mask: bool (B, V).
-            state: Normalised, zero-padded state, (B, D_state_max).
-            embodiment_ids: (B,).
+            observation: State, robot and present views.
             conditions: Per layer, keys and values of the control condition, or None to skip cross-attention.
-            condition_mask: bool, broadcastable to (B, heads, tokens, N); None attends to all of the condition.
+            condition_mask: bool (B, 1, 1, N); None attends to all of the condition.
         """
-        images = (
-            self.image_proj(image_features) + all_rows(self.view_embedding, state.device)[:, None, :]
-        )  # (B, V, P, D)
-        hidden = self.config.expert_config.hidden_size
-        state_token = self._routed("state_encoder", state[:, None, :], self.route(embodiment_ids), hidden)
-        x = torch.cat((images.flatten(1, 2), state_token), dim=1)
-        mask = _prefix_mask(view_mask, image_features.shape[2])[:, None, None, :]
+        state, hidden = observation.state, self.config.expert_config.hidden_size
+        views = all_rows(self.view_embedding, state.device)[:, None, :]  # (V, 1, D)
+        images = self.image_proj(image_features) + views  # (B, V, P, D)
+        route = self.route(observation.embodiment_ids)
+        state_token = self._routed("state_encoder", state[:, None, :], route, hidden)  # (B, 1, D)
+        x = torch.cat((images.flatten(1, 2), state_token), dim=1)  # (B, V * P + 1, D)
+        mask = _prefix_mask(observation.view_mask, image_features.shape[2])[:, None, None, :]
         prefix = []
         for layer, condition in zip(self.layers[:-1], conditions[:-1], strict=True):
-            x, own = layer(x, None, condition, mask, condition_mask)
+            x, own = layer.run_prefix(x, mask, condition, condition_mask)
             prefix.append(own)
-        prefix.append(self.layers[-1](x, None, None, None, key_value_only=True))
+        # Nothing reads the prefix after the last layer, so that one stops at its keys and values.
+        prefix.append(self.layers[-1].project_prefix(x))
         return prefix
 
     def encode_context(
-        self,
-        image_features: torch.Tensor,
-        view_mask: torch.Tensor,
-        state: torch.Tensor,
-        embodiment_ids: torch.Tensor,
-        condition: torch.Tensor,
-        prefix: list[KeyValue] | None = None,
-        condition_mask: torch.Tensor | None = None,
+        self, encoded: EncodedObservation, condition: torch.Tensor, condition_mask: torch.Tensor | None = None
     ) -> ExpertContext:
         """Keys and values of prefix and control condition for every layer.
 
         Args:
-            image_features, view_mask, state, embodiment_ids: See `encode_prefix`.
+            encoded: From `encode_observation`.
             condition: C in the paper, (B, N, D).
-            prefix: Keys and values of the prefix to reuse; exact only with `cross_attention_scope="suffix"`.
             condition_mask: bool (B, N), True for real states of the condition; None where all are.
         """
         mask = None if condition_mask is None else condition_mask[:, None, None, :]
-        conditions = [layer(condition, None, None, None, project_condition=True) for layer in self.layers]
+        conditions = [layer.project_condition(condition) for layer in self.layers]
+        observation, prefix = encoded.observation, encoded.prefix
         if prefix is None:
-            seen = conditions if self.config.expert_config.cross_attention_scope == "all" else [None] * len(conditions)
-            prefix = self.encode_prefix(image_features, view_mask, state, embodiment_ids, seen, mask)
-        prefix_mask = _prefix_mask(view_mask, image_features.shape[2])
-        return ExpertContext(prefix, conditions, prefix_mask, embodiment_ids, mask)
+            prefix = self.encode_prefix(encoded.image_features, observation, conditions, mask)
+        prefix_mask = _prefix_mask(observation.view_mask, encoded.image_features.shape[2])
+        return ExpertContext(prefix, conditions, prefix_mask, observation.embodiment_ids, mask)
 
     # ------------------------------------------------------------------ once per flow step
 
@@ -343,10 +426,10 @@ class ActionExpert(nn.Module):
         if context.buffers is None:
             mask = F.pad(context.prefix_mask, (0, steps + 1), value=True)[:, None, None, :]
             for layer, prefix, condition in zip(self.layers, context.prefix, context.condition, strict=True):
-                x, _ = layer(x, prefix, condition, mask, context.condition_mask)
+                x = layer.run_suffix(x, prefix, mask, condition, context.condition_mask)
         else:
             for layer, buffer, condition in zip(self.layers, context.buffers, context.condition, strict=True):
-                x, _ = layer(x, None, condition, context.mask, context.condition_mask, buffer=buffer)
+                x = layer.run_suffix_in_place(x, buffer, context.mask, condition, context.condition_mask)
         return self._routed("action_decoder", self.norm(x[:, 1:]), route, noisy_actions.shape[-1])
 
     def _time_embedding(self, timestep: torch.Tensor) -> torch.Tensor:

@@ -1,53 +1,134 @@
-"""Checks and masks of what the action expert receives, for batches that mix robots."""
+"""What the action expert and the value model read besides the VLM's query states: checks, padding and masks.
+
+A batch may mix robots of different dimensions, and robots with multi-modal samples that have no action at all.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from .flow_matching import sample_timesteps
 
-def robot_rows(
-    config: Any,
-    query_states: torch.Tensor,
-    input_ids: torch.Tensor | None,
-    embodiment_ids: torch.Tensor | None,
-    state: torch.Tensor | None,
-    expert_pixel_values: torch.Tensor | None,
-    expert_view_mask: torch.Tensor | None,
-) -> dict[str, torch.Tensor]:
-    """Checked inputs of the expert for the samples that have query states, and the index of those samples."""
-    count = len(query_states) if input_ids is None else len(input_ids)
-    given = {"embodiment_ids": embodiment_ids, "state": state, "expert_pixel_values": expert_pixel_values}
-    for name, value in given.items():
-        if value is None:
+
+@dataclass(frozen=True)
+class ExpertObservation:
+    """What the robots of a batch see and feel, as the action expert reads it.
+
+    Attributes:
+        state: Normalized, zero-padded, (B, D_state_max).
+        embodiment_ids: int64 (B,).
+        pixel_values: Low-resolution images of all views, (B, V, 3, h, w).
+        view_mask: bool (B, V), False for missing views, whose pixels are never read.
+    """
+
+    state: torch.Tensor
+    embodiment_ids: torch.Tensor
+    pixel_values: torch.Tensor
+    view_mask: torch.Tensor
+
+    @classmethod
+    def checked(
+        cls,
+        config: Any,
+        count: int,
+        state: torch.Tensor | None,
+        embodiment_ids: torch.Tensor | None,
+        expert_pixel_values: torch.Tensor | None,
+        expert_view_mask: torch.Tensor | None = None,
+    ) -> ExpertObservation:
+        """An observation out of a batch of the processor.
+
+        Args:
+            config: Config of the model, with its `views`.
+            count: Samples of the batch.
+            state, embodiment_ids, expert_pixel_values, expert_view_mask: As the attributes, with one row per sample.
+                `expert_view_mask` None: all views are present.
+
+        Raises:
+            ValueError: If a tensor is missing, has another number of rows, or lacks a view.
+        """
+        given = {"embodiment_ids": embodiment_ids, "state": state, "expert_pixel_values": expert_pixel_values}
+        for name, value in given.items():
+            if value is None:
+                raise ValueError(
+                    f"{name}: missing; the action expert needs it (the processor makes it from state=, images=)"
+                )
+            if len(value) != count:
+                raise ValueError(f"{name}: expected one row for each of the {count} samples, got {len(value)}")
+        assert state is not None
+        assert embodiment_ids is not None
+        assert expert_pixel_values is not None
+        if expert_pixel_values.shape[1] != len(config.views):
             raise ValueError(
-                f"{name}: missing; the action expert needs it (the processor makes it from state=, images=)"
+                f"expert_pixel_values: expected {len(config.views)} views {config.views}, got shape "
+                f"{tuple(expert_pixel_values.shape)}; pass all views and mark missing ones in expert_view_mask"
             )
-        if len(value) != count:
-            raise ValueError(f"{name}: expected one row for each of the {count} samples, got {len(value)}")
-    assert embodiment_ids is not None
-    assert state is not None
-    assert expert_pixel_values is not None
-    if input_ids is None:
-        rows = torch.arange(count, device=query_states.device)
-    else:
-        rows = (input_ids == config.query_token_id).any(-1).nonzero().squeeze(1)
-    if expert_view_mask is None:
-        expert_view_mask = torch.ones(expert_pixel_values.shape[:2], dtype=torch.bool, device=rows.device)
-    if expert_pixel_values.shape[1] != len(config.views):
-        raise ValueError(
-            f"expert_pixel_values: expected {len(config.views)} views {config.views}, got shape "
-            f"{tuple(expert_pixel_values.shape)}; pass all views and mark missing ones in expert_view_mask"
+        if expert_view_mask is None:
+            expert_view_mask = torch.ones(
+                expert_pixel_values.shape[:2], dtype=torch.bool, device=expert_pixel_values.device
+            )
+        return cls(state, embodiment_ids, expert_pixel_values, expert_view_mask.bool())
+
+    def select(self, rows: torch.Tensor) -> ExpertObservation:
+        """The observation of some samples. rows: bool (B,) or indices."""
+        return ExpertObservation(
+            self.state[rows], self.embodiment_ids[rows], self.pixel_values[rows], self.view_mask[rows]
         )
-    return {
-        "rows": rows,
-        "state": state[rows],
-        "embodiment_ids": embodiment_ids[rows],
-        "expert_pixel_values": expert_pixel_values[rows],
-        "expert_view_mask": expert_view_mask[rows].bool(),
-    }
+
+
+@dataclass(frozen=True)
+class ActionTarget:
+    """What the action head is trained towards.
+
+    Attributes:
+        actions: Normalized, float32 (B, T, D_action_max), zero where `mask` is False.
+        mask: bool (B, T, D_action_max), True where step and dimension are real.
+        noise: Start of the flow, (B, T, D_action_max); None for the regression head.
+        timestep: Time of the flow, (B,), 0 = noise, 1 = action; None for the regression head.
+    """
+
+    actions: torch.Tensor
+    mask: torch.Tensor
+    noise: torch.Tensor | None = None
+    timestep: torch.Tensor | None = None
+
+
+def action_target(
+    config: Any,
+    embodiment_ids: torch.Tensor,
+    actions: torch.Tensor,
+    action_mask: torch.Tensor | None = None,
+    noise: torch.Tensor | None = None,
+    timestep: torch.Tensor | None = None,
+) -> ActionTarget:
+    """Pads a batch's actions to the model's width and draws noise and time where none are given.
+
+    Args:
+        config: [`SyVLAConfig`].
+        embodiment_ids: (B,).
+        actions: Normalized, (B, T, D), D at least that of the widest robot in the batch.
+        action_mask: bool (B, T, D). None: all steps, each robot's own dimensions.
+        noise, timestep: See [`ActionTarget`].
+    """
+    actions = full_width(config, "actions", actions.float(), embodiment_ids)
+    if action_mask is None:
+        action_mask = own_action_dims(config, actions, embodiment_ids)
+    action_mask = full_width(config, "action_mask", action_mask, embodiment_ids)
+    actions = torch.where(action_mask, actions, torch.zeros_like(actions))
+    if config.action_head == "l1_regression":
+        return ActionTarget(actions, action_mask)
+    if noise is None:
+        noise = torch.randn_like(actions)
+    noise = full_width(config, "noise", noise, embodiment_ids)
+    if timestep is None:
+        timestep = sample_timesteps(
+            len(actions), config.time_beta_alpha, config.time_beta_beta, config.time_max, device=actions.device
+        )
+    return ActionTarget(actions, action_mask, noise, timestep)
 
 
 def action_dims(config: Any, embodiment_ids: torch.Tensor) -> torch.Tensor:

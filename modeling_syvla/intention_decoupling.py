@@ -1,8 +1,17 @@
-"""Intention Decoupling: zero the query states that hardly move the action loss (paper, section 3.2, appendix B)."""
+"""Intention Decoupling: zero the query states that hardly move the action loss (paper, section 3.2, appendix B).
+
+A training step runs the action expert twice. The first pass finds the mask, the second one trains with it:
+
+    probe = query_states.detach().requires_grad_()
+    mask = find_decoupling_mask(per_sample_loss(probe), probe, quantile, scope)
+    loss = per_sample_loss(keep_states(query_states, mask))
+
+Both passes must use the same noise and timestep; otherwise the mask answers another question.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -46,28 +55,25 @@ def decoupling_mask(norms: torch.Tensor, quantile: float = 0.05, scope: str = "s
     return norms >= tau
 
 
-def decouple(
-    query_states: torch.Tensor,
-    per_sample_loss_fn: Callable[[torch.Tensor], torch.Tensor],
-    quantile: float,
-    scope: str,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """First pass: find the weak states on detached H and return the masked H that is still attached to the VLM.
+def find_decoupling_mask(
+    per_sample_loss: torch.Tensor, probe: torch.Tensor, quantile: float, scope: str
+) -> torch.Tensor:
+    """Which query states stay, from the first pass over the action expert.
 
     Args:
-        query_states: H, (B, N, D).
-        per_sample_loss_fn: Maps query states to the action loss per sample (B,). It must use the same noise and
-            timestep as the second pass; otherwise the mask answers another question.
+        per_sample_loss: Action loss of the first pass, (B,).
+        probe: The query states that it was computed on: H detached from the VLM, (B, N, D).
         quantile, scope: See `decoupling_mask`.
 
     Returns:
-        (masked query states (B, N, D), mask (B, N) bool, True = kept).
+        bool (B, N), True where the state stays.
     """
-    with torch.enable_grad():
-        probe = query_states.detach().requires_grad_(True)
-        norms = gradient_norms(per_sample_loss_fn(probe), probe)
-    mask = decoupling_mask(norms, quantile, scope)
-    return query_states * mask[..., None].to(query_states.dtype), mask
+    return decoupling_mask(gradient_norms(per_sample_loss, probe), quantile, scope)
+
+
+def keep_states(query_states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Zeroes the states (B, N, D) that `mask` (B, N) excludes; the others stay attached to the VLM."""
+    return query_states * mask[..., None].to(query_states.dtype)
 
 
 @contextmanager

@@ -5,7 +5,6 @@ Paper: "Scaling by Diversified Experience for Vision-Language-Action Models", se
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
@@ -14,13 +13,13 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AutoModelForImageTextToText, GenerationMixin
 
-from .action_expert import ActionExpert, ExpertContext, KeyValue, QueryAdapter
+from .action_expert import ActionExpert, EncodedObservation, ExpertContext, QueryAdapter
 from .configuration_syvla import SyVLAConfig, require_consistent_design
 from .denoise_loop import denoise, fixed_context, step_times
-from .expert_inputs import full_width, own_action_dims, robot_rows
-from .flow_matching import flow_matching_loss, interpolate, sample_timesteps
+from .expert_inputs import ActionTarget, ExpertObservation, action_target, own_action_dims
+from .flow_matching import flow_matching_loss, interpolate
 from .inference_optimization import InferenceOptimizationMixin
-from .intention_decoupling import decouple, gathered_weights
+from .intention_decoupling import find_decoupling_mask, gathered_weights, keep_states
 from .model_outputs import SyVLAActionOutput, SyVLAOutput
 from .padding_free import FlattenedBatch
 from .pretrained import SyVLAPreTrainedModel
@@ -215,17 +214,17 @@ class SyVLAModel(ThinkingMixin, InferenceOptimizationMixin, SyVLAPreTrainedModel
             output.lm_loss = output.lm_loss_sums.sum() / tokens
             losses.append(self.config.lm_loss_weight * output.lm_loss)
         if actions is not None:
-            batch = robot_rows(
-                self.config, query_states, input_ids, embodiment_ids, state, expert_pixel_values, expert_view_mask
+            observation = ExpertObservation.checked(
+                self.config, len(input_ids), state, embodiment_ids, expert_pixel_values, expert_view_mask
             )
-            rows = batch.pop("rows")
-            pick = [None if x is None else x[rows] for x in (action_mask, noise, timestep)]
-            if query_states.shape[0]:
+            rows = (input_ids == self.config.query_token_id).any(-1).nonzero().squeeze(1)  # (R,)
+            if len(rows):
                 states, condition_mask = self.condition_states(hidden, input_ids, attention_mask)
-                per_sample, mask = self.action_loss(
-                    states, actions[rows], *pick, condition_mask=condition_mask, **batch
+                chosen = [None if x is None else x[rows] for x in (actions, action_mask, noise, timestep)]
+                output.action_loss_per_sample, output.query_mask = self.action_loss(
+                    states, observation.select(rows), *chosen, condition_mask=condition_mask
                 )
-                output.action_loss_per_sample, output.query_mask = per_sample, mask
+                per_sample = output.action_loss_per_sample
                 output.action_loss = per_sample.sum() / (robot_samples or len(per_sample))
             else:
                 output.action_loss = torch.zeros((), device=hidden.device)
@@ -240,73 +239,50 @@ class SyVLAModel(ThinkingMixin, InferenceOptimizationMixin, SyVLAPreTrainedModel
     def action_loss(
         self,
         query_states: torch.Tensor,
+        observation: ExpertObservation,
         actions: torch.Tensor,
         action_mask: torch.Tensor | None = None,
         noise: torch.Tensor | None = None,
         timestep: torch.Tensor | None = None,
-        *,
-        state: torch.Tensor,
-        embodiment_ids: torch.Tensor,
-        expert_pixel_values: torch.Tensor,
-        expert_view_mask: torch.Tensor,
         condition_mask: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Flow-matching loss per sample, with Intention Decoupling when training; L1 loss with that action head.
 
-        Both passes share noise, timestep and image features; the first one yields no gradient for any weight.
-
         Args:
-            query_states, condition_mask: From `condition_states`; the others as in `forward`, robot samples only.
+            query_states, condition_mask: From `condition_states`.
+            observation, actions, action_mask, noise, timestep: As in `forward`, robot samples only.
 
         Returns:
             (loss float32 (R,), mask of kept query states bool (R, N) or None when decoupling is off or in evaluation).
         """
-        actions = full_width(self.config, "actions", actions.float(), embodiment_ids)
-        if action_mask is None:
-            action_mask = own_action_dims(self.config, actions, embodiment_ids)
-        action_mask = full_width(self.config, "action_mask", action_mask, embodiment_ids)
-        actions = torch.where(action_mask, actions, torch.zeros_like(actions))
-        if self.config.action_head == "l1_regression":
+        target = action_target(self.config, observation.embodiment_ids, actions, action_mask, noise, timestep)
+        encoded = self.expert.encode_observation(observation)
+        mask = None
+        if self.training and self.config.intention_decoupling and torch.is_grad_enabled():
+            # First pass: on detached inputs, so that no weight gets a gradient; with the noise and time of the second.
+            probe = query_states.detach().requires_grad_()
+            quantile, scope = self.config.decoupling_quantile, self.config.decoupling_scope
+            with gathered_weights(self):
+                loss = self._per_sample_loss(probe, encoded.detach(), target, condition_mask)
+                mask = find_decoupling_mask(loss, probe, quantile, scope)  # (R, N)
+            query_states = keep_states(query_states, mask)
+        return self._per_sample_loss(query_states, encoded, target, condition_mask), mask
 
-            def regression_loss(h: torch.Tensor) -> torch.Tensor:
-                return l1_loss(self.expert(self._condition(h), state, embodiment_ids), actions, action_mask)
-
-            query_states, mask = self._decoupled(query_states, regression_loss)
-            return regression_loss(query_states), mask
-        if noise is None:
-            noise = torch.randn_like(actions)
-        noise = full_width(self.config, "noise", noise, embodiment_ids)
-        if timestep is None:
-            c = self.config
-            timestep = sample_timesteps(
-                len(actions), c.time_beta_alpha, c.time_beta_beta, c.time_max, device=actions.device
-            )
-        noisy_actions = interpolate(noise, actions, timestep)
-        features = self.expert.encode_images(expert_pixel_values, expert_view_mask)
-        observation = (expert_view_mask, state, embodiment_ids)
-        prefix: list[KeyValue] | None = None
-        if self.config.expert_config.cross_attention_scope == "suffix":
-            prefix = self.expert.encode_prefix(features, *observation, [None] * len(self.expert.layers))
-
-        def loss_of(h: torch.Tensor, image_features: torch.Tensor, kept: list[KeyValue] | None) -> torch.Tensor:
-            condition = self._condition(h)
-            context = self.expert.encode_context(image_features, *observation, condition, kept, condition_mask)
-            velocity = self.expert.predict_velocity(noisy_actions, timestep, context)
-            return flow_matching_loss(velocity, noise, actions, action_mask)
-
-        frozen = None if prefix is None else [(k.detach(), v.detach()) for k, v in prefix]
-        query_states, mask = self._decoupled(query_states, lambda h: loss_of(h, features.detach(), frozen))
-        return loss_of(query_states, features, prefix), mask
-
-    def _decoupled(
-        self, query_states: torch.Tensor, per_sample_loss_fn: Callable[[torch.Tensor], torch.Tensor]
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Query states after Intention Decoupling, and which were kept; unchanged and None where it is off."""
-        if not (self.training and self.config.intention_decoupling and torch.is_grad_enabled()):
-            return query_states, None
-        quantile, scope = self.config.decoupling_quantile, self.config.decoupling_scope
-        with gathered_weights(self):
-            return decouple(query_states, per_sample_loss_fn, quantile, scope)
+    def _per_sample_loss(
+        self,
+        query_states: torch.Tensor,
+        encoded: EncodedObservation,
+        target: ActionTarget,
+        condition_mask: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """One pass over the action head: its loss per sample, float32 (R,)."""
+        condition = self.condition(query_states)
+        if target.noise is None or target.timestep is None:
+            return l1_loss(self.expert(condition, encoded.observation), target.actions, target.mask)
+        context = self.expert.encode_context(encoded, condition, condition_mask)
+        noisy_actions = interpolate(target.noise, target.actions, target.timestep)  # x_t in the paper
+        velocity = self.expert.predict_velocity(noisy_actions, target.timestep, context)
+        return flow_matching_loss(velocity, target.noise, target.actions, target.mask)
 
     # ------------------------------------------------------------------ inference
 
@@ -371,13 +347,17 @@ class SyVLAModel(ThinkingMixin, InferenceOptimizationMixin, SyVLAPreTrainedModel
                 tokenizer=tokenizer,
                 **generate_kwargs,
             )
-        batch = robot_rows(
-            self.config, query_states, None, embodiment_ids, state, expert_pixel_values, expert_view_mask
+        observation = ExpertObservation.checked(
+            self.config, len(query_states), state, embodiment_ids, expert_pixel_values, expert_view_mask
         )
-        batch.pop("rows")
-        batch["condition_mask"] = condition_mask
         actions = self.sample_actions(
-            query_states, num_steps=num_steps, noise=noise, generator=generator, continuation=continuation, **batch
+            query_states,
+            observation,
+            num_steps=num_steps,
+            noise=noise,
+            generator=generator,
+            condition_mask=condition_mask,
+            continuation=continuation,
         )
         return SyVLAActionOutput(actions, thoughts, thought_ids, query_states, condition_mask)
 
@@ -385,11 +365,8 @@ class SyVLAModel(ThinkingMixin, InferenceOptimizationMixin, SyVLAPreTrainedModel
     def sample_actions(
         self,
         query_states: torch.Tensor,
+        observation: ExpertObservation,
         *,
-        state: torch.Tensor,
-        embodiment_ids: torch.Tensor,
-        expert_pixel_values: torch.Tensor,
-        expert_view_mask: torch.Tensor,
         num_steps: int | None = None,
         noise: torch.Tensor | None = None,
         generator: torch.Generator | None = None,
@@ -400,7 +377,7 @@ class SyVLAModel(ThinkingMixin, InferenceOptimizationMixin, SyVLAPreTrainedModel
         if continuation is not None:
             continuation = (continuation[0].float(), continuation[1].float()[..., None])
         if self.config.action_head == "l1_regression":
-            actions = self.expert(self._condition(query_states), state, embodiment_ids).float()
+            actions = self.expert(self.condition(query_states), observation).float()
             return actions if continuation is None else torch.lerp(actions, *continuation)
         shape = (len(query_states), self.config.chunk_size, self.config.max_action_dim)
         if noise is None:
@@ -409,9 +386,7 @@ class SyVLAModel(ThinkingMixin, InferenceOptimizationMixin, SyVLAPreTrainedModel
             raise ValueError(
                 f"noise: expected shape {shape} (batch, chunk_size, max_action_dim), got {tuple(noise.shape)}"
             )
-        context = self.encode_expert_context(
-            query_states, state, embodiment_ids, expert_pixel_values, expert_view_mask, condition_mask
-        )
+        context = self.encode_expert_context(query_states, observation, condition_mask)
         steps = self.config.num_inference_steps if num_steps is None else num_steps
         times = step_times(self.expert, steps, noise.device)
         if self.compiled_denoising is None:
@@ -419,26 +394,18 @@ class SyVLAModel(ThinkingMixin, InferenceOptimizationMixin, SyVLAPreTrainedModel
             actions = denoise(self.expert, noise.float(), times, context, continuation)
         else:
             actions = self.compiled_denoising(self.expert, noise.float(), times, context, continuation)
-        return torch.where(own_action_dims(self.config, actions, embodiment_ids), actions, 0.0)
+        return torch.where(own_action_dims(self.config, actions, observation.embodiment_ids), actions, 0.0)
 
     def encode_expert_context(
-        self,
-        query_states: torch.Tensor,
-        state: torch.Tensor,
-        embodiment_ids: torch.Tensor,
-        expert_pixel_values: torch.Tensor,
-        expert_view_mask: torch.Tensor,
-        condition_mask: torch.Tensor | None = None,
+        self, query_states: torch.Tensor, observation: ExpertObservation, condition_mask: torch.Tensor | None = None
     ) -> ExpertContext:
         """All that the flow steps of one observation share."""
-        features = self.expert.encode_images(expert_pixel_values, expert_view_mask)
-        condition = self._condition(query_states)
-        return self.expert.encode_context(
-            features, expert_view_mask, state, embodiment_ids, condition, condition_mask=condition_mask
-        )
+        encoded = self.expert.encode_observation(observation)
+        return self.expert.encode_context(encoded, self.condition(query_states), condition_mask)
 
-    def _condition(self, query_states: torch.Tensor) -> torch.Tensor:
-        return self.adapter(query_states.to(self.adapter[0].bias.dtype))  # C in the paper, (B, N, D)
+    def condition(self, query_states: torch.Tensor) -> torch.Tensor:
+        """Control condition C = Adapter(H). query_states: H in the paper, (B, N, D_vlm) -> (B, N, D)."""
+        return self.adapter(query_states.to(self.adapter[0].bias.dtype))
 
     # ------------------------------------------------------------------ batches and embodiments
 

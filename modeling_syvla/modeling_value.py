@@ -20,7 +20,7 @@ from .action_expert import ExpertAttention, ExpertMLP, ExpertRMSNorm
 from .configuration_syvla import SyVLAExpertConfig
 from .configuration_value import SyVLAValueConfig
 from .embodiment_mlps import apply_per_embodiment, make_mlp
-from .expert_inputs import robot_rows
+from .expert_inputs import ExpertObservation
 from .forward_arguments import require_read
 from .pretrained import StrictPreTrainedModel
 from .view_features import all_rows, encode_views, feature_width, make_vision_tower, project_views
@@ -126,10 +126,10 @@ class SyVLAValueModel(StrictPreTrainedModel):
             ValueError: If shapes disagree or a robot is unknown.
         """
         require_read(type(self).__name__, {name: x for name, x in kwargs.items() if name not in _OF_THE_POLICY})
-        batch = robot_rows(
-            self.config, expert_pixel_values, None, embodiment_ids, state, expert_pixel_values, expert_view_mask
-        )
-        view_mask, count = batch["expert_view_mask"], len(embodiment_ids)
+        count = len(expert_pixel_values)
+        view_mask = ExpertObservation.checked(
+            self.config, count, state, embodiment_ids, expert_pixel_values, expert_view_mask
+        ).view_mask
         features = encode_views(self.vision_tower, expert_pixel_values, view_mask, self.image_proj.bias.dtype)
         images = (
             project_views(self.image_proj, features) + all_rows(self.view_embedding, state.device)[:, None, :]

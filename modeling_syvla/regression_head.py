@@ -9,8 +9,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from .action_expert import EncodedObservation
 from .configuration_syvla import SyVLAConfig
 from .embodiment_mlps import apply_per_embodiment, make_mlp
+from .expert_inputs import ExpertObservation
 from .view_features import all_rows
 
 
@@ -42,17 +44,21 @@ class RegressionHead(nn.Module):
             {name: RegressionCoders(hidden, e["state_dim"], e["action_dim"]) for name, e in config.embodiments.items()}
         )
 
-    def forward(self, condition: torch.Tensor, state: torch.Tensor, embodiment_ids: torch.Tensor) -> torch.Tensor:
-        """Normalised actions.
+    def encode_observation(self, observation: ExpertObservation) -> EncodedObservation:
+        """As the action expert's, without images: this head reads none."""
+        return EncodedObservation(observation, image_features=observation.pixel_values[:, :, :0], prefix=None)
+
+    def forward(self, condition: torch.Tensor, observation: ExpertObservation) -> torch.Tensor:
+        """Normalized actions.
 
         Args:
             condition: C in the paper, (B, N, D).
-            state: Normalised, zero-padded, (B, D_state_max).
-            embodiment_ids: (B,).
+            observation: Its state and robot are read.
 
         Returns:
             (B, T, D_action_max), zero beyond the embodiment's own dimensions.
         """
+        state, embodiment_ids = observation.state, observation.embodiment_ids
         robots, hidden = self.config.embodiments, self.config.expert_config.hidden_size
         encoders = {name: coders.state_encoder for name, coders in self.embodiments.items()}
         decoders = {name: coders.action_decoder for name, coders in self.embodiments.items()}

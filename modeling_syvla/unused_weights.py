@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from .expert_inputs import ExpertObservation
+
 
 def zero_of_unused_weights(model: Any, acted: bool, saw: bool) -> torch.Tensor:
     """Zero that depends on every weight which the batch left out.
@@ -34,15 +36,20 @@ def _action_loss_of_zeros(model: Any) -> torch.Tensor:
     """One pass of adapter and expert on an empty sample of the first robot."""
     config, device = model.config, model.device
     side = config.expert_image_size
+    observation = ExpertObservation(
+        state=torch.zeros(1, config.max_state_dim, device=device),
+        embodiment_ids=torch.full((1,), next(iter(config.embodiments.values()))["id"], device=device),
+        pixel_values=torch.zeros(1, len(config.views), 3, side, side, device=device),
+        view_mask=torch.ones(1, len(config.views), dtype=torch.bool, device=device),
+    )
+    query_states = torch.zeros(1, config.num_query_tokens, model.action_queries.embedding_dim, device=device)
     actions = torch.zeros(1, config.chunk_size, config.max_action_dim, device=device)
+    # Noise and time are given, so that no random number is drawn that the next step would then miss.
     per_sample, _ = model.action_loss(
-        torch.zeros(1, config.num_query_tokens, model.action_queries.embedding_dim, device=device),
+        query_states,
+        observation,
         actions,
         noise=torch.zeros_like(actions),
         timestep=torch.zeros(1, device=device),
-        state=torch.zeros(1, config.max_state_dim, device=device),
-        embodiment_ids=torch.full((1,), next(iter(config.embodiments.values()))["id"], device=device),
-        expert_pixel_values=torch.zeros(1, len(config.views), 3, side, side, device=device),
-        expert_view_mask=torch.ones(1, len(config.views), dtype=torch.bool, device=device),
     )
     return per_sample.sum()

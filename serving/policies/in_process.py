@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from syvla.modeling_syvla.expert_inputs import ExpertObservation
 from syvla.modeling_syvla.flow_sde import sample_with_sde_step
 from syvla.serving.contract.action_chunks import ActionChunks
 from syvla.serving.contract.requests import PreviousChunk
@@ -209,11 +210,11 @@ class SyVLAPolicy:
             continuation = (target, weights)
         actions = self.model.sample_actions(
             intention.query_states,
+            self._expert_observation(items),
             condition_mask=intention.mask,
             num_steps=self.num_steps if num_steps is None else num_steps,
             noise=self._noise(seeds).to(device),
             continuation=continuation,
-            **self._expert_inputs(items),
         )
         return self._decoded(actions, items)
 
@@ -245,7 +246,7 @@ class SyVLAPolicy:
         kick = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
         step = torch.stack([torch.randint(sampler.num_steps, (), generator=generator) for generator in generators])
         context = self.model.encode_expert_context(
-            intention.query_states, condition_mask=intention.mask, **self._expert_inputs(items)
+            intention.query_states, self._expert_observation(items), intention.mask
         )
         device = self.model.device
         actions, before, after = sample_with_sde_step(
@@ -263,9 +264,9 @@ class SyVLAPolicy:
         ]
         return self._decoded(actions[..., :width], items), chains
 
-    def _expert_inputs(self, items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        device = self.model.device
-        return {name: tensor.to(device) for name, tensor in self.processor.expert_inputs(items).items()}
+    def _expert_observation(self, items: list[dict[str, Any]]) -> ExpertObservation:
+        inputs = {name: tensor.to(self.model.device) for name, tensor in self.processor.expert_inputs(items).items()}
+        return ExpertObservation.checked(self.model.config, len(items), **inputs)
 
     def _decoded(self, actions: torch.Tensor, items: list[dict[str, Any]]) -> np.ndarray:
         states = np.stack([item["state"] for item in items])

@@ -9,7 +9,8 @@ from image_encoders import SIGLIP
 from torch import nn
 
 from syvla.modeling_syvla import SyVLAConfig, SyVLAExpertConfig
-from syvla.modeling_syvla.action_expert import ActionExpert, ExpertRMSNorm
+from syvla.modeling_syvla.action_expert import ActionExpert, ExpertContext, ExpertRMSNorm
+from syvla.modeling_syvla.expert_inputs import ExpertObservation
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "head_dim": 8, "ff_multiple_of": 8}
 
@@ -45,9 +46,13 @@ def inputs():
     }
 
 
+def context_of(expert: ActionExpert, inputs) -> ExpertContext:
+    seen = ExpertObservation(inputs["state"], inputs["ids"], inputs["pixels"], inputs["view_mask"])
+    return expert.encode_context(expert.encode_observation(seen), inputs["condition"])
+
+
 def run(expert: ActionExpert, inputs) -> torch.Tensor:
-    features = expert.encode_images(inputs["pixels"], inputs["view_mask"])
-    context = expert.encode_context(features, inputs["view_mask"], inputs["state"], inputs["ids"], inputs["condition"])
+    context = context_of(expert, inputs)
     return expert.predict_velocity(inputs["noisy"], inputs["timestep"], context)
 
 
@@ -123,8 +128,7 @@ def test_cached_flow_step_equals_the_whole_sequence_at_once(inputs, scope, mlp):
 @pytest.mark.parametrize("scope", ["all", "suffix"])
 def test_denoising_with_one_context_equals_recomputing_every_step(inputs, scope):
     expert = make_expert(cross_attention_scope=scope)
-    features = expert.encode_images(inputs["pixels"], inputs["view_mask"])
-    context = expert.encode_context(features, inputs["view_mask"], inputs["state"], inputs["ids"], inputs["condition"])
+    context = context_of(expert, inputs)
     cached = plain = inputs["noisy"]
     for step in range(5):
         t = torch.full((2,), step / 5)
@@ -147,11 +151,7 @@ def test_prefix_depends_on_the_condition_only_with_scope_all(inputs):
     other = {**inputs, "condition": -inputs["condition"]}
     for scope, same in (("all", False), ("suffix", True)):
         expert = make_expert(cross_attention_scope=scope)
-        features = expert.encode_images(inputs["pixels"], inputs["view_mask"])
-        keys = [
-            expert.encode_context(features, x["view_mask"], x["state"], x["ids"], x["condition"]).prefix[-1][0]
-            for x in (inputs, other)
-        ]
+        keys = [context_of(expert, x).prefix[-1][0] for x in (inputs, other)]
         assert torch.equal(*keys) == same
 
 

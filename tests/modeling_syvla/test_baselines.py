@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from syvla.modeling_syvla import SyVLAConfig, SyVLAModel
+from syvla.modeling_syvla.expert_inputs import ExpertObservation
 from syvla.modeling_syvla.parameters import count_parameters
 
 ALL_STATES = {"conditioning": "all_hidden_states", "intention_decoupling": False}
@@ -71,14 +72,14 @@ def test_the_condition_is_every_real_hidden_state(make_model, tiny_processor, un
         vlm = {k: alone.get(k) for k in ("input_ids", "attention_mask", "mm_token_type_ids", "pixel_values")}
         hidden = model.encode(**vlm, image_grid_thw=alone["image_grid_thw"])
         assert hidden.shape[1] == alone["attention_mask"].sum() > model.config.num_query_tokens
-        observation = {k: alone[k] for k in ("state", "embodiment_ids", "expert_pixel_values", "expert_view_mask")}
+        names = ("state", "embodiment_ids", "expert_pixel_values", "expert_view_mask")
         own, _ = model.action_loss(
             hidden,
+            ExpertObservation(*(alone[name] for name in names)),
             alone["actions"],
             alone["action_mask"],
             drawn["noise"][i : i + 1],
             drawn["timestep"][i : i + 1],
-            **observation,
         )
         torch.testing.assert_close(loss[i], own[0], atol=1e-5, rtol=1e-5)
 

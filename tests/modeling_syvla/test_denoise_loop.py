@@ -3,11 +3,13 @@
 import copy
 import pickle
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 
 from syvla.modeling_syvla.denoise_loop import CompiledDenoising, denoise, fixed_context, step_times
+from syvla.modeling_syvla.expert_inputs import ExpertObservation
 from syvla.modeling_syvla.flow_matching import euler_sample
 
 needs_compiler = pytest.mark.skipif(
@@ -25,14 +27,14 @@ def observation(model, batch: int, seed: int = 0, missing: bool = True, robots: 
 
     mask = torch.ones(batch, 3, dtype=torch.bool)
     mask[-1, 1] = not missing
-    return {
-        "query_states": draw(batch, 8, model.config.get_text_config().hidden_size),
-        "state": draw(batch, WIDTH),
-        "embodiment_ids": torch.tensor(robots or (0,) * batch),
-        "expert_pixel_values": draw(batch, 3, 3, 32, 32),
-        "expert_view_mask": mask,
-        "noise": draw(batch, 8, WIDTH),
-    }
+    query_states = draw(batch, 8, model.config.get_text_config().hidden_size)
+    seen = ExpertObservation(
+        state=draw(batch, WIDTH),
+        embodiment_ids=torch.tensor(robots or (0,) * batch),
+        pixel_values=draw(batch, 3, 3, 32, 32),
+        view_mask=mask,
+    )
+    return {"query_states": query_states, "observation": seen, "noise": draw(batch, 8, WIDTH)}
 
 
 def warnings_of(caplog) -> list[str]:
@@ -43,12 +45,11 @@ def warnings_of(caplog) -> list[str]:
 @torch.no_grad()
 def step_by_step(model, given, num_steps: int, continuation=None) -> torch.Tensor:
     """The definition: `predict_velocity` from the same context at every step."""
-    rest = {k: v for k, v in given.items() if k not in ("noise", "query_states")}
-    context = model.encode_expert_context(given["query_states"], **rest)
+    context = model.encode_expert_context(given["query_states"], given["observation"])
     actions = euler_sample(
         lambda x, t: model.expert.predict_velocity(x, t, context), given["noise"], num_steps, continuation
     )
-    width = torch.tensor([[14, 2][i] for i in given["embodiment_ids"].tolist()])
+    width = torch.tensor([[14, 2][i] for i in given["observation"].embodiment_ids.tolist()])
     return torch.where(torch.arange(WIDTH) < width[:, None, None], actions, 0.0)
 
 
@@ -77,10 +78,9 @@ def test_loop_continues_a_chunk(tiny_model):
 
 def test_steps_write_into_one_buffer_and_leave_the_prefix_alone(tiny_model, monkeypatch):
     given = observation(tiny_model, 1)
-    rest = {k: v for k, v in given.items() if k not in ("noise", "query_states")}
     expert, seen = tiny_model.expert, []
     with torch.no_grad():
-        context = tiny_model.encode_expert_context(given["query_states"], **rest)
+        context = tiny_model.encode_expert_context(given["query_states"], given["observation"])
         kept = [(k.clone(), v.clone()) for k, v in context.prefix]
         original = expert.velocity_at
         monkeypatch.setattr(expert, "velocity_at", lambda x, t, c: seen.append(c) or original(x, t, c))
@@ -108,7 +108,8 @@ def test_compiled_loop_equals_eager_and_other_shapes_run_as_they_are(make_model,
     model.optimize_for_inference(compile=True, whole_loop=whole_loop)
     for _ in range(2):
         torch.testing.assert_close(model.sample_actions(**given, num_steps=2), expected, atol=1e-5, rtol=0)
-    all_there = {**given, "expert_view_mask": torch.ones(1, 3, dtype=torch.bool)}
+    every_view = replace(given["observation"], view_mask=torch.ones(1, 3, dtype=torch.bool))
+    all_there = {**given, "observation": every_view}
     counters = torch._dynamo.utils.counters["stats"]
     graphs = counters["unique_graphs"]
     got = model.sample_actions(**all_there, num_steps=2)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from image_encoders import SIGLIP
 
+from syvla.modeling_syvla.expert_inputs import ExpertObservation
 from syvla.modeling_syvla.flow_matching import euler_sample
 from syvla.modeling_syvla.fused_projections import FusedProjections
 
@@ -42,8 +43,9 @@ def counted(model, monkeypatch):
         counts.update(amounts)
 
     def layer_tokens(args, kwargs):
-        if not (kwargs.get("project_condition") or kwargs.get("key_value_only")):
-            add(expert_tokens=args[0].shape[0] * args[0].shape[1])
+        method, x = args[:2]
+        if method.startswith("_run_"):
+            add(expert_tokens=x.shape[0] * x.shape[1])
 
     for layer in expert.layers:
         hook(layer, layer_tokens)
@@ -154,16 +156,17 @@ def test_a_batch_costs_as_many_calls_as_one_sample(model, tiny_processor, make_i
 def test_the_same_counters_see_every_lost_cache(model, inputs, counted, prefix):
     """A loop that keeps nothing: each count that a cache saves is higher by what the cache saves."""
     given = {k: v for k, v in inputs.items() if k in ("state", "embodiment_ids") or k.startswith("expert_")}
+    seen = ExpertObservation.checked(model.config, 1, **given)
     states = torch.randn(1, QUERIES, model.config.get_text_config().hidden_size)
 
     @torch.no_grad()
     def naive():
         def velocity(x, t):
-            return model.expert.predict_velocity(x, t, model.encode_expert_context(states, **given))
+            return model.expert.predict_velocity(x, t, model.encode_expert_context(states, seen))
 
         euler_sample(velocity, torch.randn(1, CHUNK, model.config.max_action_dim), STEPS)
 
-    kept, lost = counted(lambda: model.sample_actions(states, num_steps=STEPS, **given)), counted(naive)
+    kept, lost = counted(lambda: model.sample_actions(states, seen, num_steps=STEPS)), counted(naive)
     assert kept == expert_work(prefix)
     more = {name: lost[name] - kept[name] for name in kept if lost[name] != kept[name]}
     assert more == {

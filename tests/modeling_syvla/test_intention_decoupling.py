@@ -9,8 +9,14 @@ from torch import nn
 
 from syvla.modeling_syvla import SyVLAExpertConfig
 from syvla.modeling_syvla.action_expert import ExpertLayer
+from syvla.modeling_syvla.expert_inputs import ExpertObservation
 from syvla.modeling_syvla.flow_matching import flow_matching_loss, interpolate
-from syvla.modeling_syvla.intention_decoupling import decouple, decoupling_mask, gradient_norms
+from syvla.modeling_syvla.intention_decoupling import (
+    decoupling_mask,
+    find_decoupling_mask,
+    gradient_norms,
+    keep_states,
+)
 
 
 def closed_form(h, q, w_k, w_v, dl_dz, scale):
@@ -61,7 +67,7 @@ def test_theorem_3_2_holds_for_the_expert_layer():
     x = torch.randn(1, 1, 12, dtype=torch.float64)
     h = torch.randn(1, 9, 12, dtype=torch.float64, requires_grad=True)
     target = torch.randn(1, 1, 12, dtype=torch.float64)
-    out, _ = layer(x, None, layer.cross_attn.key_value(h), None)
+    out, _ = layer.run_prefix(x, mask=None, condition=layer.project_condition(h), condition_mask=None)
     norms = gradient_norms((out - target).square().mean(dim=(1, 2)), h)
 
     with torch.no_grad():
@@ -76,7 +82,7 @@ def test_theorem_3_2_holds_for_the_expert_layer():
     y = y + layer.mlp(layer.mlp_norm(y))
     (dl_dz,) = torch.autograd.grad((y - target).square().mean(), z)
     expected = closed_form(states, q, cross.k_proj.weight, cross.v_proj.weight, dl_dz, 6**-0.5).detach()
-    out, _ = layer(x, None, layer.cross_attn.key_value(h), None)
+    out, _ = layer.run_prefix(x, mask=None, condition=layer.project_condition(h), condition_mask=None)
     (by_autograd,) = torch.autograd.grad((out - target).square().mean(), h)
     torch.testing.assert_close(by_autograd[0], expected, atol=1e-14, rtol=1e-10)
     torch.testing.assert_close(norms[0], expected.norm(dim=-1).float())
@@ -114,7 +120,9 @@ def test_ties_and_a_zero_quantile_keep_every_state():
 def test_masked_states_are_zero_and_pass_no_gradient_the_others_are_untouched():
     h = torch.randn(3, 10, 4, requires_grad=True)
     weight = torch.rand(3, 10)
-    masked, mask = decouple(h, lambda x: (x.sum(-1) * weight).sum(-1), 0.25, "sample")
+    probe = h.detach().requires_grad_()
+    mask = find_decoupling_mask((probe.sum(-1) * weight).sum(-1), probe, 0.25, "sample")
+    masked = keep_states(h, mask)
     assert (~mask).sum(-1).tolist() == [3, 3, 3]
     assert masked[~mask].eq(0).all()
     assert torch.equal(masked[mask], h[mask])
@@ -132,6 +140,11 @@ def batch(tiny_processor, unequal_items):
     return {**tiny_processor.collate(unequal_items), "noise": noise, "timestep": timestep}
 
 
+def observation_of(batch, rows=slice(None)) -> ExpertObservation:
+    names = ("state", "embodiment_ids", "expert_pixel_values", "expert_view_mask")
+    return ExpertObservation(*(batch[name][rows] for name in names))
+
+
 def manual_two_passes(model, batch, quantile, scope):
     """The algorithm from its parts, recomputing everything in both passes: (loss, mask, norms)."""
     inputs = {k: batch[k] for k in ("input_ids", "attention_mask", "pixel_values", "image_grid_thw")}
@@ -140,10 +153,7 @@ def manual_two_passes(model, batch, quantile, scope):
     expert = model.expert
 
     def per_sample(h):
-        features = expert.encode_images(batch["expert_pixel_values"], batch["expert_view_mask"])
-        context = expert.encode_context(
-            features, batch["expert_view_mask"], batch["state"], batch["embodiment_ids"], model.adapter(h)
-        )
+        context = expert.encode_context(expert.encode_observation(observation_of(batch)), model.adapter(h))
         actions = batch["actions"].masked_fill(~batch["action_mask"], 0.0)
         noisy = interpolate(batch["noise"], actions, batch["timestep"])
         velocity = expert.predict_velocity(noisy, batch["timestep"], context)
@@ -247,10 +257,10 @@ def test_gradient_of_a_query_state_is_independent_of_its_batch(tiny_model, batch
     _, _, expected = manual_two_passes(tiny_model, batch, 0.05, "sample")
     torch.testing.assert_close(norms[0], torch.from_numpy(expected), atol=1e-7, rtol=1e-4)
     hidden = tiny_model(**batch).query_states.detach()
-    names = ("state", "embodiment_ids", "expert_pixel_values", "expert_view_mask", "actions", "action_mask")
     for i in range(3):
-        rows = {k: batch[k][i : i + 1] for k in (*names, "noise", "timestep")}
-        _, mask = tiny_model.action_loss(hidden[i : i + 1], **rows)
+        row = slice(i, i + 1)
+        given = {k: batch[k][row] for k in ("actions", "action_mask", "noise", "timestep")}
+        _, mask = tiny_model.action_loss(hidden[row], observation_of(batch, row), **given)
         torch.testing.assert_close(norms[-1][0], norms[0][i], atol=1e-7, rtol=1e-4)
         assert torch.equal(mask[0], together[i])
 

@@ -1,6 +1,7 @@
 """What one training step computes, counted without a clock: a saving that is lost fails here on any machine."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -210,7 +211,7 @@ def test_checkpointing_runs_every_layer_again_and_nothing_else(make, batch):
 def test_a_lost_prefix_is_counted(make, batch):
     model = make("suffix")
     original = model.expert.encode_context
-    model.expert.encode_context = lambda f, v, s, e, c, kept, mask: original(f, v, s, e, c, None, mask)
+    model.expert.encode_context = lambda encoded, *rest: original(replace(encoded, prefix=None), *rest)
     counts = StepCounts(model)
     model(**batch).loss.backward()
     assert counts.expert != without_zeros(EXPECTED["suffix"])
@@ -221,7 +222,11 @@ def test_lost_image_features_are_counted(make, batch):
     model = make()
     original = model.expert.encode_context
     pixels, views = (batch[key][batch["embodiment_ids"] >= 0] for key in ("expert_pixel_values", "expert_view_mask"))
-    model.expert.encode_context = lambda _, *rest: original(model.expert.encode_images(pixels, views), *rest)
+
+    def encoded_again(encoded, *rest):
+        return original(replace(encoded, image_features=model.expert.encode_images(pixels, views)), *rest)
+
+    model.expert.encode_context = encoded_again
     counts = StepCounts(model)
     model(**batch).loss.backward()
     assert counts.images == [ROBOTS * VIEWS] * 3

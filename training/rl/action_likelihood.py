@@ -25,9 +25,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from syvla.modeling_syvla.action_expert import ExpertContext
-from syvla.modeling_syvla.expert_inputs import full_width, own_action_dims, robot_rows
-from syvla.modeling_syvla.intention_decoupling import decouple
+from syvla.modeling_syvla.action_expert import EncodedObservation, ExpertContext
+from syvla.modeling_syvla.expert_inputs import ExpertObservation, full_width, own_action_dims
+from syvla.modeling_syvla.intention_decoupling import find_decoupling_mask, keep_states
 
 from .flow_points import ScoredPoints, make_points
 
@@ -76,40 +76,25 @@ def action_scores(
         batch.get("image_grid_thw"),
     )
     query_states = policy.select_query_states(hidden, batch["input_ids"])
-    observation = robot_rows(
+    observation = ExpertObservation.checked(
         config,
-        query_states,
-        batch["input_ids"],
-        batch["embodiment_ids"],
+        len(query_states),
         batch["state"],
+        batch["embodiment_ids"],
         batch["expert_pixel_values"],
         batch.get("expert_view_mask"),
     )
-    observation.pop("rows")
-    ids, view_mask = observation["embodiment_ids"], observation["expert_view_mask"]
-    mask = full_width(config, "action_mask", batch["action_mask"], ids)
-    mask = mask & own_action_dims(config, mask, ids)  # (B, T, D)
-    features = policy.expert.encode_images(observation["expert_pixel_values"], view_mask)
-    shared = (view_mask, observation["state"], ids)
-    prefix = None
-    if config.expert_config.cross_attention_scope == "suffix":
-        prefix = policy.expert.encode_prefix(features, *shared, [None] * len(policy.expert.layers))
-
-    def scores_of(h: torch.Tensor, image_features: torch.Tensor, kept: Any) -> torch.Tensor:
-        condition = policy.adapter(h.to(policy.adapter[0].bias.dtype))  # C in the paper
-        context = policy.expert.encode_context(image_features, *shared, condition, kept)
-        return _scores(policy, context, points, mask)
-
+    mask = full_width(config, "action_mask", batch["action_mask"], observation.embodiment_ids)
+    mask = mask & own_action_dims(config, mask, observation.embodiment_ids)  # (B, T, D)
+    encoded = policy.expert.encode_observation(observation)
     query_mask = None
     if config.intention_decoupling if decoupling is None else decoupling:
-        frozen = None if prefix is None else [(k.detach(), v.detach()) for k, v in prefix]
-        query_states, query_mask = decouple(
-            query_states,
-            lambda h: -scores_of(h, features.detach(), frozen).sum(dim=1),
-            config.decoupling_quantile,
-            config.decoupling_scope,
-        )
-    return ActionScores(scores_of(query_states, features, prefix), query_mask)
+        with torch.enable_grad():  # old scores are computed without gradients, but the mask needs one
+            probe = query_states.detach().requires_grad_()
+            loss = -_scores(policy, probe, encoded.detach(), points, mask).sum(dim=1)
+            query_mask = find_decoupling_mask(loss, probe, config.decoupling_quantile, config.decoupling_scope)
+        query_states = keep_states(query_states, query_mask)
+    return ActionScores(_scores(policy, query_states, encoded, points, mask), query_mask)
 
 
 def require_scored_design(config: Any) -> None:
@@ -158,8 +143,14 @@ def action_log_ratio(
     return ratio_temperature * (scores - old_scores)
 
 
-def _scores(policy: Any, context: ExpertContext, points: ScoredPoints, mask: torch.Tensor) -> torch.Tensor:
-    """float32 (B, S) of points under one context; the S points of a sample are a batch of their own for the expert."""
+def _scores(
+    policy: Any, query_states: torch.Tensor, encoded: EncodedObservation, points: ScoredPoints, mask: torch.Tensor
+) -> torch.Tensor:
+    """Scores of the points on given query states, float32 (B, S).
+
+    The S points of a sample share one context, whose keys and values are repeated to make a batch of B * S for the expert.
+    """
+    context = policy.expert.encode_context(encoded, policy.condition(query_states))
     samples = points.timestep.shape[1]
     repeated = ExpertContext(
         [(k.repeat_interleave(samples, 0), v.repeat_interleave(samples, 0)) for k, v in context.prefix],

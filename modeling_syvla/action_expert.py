@@ -11,6 +11,7 @@ The sequence has fixed slots, so learned embeddings name view and chunk step; no
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -348,7 +349,7 @@ class ActionExpert(nn.Module):
         self,
         image_features: torch.Tensor,
         observation: ExpertObservation,
-        conditions: list[KeyValue | None] | list[KeyValue],
+        conditions: Sequence[KeyValue | None],
         condition_mask: torch.Tensor | None = None,
     ) -> list[KeyValue]:
         """Run the prefix [image tokens, state] through the layers and keep its keys and values.

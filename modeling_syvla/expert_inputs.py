@@ -80,6 +80,11 @@ class ExpertObservation:
         )
 
 
+def select_rows(x: torch.Tensor | None, rows: torch.Tensor) -> torch.Tensor | None:
+    """Rows of an optional tensor."""
+    return None if x is None else x[rows]
+
+
 @dataclass(frozen=True)
 class ActionTarget:
     """What the action head is trained towards.

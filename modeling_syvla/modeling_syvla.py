@@ -16,7 +16,7 @@ from transformers import AutoModelForImageTextToText, GenerationMixin
 from .action_expert import ActionExpert, EncodedObservation, ExpertContext, QueryAdapter
 from .configuration_syvla import SyVLAConfig, require_consistent_design
 from .denoise_loop import denoise, fixed_context, step_times
-from .expert_inputs import ActionTarget, ExpertObservation, action_target, own_action_dims
+from .expert_inputs import ActionTarget, ExpertObservation, action_target, own_action_dims, select_rows
 from .flow_matching import flow_matching_loss, interpolate
 from .inference_optimization import InferenceOptimizationMixin
 from .intention_decoupling import find_decoupling_mask, gathered_weights, keep_states
@@ -220,9 +220,14 @@ class SyVLAModel(ThinkingMixin, InferenceOptimizationMixin, SyVLAPreTrainedModel
             rows = (input_ids == self.config.query_token_id).any(-1).nonzero().squeeze(1)  # (R,)
             if len(rows):
                 states, condition_mask = self.condition_states(hidden, input_ids, attention_mask)
-                chosen = [None if x is None else x[rows] for x in (actions, action_mask, noise, timestep)]
                 output.action_loss_per_sample, output.query_mask = self.action_loss(
-                    states, observation.select(rows), *chosen, condition_mask=condition_mask
+                    states,
+                    observation.select(rows),
+                    actions[rows],
+                    select_rows(action_mask, rows),
+                    select_rows(noise, rows),
+                    select_rows(timestep, rows),
+                    condition_mask,
                 )
                 per_sample = output.action_loss_per_sample
                 output.action_loss = per_sample.sum() / (robot_samples or len(per_sample))

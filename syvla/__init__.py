@@ -8,9 +8,14 @@ Neither torch nor transformers is imported before somebody needs it: the classes
 from __future__ import annotations
 
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wrapt import register_post_import_hook
+from .installation import require_installed
+
+require_installed("train", "wrapt")
+
+from wrapt import register_post_import_hook  # noqa: E402  the line above says what to type where it is missing
 
 __version__ = "0.1.0"
 
@@ -79,6 +84,11 @@ __all__ = [
     "evaluate_vlm",
     "record_demonstrations",
 ]
+
+
+if not Path(__file__).with_name("training").is_dir():
+    # A checkout whose links were not made (Windows without the right to make them), or an unpacked source distribution.
+    __path__.append(str(Path(__file__).resolve().parents[1]))
 
 
 def _register_auto_classes(transformers: Any) -> None:

@@ -1,15 +1,29 @@
 """Settings of the whole suite and the tiny model, processor and samples that many tests share."""
 
 import os
+import sys
+from pathlib import Path
 
-import numpy as np
 import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# A run of the tests is one of this checkout, installed or not; so are the processes that tests start.
+os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+try:
+    import numpy as np
+    import torch
+
+    import syvla
+except ModuleNotFoundError as error:
+    sys.exit(f"tests: {error.name} is missing; type: {sys.executable} -m pip install -e '{ROOT}[test]'")
+if Path(syvla.__file__).resolve().parents[1] != ROOT:
+    sys.exit(f"tests: `syvla` is {syvla.__file__} and not that of {ROOT}; take its folder off PYTHONPATH")
 
 # Tiny tensors gain nothing from a second thread, and threads that spin while they wait for a busy core make a test 30
 # times slower. The variable holds for the processes that tests start.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-import torch
 
 torch.set_num_threads(1)
 

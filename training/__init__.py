@@ -5,6 +5,10 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+from syvla.installation import require_installed
+
+require_installed("train", "torch", "transformers")
+
 _MODULES = {
     "SyVLAPPOConfig": "rl.config",
     "SyVLAPPOTrainer": "rl.trainer",

@@ -19,6 +19,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__" and not __package__:  # started by its path
+    from checkout import require_package
+
+    require_package(__file__)
+
 ENGINES = ("ddp", "zero2", "fsdp2")
 CONFIGS = Path(__file__).with_name("accelerate_configs")
 SETTINGS = '{"use_configured_state": true}'

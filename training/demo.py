@@ -23,6 +23,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__" and not __package__:  # started by its path
+    from checkout import require_package
+
+    require_package(__file__)
+
 from syvla.evaluation.closed_loop import ClosedLoopResult, evaluate_closed_loop, write_summary
 from syvla.evaluation.report_page import ReportPage
 

@@ -11,6 +11,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+if __name__ == "__main__" and not __package__:  # started by its path
+    from checkout import require_package
+
+    require_package(__file__)
+
 from syvla.training.imitation import command as imitation
 
 

@@ -18,6 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+if __name__ == "__main__" and not __package__:  # started by its path
+    from checkout import require_package
+
+    require_package(__file__)
+
 from syvla.training.retrieval.demonstrations import STATISTICS_TOLERANCE
 from syvla.training.rl.config import SyVLAPPOConfig
 from syvla.training.run.arguments import ROBOT_KEYS, ModelArguments, dataset_spec

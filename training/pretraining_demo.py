@@ -20,8 +20,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__" and not __package__:  # started by its path
+    from checkout import require_package
+
+    require_package(__file__)
+
+from syvla.processing.multimodal.sample_files import write_samples
 from syvla.training.demo import prepare_output
-from syvla.training.multimodal_samples import write_samples
 from syvla.training.run.checkpoints import last_whole_checkpoint
 
 logger = logging.getLogger(__name__)

@@ -26,6 +26,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+if __name__ == "__main__" and not __package__:  # started by its path
+    from checkout import require_package
+
+    require_package(__file__)
+
 from syvla.evaluation.simulated_robot import ROLLOUT_SEED_OFFSET
 from syvla.evaluation.simulated_robot import build_parser as robot_parser
 from syvla.serving.client.http_client import http_ready

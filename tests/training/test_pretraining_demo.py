@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 
 from syvla.processing.multimodal.dataset import MultimodalDataset, resized_size
-from syvla.training.multimodal_samples import square_picture, write_samples
+from syvla.processing.multimodal.sample_files import square_picture, write_samples
 from syvla.training.pretraining_demo import loss_table, main
 
 

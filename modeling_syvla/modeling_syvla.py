@@ -30,7 +30,8 @@ from .unused_weights import zero_of_unused_weights
 from .vlm_positions import use_right_image_positions
 from .wrapped_vlm import ConditionalGenerationMixin
 
-# Used by the files above: older transformers bring only what the entry file names itself.
+# Not used here, but by the files above: transformers 5.4 fetches only those files of a checkpoint that its entry file
+# imports itself, not what they import in turn. `test_remote_code` says which line is missing or too many.
 from .embodiment_mlps import apply_per_embodiment  # noqa: F401  isort: skip
 from .forward_arguments import require_read  # noqa: F401  isort: skip
 from .fused_projections import FusedProjections  # noqa: F401  isort: skip

@@ -25,7 +25,9 @@ from .forward_arguments import require_read
 from .pretrained import StrictPreTrainedModel
 from .view_features import all_rows, encode_views, feature_width, make_vision_tower, project_views
 
-# Used by the files above: older transformers bring only what the entry file names itself.
+# Not used here, but by the files above: transformers 5.4 fetches only those files of a checkpoint that its entry file
+# imports itself, not what they import in turn. `test_remote_code` says which line is missing or too many.
+from .flow_matching import interpolate  # noqa: F401  isort: skip
 from .fused_projections import FusedProjections  # noqa: F401  isort: skip
 from .onednn_linear import use_onednn  # noqa: F401  isort: skip
 from .packed_weights import PackedLinear  # noqa: F401  isort: skip

@@ -19,14 +19,14 @@ GRANULE = 64  # prompts of similar length share a cache, and with it what was co
 
 
 class StaticThoughts:
-    """Keeps static caches, one per shape, and lends them to `generate`.
+    """Keeps static key/value caches for `generate`, one per shape (batch, length in steps of 64 tokens).
 
-    Attention then runs over the whole cache, filled or not. Compiled, that is little beside what it saves on a GPU, where
-    a token is bound by the launches of its kernels; without compiling, a growing cache is quicker.
+    With a static cache, attention runs over the whole cache, filled or not. Compiled decoding on a GPU gains more than
+    that costs, since launching kernels takes most of a token's time. Without compiling, a growing cache is quicker.
 
     Args:
-        max_shapes: Further shapes (batch, length in steps of 64 tokens) get a growing cache, with one warning.
-        strict: Raise instead.
+        max_shapes: How many shapes get a static cache. Further shapes get a growing one, with one warning.
+        strict: Raise an error for a further shape instead.
         compile: Whether decoding is compiled.
     """
 
@@ -40,15 +40,23 @@ class StaticThoughts:
         return StaticThoughts, (self.max_shapes, self.strict, self.compile)
 
     @contextmanager
-    def lend(self, vlm: Any, input_ids: torch.Tensor, new_tokens: int) -> Iterator[dict[str, Any]]:
-        """Arguments of `generate` for prompts (B, L) and as many tokens after them, the queries included.
+    def reserve_cache(self, vlm: Any, input_ids: torch.Tensor, new_tokens: int) -> Iterator[dict[str, Any]]:
+        """Reserves the static cache of a shape for one call of `generate`, until the `with` block ends.
+
+        Args:
+            vlm: Model that generates.
+            input_ids: Prompts, (B, L).
+            new_tokens: Tokens that follow the prompt at most, the query tokens included.
+
+        Yields:
+            Further arguments of `generate`. Empty where no static cache is free: `generate` then makes a growing one.
 
         Raises:
-            RuntimeError: For a further shape, if strict.
+            RuntimeError: If strict, and this shape would need more caches than `max_shapes`.
         """
         length = -(-(input_ids.shape[1] + new_tokens) // GRANULE) * GRANULE
         shape = (len(input_ids), length, input_ids.device)
-        if not self._lock.acquire(blocking=False):  # another thread thinks on the caches right now
+        if not self._lock.acquire(blocking=False):  # another thread is using the caches
             yield {}
             return
         try:
@@ -85,6 +93,6 @@ class StaticThoughts:
 
 
 def cache_argument(vlm: Any) -> str:
-    """What the installed `transformers` call the cache: `cache`, before that (seen in 5.4) `past_key_values`."""
+    """Name of `forward`'s cache argument in the installed transformers: `past_key_values` in 5.4, `cache` later."""
     parameters = inspect.signature(type(vlm.model.language_model).forward).parameters
     return "cache" if "cache" in parameters else "past_key_values"

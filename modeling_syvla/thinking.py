@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer
+from torch import nn
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers.generation import GenerateDecoderOnlyOutput
 
+from .configuration_syvla import SyVLAConfig
 from .static_thoughts import StaticThoughts, cache_argument
 from .view_features import all_rows
 
@@ -15,19 +19,23 @@ from .view_features import all_rows
 class ThinkingMixin:
     """Methods of [`SyVLAModel`] that run the VLM at inference."""
 
-    config: Any
-    tokenizer: Any
-    vlm: Any
-    action_queries: Any
-    generation_config: Any
+    static_thoughts: StaticThoughts | None = None
+
+    # What the methods below use of the model that this class is mixed into.
+    config: SyVLAConfig
+    vlm: Any  # the class depends on the checkpoint's VLM
+    action_queries: nn.Embedding
+    tokenizer: PreTrainedTokenizerBase | None
+    generation_config: GenerationConfig
     name_or_path: str
     hub_options: dict[str, Any]
-    encode: Any
-    condition_states: Any
-    generate: Any
-    get_input_embeddings: Any
-    _positions: Any
-    static_thoughts: StaticThoughts | None = None
+    encode: Callable[..., torch.Tensor]
+    condition_states: Callable[
+        [torch.Tensor, torch.Tensor, torch.Tensor | None], tuple[torch.Tensor, torch.Tensor | None]
+    ]
+    generate: Callable[..., GenerateDecoderOnlyOutput]
+    get_input_embeddings: Callable[[], nn.Module]
+    _positions: Callable[..., tuple[torch.Tensor, torch.Tensor]]
 
     @torch.no_grad()
     def predict_query_states(
@@ -40,7 +48,7 @@ class ThinkingMixin:
         think: bool = False,
         max_new_tokens: int = 128,
         think_budget: float | None = None,
-        tokenizer: Any = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
         **generate_kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None, list[str] | None, torch.Tensor | None]:
         """The slow half of `predict_actions`, which has the same arguments: what the expert then acts on.
@@ -57,11 +65,11 @@ class ThinkingMixin:
         generate_kwargs["tokenizer"] = tokenizer  # for `stop_strings`
         if think_budget is not None:
             generate_kwargs["max_time"] = think_budget
-        lent: Any = nullcontext({})
+        static_cache: AbstractContextManager[dict[str, Any]] = nullcontext({})
         if self.static_thoughts is not None:
-            tokens = max_new_tokens + 1 + self.config.num_query_tokens  # an end token, where the thought was cut
-            lent = self.static_thoughts.lend(self.vlm, input_ids, tokens)
-        with lent as cache:
+            tokens = max_new_tokens + 1 + self.config.num_query_tokens  # 1: the end token of a thought that is cut
+            static_cache = self.static_thoughts.reserve_cache(self.vlm, input_ids, tokens)
+        with static_cache as cache:
             states, mask, thought_ids = self._think(
                 input_ids, attention_mask, max_new_tokens=max_new_tokens, **images, **generate_kwargs, **cache
             )
@@ -105,9 +113,9 @@ class ThinkingMixin:
             **generate_kwargs,
         )
         cache = getattr(generated, cache_argument(self.vlm))
-        sequences = generated.sequences
+        sequences = generated.sequences  # (B, L + G)
         cached = int(cache.get_seq_length())  # the last generated token is not in the cache yet
-        thought = sequences[:, prompt_length:]
+        thought = sequences[:, prompt_length:]  # (B, G)
         end_ids = torch.tensor(self._end_token_ids(), device=thought.device)
         is_end = torch.isin(thought, end_ids)
         before_end = is_end.cumsum(-1) - is_end.int() == 0  # up to and including the first end token
@@ -122,9 +130,8 @@ class ThinkingMixin:
         ).long()
         padding = self._end_token_ids()[0]
         thought = thought.masked_fill(~before_end, padding)
-        if (
-            self.config.conditioning == "all_hidden_states"
-        ):  # those of the prompt are not kept: a second pass over it all
+        if self.config.conditioning == "all_hidden_states":
+            # `generate` does not keep the prompt's hidden states, so the whole sequence is encoded a second time.
             tokens = end.new_full(queries.shape[:2], self.config.query_token_id)
             whole = torch.cat((input_ids, thought, end, tokens), dim=1)
             images = {name: generate_kwargs.get(name) for name in ("pixel_values", "image_grid_thw")}
@@ -148,7 +155,7 @@ class ThinkingMixin:
         end_of_turn = end_of_turn[0] if isinstance(end_of_turn, list) else end_of_turn
         return list(dict.fromkeys([end_of_turn, *ids]))
 
-    def _own_tokenizer(self) -> Any:
+    def _own_tokenizer(self) -> PreTrainedTokenizerBase:
         if self.tokenizer is None:
             if not self.name_or_path:
                 raise ValueError(

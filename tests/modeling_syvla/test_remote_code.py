@@ -1,13 +1,16 @@
 """A checkpoint carries its code: it loads with trust_remote_code where none of our packages can be imported."""
 
+import ast
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+from syvla import modeling_syvla
 from syvla.modeling_syvla import SyVLAValueConfig, SyVLAValueModel
 
 LOAD_AND_RUN = """
@@ -158,6 +161,23 @@ def test_checkpoint_holds_the_code_of_both_packages_flat(tiny_model, tiny_proces
     }
     processor = json.loads((tmp_path / "processor_config.json").read_text())
     assert processor["auto_map"]["AutoProcessor"] == "processing_syvla.SyVLAProcessor"
+
+
+@pytest.mark.parametrize("entry", ["modeling_syvla", "modeling_value"])
+def test_an_entry_file_imports_every_file_that_it_needs_itself(entry):
+    """As transformers 5.4 loads a checkpoint: without the imports of the imported files."""
+    folder = Path(modeling_syvla.__file__).parent
+
+    def imported(name: str) -> set[str]:
+        tree = ast.parse((folder / f"{name}.py").read_text(encoding="utf-8"))
+        return {node.module for node in tree.body if isinstance(node, ast.ImportFrom) and node.level == 1}
+
+    needed, pending = set(), [entry]
+    while pending:
+        for name in imported(pending.pop()) - needed:
+            needed.add(name)
+            pending.append(name)
+    assert imported(entry) == needed - {entry}
 
 
 def test_the_code_travels_again_when_a_loaded_checkpoint_is_saved(tiny_model, tiny_processor, tmp_path):

@@ -77,7 +77,7 @@ def test_similar_prompts_share_a_cache_and_other_shapes_get_a_growing_one(tiny_m
 def test_a_thread_that_finds_the_caches_in_use_thinks_without_them(tiny_model, think):
     expected = think()
     tiny_model.static_thoughts = StaticThoughts(compile=False)
-    with tiny_model.static_thoughts.lend(tiny_model.vlm, torch.zeros(1, 3, dtype=torch.long), 9):
+    with tiny_model.static_thoughts.reserve_cache(tiny_model.vlm, torch.zeros(1, 3, dtype=torch.long), 9):
         assert same(think(), expected)
     assert [shape[0] for shape in tiny_model.static_thoughts._caches] == [1]
 

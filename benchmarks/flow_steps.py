@@ -43,10 +43,10 @@ def visited(policy: Any, environment: Any, episodes: int) -> tuple[list[dict[str
     return observations, instructions
 
 
-def chunks(policy: Any, observations: list[Any], intention: Any, num_steps: int, first_seed: int = 0) -> np.ndarray:
+def chunks(policy: Any, inputs: Any, intention: Any, num_steps: int, first_seed: int = 0) -> np.ndarray:
     """(B, T, D), in standard deviations of the recorded actions."""
-    seeds = range(first_seed, first_seed + len(observations))
-    actions = policy.denoise(observations, intention, seeds=seeds, num_steps=num_steps)
+    seeds = range(first_seed, first_seed + len(inputs.states))
+    actions = policy.denoise(inputs, intention, seeds=seeds, num_steps=num_steps)
     deviation = policy.processor.embodiments[policy.embodiment]["statistics"]["action"]["std"]
     return actions / np.maximum(np.asarray(deviation), 1e-6)
 
@@ -70,10 +70,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     with closing(make_environment(options.env, options.task)) as environment:
         policy: Any = load_policy(options.checkpoint, environment, device=options.device)
         observations, instructions = visited(policy, environment, options.observe)
-    intention = policy.intention(observations, instructions)
-    reference = chunks(policy, observations, intention, REFERENCE_STEPS)
-    chance = distance(chunks(policy, observations, intention, REFERENCE_STEPS, 10_000), reference)
-    errors = {n: distance(chunks(policy, observations, intention, n), reference) for n in options.steps}
+    images, states = ([observation[part] for observation in observations] for part in ("images", "state"))
+    inputs = policy.inputs(images, states, instructions)
+    intention = policy.intention(inputs)
+    reference = chunks(policy, inputs, intention, REFERENCE_STEPS)
+    chance = distance(chunks(policy, inputs, intention, REFERENCE_STEPS, 10_000), reference)
+    errors = {n: distance(chunks(policy, inputs, intention, n), reference) for n in options.steps}
     success = {n: _success(options, n) for n in options.steps} if options.episodes else {}
     header = ["flow steps", "rms error", "of chance", "largest", *(["success"] if success else [])]
     rows: list[list[Any]] = [

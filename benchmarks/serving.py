@@ -53,7 +53,7 @@ class NullPolicy:
         actions = np.zeros((STEPS, ACTION_DIM), np.float32)
         return [ActAnswer(actions, timings={"denoise": 0.0}) for _ in requests]
 
-    def new_looks(self) -> list[dict[str, float]]:
+    def take_vlm_seconds(self) -> list[dict[str, float]]:
         """Nothing runs in the background."""
         return []
 

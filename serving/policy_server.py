@@ -20,7 +20,7 @@ from typing import Any
 import uvicorn
 from fastapi import APIRouter, FastAPI, Request, Response
 
-from .contract.requests import PolicyHolder, RequestError, ServedPolicy
+from .contract.requests import PolicyBackend, PolicyHolder, RequestError
 from .recording.by_session import ServedRecording
 from .rl.routes import rl_router
 from .rl.scheduler import RLScheduler
@@ -83,7 +83,7 @@ class PolicyServer:
 
     def __init__(
         self,
-        policy: ServedPolicy | Callable[[], ServedPolicy] | None,
+        policy: PolicyBackend | Callable[[], PolicyBackend] | None,
         settings: ServerSettings | None = None,
         *,
         routers: Sequence[APIRouter] = (),
@@ -95,7 +95,7 @@ class PolicyServer:
         self.settings = settings or ServerSettings()
         self.holder = PolicyHolder()
         self.service = ActService(self.settings, self.holder)
-        self._load: Callable[[], ServedPolicy] = policy if callable(policy) else lambda: policy  # type: ignore[assignment,return-value]
+        self._load: Callable[[], PolicyBackend] = policy if callable(policy) else lambda: policy  # type: ignore[assignment,return-value]
         self._record = Path(record) if record is not None else None
         self._rl = rl
         if rl is not None:
@@ -117,12 +117,12 @@ class PolicyServer:
         record: str | Path | None = None,
         **options: Any,
     ) -> PolicyServer:
-        """A server for a checkpoint; options as for `SyVLAServedPolicy.from_pretrained`."""
+        """A server for a checkpoint; options as for `SyVLABackend.from_pretrained`."""
 
-        def load() -> ServedPolicy:
-            from .policies.served import SyVLAServedPolicy
+        def load() -> PolicyBackend:
+            from .policies.backend import SyVLABackend
 
-            return SyVLAServedPolicy.from_pretrained(path, **options)
+            return SyVLABackend.from_pretrained(path, **options)
 
         return cls(load, settings, routers=routers, record=record)
 
@@ -228,7 +228,7 @@ class PolicyServer:
         return listening
 
     def _serve(self) -> None:
-        loader = threading.Thread(target=self._prepare, name="policy-loader", daemon=True)
+        loader = threading.Thread(target=self._load_policy, name="policy-loader", daemon=True)
         loader.start()
         try:
             self._server.run(sockets=[self._socket] if self._socket else None)
@@ -239,7 +239,7 @@ class PolicyServer:
                 self._rl.stop()
             self._ready.set()
 
-    def _prepare(self) -> None:
+    def _load_policy(self) -> None:
         """Loads and warms up the policy, then lets requests in."""
         try:
             policy = self._load()

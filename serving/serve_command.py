@@ -206,7 +206,7 @@ def _server(arguments: argparse.Namespace, settings: ServerSettings) -> PolicySe
 
 def _rl_server(arguments: argparse.Namespace, settings: ServerSettings) -> PolicyServer:
     """A server for a run of reinforcement learning."""
-    from .contract.requests import ServedPolicy
+    from .contract.requests import PolicyBackend
     from .policy_server import PolicyServer
     from .rl.scheduler import RLScheduler, RLSettings
 
@@ -227,14 +227,14 @@ def _rl_server(arguments: argparse.Namespace, settings: ServerSettings) -> Polic
         silent_s=arguments.rl_silent_s,
     )
 
-    def load(folder: Path) -> ServedPolicy:
+    def load(folder: Path) -> PolicyBackend:
         from .contract.rollout_sampler import read_sampler
-        from .policies.served import SyVLAServedPolicy
+        from .policies.backend import SyVLABackend
 
         chosen = None if settings.embodiment is None else [settings.embodiment]
         sampler = read_sampler(folder)
         options = _policy_options(arguments)
-        return SyVLAServedPolicy.from_pretrained(str(folder), embodiments=chosen, sampler=sampler, **options)
+        return SyVLABackend.from_pretrained(str(folder), embodiments=chosen, sampler=sampler, **options)
 
     return PolicyServer(None, settings, rl=RLScheduler(run, load))
 

@@ -28,13 +28,13 @@ class ActionChunks:
     Attributes:
         actions: float32 (B, T, D_action), physical units of the environment's `action_names`, one row per control step.
         thoughts: B texts, or None for a policy that did not think.
-        seconds: Wall-clock seconds until each of the B answers, where they were asked for one by one.
-        query_ages: B ages, or None where the VLM saw these very observations.
-        look_seconds: With them, seconds per phase (`think`, `queries`) of the VLM's runs that gave the query states.
+        seconds: Wall-clock seconds until each of the B answers, if each was asked for alone; otherwise None.
+        query_ages: B ages, or None if the VLM saw these very observations.
+        vlm_seconds: Beside `query_ages`: seconds per phase (`think`, `queries`) of the VLM's runs that gave the states.
     """
 
     actions: np.ndarray
     thoughts: list[str] | None = None
     seconds: list[float] | None = None
     query_ages: list[QueryAge] | None = None
-    look_seconds: list[Mapping[str, float]] | None = None
+    vlm_seconds: list[Mapping[str, float]] | None = None

@@ -116,8 +116,8 @@ class ActAnswer:
         timings: Seconds per phase that this answer took: `think`, `queries`, `denoise`.
         extras: Further entries of the reply: numbers, texts, lists.
         chain: Where the chunk was sampled by a stochastic step: that step, for the recorder alone.
-        look_timings: Seconds per phase of the VLM's run in the background whose query states it acts on. Other answers
-            may act on them too.
+        vlm_seconds: Seconds per phase of the background run of the VLM whose query states it acts on. Other answers may
+            act on the same ones.
     """
 
     actions: np.ndarray
@@ -125,10 +125,10 @@ class ActAnswer:
     timings: dict[str, float] = field(default_factory=dict)
     extras: dict[str, Any] = field(default_factory=dict)
     chain: ChainStep | None = None
-    look_timings: dict[str, float] = field(default_factory=dict)
+    vlm_seconds: dict[str, float] = field(default_factory=dict)
 
 
-class ServedPolicy(Protocol):
+class PolicyBackend(Protocol):
     """What the server needs of a policy. Only its worker thread calls `answer`, only its event loop `submit_observation`.
 
     Attributes:
@@ -163,12 +163,12 @@ class ServedPolicy(Protocol):
         """
         ...
 
-    def new_looks(self) -> list[dict[str, float]]:
-        """Seconds per phase of every run of the VLM in the background that has ended since the last call; any thread's."""
+    def take_vlm_seconds(self) -> list[Mapping[str, float]]:
+        """Seconds per phase of every background run of the VLM that has ended since the last call. From any thread."""
         ...
 
     def forget(self, session: str) -> None:
-        """A session's episode is over; what was kept for it may go."""
+        """Drops what is kept for a session whose episode is over."""
         ...
 
     def warm_up(self, think: bool = False) -> None:
@@ -187,10 +187,10 @@ class PolicyHolder:
         current: The policy for the next batch; None until one is loaded.
     """
 
-    def __init__(self, policy: ServedPolicy | None = None) -> None:
+    def __init__(self, policy: PolicyBackend | None = None) -> None:
         self.current = policy
 
-    def swap(self, policy: ServedPolicy) -> ServedPolicy | None:
+    def swap(self, policy: PolicyBackend) -> PolicyBackend | None:
         """Puts another policy in place and returns the one before. One assignment: safe from any thread."""
         before, self.current = self.current, policy
         return before

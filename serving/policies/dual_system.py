@@ -1,8 +1,8 @@
-"""Dual-system serving (section 3.1 of the paper): the VLM looks on in the background while the expert keeps acting.
+"""Dual-system serving (section 3.1 of the paper): the VLM runs in the background while the expert keeps acting.
 
 A call does not wait for the VLM. It acts on fresh images, state and the newest query states of its session, and says how
-old these are; a bound on the age turns into a wait. See `query_refresher` for sessions and ages. Who answers several
-sessions in one thread leaves each observation with `look` first, so that none of them waits for another's VLM.
+old these are; a bound on the age turns into a wait. See `query_refresher` for sessions and ages. A caller that answers
+several sessions in one thread first submits each observation, so that no session waits for the VLM of another one.
 """
 
 from __future__ import annotations
@@ -10,42 +10,28 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 
 from syvla.serving.contract.action_chunks import ActionChunks
 from syvla.serving.contract.requests import PreviousChunk
 
-from .in_process import Intention, Observation, SyVLAPolicy
-from .phase_clock import PhaseClock
-from .query_refresher import Call, QueryRefresher, Sight
+from .in_process import SyVLAPolicy
+from .intention import Intention, join_intentions, split_intention
+from .query_refresher import QueryInput, QueryRefresher, QueryTicket
 
-_KEPT_LOOKS = 1024  # for `new_looks`, whose caller may be slow, or nobody
-
-
-@dataclass(frozen=True)
-class Look:
-    """What the VLM made of one observation in the background.
-
-    Attributes:
-        intention: Of this one sample.
-        seconds: Of the run per phase (`think`, `queries`); one run may serve several sessions.
-    """
-
-    intention: Intention
-    seconds: Mapping[str, float]
+_KEPT_RUNS = 1024  # for `take_vlm_seconds`, whose caller may be slow, or missing
 
 
-class AsyncSyVLAPolicy:
+class DualSystemPolicy:
     """A `SyVLAPolicy` whose VLM runs in the background.
 
     Args:
         policy: Its `think` says whether thoughts are generated in the background.
-        max_query_age: Seconds; older query states are waited for. None: never, but for a session's first call and for
-            the first one after its instruction changed.
+        max_query_age: Seconds; a call waits instead of acting on older query states. None: a call waits only if it is
+            its session's first one, or the first one after the instruction changed.
         **options: Further arguments of `QueryRefresher`.
     """
 
@@ -53,86 +39,70 @@ class AsyncSyVLAPolicy:
         self.policy = policy
         self.name, self.chunk_size = policy.name, policy.chunk_size
         self._stream = torch.cuda.Stream() if policy.model.device.type == "cuda" else None
-        self._new_looks: deque[dict[str, float]] = deque(maxlen=_KEPT_LOOKS)
-        self.refresher: QueryRefresher[Look] = QueryRefresher(self._look, max_age=max_query_age, **options)
+        self._vlm_seconds: deque[Mapping[str, float]] = deque(maxlen=_KEPT_RUNS)
+        self.refresher: QueryRefresher[Intention] = QueryRefresher(self._run_vlm, max_age=max_query_age, **options)
 
-    def look(self, observation: Observation, instruction: str, session: str) -> Call[Look]:
-        """Leaves an observation for the VLM; when the result is `ready`, `predict` answers it without waiting.
+    def submit(
+        self, images: Mapping[str, np.ndarray], state: np.ndarray, instruction: str, session: str
+    ) -> QueryTicket[Intention]:
+        """Gives an observation to the VLM. Once the ticket is `done`, `predict` answers it without waiting.
 
         Args:
-            session: Whose observation it is; a new episode should have a new name, or `forget` the old one's.
+            images: Camera to uint8 (H, W, 3).
+            state: float32 (D_state,), physical units.
+            instruction: What the robot is to do.
+            session: Whose observation it is. A new episode needs a new name, or `forget` for the old one's.
         """
-        return self.refresher.leave(Sight(session, observation, instruction))
+        return self.refresher.submit(QueryInput(session, (images, state), instruction))
 
     def predict(
         self,
-        observations: Sequence[Observation],
-        looks: Sequence[Call[Look]],
+        images: Sequence[Mapping[str, np.ndarray]],
+        states: Sequence[np.ndarray],
+        tickets: Sequence[QueryTicket[Intention]],
         *,
         seeds: Sequence[int],
         previous: Sequence[PreviousChunk | None] | None = None,
         num_steps: int | None = None,
     ) -> ActionChunks:
-        """As `SyVLAPolicy.predict`; `query_ages` says how old the query states of each answer are, `look_seconds` what
-        they took.
+        """Action chunks for B observations; waits for tickets that are not done.
 
         Args:
-            looks: What `look` returned for these observations; waited for where they are not ready.
-        """
-        newest = [self.refresher.take(look) for look in looks]
-        intention = join_intentions([found.intention for found, _ in newest])
-        actions = self.policy.denoise(observations, intention, seeds=seeds, previous=previous, num_steps=num_steps)
-        ages, seconds = [age for _, age in newest], [found.seconds for found, _ in newest]
-        return ActionChunks(actions, intention.thoughts, query_ages=ages, look_seconds=seconds)
+            images, states: See `SyVLAPolicy.inputs`.
+            tickets: What `submit` returned for these observations.
+            seeds, previous, num_steps: See `SyVLAPolicy.denoise`.
 
-    def new_looks(self) -> list[dict[str, float]]:
-        """Seconds per phase of every run of the VLM that has ended since the last call."""
-        looks = []
-        with suppress(IndexError):  # whoever else takes and adds meanwhile
+        Returns:
+            Chunks with `query_ages`, how old the query states of each are, and `vlm_seconds`, what computing them took.
+        """
+        newest = [self.refresher.newest(ticket) for ticket in tickets]
+        intention = join_intentions([found for found, _ in newest])
+        inputs = self.policy.expert_inputs(images, states)
+        actions = self.policy.denoise(inputs, intention, seeds=seeds, previous=previous, num_steps=num_steps)
+        ages, seconds = [age for _, age in newest], [found.seconds for found, _ in newest]
+        return ActionChunks(actions, intention.thoughts, query_ages=ages, vlm_seconds=seconds)
+
+    def take_vlm_seconds(self) -> list[Mapping[str, float]]:
+        """Seconds per phase of every background run of the VLM that has ended since the last call."""
+        runs = []
+        with suppress(IndexError):  # another thread may add or take at the same time
             while True:
-                looks.append(self._new_looks.popleft())
-        return looks
+                runs.append(self._vlm_seconds.popleft())
+        return runs
 
     def forget(self, session: str) -> None:
-        """A session's episode is over."""
+        """Drops the query states of a session whose episode is over."""
         self.refresher.drop(session)
 
     def close(self) -> None:
         """Ends the background thread."""
         self.refresher.close()
 
-    def _look(self, sights: Sequence[Sight]) -> list[Look]:
-        clock = PhaseClock(self.policy.model.device)
+    def _run_vlm(self, observed: Sequence[QueryInput]) -> list[Intention]:
+        images, states = zip(*(one.observation for one in observed), strict=True)
         # On a GPU a stream of its own lets the expert's short kernels run between those of the VLM.
         with nullcontext() if self._stream is None else torch.cuda.stream(self._stream):
-            intention = self.policy.intention(
-                [sight.observation for sight in sights], [str(sight.basis) for sight in sights], streamer=clock
-            )
-            clock.mark("queries")  # waits for the stream
-        self._new_looks.append(clock.seconds)
-        return [Look(one, clock.seconds) for one in split_intention(intention)]
-
-
-def split_intention(intention: Intention) -> list[Intention]:
-    """One intention per sample of a batch."""
-    return [
-        Intention(
-            intention.query_states[row : row + 1],
-            None if intention.mask is None else intention.mask[row : row + 1],
-            None if intention.thoughts is None else intention.thoughts[row : row + 1],
-        )
-        for row in range(len(intention.query_states))
-    ]
-
-
-def join_intentions(intentions: Sequence[Intention]) -> Intention:
-    """The inverse of `split_intention`; states of unequal number are padded and masked."""
-    longest = max(one.query_states.shape[1] for one in intentions)
-    states = torch.cat([F.pad(one.query_states, (0, 0, 0, longest - one.query_states.shape[1])) for one in intentions])
-    mask = None
-    if any(one.mask is not None or one.query_states.shape[1] < longest for one in intentions):
-        own = [torch.ones_like(one.query_states[..., 0], dtype=torch.bool) for one in intentions]
-        masks = [whole if one.mask is None else one.mask for one, whole in zip(intentions, own, strict=True)]
-        mask = torch.cat([F.pad(one, (0, longest - one.shape[1]), value=False) for one in masks])
-    thoughts = [text for one in intentions for text in one.thoughts or [""]]
-    return Intention(states, mask, None if all(one.thoughts is None for one in intentions) else thoughts)
+            inputs = self.policy.inputs(images, states, [str(one.basis) for one in observed])
+            intention = self.policy.intention(inputs)  # has waited for the stream when it returns
+        self._vlm_seconds.append(intention.seconds)
+        return split_intention(intention)

@@ -1,16 +1,15 @@
-"""The policy itself, in this process: a checkpoint that turns observations into action chunks in physical units.
+"""A checkpoint in this process: it turns observations into action chunks in physical units.
 
-The policy server and closed-loop evaluation run this same code. It is called with a batch of observations of several
-episodes or clients, and its answer for one of them must not depend on the others: all randomness comes from the seed of
-each call.
+The policy server and closed-loop evaluation run this same code. An answer takes three steps: the processor makes the
+model's inputs (`inputs`), the VLM reads them (`intention`), and the action expert denoises a chunk (`denoise`). A batch
+may hold observations of several episodes or clients; the answer to one must not depend on the others, so all randomness
+comes from each sample's own seed.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
+import time
 from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,31 +17,66 @@ import numpy as np
 import torch
 
 from syvla.modeling_syvla.expert_inputs import ExpertObservation
-from syvla.modeling_syvla.flow_sde import sample_with_sde_step
 from syvla.serving.contract.action_chunks import ActionChunks
 from syvla.serving.contract.requests import PreviousChunk
-from syvla.serving.contract.rollout_sampler import ChainStep, RolloutSampler
 
 from .chunk_stitching import continue_chunk
+from .digests import content_digest, weights_digest
+from .intention import Intention
 from .loading import load_for_inference
 
 Observation = dict[str, Any]
 """`{"images": {camera: uint8 (H, W, 3)}, "state": float32 (D,)}`, state in physical units."""
 
 
+PROMPT_INPUTS = ("input_ids", "attention_mask", "pixel_values", "image_grid_thw")
+EXPERT_INPUTS = ("state", "embodiment_ids", "expert_pixel_values", "expert_view_mask")
+
+
 @dataclass(frozen=True)
-class Intention:
-    """What the VLM hands to the expert for B observations.
+class ModelInputs:
+    """B observations as the model takes them.
 
     Attributes:
-        query_states: (B, N, D_vlm).
-        mask: bool (B, N), True where real; None where all are.
-        thoughts: B texts, or None without thinking.
+        prompt: What the VLM reads, on the model's device; empty if only the action expert is asked.
+        expert: What the action expert reads.
+        states: B times float32 (D_state,), physical units: actions may be relative to them.
     """
 
-    query_states: torch.Tensor
-    mask: torch.Tensor | None = None
-    thoughts: list[str] | None = None
+    prompt: Mapping[str, torch.Tensor]
+    expert: ExpertObservation
+    states: Sequence[np.ndarray]
+
+
+class PhaseClock:
+    """Measures phases, on devices that compute behind the caller's back too; as a streamer of `generate`, the thought.
+
+    Args:
+        device: On a GPU, what this thread queued on its current stream is waited for; work of other threads is not.
+
+    Attributes:
+        seconds: Of each phase that is over.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.seconds: dict[str, float] = {}
+        self._last = time.monotonic()
+
+    def put(self, value: Any) -> None:
+        """Does nothing; `generate` calls it for every token."""
+
+    def end(self) -> None:
+        """Ends the phase `think`; `generate` calls it when the thought is complete."""
+        self.mark("think")
+
+    def mark(self, phase: str) -> None:
+        """Notes that the time since the last mark belongs to `phase`."""
+        if self._device.type == "cuda":
+            torch.cuda.current_stream(self._device).synchronize()
+        now = time.monotonic()
+        self.seconds[phase] = now - self._last
+        self._last = now
 
 
 class SyVLAPolicy:
@@ -125,7 +159,7 @@ class SyVLAPolicy:
             "policy": "syvla",
             "weights": weights_digest(self.model),
             "embodiment": self.embodiment,
-            "statistics": _digest(self.processor.embodiments[self.embodiment]),
+            "statistics": content_digest(self.processor.embodiments[self.embodiment])[:16],
             "think": self.think,
             "max_new_tokens": self.max_new_tokens,
             "num_steps": self.num_steps or self.model.config.num_inference_steps,
@@ -145,47 +179,74 @@ class SyVLAPolicy:
         Args:
             previous: What each chunk shall continue, if anything.
         """
-        intention = self.intention(observations, instructions)
-        return ActionChunks(self.denoise(observations, intention, seeds=seeds, previous=previous), intention.thoughts)
+        images, states = ([observation[part] for observation in observations] for part in ("images", "state"))
+        inputs = self.inputs(images, states, instructions)
+        intention = self.intention(inputs)
+        return ActionChunks(self.denoise(inputs, intention, seeds=seeds, previous=previous), intention.thoughts)
+
+    # ------------------------------------------------------------------ the steps of an answer
+
+    def inputs(
+        self,
+        images: Sequence[Mapping[str, np.ndarray]],
+        states: Sequence[np.ndarray],
+        instructions: Sequence[str],
+        thoughts: Sequence[str | None] | None = None,
+    ) -> ModelInputs:
+        """B observations for VLM and action expert.
+
+        Args:
+            images: Camera to uint8 (H, W, 3), for each observation.
+            states: float32 (D_state,), physical units.
+            instructions: What the robot is to do.
+            thoughts: Earlier thoughts to act on, None for samples without one; None when thoughts are to be generated.
+        """
+        texts: list[dict[str, Any]] = [{"text": text} for text in instructions]
+        if thoughts is not None:
+            texts = [{**text, "thought": thought} for text, thought in zip(texts, thoughts, strict=True)]
+        items = [{**item, **text} for item, text in zip(self._items(images, states), texts, strict=True)]
+        return self._model_inputs(items, self.processor.collate(items, padding_side="left"))
+
+    def expert_inputs(self, images: Sequence[Mapping[str, np.ndarray]], states: Sequence[np.ndarray]) -> ModelInputs:
+        """As `inputs`, for the action expert alone: enough for `denoise`."""
+        items = self._items(images, states)
+        return self._model_inputs(items, self.processor.expert_inputs(items))
+
+    def _model_inputs(self, items: list[dict[str, Any]], batch: Mapping[str, torch.Tensor]) -> ModelInputs:
+        tensors = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
+        expert = {name: tensors[name] for name in EXPERT_INPUTS}
+        return ModelInputs(
+            {name: tensors[name] for name in PROMPT_INPUTS if name in tensors},
+            ExpertObservation.checked(self.model.config, len(items), **expert),
+            [item["state"] for item in items],
+        )
 
     @torch.inference_mode()
     def intention(
-        self,
-        observations: Sequence[Observation],
-        instructions: Sequence[str],
-        *,
-        think: bool | None = None,
-        thoughts: Sequence[str | None] | None = None,
-        max_new_tokens: int | None = None,
-        streamer: Any = None,
+        self, inputs: ModelInputs, *, think: bool | None = None, max_new_tokens: int | None = None
     ) -> Intention:
-        """The slow half, by the VLM: what the expert then acts on, with thoughts where the policy thinks.
+        """The slow half, by the VLM: what the expert then acts on, with thoughts if the policy thinks.
 
         Args:
             think: Whether to generate thoughts; None: as the policy does by itself.
-            thoughts: Earlier thoughts to act on instead, None for samples without one; only where none are generated.
             max_new_tokens: Longest thought; None: the policy's own.
-            streamer: For `generate`; its `end` is called when the thoughts are complete.
         """
-        think = self.think if think is None else think
-        items = [{**item, "text": text} for item, text in zip(self._items(observations), instructions, strict=True)]
-        if thoughts is not None:
-            items = [{**item, "thought": thought} for item, thought in zip(items, thoughts, strict=True)]
-        inputs = self.processor.collate(items, padding_side="left").to(self.model.device)
+        clock = PhaseClock(self.model.device)
         generation: dict[str, Any] = {}
+        think = self.think if think is None else think
         if think:  # never sampled, whatever the checkpoint's generation config says: a seed decides all
-            generation = {"tokenizer": self.processor.tokenizer, "streamer": streamer, "do_sample": False}
+            generation = {"tokenizer": self.processor.tokenizer, "streamer": clock, "do_sample": False}
         limit = self.max_new_tokens if max_new_tokens is None else max_new_tokens
         if limit is not None:
             generation["max_new_tokens"] = limit
-        given = {name: inputs.get(name) for name in ("input_ids", "attention_mask", "pixel_values", "image_grid_thw")}
-        states, mask, generated, _ = self.model.predict_query_states(**given, think=think, **generation)
-        return Intention(states, mask, generated)
+        states, mask, thoughts, _ = self.model.predict_query_states(**inputs.prompt, think=think, **generation)
+        clock.mark("queries")
+        return Intention(states, mask, thoughts, clock.seconds)
 
     @torch.inference_mode()
     def denoise(
         self,
-        observations: Sequence[Observation],
+        inputs: ModelInputs,
         intention: Intention,
         *,
         seeds: Sequence[int],
@@ -197,130 +258,41 @@ class SyVLAPolicy:
         Args:
             num_steps: Euler steps of the flow; None: the policy's own.
         """
-        device, items = self.model.device, self._items(observations)
-        chunks = [None] * len(items) if previous is None else previous
+        shape, device = (self.chunk_size, int(self.model.config.max_action_dim)), self.model.device
+        # Drawn on the CPU, so that every device sees the same noise.
+        noise = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
         continuation = None
-        if any(chunk is not None for chunk in chunks):
-            shape = (self.chunk_size, self.model.config.max_action_dim)
+        if previous is not None and any(chunk is not None for chunk in previous):
             pairs = [
-                continue_chunk(self.processor, self.embodiment, chunk, item["state"], *shape)
-                for chunk, item in zip(chunks, items, strict=True)
+                continue_chunk(self.processor, self.embodiment, chunk, state, *shape)
+                for chunk, state in zip(previous, inputs.states, strict=True)
             ]
             target, weights = (torch.stack(part).to(device) for part in zip(*pairs, strict=True))
             continuation = (target, weights)
         actions = self.model.sample_actions(
             intention.query_states,
-            self._expert_observation(items),
+            inputs.expert,
             condition_mask=intention.mask,
             num_steps=self.num_steps if num_steps is None else num_steps,
-            noise=self._noise(seeds).to(device),
+            noise=noise.to(device),
             continuation=continuation,
         )
-        return self._decoded(actions, items)
+        return self.physical(actions, inputs)
 
-    @torch.inference_mode()
-    def sample_rollout(
-        self,
-        observations: Sequence[Observation],
-        intention: Intention,
-        *,
-        seeds: Sequence[int],
-        sampler: RolloutSampler,
-    ) -> tuple[np.ndarray, list[ChainStep]]:
-        """`denoise` with one stochastic step per sample, for rollouts that are scored by it.
+    def physical(self, actions: torch.Tensor, inputs: ModelInputs) -> np.ndarray:
+        """Normalized actions (B, T, D) of the model as float32 (B, T, D_action) in physical units."""
+        decoded = self.processor.decode_actions(actions.float().cpu(), self.embodiment, np.stack(inputs.states))
+        return np.asarray(decoded, dtype=np.float32)
 
-        Noise, stochastic step and its number come from each sample's own seed.
-
-        Returns:
-            (chunks (B, T, D_action) in physical units, the stochastic step of each).
-
-        Raises:
-            ValueError: If the action head is no flow.
-        """
-        config = self.model.config
-        if config.action_head != "flow_matching":
-            raise ValueError(f"{sampler.method}: expected a policy that samples a flow, got {config.action_head!r}")
-        items, shape = self._items(observations), (self.chunk_size, config.max_action_dim)
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
-        kick = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
-        step = torch.stack([torch.randint(sampler.num_steps, (), generator=generator) for generator in generators])
-        context = self.model.encode_expert_context(
-            intention.query_states, self._expert_observation(items), intention.mask
-        )
-        device = self.model.device
-        actions, before, after = sample_with_sde_step(
-            lambda x, t: self.model.expert.predict_velocity(x, t, context),
-            noise.to(device),
-            kick.to(device),
-            step.to(device),
-            num_steps=sampler.num_steps,
-            noise_level=sampler.noise_level,
-        )
-        width = self.processor.embodiments[self.embodiment]["action_dim"]
-        own = [part[..., :width].float().cpu().numpy() for part in (before, after)]
-        chains = [
-            ChainStep(x, following, int(number), sampler) for x, following, number in zip(*own, step, strict=True)
-        ]
-        return self._decoded(actions[..., :width], items), chains
-
-    def _expert_observation(self, items: list[dict[str, Any]]) -> ExpertObservation:
-        inputs = {name: tensor.to(self.model.device) for name, tensor in self.processor.expert_inputs(items).items()}
-        return ExpertObservation.checked(self.model.config, len(items), **inputs)
-
-    def _decoded(self, actions: torch.Tensor, items: list[dict[str, Any]]) -> np.ndarray:
-        states = np.stack([item["state"] for item in items])
-        return np.asarray(
-            self.processor.decode_actions(actions.float().cpu(), self.embodiment, states), dtype=np.float32
-        )
-
-    def _items(self, observations: Sequence[Observation]) -> list[dict[str, Any]]:
-        return [
-            {
-                "images": self._views(observation),
-                "state": np.asarray(observation["state"], dtype=np.float32),
-                "embodiment": self.embodiment,
-            }
-            for observation in observations
-        ]
-
-    def _views(self, observation: Observation) -> dict[str, np.ndarray]:
-        images = observation["images"]
-        missing = sorted(set(self.view_cameras.values()) - set(images) - self.optional_cameras)
-        if missing:
-            raise ValueError(
-                f"observation images: cameras {missing} are missing, got {sorted(images)}; fix view_cameras"
-            )
-        return {view: images[camera] for view, camera in self.view_cameras.items() if camera in images}
-
-    def _noise(self, seeds: Sequence[int]) -> torch.Tensor:
-        """(B, T, D_max) float32; drawn on the CPU so that every device sees the same values."""
-        shape = (self.chunk_size, self.model.config.max_action_dim)
-        return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
-
-
-def _digest(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True, default=lambda leaf: np.asarray(leaf).tolist())
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def weights_digest(model: torch.nn.Module) -> str:
-    """SHA-256 of every parameter and buffer with its name, dtype and shape, 32 digits; the same on every device.
-
-    Tensors are hashed side by side, at about what reading them took. Tied ones are read once.
-    """
-
-    def hashed(tensor: torch.Tensor) -> str:
-        values = tensor.detach().contiguous().view(-1).view(torch.uint8).cpu()
-        return hashlib.sha256(values.numpy().data).hexdigest()
-
-    state = model.state_dict()
-    distinct = {_place(tensor): tensor for tensor in state.values()}
-    with ThreadPoolExecutor(8) as pool:  # hashing releases the interpreter
-        digests = dict(zip(distinct, pool.map(hashed, distinct.values()), strict=True))
-    facts = {name: [str(t.dtype), list(t.shape), digests[_place(t)]] for name, t in state.items()}
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
-
-
-def _place(tensor: torch.Tensor) -> tuple[Any, ...]:
-    return tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()
+    def _items(self, images: Sequence[Mapping[str, np.ndarray]], states: Sequence[np.ndarray]) -> list[dict[str, Any]]:
+        """Observations as the processor takes them, with the model's names of the views."""
+        items = []
+        for views, state in zip(images, states, strict=True):
+            missing = sorted(set(self.view_cameras.values()) - set(views) - self.optional_cameras)
+            if missing:
+                raise ValueError(
+                    f"observation images: cameras {missing} are missing, got {sorted(views)}; fix view_cameras"
+                )
+            named = {view: views[camera] for view, camera in self.view_cameras.items() if camera in views}
+            items.append({"images": named, "state": np.asarray(state, dtype=np.float32), "embodiment": self.embodiment})
+        return items

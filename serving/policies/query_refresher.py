@@ -1,8 +1,8 @@
 """The slow half of dual-system serving: query states that a background thread keeps fresh, per session. No torch.
 
 Section 3.1 of the paper: the VLM refreshes the query states while the expert keeps acting on fresh images and state. Each
-call leaves its observation here and takes the newest states of its session, at once, or as soon as they are new enough.
-The thread always works on the newest observation of each session; older ones that it did not get to are dropped.
+call submits its observation and gets the newest states of its session: at once, or as soon as they are new enough. The
+thread always works on the newest observation of each session and drops older ones that it did not get to.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ States = TypeVar("States")
 
 
 @dataclass(frozen=True)
-class Sight:
-    """One observation left for the slow half.
+class QueryInput:
+    """One observation that query states are computed from.
 
     Attributes:
-        session: Whose it is.
-        observation: Anything; handed to `compute` as it is.
+        session: Whose observation it is.
+        observation: Anything; handed to `compute` unchanged.
         basis: All else that the states depend on, such as the instruction; states of another basis are never used.
-        group: Sights of one group may be computed together.
+        group: Observations of one group may be computed together.
     """
 
     session: str
@@ -44,25 +44,25 @@ class Sight:
 class _Session(Generic[States]):
     basis: Hashable
     calls: int = 0
-    waiting: tuple[Sight, int, float] | None = None  # newest sight, its call, when it was taken
+    waiting: tuple[QueryInput, int, float] | None = None  # newest observation, its call, when it was submitted
     states: States | None = None
     states_call: int = 0
     states_time: float = 0.0
-    seen_call: int = 0  # newest call whose sight was computed, successfully or not
+    computed_call: int = 0  # newest call whose observation was computed, successfully or not
     error: Exception | None = None
     last_used: float = 0.0
-    waiters: list[Call[States]] = field(default_factory=list)
+    waiters: list[QueryTicket[States]] = field(default_factory=list)
 
 
 @dataclass(eq=False)
-class Call(Generic[States]):
-    """An observation that was left for the slow half.
+class QueryTicket(Generic[States]):
+    """One call's claim to query states of its session.
 
     Attributes:
-        owner: Where it was left.
-        number: Among those of its session.
-        done: Done once the session has states that are new enough for it. Raises what `compute` raised for this very
-            observation, or ValueError if the session was forgotten or began anew meanwhile.
+        owner: The refresher that gave it.
+        number: Of the call in its session, from 1.
+        done: Done once the session has states that are new enough for this call. Raises what `compute` raised for this
+            very observation, or ValueError if the session was forgotten or began anew meanwhile.
     """
 
     owner: QueryRefresher[States]
@@ -71,7 +71,7 @@ class Call(Generic[States]):
     done: Future[None] = field(default_factory=Future)
 
     def settle(self, error: Exception | None = None) -> None:
-        """Ends the wait, unless nobody waits any more."""
+        """Ends the wait, with an error if one is given; does nothing if the wait was canceled."""
         if self.done.set_running_or_notify_cancel():
             self.done.set_result(None) if error is None else self.done.set_exception(error)
 
@@ -80,17 +80,17 @@ class QueryRefresher(Generic[States]):
     """Keeps the query states of every session fresh in a thread of its own.
 
     Args:
-        compute: Sights of one group to their states; called in the thread, one batch at a time.
-        max_age: Seconds; a call that comes upon older states waits until newer ones are there. None: no bound.
+        compute: Gets observations of one group and returns their states; called in the thread, one batch at a time.
+        max_age: Seconds; a call waits instead of getting older states. None: no bound.
         max_age_calls: The same in calls of the session.
-        max_sessions: The session that was silent longest is dropped for a further one.
-        idle_seconds: Sessions silent for longer are dropped.
-        max_batch: Most sights computed together.
+        max_sessions: Beyond so many sessions, the one that was silent longest is dropped.
+        idle_seconds: Sessions that are silent for longer are dropped.
+        max_batch: Most observations computed together.
     """
 
     def __init__(
         self,
-        compute: Callable[[Sequence[Sight]], Sequence[States]],
+        compute: Callable[[Sequence[QueryInput]], Sequence[States]],
         *,
         max_age: float | None = None,
         max_age_calls: int | None = None,
@@ -103,7 +103,7 @@ class QueryRefresher(Generic[States]):
         self._compute = compute
         self._max_age, self._max_age_calls = max_age, max_age_calls
         self._max_sessions, self._idle, self._max_batch = max_sessions, idle_seconds, max_batch
-        self._sessions: OrderedDict[str, _Session[States]] = OrderedDict()  # the longest silent first
+        self._sessions: OrderedDict[str, _Session[States]] = OrderedDict()  # the session that is silent longest first
         self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="query-states", daemon=True)
@@ -112,10 +112,11 @@ class QueryRefresher(Generic[States]):
     def __len__(self) -> int:
         return len(self._sessions)
 
-    def leave(self, sight: Sight) -> Call[States]:
-        """Leaves an observation; `take` then gives states for it. Never waits.
+    def submit(self, observed: QueryInput) -> QueryTicket[States]:
+        """Gives an observation to the thread and returns at once; `newest` then returns states for it.
 
-        A session's first one is ready when it was looked at, as is the first one after its basis changed.
+        The ticket is done at once if the session has states that are new enough. A session's first ticket, and the first
+        one after the basis changed, is done when its own observation has been computed.
 
         Raises:
             RuntimeError: The refresher is closed.
@@ -123,42 +124,42 @@ class QueryRefresher(Generic[States]):
         with self._changed:
             if self._closed:
                 raise RuntimeError("the refresher of query states is closed")
-            call = self._leave(sight)
-            if self._usable(call):
-                call.settle()
+            ticket = self._accept(observed)
+            if self._usable(ticket):
+                ticket.settle()
             else:
-                call.session.waiters.append(call)
+                ticket.session.waiters.append(ticket)
             self._changed.notify_all()
-            return call
+            return ticket
 
-    def take(self, call: Call[States], timeout: float | None = None) -> tuple[States, QueryAge]:
-        """The newest states of a call's session and their age; waits until the call is ready.
+    def newest(self, ticket: QueryTicket[States], timeout: float | None = None) -> tuple[States, QueryAge]:
+        """The newest states of a ticket's session and their age; waits until the ticket is done.
 
         Args:
-            call: From `leave`.
+            ticket: From `submit`.
             timeout: Longest wait in seconds.
 
         Raises:
-            TimeoutError: The slow half did not answer in time.
-            Exception: See `Call.done`.
+            TimeoutError: The ticket was not done in time.
+            Exception: See `QueryTicket.done`.
         """
         try:
-            call.done.result(timeout)
+            ticket.done.result(timeout)
         except TimeoutError:
             raise TimeoutError("query states: the VLM did not answer in time") from None
         with self._changed:
-            session = call.session
+            session = ticket.session
             assert session.states is not None
             age = time.monotonic() - session.states_time
-            return session.states, QueryAge(age, max(0, call.number - session.states_call))
+            return session.states, QueryAge(age, max(0, ticket.number - session.states_call))
 
     def drop(self, session: str) -> None:
-        """Forgets a session: its episode is over, or it has gone."""
+        """Forgets a session whose episode is over or whose client has left."""
         with self._changed:
             self._forget(self._sessions.pop(session, None))
 
     def close(self) -> None:
-        """Ends the thread after the batch that it works on; waiting calls raise RuntimeError."""
+        """Ends the thread after the batch that it works on; tickets that still wait raise RuntimeError."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -169,50 +170,50 @@ class QueryRefresher(Generic[States]):
 
     # -- under the lock ------------------------------------------------------------------------------------------------
 
-    def _leave(self, sight: Sight) -> Call[States]:
+    def _accept(self, observed: QueryInput) -> QueryTicket[States]:
         now = time.monotonic()
         while self._sessions and now - next(iter(self._sessions.values())).last_used > self._idle:
             self._forget(self._sessions.popitem(last=False)[1])
-        session = self._sessions.pop(sight.session, None)
-        if session is None or session.basis != sight.basis:
+        session = self._sessions.pop(observed.session, None)
+        if session is None or session.basis != observed.basis:
             self._forget(session)
-            session = _Session(sight.basis)
+            session = _Session(observed.basis)
         while len(self._sessions) >= self._max_sessions:
             self._forget(self._sessions.popitem(last=False)[1])
-        self._sessions[sight.session] = session
+        self._sessions[observed.session] = session
         session.calls, session.last_used = session.calls + 1, now
-        session.waiting = (sight, session.calls, now)
-        return Call(self, session, session.calls)
+        session.waiting = (observed, session.calls, now)
+        return QueryTicket(self, session, session.calls)
 
     @staticmethod
     def _forget(session: _Session[States] | None, error: Exception | None = None) -> None:
-        """Tells the calls of a session that nothing is computed for any more; their observations would wait for ever."""
-        for call in () if session is None else session.waiters:
-            call.settle(
+        """Settles the tickets of a session that the thread will not get to any more: they would wait forever."""
+        for ticket in () if session is None else session.waiters:
+            ticket.settle(
                 error or ValueError("session: was forgotten or began anew while this request waited; ask again")
             )
         if session is not None:
             session.waiters.clear()
 
-    def _usable(self, call: Call[States]) -> bool:
-        session = call.session
+    def _usable(self, ticket: QueryTicket[States]) -> bool:
+        session = ticket.session
         age = time.monotonic() - session.states_time
         return (
             session.states is not None
             and (self._max_age is None or age <= self._max_age)
-            and (self._max_age_calls is None or call.number - session.states_call <= self._max_age_calls)
+            and (self._max_age_calls is None or ticket.number - session.states_call <= self._max_age_calls)
         )
 
     def _settle(self, session: _Session[States]) -> None:
-        """After a look: ends the wait of those calls for which it was new enough, or their own."""
-        for call in [call for call in session.waiters if session.seen_call >= call.number or self._usable(call)]:
-            session.waiters.remove(call)
-            call.settle(None if self._usable(call) or session.error is None else session.error)
+        """After a computation: settles the tickets for which the states are new enough, and those it was made for."""
+        for ticket in [t for t in session.waiters if session.computed_call >= t.number or self._usable(t)]:
+            session.waiters.remove(ticket)
+            ticket.settle(None if self._usable(ticket) or session.error is None else session.error)
 
-    def _batch(self) -> list[tuple[_Session[States], Sight, int, float]]:
-        """Takes the sights of the group that waits longest."""
+    def _batch(self) -> list[tuple[_Session[States], QueryInput, int, float]]:
+        """Takes the waiting observations of the group whose states are oldest."""
         found = [(session, *session.waiting) for session in self._sessions.values() if session.waiting is not None]
-        found.sort(key=lambda entry: (entry[0].states_time, entry[3]))  # whose states are oldest comes first
+        found.sort(key=lambda entry: (entry[0].states_time, entry[3]))
         batch = [entry for entry in found if entry[1].group == found[0][1].group][: self._max_batch]
         for session, *_ in batch:
             session.waiting = None
@@ -227,21 +228,21 @@ class QueryRefresher(Generic[States]):
                     self._changed.wait()
                 if self._closed:
                     return
-            states, errors = self._computed([sight for _, sight, _, _ in batch])
+            states, errors = self._computed([observed for _, observed, _, _ in batch])
             with self._changed:
-                for (session, _, call, taken), result, problem in zip(batch, states, errors, strict=True):
-                    session.seen_call, session.error = call, problem
+                for (session, _, call, submitted), result, problem in zip(batch, states, errors, strict=True):
+                    session.computed_call, session.error = call, problem
                     if problem is not None:
                         logger.warning("query states could not be refreshed: %s", problem)
                     else:
-                        session.states, session.states_call, session.states_time = result, call, taken
+                        session.states, session.states_call, session.states_time = result, call, submitted
                     self._settle(session)
 
-    def _computed(self, sights: Sequence[Sight]) -> tuple[list[States | None], list[Exception | None]]:
+    def _computed(self, batch: Sequence[QueryInput]) -> tuple[list[States | None], list[Exception | None]]:
         try:
-            return list(self._compute(sights)), [None] * len(sights)
+            return list(self._compute(batch)), [None] * len(batch)
         except Exception as error:
-            if len(sights) == 1:
+            if len(batch) == 1:
                 return [None], [error]
-        parts = [self._computed([sight]) for sight in sights]  # one bad observation must not cost the others theirs
+        parts = [self._computed([one]) for one in batch]  # one bad observation must not cost the others their states
         return [states[0] for states, _ in parts], [errors[0] for _, errors in parts]

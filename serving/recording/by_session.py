@@ -72,7 +72,7 @@ class ServedRecording:
 
     Args:
         root: Folder of the data set(s).
-        embodiments: Robot to its metadata, see `ServedPolicy.metadata`.
+        embodiments: Robot to its metadata, see `PolicyBackend.metadata`.
 
     Raises:
         ImportError, FileExistsError, RuntimeError: See `RolloutRecorder`.

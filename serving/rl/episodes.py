@@ -62,7 +62,7 @@ class RLEpisodes:
     Args:
         run: Folder of the run.
         embodiment: The robot.
-        entry: Its metadata, see `ServedPolicy.metadata`.
+        entry: Its metadata, see `PolicyBackend.metadata`.
 
     Attributes:
         recovered: What was found and put right at the start, one text each.

@@ -30,7 +30,7 @@ class PublishedPolicy:
 
     Attributes:
         version: Number, from 0.
-        policy_version: Hash of the weights by `syvla.serving.policies.in_process.weights_digest`, which rollouts carry.
+        policy_version: Hash of the weights by `syvla.serving.policies.digests.weights_digest`, which rollouts carry.
         folder: Where it is.
         sha256: File name to its hash.
     """

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from syvla.serving.contract.requests import RequestError, ServedPolicy
+from syvla.serving.contract.requests import PolicyBackend, RequestError
 
 from .episodes import AWAITING, ENDING, OPEN, SEALED, RLEpisodes
 from .progress import RunProgress, RunSize, read_progress, read_size
@@ -75,7 +75,7 @@ class RLScheduler:
         load: Loads the policy of a folder; its `version` is then set to the published hash, which rollouts carry.
     """
 
-    def __init__(self, settings: RLSettings, load: Callable[[Path], ServedPolicy]) -> None:
+    def __init__(self, settings: RLSettings, load: Callable[[Path], PolicyBackend]) -> None:
         self.settings, self._load = settings, load
         self.service: ActService | None = None
         self._episodes: RLEpisodes | None = None
@@ -90,7 +90,7 @@ class RLScheduler:
 
     # ------------------------------------------------------------------ start and end
 
-    def first_policy(self) -> ServedPolicy:
+    def first_policy(self) -> PolicyBackend:
         """The policy to begin with, as soon as the Workers have published one."""
         announced = False
         while not self._stop.is_set():
@@ -294,7 +294,7 @@ class RLScheduler:
         finally:
             self._pending = None
 
-    def _swap(self, policy: PublishedPolicy, loaded: ServedPolicy) -> None:
+    def _swap(self, policy: PublishedPolicy, loaded: PolicyBackend) -> None:
         assert self.service is not None
         try:
             self.service.swap_policy(loaded)
@@ -305,7 +305,7 @@ class RLScheduler:
         self.episodes.journal.write("serve", version=policy.name, policy_version=policy.policy_version)
         logger.info("now serving policy %s (%s)", policy.name, policy.policy_version)
 
-    def _loaded(self, policy: PublishedPolicy) -> ServedPolicy:
+    def _loaded(self, policy: PublishedPolicy) -> PolicyBackend:
         loaded = self._load(policy.folder)
         loaded.version = policy.policy_version
         return loaded

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from syvla.serving.contract.requests import ActAnswer, ActRequest, RequestError, ServedPolicy
+from syvla.serving.contract.requests import ActAnswer, ActRequest, PolicyBackend, RequestError
 from syvla.serving.wire.json_codec import decode_json, encode_json
 from syvla.serving.wire.msgpack_codec import pack, unpack
 from syvla.serving.wire.request_reading import RequestDefaults, read_request
@@ -106,7 +106,7 @@ class ActService(PolicyService):
         except ValueError as error:
             raise RequestError(str(error)[:2000]) from None
 
-    def _admit(self, policy: ServedPolicy, request: ActRequest, connection: str | None) -> tuple[ActRequest, Session]:
+    def _admit(self, policy: PolicyBackend, request: ActRequest, connection: str | None) -> tuple[ActRequest, Session]:
         """Finds the request's session, begins its episode anew if asked to, and refuses requests that cannot be recorded.
 
         A request that is sent again, since its answer was lost, finds the session as it was the first time.
@@ -134,7 +134,7 @@ class ActService(PolicyService):
 
     @staticmethod
     def _plan_thought(
-        policy: ServedPolicy, request: ActRequest, session: Session
+        policy: PolicyBackend, request: ActRequest, session: Session
     ) -> tuple[ActRequest, tuple[str, str, str]]:
         """Decides whether the policy thinks now or acts on the session's thought; also what that thought depends on."""
         basis = (request.instruction, request.embodiment, policy.version)
@@ -142,7 +142,7 @@ class ActService(PolicyService):
         return replace(request, think=think, thought=thought), basis
 
     async def _answered(
-        self, policy: ServedPolicy, request: ActRequest, started: float, gone: asyncio.Event
+        self, policy: PolicyBackend, request: ActRequest, started: float, gone: asyncio.Event
     ) -> tuple[ActAnswer, str]:
         """The policy's answer, and the version of the policy that gave it."""
         allowed = request.deadline_s or self.settings.deadline_s
@@ -182,7 +182,7 @@ def _reply(
 
     The time that encoding takes cannot stand in it; `/metrics` has it. `server_timing` is what openpi's servers send.
     """
-    timings = {**seconds, **answer.look_timings, **answer.timings}
+    timings = {**seconds, **answer.vlm_seconds, **answer.timings}
     reply = {
         "actions": actions,
         "thought": answer.thought,

@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-from syvla.serving.contract.requests import ActAnswer, ActRequest, PolicyHolder, RequestError, ServedPolicy
+from syvla.serving.contract.requests import ActAnswer, ActRequest, PolicyBackend, PolicyHolder, RequestError
 
 from .metrics import Metrics
 
@@ -179,7 +179,7 @@ class BatchingWorker:
                     self._running = 0
                     self._batch_seconds = time.monotonic() - started
 
-    def _gather(self) -> tuple[ServedPolicy, list[Job]] | None:
+    def _gather(self) -> tuple[PolicyBackend, list[Job]] | None:
         """The next batch, or None at the end."""
         with self._changed:
             while not self._stopping:
@@ -210,7 +210,7 @@ class BatchingWorker:
             if not job.answer.cancelled():
                 _fail(job, job.too_late())
 
-    def _answer(self, policy: ServedPolicy, jobs: list[Job]) -> None:
+    def _answer(self, policy: PolicyBackend, jobs: list[Job]) -> None:
         try:
             answers = policy.answer([job.request for job in jobs])
             if len(answers) != len(jobs):

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from syvla.serving.contract.requests import PolicyHolder, RequestError, ServedPolicy
+from syvla.serving.contract.requests import PolicyBackend, PolicyHolder, RequestError
 from syvla.serving.recording.by_session import Recording
 
 from .batching import BatchingWorker
@@ -51,7 +51,7 @@ class PolicyService:
             clients=lambda: max(self.open_requests, self.connections),
         )
         self._decoders = ThreadPoolExecutor(2, thread_name_prefix="decode")
-        self._robots: tuple[ServedPolicy | None, dict[str, ServedRobot]] = (None, {})
+        self._robots: tuple[PolicyBackend | None, dict[str, ServedRobot]] = (None, {})
         self.metrics.gauge("sessions", "Sessions remembered.", lambda: len(self.sessions))
         self.metrics.gauge("websockets", "Open websockets.", lambda: self.connections)
         self.metrics.gauge("request_bytes", "Bytes that requests hold.", lambda: self.memory.used)
@@ -74,7 +74,7 @@ class PolicyService:
             await asyncio.sleep(min(5.0, self.settings.session_timeout_s / 2))
             for session in self.sessions.expire():
                 self._forget(session.name)
-            self._observe_looks(self.holder.current)
+            self._count_vlm_runs(self.holder.current)
 
     def disconnected(self, connection: str) -> None:
         """A websocket has closed. Nobody can come back to the session that bears its name."""
@@ -110,7 +110,7 @@ class PolicyService:
 
     # ------------------------------------------------------------------ what is known
 
-    def require_policy(self) -> ServedPolicy:
+    def require_policy(self) -> PolicyBackend:
         """The policy in use.
 
         Raises:
@@ -123,7 +123,7 @@ class PolicyService:
             raise RequestError("server: the policy is still loading", status=503, cause="not_ready", retry_after=2)
         return policy
 
-    def robots(self, policy: ServedPolicy) -> dict[str, ServedRobot]:
+    def robots(self, policy: PolicyBackend) -> dict[str, ServedRobot]:
         """The embodiments of a policy; worked out once per policy.
 
         Raises:
@@ -133,7 +133,7 @@ class PolicyService:
             self._robots = (policy, served_robots(policy.metadata(), self.settings))
         return self._robots[1]
 
-    def swap_policy(self, policy: ServedPolicy) -> ServedPolicy | None:
+    def swap_policy(self, policy: PolicyBackend) -> PolicyBackend | None:
         """Puts another policy in place, between two batches; returns the one before. From any thread; warm it up before.
 
         Raises:
@@ -143,19 +143,18 @@ class PolicyService:
         if self.recording is not None and not set(robots) <= self.recording.robots:
             raise ValueError(f"policy: expected robots {sorted(self.recording.robots)}, got {sorted(robots)}")
         before = self.holder.swap(policy)
-        self._observe_looks(before)
+        self._count_vlm_runs(before)
         return before
 
     def metrics_page(self) -> str:
         """What `/metrics` answers."""
-        self._observe_looks(self.holder.current)
+        self._count_vlm_runs(self.holder.current)
         return self.metrics.render()
 
-    def _observe_looks(self, policy: ServedPolicy | None) -> None:
-        """The VLM's runs in the background, each once, however many replies used it."""
-        for look in [] if policy is None else policy.new_looks():
-            for phase, seconds in look.items():
-                self.metrics.observe(phase, seconds)
+    def _count_vlm_runs(self, policy: PolicyBackend | None) -> None:
+        """Adds every background run of the VLM to the histograms once, however many replies used it."""
+        for run in [] if policy is None else policy.take_vlm_seconds():
+            self.metrics.answered(run)
 
     def metadata(self) -> dict[str, Any]:
         """What clients may know, see `describe_server`."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from syvla.serving.contract.requests import ServedPolicy
+from syvla.serving.contract.requests import PolicyBackend
 from syvla.serving.wire.dialect_files import load_dialect
 from syvla.serving.wire.dialects import Dialect
 
@@ -37,7 +37,7 @@ def served_robots(metadata: Mapping[str, Any], settings: ServerSettings) -> dict
     """The robots of a policy with the dialects and limits that apply to them.
 
     Args:
-        metadata: See `ServedPolicy.metadata`.
+        metadata: See `PolicyBackend.metadata`.
         settings: Of the server.
 
     Raises:
@@ -76,7 +76,7 @@ def _robot(
 
 
 def describe_server(
-    policy: ServedPolicy, robots: Mapping[str, ServedRobot], settings: ServerSettings
+    policy: PolicyBackend, robots: Mapping[str, ServedRobot], settings: ServerSettings
 ) -> dict[str, Any]:
     """What clients may know: the policy's own metadata, dialects, limits and the protocol's version."""
     described = policy.metadata()

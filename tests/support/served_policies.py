@@ -64,7 +64,7 @@ class CountingPolicy:
         thought = f"thought for {request.instruction} {len(self.batches)}" if request.think else request.thought
         return ActAnswer(actions, thought, {"queries": 0.0, "denoise": self.seconds})
 
-    def new_looks(self) -> list[dict[str, float]]:
+    def take_vlm_seconds(self) -> list[dict[str, float]]:
         """Nothing runs in the background."""
         return []
 

@@ -21,7 +21,7 @@ from accelerate.utils import gather_object
 from transformers import Trainer, TrainerCallback, TrainerControl
 from transformers.trainer import TRAINING_ARGS_NAME
 
-from syvla.serving.policies.in_process import weights_digest
+from syvla.serving.policies.digests import weights_digest
 from syvla.serving.rl.progress import RunSize
 from syvla.training.hub.model_card import write_model_card
 from syvla.training.run.collation import choose_padding_free

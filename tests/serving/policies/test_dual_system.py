@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from syvla.serving.policies.dual_system import AsyncSyVLAPolicy, join_intentions, split_intention
-from syvla.serving.policies.in_process import Intention, SyVLAPolicy
+from syvla.serving.policies.dual_system import DualSystemPolicy
+from syvla.serving.policies.in_process import SyVLAPolicy
+from syvla.serving.policies.intention import Intention, join_intentions, split_intention
 
 VIEWS = {"center": "head", "left_wrist": "left", "right_wrist": "right"}
 
@@ -23,12 +24,24 @@ def make_observation(seed: int) -> dict:
     return {"images": images, "state": rng.normal(size=3).astype(np.float32)}
 
 
+def parts(observations):
+    return [one["images"] for one in observations], [one["state"] for one in observations]
+
+
+def submit(dual, observation, instruction, session):
+    return dual.submit(observation["images"], observation["state"], instruction, session)
+
+
+def predict(dual, observations, tickets, **options):
+    return dual.predict(*parts(observations), tickets, **options)
+
+
 def test_first_answers_are_those_of_the_plain_policy(policy):
     observations, texts = [make_observation(seed) for seed in range(2)], ["lift the cube", "push"]
     plain = policy.predict(observations, texts, seeds=[3, 4])
-    dual = AsyncSyVLAPolicy(policy)
-    looks = [dual.look(*pair, session) for *pair, session in zip(observations, texts, "ab", strict=True)]
-    answer = dual.predict(observations, looks, seeds=[3, 4])
+    dual = DualSystemPolicy(policy)
+    tickets = [submit(dual, *pair, session) for *pair, session in zip(observations, texts, "ab", strict=True)]
+    answer = predict(dual, observations, tickets, seeds=[3, 4])
     dual.close()
     np.testing.assert_allclose(answer.actions, plain.actions, atol=1e-4)
     assert [age.calls for age in answer.query_ages] == [0, 0]
@@ -43,13 +56,14 @@ def test_the_expert_answers_from_the_fresh_state_while_the_vlm_is_behind(policy,
         return intention(*arguments, **options)
 
     monkeypatch.setattr(policy, "intention", delayed)
-    dual = AsyncSyVLAPolicy(policy)
+    dual = DualSystemPolicy(policy)
     first, second, third = (make_observation(seed) for seed in range(3))
-    dual.predict([first], [dual.look(first, "lift", "a")], seeds=[0])
+    predict(dual, [first], [submit(dual, first, "lift", "a")], seeds=[0])
     free.clear()
-    dual.predict([second], [dual.look(second, "lift", "a")], seeds=[0])
-    answer = dual.predict([third], [dual.look(third, "lift", "a")], seeds=[7])
-    expected = policy.denoise([third], intention([first], ["lift"]), seeds=[7])
+    predict(dual, [second], [submit(dual, second, "lift", "a")], seeds=[0])
+    answer = predict(dual, [third], [submit(dual, third, "lift", "a")], seeds=[7])
+    inputs = policy.inputs(*parts([first]), ["lift"])
+    expected = policy.denoise(policy.expert_inputs(*parts([third])), intention(inputs), seeds=[7])
     np.testing.assert_allclose(answer.actions, expected, atol=1e-4)
     assert answer.query_ages[0].calls == 2
     free.set()
@@ -58,24 +72,24 @@ def test_the_expert_answers_from_the_fresh_state_while_the_vlm_is_behind(policy,
 
 def test_thoughts_come_from_the_background(policy, make_model, tiny_processor):
     thinking = SyVLAPolicy(policy.model, tiny_processor, "arm", VIEWS, think=True, max_new_tokens=4)
-    dual = AsyncSyVLAPolicy(thinking, max_query_age=0.0)
+    dual = DualSystemPolicy(thinking, max_query_age=0.0)
     observation = make_observation(1)
-    answer = dual.predict([observation], [dual.look(observation, "lift", "a")], seeds=[0])
+    answer = predict(dual, [observation], [submit(dual, observation, "lift", "a")], seeds=[0])
     assert answer.thoughts == thinking.predict([observation], ["lift"], seeds=[0]).thoughts
     dual.close()
 
 
 def test_every_run_of_the_vlm_is_reported_once_and_its_seconds_go_with_its_query_states(policy):
-    dual = AsyncSyVLAPolicy(policy)
+    dual = DualSystemPolicy(policy)
     for calls in (1, 2):
         observations = [make_observation(seed) for seed in range(2)]
-        looks = [dual.look(one, f"lift {calls}", "ab"[row]) for row, one in enumerate(observations)]
-        answer = dual.predict(observations, looks, seeds=[0, 1])
-        runs = dual.new_looks()
+        tickets = [submit(dual, one, f"lift {calls}", "ab"[row]) for row, one in enumerate(observations)]
+        answer = predict(dual, observations, tickets, seeds=[0, 1])
+        runs = dual.take_vlm_seconds()
         assert 1 <= len(runs) <= 2, "the sessions may share one"
         assert all(set(run) == {"queries"} and run["queries"] > 0 for run in runs)
-        assert all(seconds in runs for seconds in answer.look_seconds)
-        assert dual.new_looks() == []
+        assert all(seconds in runs for seconds in answer.vlm_seconds)
+        assert dual.take_vlm_seconds() == []
     dual.close()
 
 

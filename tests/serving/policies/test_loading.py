@@ -6,9 +6,9 @@ import torch
 from transformers import AutoModel
 
 from syvla.modeling_syvla.packed_weights import is_packed
+from syvla.serving.policies.backend import SyVLABackend
 from syvla.serving.policies.in_process import SyVLAPolicy
 from syvla.serving.policies.loading import inference_dtype, load_for_inference
-from syvla.serving.policies.served import SyVLAServedPolicy
 from syvla.serving.serve_command import _policy_options, build_parser
 from syvla.serving.server.served_robots import served_robots
 from syvla.serving.server.settings import ServerSettings
@@ -63,7 +63,7 @@ def test_what_is_loaded_is_fused_and_answers_as_the_plain_model(checkpoint, make
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
 def test_a_server_with_packed_weights_is_the_same_policy(checkpoint):
     plain, packed = (
-        SyVLAServedPolicy.from_pretrained(checkpoint, device="cpu", pack_weights=pack) for pack in (False, True)
+        SyVLABackend.from_pretrained(checkpoint, device="cpu", pack_weights=pack) for pack in (False, True)
     )
     assert is_packed(packed.model)
     assert not is_packed(plain.model)
@@ -89,7 +89,7 @@ def test_limits_of_the_checkpoint_hold_at_the_server_unless_its_own_are_given(ti
     tiny_processor.set_embodiment("arm", entry["statistics"], action_limits={"low": [-0.5, None]})
     tiny_model.save_pretrained(tmp_path)
     tiny_processor.save_pretrained(tmp_path)
-    metadata = SyVLAServedPolicy.from_pretrained(str(tmp_path), device="cpu", embodiments=["arm"]).metadata()
+    metadata = SyVLABackend.from_pretrained(str(tmp_path), device="cpu", embodiments=["arm"]).metadata()
     actions, state = np.full((2, 2), -3.0, np.float32), np.zeros(3, np.float32)
     cameras = {"center": "top", "left_wrist": "left", "right_wrist": "right"}
 
@@ -111,6 +111,6 @@ def test_thoughts_are_never_sampled(tiny_model, tiny_processor, tmp_path, make_i
     policy = SyVLAPolicy(
         tiny_model, tiny_processor, "tabletop", {view: view for view in item["images"]}, think=True, max_new_tokens=12
     )
-    observation = {"images": item["images"], "state": item["state"]}
-    thoughts = {policy.intention([observation], ["lift"]).thoughts[0] for _ in range(4)}
+    inputs = policy.inputs([item["images"]], [item["state"]], ["lift"])
+    thoughts = {policy.intention(inputs).thoughts[0] for _ in range(4)}
     assert len(thoughts) == 1

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from syvla.serving.policies.query_refresher import QueryRefresher, Sight
+from syvla.serving.policies.query_refresher import QueryInput, QueryRefresher
 
 
 class SlowHalf:
@@ -15,12 +15,12 @@ class SlowHalf:
     def __init__(self, permits: int = 0) -> None:
         self.permits, self.batches = threading.Semaphore(permits), []
 
-    def __call__(self, sights):
-        self.batches.append([sight.observation for sight in sights])
+    def __call__(self, batch):
+        self.batches.append([one.observation for one in batch])
         assert self.permits.acquire(timeout=30)
-        if any(sight.observation == "bad" for sight in sights):
+        if any(one.observation == "bad" for one in batch):
             raise ValueError("images: expected a picture, got a bad one")
-        return [(sight.observation, sight.basis) for sight in sights]
+        return [(one.observation, one.basis) for one in batch]
 
     def allow(self, count: int = 1) -> None:
         self.permits.release(count)
@@ -33,12 +33,12 @@ class SlowHalf:
 
 
 def ask(refresher, observation, session="robot", basis="lift", timeout=30.0):
-    return refresher.take(refresher.leave(Sight(session, observation, basis)), timeout)
+    return refresher.newest(refresher.submit(QueryInput(session, observation, basis)), timeout)
 
 
-def ask_all(refresher, sights):
-    calls = [refresher.leave(sight) for sight in sights]
-    return [refresher.take(call, 30)[0] for call in calls]
+def ask_all(refresher, observed):
+    tickets = [refresher.submit(one) for one in observed]
+    return [refresher.newest(ticket, 30)[0] for ticket in tickets]
 
 
 def test_a_call_takes_the_newest_states_and_the_thread_the_newest_observation():
@@ -106,8 +106,8 @@ def test_another_instruction_is_never_answered_with_the_states_of_the_last():
 def test_sessions_share_batches_but_no_states():
     slow = SlowHalf(permits=100)
     refresher = QueryRefresher(slow, max_sessions=3)
-    sights = [Sight(f"robot {robot}", robot, "lift", group=robot % 2) for robot in range(3)]
-    assert ask_all(refresher, sights) == [(robot, "lift") for robot in range(3)]
+    observed = [QueryInput(f"robot {robot}", robot, "lift", group=robot % 2) for robot in range(3)]
+    assert ask_all(refresher, observed) == [(robot, "lift") for robot in range(3)]
     assert sorted(robot for batch in slow.batches for robot in batch) == [0, 1, 2]
     assert all(len({robot % 2 for robot in batch}) == 1 for batch in slow.batches), "groups are computed apart"
     ask(refresher, 9, session="robot 3")
@@ -133,7 +133,7 @@ def test_a_failure_reaches_whoever_waits_for_it_and_nobody_else():
     with pytest.raises(ValueError, match="expected a picture"):
         ask(refresher, "bad")
     assert ask(refresher, 2)[0] == (2, "lift")
-    results = ask_all(refresher, [Sight("robot", "bad", "lift"), Sight("other", 5, "lift")])
+    results = ask_all(refresher, [QueryInput("robot", "bad", "lift"), QueryInput("other", 5, "lift")])
     assert results == [(2, "lift"), (5, "lift")]
     refresher.close()
     with pytest.raises(RuntimeError, match="closed"):
@@ -143,10 +143,10 @@ def test_a_failure_reaches_whoever_waits_for_it_and_nobody_else():
 def test_sessions_that_wait_are_batched():
     slow = SlowHalf()
     refresher = QueryRefresher(slow, max_batch=2)
-    calls = [refresher.leave(Sight(f"robot {robot}", robot, "lift")) for robot in range(4)]
+    tickets = [refresher.submit(QueryInput(f"robot {robot}", robot, "lift")) for robot in range(4)]
     slow.wait_for(1)
     slow.allow(100)
-    assert [refresher.take(call, 30)[0] for call in calls] == [(robot, "lift") for robot in range(4)]
+    assert [refresher.newest(ticket, 30)[0] for ticket in tickets] == [(robot, "lift") for robot in range(4)]
     assert len(slow.batches) <= 3
     assert max(map(len, slow.batches)) == 2
     refresher.close()
@@ -157,24 +157,24 @@ def test_nobody_waits_for_a_session_that_is_no_more(how):
     """The thread would never get to its observation."""
     slow = SlowHalf()
     refresher = QueryRefresher(slow, max_sessions=2)
-    busy = refresher.leave(Sight("other", 0, "lift"))
+    busy = refresher.submit(QueryInput("other", 0, "lift"))
     slow.wait_for(1)
-    waiting = refresher.leave(Sight("robot", 1, "lift"))
+    waiting = refresher.submit(QueryInput("robot", 1, "lift"))
     if how == "dropped":
         refresher.drop("robot")
     if how == "another instruction":
-        after = refresher.leave(Sight("robot", 2, "place"))
+        after = refresher.submit(QueryInput("robot", 2, "place"))
     if how == "pushed out":
-        refresher.leave(Sight("other", 3, "lift"))
-        after = refresher.leave(Sight("third", 2, "place"))
+        refresher.submit(QueryInput("other", 3, "lift"))
+        after = refresher.submit(QueryInput("third", 2, "place"))
     if how == "closed":
         threading.Timer(0.1, slow.allow, [100]).start()
         refresher.close()
     with pytest.raises(RuntimeError if how == "closed" else ValueError, match=r"ask again|closed"):
-        refresher.take(waiting, 30)
+        refresher.newest(waiting, 30)
     slow.allow(100)
     if how != "closed":
-        assert refresher.take(busy, 30)[0][1] == "lift"
+        assert refresher.newest(busy, 30)[0][1] == "lift"
     if how in ("another instruction", "pushed out"):
-        assert refresher.take(after, 30)[0] == (2, "place")
+        assert refresher.newest(after, 30)[0] == (2, "place")
     refresher.close()

@@ -16,6 +16,7 @@ from syvla.serving.client.retries import PolicyError
 from syvla.serving.client.rl_client import RLClient
 from syvla.serving.contract.rollout_sampler import SAMPLER_FILE, RolloutSampler
 from syvla.serving.policies.in_process import SyVLAPolicy
+from syvla.serving.policies.rollout_sampling import sample_rollout
 from syvla.serving.recording.reader import read_rollouts
 from syvla.serving.serve_command import _rl_server, build_parser, settings_of
 from syvla.training.ppo import main
@@ -83,7 +84,7 @@ def served(tmp_path_factory, options):
     return run, replies
 
 
-def test_episodes_are_sampled_and_all_else_is_denoised_as_ever(served):
+def test_episodes_are_sampled_and_all_other_requests_are_denoised(served):
     """Outside of episodes the server gives the deterministic flow's chunk, bit for bit; in them the seed decides."""
     run, replies = served
     policy = SyVLAPolicy.from_pretrained(
@@ -92,9 +93,10 @@ def test_episodes_are_sampled_and_all_else_is_denoised_as_ever(served):
     observation = {"images": images(0), "state": STATE}
     plain = policy.predict([observation], [PROMPT], seeds=[0]).actions[0]
     np.testing.assert_array_equal(replies["again"]["actions"], plain)
-    intention = policy.intention([observation], [PROMPT])
+    inputs = policy.inputs([observation["images"]], [STATE], [PROMPT])
+    intention = policy.intention(inputs)
     sampler = RolloutSampler(10, 0.5)
-    chunks = [policy.sample_rollout([observation], intention, seeds=[0], sampler=sampler)[0][0] for _ in range(2)]
+    chunks = [sample_rollout(policy, inputs, intention, seeds=[0], sampler=sampler)[0][0] for _ in range(2)]
     np.testing.assert_array_equal(replies[0]["actions"], chunks[0])
     np.testing.assert_array_equal(chunks[0], chunks[1])
     assert np.abs(chunks[0] - plain).max() > 0.1

@@ -12,7 +12,7 @@ from transformers import AutoModel, AutoProcessor
 pytest.importorskip("faiss", reason="FAISS (extra rl) is not installed")
 
 from syvla.modeling_syvla import SyVLAModel, SyVLAValueModel
-from syvla.serving.policies.in_process import weights_digest
+from syvla.serving.policies.digests import weights_digest
 from syvla.training.ppo import main
 from syvla.training.rl.trainer import SyVLAPPOTrainer
 

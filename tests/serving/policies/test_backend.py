@@ -22,7 +22,7 @@ from syvla.processing.tiny_processor import build_tiny_processor
 from syvla.serving import PolicyClient, PolicyError, PolicyServer, SyVLAPolicy
 from syvla.serving.client.http_client import http_act, http_metadata
 from syvla.serving.contract.requests import ActRequest
-from syvla.serving.policies.served import SyVLAServedPolicy
+from syvla.serving.policies.backend import SyVLABackend
 from syvla.serving.server.batching import batch_key
 from syvla.serving.server.settings import ServerSettings
 from syvla.serving.wire.msgpack_codec import pack
@@ -54,7 +54,7 @@ def checkpoint(tmp_path_factory, dataset):
 
 @pytest.fixture(scope="module")
 def policy(checkpoint):
-    return SyVLAServedPolicy.from_pretrained(checkpoint, device="cpu")
+    return SyVLABackend.from_pretrained(checkpoint, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -115,15 +115,15 @@ def test_metadata_describes_the_checkpoint(server, policy, dataset):
 
 
 def test_the_version_follows_weights_and_statistics(checkpoint, policy):
-    copy = SyVLAServedPolicy.from_pretrained(checkpoint, device="cpu", name="elsewhere")
+    copy = SyVLABackend.from_pretrained(checkpoint, device="cpu", name="elsewhere")
     assert copy.version == policy.version
     copy.processor.embodiments["golden"]["statistics"]["action"]["mean"][0] += 1e-6
-    assert SyVLAServedPolicy(copy.model, copy.processor).version != policy.version
-    other = SyVLAServedPolicy.from_pretrained(checkpoint, device="cpu")
+    assert SyVLABackend(copy.model, copy.processor).version != policy.version
+    other = SyVLABackend.from_pretrained(checkpoint, device="cpu")
     first = next(other.model.parameters()).detach().view(-1)
     assert first[0] != first[1]
     first[:2] = first[:2].flip(0)  # which no checksum notices
-    assert SyVLAServedPolicy(other.model, other.processor).version != policy.version
+    assert SyVLABackend(other.model, other.processor).version != policy.version
 
 
 def test_phases_are_timed_and_thoughts_returned(server, dataset):
@@ -194,7 +194,7 @@ def test_control_tokens_in_an_instruction_are_refused(server, dataset):
 
 
 def test_dual_system_says_how_old_the_query_states_are(checkpoint, dataset):
-    policy = SyVLAServedPolicy.from_pretrained(checkpoint, device="cpu", dual_system=True)
+    policy = SyVLABackend.from_pretrained(checkpoint, device="cpu", dual_system=True)
     with PolicyServer(policy, ServerSettings(port=0)).start(60) as server:
         with PolicyClient(server.url) as client:
             replies = [client.infer(request_of(dataset, index)) for index in range(3)]
@@ -209,11 +209,11 @@ def test_dual_system_says_how_old_the_query_states_are(checkpoint, dataset):
         assert "session_id: expected" in answer.json()["error"]
 
 
-def test_dual_system_replies_have_the_phases_of_their_look_and_the_metrics_each_look_once(
+def test_dual_system_replies_have_the_phases_of_their_vlm_run_and_the_metrics_each_run_once(
     checkpoint, dataset, monkeypatch
 ):
     options = {"dual_system": True, "background_think": True, "max_new_tokens": 4}
-    policy = SyVLAServedPolicy.from_pretrained(checkpoint, device="cpu", **options)
+    policy = SyVLABackend.from_pretrained(checkpoint, device="cpu", **options)
     plain, free, called = policy.policies["golden"].intention, threading.Event(), threading.Event()
     with PolicyServer(policy, ServerSettings(port=0, think=True)).start(60) as server:
 
@@ -227,7 +227,9 @@ def test_dual_system_replies_have_the_phases_of_their_look_and_the_metrics_each_
             return plain(*arguments, **options)
 
         with PolicyClient(server.url) as client:
-            assert [observed(phase) for phase in ("think", "queries", "denoise")] == [0, 0, 0], "warming up is no look"
+            assert [observed(phase) for phase in ("think", "queries", "denoise")] == [0, 0, 0], (
+                "those of the warm-up do not count"
+            )
             replies = [client.infer(request_of(dataset, 0))]
             monkeypatch.setattr(policy.policies["golden"], "intention", slow)
             replies.append(client.infer(request_of(dataset, 1)))
@@ -237,9 +239,11 @@ def test_dual_system_replies_have_the_phases_of_their_look_and_the_metrics_each_
             for reply in replies:
                 timings = reply["timings_ms"]
                 assert set(timings) == {"decode", "wait", "think", "queries", "denoise"}
-                assert timings["think"] == replies[0]["timings_ms"]["think"] > 0, "of the one look that all three used"
+                assert timings["think"] == replies[0]["timings_ms"]["think"] > 0, "of the one run that all three used"
                 assert timings["queries"] == replies[0]["timings_ms"]["queries"] > 0
-                assert reply["policy_timing"]["infer_ms"] == timings["denoise"], "the look is no time of the call"
+                assert reply["policy_timing"]["infer_ms"] == timings["denoise"], (
+                    "the background run takes no time of the call"
+                )
             assert [observed(phase) for phase in ("think", "queries", "denoise")] == [1, 1, 3]
             free.set()
             wait_for(lambda: observed("queries") == 3)  # of the second reply's observation and of the third's
@@ -255,7 +259,7 @@ def wait_for(condition, seconds: float = 60.0) -> None:
 
 def test_dual_system_options_are_kept_or_refused(checkpoint, dataset):
     """The VLM runs for all alike: a request cannot have it think, or not; the expert's steps are its own."""
-    policy = SyVLAServedPolicy.from_pretrained(checkpoint, device="cpu", dual_system=True)
+    policy = SyVLABackend.from_pretrained(checkpoint, device="cpu", dual_system=True)
     with PolicyServer(policy, ServerSettings(port=0)).start(60) as server, PolicyClient(server.url) as client:
         plain = client.infer(request_of(dataset, 0))
         more = client.infer(request_of(dataset, 0, num_steps=2))
@@ -267,7 +271,7 @@ def test_dual_system_options_are_kept_or_refused(checkpoint, dataset):
 
 
 def test_a_session_that_waits_for_its_first_query_states_holds_up_nobody(checkpoint, dataset, monkeypatch):
-    policy = SyVLAServedPolicy.from_pretrained(checkpoint, device="cpu", dual_system=True)
+    policy = SyVLABackend.from_pretrained(checkpoint, device="cpu", dual_system=True)
     with PolicyServer(policy, ServerSettings(port=0, deadline_s=300)).start(60) as server, ExitStack() as stack:
         old, new = (stack.enter_context(PolicyClient(server.url, read_timeout=300)) for _ in range(2))
         old.infer(request_of(dataset, 0))

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from syvla.serving.contract.requests import ActAnswer, ActRequest, PendingQueries, PreviousChunk
+from syvla.serving.contract.requests import ActAnswer, ActRequest, PendingQueries
 from syvla.serving.contract.rollout_sampler import ChainStep, RolloutSampler
 
-from .dual_system import AsyncSyVLAPolicy, Look
-from .in_process import SyVLAPolicy, weights_digest
+from .digests import content_digest, weights_digest
+from .dual_system import DualSystemPolicy
+from .in_process import SyVLAPolicy
+from .intention import Intention
 from .loading import load_for_inference
-from .phase_clock import PhaseClock
-from .query_refresher import Call
+from .query_refresher import QueryTicket
+from .rollout_sampling import sample_rollout
 
 
-class SyVLAServedPolicy:
+class SyVLABackend:
     """What the server runs: one `SyVLAPolicy` per embodiment, on one model and one processor.
 
     Args:
@@ -29,7 +30,7 @@ class SyVLAServedPolicy:
         name: Checkpoint, for the metadata.
         revision: Commit of a Hub checkpoint, where it is known.
         max_new_tokens, num_steps: As in `SyVLAPolicy`, for requests that do not say.
-        dual_system: Let the VLM run in the background, see `AsyncSyVLAPolicy`; requests need a session.
+        dual_system: Let the VLM run in the background, see `DualSystemPolicy`; requests need a session.
         background_think: In dual-system use, whether the VLM thinks.
         max_query_age: In dual-system use, seconds after which query states are waited for.
         sampler: Samples the chunks of recorded episodes, and of nothing else; None: they are denoised as all others.
@@ -72,15 +73,15 @@ class SyVLAServedPolicy:
         }
         if not self.policies:
             raise ValueError(f"{name}: expected a processor that knows a robot; see processor.set_embodiment")
-        self.background: dict[str, AsyncSyVLAPolicy] = {}
+        self.background: dict[str, DualSystemPolicy] = {}
         self._background_think = background_think
         if dual_system:
             self.background = {
-                embodiment: AsyncSyVLAPolicy(policy, max_query_age=max_query_age)
+                embodiment: DualSystemPolicy(policy, max_query_age=max_query_age)
                 for embodiment, policy in self.policies.items()
             }
         self.weights = weights_digest(model)
-        self.version = _digest([self.weights, processor.embodiments])
+        self.version = content_digest([self.weights, processor.embodiments])[:32]
 
     @classmethod
     def from_pretrained(
@@ -93,7 +94,7 @@ class SyVLAServedPolicy:
         revision: str | None = None,
         pack_weights: bool = False,
         **options: Any,
-    ) -> SyVLAServedPolicy:
+    ) -> SyVLABackend:
         """Loads model and processor through their Auto classes, from a folder or the Hub.
 
         Args:
@@ -112,7 +113,7 @@ class SyVLAServedPolicy:
         return policy
 
     def metadata(self) -> dict[str, Any]:
-        """See `ServedPolicy.metadata`."""
+        """See `PolicyBackend.metadata`."""
         config, processor = self.model.config, self.processor
         size = int(config.expert_image_size)
         return {
@@ -136,12 +137,12 @@ class SyVLAServedPolicy:
             "action_dim": entry["action_dim"],
             **{key: entry.get(key) for key in kept},
             "normalization": entry["normalization"],
-            "normalization_id": _digest([entry["statistics"], entry["normalization"]]),
+            "normalization_id": content_digest([entry["statistics"], entry["normalization"]])[:32],
             "limits": entry.get("action_limits") or {},
         }
 
     def submit_observation(self, request: ActRequest) -> PendingQueries | None:
-        """See `ServedPolicy.submit_observation`: in dual-system use a session's first request waits for its query states."""
+        """See `PolicyBackend.submit_observation`: in dual-system use a session's first request waits for its query states."""
         if not self.background:
             return None
         if request.session is None:
@@ -151,55 +152,46 @@ class SyVLAServedPolicy:
             raise ValueError(f"think: this server's VLM {does}, in the background, for all (--async, --think)")
         if request.max_new_tokens is not None:
             raise ValueError("max_new_tokens: expected none, since the VLM runs in the background (--async)")
-        return self._look(request)
+        return self._submit(request)
 
-    def _look(self, request: ActRequest) -> Call[Look]:
-        observation = {"images": request.images, "state": request.state}
-        return self.background[request.embodiment].look(observation, request.instruction, str(request.session))
+    def _submit(self, request: ActRequest) -> QueryTicket[Intention]:
+        background = self.background[request.embodiment]
+        return background.submit(request.images, request.state, request.instruction, str(request.session))
 
-    def _looked(self, request: ActRequest) -> Call[Look]:
-        """What `submit_observation` left; a new look where it was not called, or by a policy that has been replaced since."""
-        look = request.pending_queries
-        own = isinstance(look, Call) and look.owner is self.background[request.embodiment].refresher
-        return look if own else self._look(request)  # type: ignore[return-value]
+    def _ticket(self, request: ActRequest) -> QueryTicket[Intention]:
+        """The ticket of `submit_observation`; a new one if the request has none, or one of a policy replaced since."""
+        ticket = request.pending_queries
+        if isinstance(ticket, QueryTicket) and ticket.owner is self.background[request.embodiment].refresher:
+            return ticket
+        return self._submit(request)
 
     def answer(self, requests: Sequence[ActRequest]) -> list[ActAnswer]:
-        """See `ServedPolicy.answer`."""
-        policy = self.policies[requests[0].embodiment]
-        observations = [{"images": request.images, "state": request.state} for request in requests]
-        previous = [request.previous for request in requests]
+        """See `PolicyBackend.answer`."""
         if self.background:
-            return self._answer_at_once(requests, observations, previous)
+            return self._answer_at_once(requests)
         for request in requests:
             self._check_sampled(request)
-        clock = PhaseClock(policy.model.device)
-        first = requests[0]
-        think = first.think
-        intention = policy.intention(
-            observations,
+        first, policy = requests[0], self.policies[requests[0].embodiment]
+        seeds, previous = [request.seed for request in requests], [request.previous for request in requests]
+        inputs = policy.inputs(
+            [request.images for request in requests],
+            [request.state for request in requests],
             [request.instruction for request in requests],
-            think=think,
-            thoughts=None if think else [request.thought for request in requests],
-            max_new_tokens=first.max_new_tokens,
-            streamer=clock if think else None,
+            None if first.think else [request.thought for request in requests],
         )
-        clock.mark("queries")
-        seeds = [request.seed for request in requests]
+        intention = policy.intention(inputs, think=bool(first.think), max_new_tokens=first.max_new_tokens)
+        started = time.monotonic()
         chains: Sequence[ChainStep | None] = [None] * len(requests)
-        if self._sampled(first):
-            assert self.sampler is not None
-            actions, chains = policy.sample_rollout(observations, intention, seeds=seeds, sampler=self.sampler)
+        if first.rollout and self.sampler is not None:
+            actions, chains = sample_rollout(policy, inputs, intention, seeds=seeds, sampler=self.sampler)
         else:
-            actions = policy.denoise(observations, intention, seeds=seeds, previous=previous, num_steps=first.num_steps)
-        clock.mark("denoise")
-        texts = intention.thoughts or [request.thought for request in requests]
-        rows = zip(actions, texts, previous, chains, strict=True)
+            actions = policy.denoise(inputs, intention, seeds=seeds, previous=previous, num_steps=first.num_steps)
+        seconds = {**intention.seconds, "denoise": time.monotonic() - started}
+        thoughts = intention.thoughts or [request.thought for request in requests]
+        rows = zip(requests, actions, thoughts, chains, strict=True)
         return [
-            ActAnswer(chunk, text, dict(clock.seconds), _extras(before), chain) for chunk, text, before, chain in rows
+            ActAnswer(chunk, thought, dict(seconds), _extras(request), chain) for request, chunk, thought, chain in rows
         ]
-
-    def _sampled(self, request: ActRequest) -> bool:
-        return request.rollout and self.sampler is not None
 
     def _check_sampled(self, request: ActRequest) -> None:
         """Raises ValueError for what a chunk that is scored by its sampler cannot have."""
@@ -217,43 +209,45 @@ class SyVLAServedPolicy:
                 f"{request.num_steps}; leave it out"
             )
 
-    def _answer_at_once(
-        self, requests: Sequence[ActRequest], observations: list[dict[str, Any]], previous: list[PreviousChunk | None]
-    ) -> list[ActAnswer]:
-        """Dual-system use: on query states of the background."""
-        clock = PhaseClock(self.model.device)
-        answers = self.background[requests[0].embodiment].predict(
-            observations,
-            [self._looked(request) for request in requests],
+    def _answer_at_once(self, requests: Sequence[ActRequest]) -> list[ActAnswer]:
+        """Answers on query states of the background, in dual-system use."""
+        started = time.monotonic()
+        chunks = self.background[requests[0].embodiment].predict(
+            [request.images for request in requests],
+            [request.state for request in requests],
+            [self._ticket(request) for request in requests],
             seeds=[request.seed for request in requests],
-            previous=previous,
+            previous=[request.previous for request in requests],
             num_steps=requests[0].num_steps,
         )
-        clock.mark("denoise")
-        thoughts: list[str | None] = [None] * len(requests)
-        if answers.thoughts is not None:
-            thoughts = [*answers.thoughts]
-        ages, looks = answers.query_ages or [], answers.look_seconds or []
-        rows = zip(answers.actions, thoughts, ages, looks, previous, strict=True)
+        seconds = time.monotonic() - started
+        thoughts: Sequence[str | None] = chunks.thoughts or [None] * len(requests)
+        ages, vlm_seconds = chunks.query_ages or [], chunks.vlm_seconds or []
+        rows = zip(requests, chunks.actions, thoughts, ages, vlm_seconds, strict=True)
         return [
             ActAnswer(
                 chunk,
                 thought,
-                dict(clock.seconds),
-                {**_extras(before), "query_age": age.seconds, "query_age_calls": age.calls, "thought_age": age.calls},
-                look_timings=dict(look),
+                {"denoise": seconds},
+                {
+                    **_extras(request),
+                    "query_age": age.seconds,
+                    "query_age_calls": age.calls,
+                    "thought_age": age.calls,
+                },
+                vlm_seconds=dict(vlm),
             )
-            for chunk, thought, age, look, before in rows
+            for request, chunk, thought, age, vlm in rows
         ]
 
     def forget(self, session: str) -> None:
-        """See `ServedPolicy.forget`."""
+        """See `PolicyBackend.forget`."""
         for background in self.background.values():
             background.forget(session)
 
-    def new_looks(self) -> list[dict[str, float]]:
-        """See `ServedPolicy.new_looks`."""
-        return [seconds for background in self.background.values() for seconds in background.new_looks()]
+    def take_vlm_seconds(self) -> list[Mapping[str, float]]:
+        """See `PolicyBackend.take_vlm_seconds`."""
+        return [seconds for background in self.background.values() for seconds in background.take_vlm_seconds()]
 
     def warm_up(self, think: bool = False) -> None:
         """Answers one request per robot, so that the first real one finds everything compiled and allocated."""
@@ -265,7 +259,7 @@ class SyVLAServedPolicy:
             for thinking in (True, False) if think else (False,):
                 self.answer([ActRequest(images, state, "warm up", 0, name, think=thinking, session="warm up")])
         self.forget("warm up")
-        self.new_looks()  # no client's
+        self.take_vlm_seconds()  # no client asked for these runs
 
     def close(self) -> None:
         """Ends the background threads of dual-system use."""
@@ -273,10 +267,5 @@ class SyVLAServedPolicy:
             background.close()
 
 
-def _extras(previous: PreviousChunk | None) -> dict[str, Any]:
-    return {} if previous is None else {"frozen_steps": previous.delay}
-
-
-def _digest(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True, default=lambda leaf: np.asarray(leaf).tolist())
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+def _extras(request: ActRequest) -> dict[str, Any]:
+    return {} if request.previous is None else {"frozen_steps": request.previous.delay}

@@ -19,14 +19,14 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from syvla.processing.robot_data.frame_filter import FrameFilter, dataset_digest, merge_ranges
+from syvla.processing.robot_data.frame_filter import FrameFilter, dataset_digest
 from syvla.processing.robot_data.lerobot_format import DatasetError, write_json
 from syvla.processing.robot_data.metadata import DatasetMetadata, read_metadata
 from syvla.processing.robot_data.robot_dataset import RobotDataset
 from syvla.processing.robot_data.source import locate_dataset
 
 from .filters import FILTERS, CleaningSettings, Episode, Finding, Scales, inspect_episode
-from .report import CleaningReport
+from .report import DEFAULT_CHUNK_SIZE, CleaningReport, removals
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +38,7 @@ def clean_dataset(
     *,
     workers: int = 1,
     progress: bool = True,
+    chunk_size: int = DEFAULT_CHUNK_SIZE,
     **reader: Any,
 ) -> CleaningReport:
     """Applies all filters to a data set and writes filter file and reports.
@@ -48,6 +49,7 @@ def clean_dataset(
         settings: Thresholds; None takes the defaults.
         workers: Processes that inspect episodes; the result is the same for any number.
         progress: Whether to show a progress bar.
+        chunk_size: Actions of the model's chunks; the report says how many full ones each filter costs.
         reader: Further arguments of `RobotDataset`: `cameras`, `state_key`, `action_key`, `tolerance_s`, `revision`.
 
     Returns:
@@ -60,6 +62,8 @@ def clean_dataset(
     """
     if workers < 1:
         raise ValueError(f"workers: expected at least 1, got {workers}")
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size: expected at least 1, got {chunk_size}")
     chosen = settings or CleaningSettings()
     root = locate_dataset(root_or_repo_id, revision=reader.pop("revision", None))
     folder = Path(output)
@@ -75,7 +79,7 @@ def clean_dataset(
     findings.sort(key=lambda finding: (finding.episode, FILTERS.index(finding.filter), finding.start))
     result = filter_of(findings, metadata)
     name = root.name if Path(root_or_repo_id).is_dir() else str(root_or_repo_id)
-    report = CleaningReport(name, metadata.lengths.tolist(), metadata.info.fps, chosen, findings, result)
+    report = CleaningReport(name, metadata.lengths.tolist(), metadata.info.fps, chosen, findings, result, chunk_size)
     folder.mkdir(parents=True, exist_ok=True)
     result.save(folder / "filter.json")
     write_json(folder / "report.json", report.to_dict())
@@ -85,19 +89,7 @@ def clean_dataset(
 
 def filter_of(findings: Sequence[Finding], metadata: DatasetMetadata) -> FrameFilter:
     """The filter that findings ask for; an episode of which nothing would be left is removed whole."""
-    episodes: dict[int, str] = {}
-    ranges: dict[int, list[tuple[int, int]]] = {}
-    for finding in findings:
-        if finding.stop is None:
-            episodes.setdefault(finding.episode, f"{finding.filter}: {finding.detail}")
-        else:
-            ranges.setdefault(finding.episode, []).append((finding.start, finding.stop))
-    frames = {episode: found for episode, found in merge_ranges(ranges).items() if episode not in episodes}
-    for episode, found in list(frames.items()):
-        if sum(stop - start for start, stop in found) >= int(metadata.lengths[episode]):
-            episodes[episode] = "nothing is left of it"
-            del frames[episode]
-    return FrameFilter(dataset_digest(metadata), episodes, frames)
+    return FrameFilter(dataset_digest(metadata), *removals(findings, metadata.lengths.tolist()))
 
 
 def _open(root: Path, metadata: DatasetMetadata, reader: Mapping[str, Any]) -> tuple[list[int], list[Finding]]:
@@ -131,7 +123,7 @@ class _Inspector:
         self._settings = settings
         dataset = self._dataset
         self._scales = Scales.of(
-            dataset.states, dataset.actions, dataset.episode_starts, dataset.action_names, settings
+            dataset.states, dataset.actions, dataset.episode_starts, dataset.fps, dataset.action_names, settings
         )
 
     def __len__(self) -> int:
@@ -212,7 +204,13 @@ def build_parser() -> argparse.ArgumentParser:
             name = "--" + item.name.replace("_", "-")
             parser.add_argument(name, type=float, default=argparse.SUPPRESS, help=f"(default: {item.default:g})")
     parser.add_argument(
-        "--jump-ignore", nargs="*", default=argparse.SUPPRESS, help="dimensions without jumps (default: gripper)"
+        "--jump-ignore", nargs="*", default=argparse.SUPPRESS, help="dimensions not looked at for jumps (default: none)"
+    )
+    parser.add_argument(
+        "--chunk-size",
+        type=int,
+        default=DEFAULT_CHUNK_SIZE,
+        help="actions of the model's chunks, to say what a filter costs",
     )
     parser.add_argument("--state-key", default="observation.state", help="feature that is the robot's state")
     parser.add_argument("--action-key", default="action", help="feature that is the action")
@@ -238,6 +236,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments.output,
             read_settings(arguments.config, given),
             workers=arguments.workers,
+            chunk_size=arguments.chunk_size,
             progress=not arguments.quiet,
             revision=arguments.revision,
             cameras=cameras or None,

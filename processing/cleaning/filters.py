@@ -6,11 +6,16 @@ thresholds are ours.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
+
+from .action_jumps import SpikeLimits
+
+logger = logging.getLogger(__name__)
 
 FILTERS = (
     "unreadable",
@@ -37,10 +42,13 @@ class CleaningSettings:
         idle_seconds: `idle`: stretches without motion longer than this are cut down to `idle_keep_seconds`.
         idle_keep_seconds: See `idle_seconds`.
         idle_motion: Motion per second, as a share of a dimension's range, up to which the robot counts as still.
-        jump_deviations: `action_jump`: k; a step between two actions is a jump when it exceeds the median step of its
-            dimension by more than k robust standard deviations (1.4826 x the median absolute deviation).
-        jump_floor: Smallest jump, as a share of the dimension's range.
-        jump_ignore: Dimensions whose name contains one of these are not looked at: a gripper closes in one step.
+        jump_seconds: `action_jump`: longest spike that is removed; at least one frame. A person needs longer to move out
+            and back.
+        jump_speed: Height of a spike from which on it is removed, in fast steps of its dimension between two frames: 99% of
+            its lasting moves stay below such a step, and 99% of all frames. So it depends on frame rate and dimension.
+        jump_floor: Smallest such height, as a share of the dimension's range.
+        jump_noise: Absolute lower bound of the height per dimension, by name or number, in its own units.
+        jump_ignore: Dimensions whose name contains one of these are not looked at.
         frozen_seconds: `frozen_camera`: a picture that stays the same for longer while the robot moves is removed.
         frozen_motion: Motion during such a stretch from which on the picture should have changed, as a share of a
             dimension's range.
@@ -56,9 +64,11 @@ class CleaningSettings:
     idle_seconds: float = 3.0
     idle_keep_seconds: float = 0.5
     idle_motion: float = 0.005
-    jump_deviations: float = 20.0
-    jump_floor: float = 0.1
-    jump_ignore: tuple[str, ...] = ("gripper",)
+    jump_seconds: float = 0.07
+    jump_speed: float = 2.5
+    jump_floor: float = 0.05
+    jump_noise: Mapping[str | int, float] = field(default_factory=dict)
+    jump_ignore: tuple[str, ...] = ()
     frozen_seconds: float = 2.0
     frozen_motion: float = 0.1
     same_picture: float = 0.25
@@ -73,6 +83,11 @@ class CleaningSettings:
             value = getattr(self, item.name)
             if isinstance(value, float | int) and not 0 <= value < float("inf"):
                 raise ValueError(f"{item.name}: expected a number of at least 0, got {value}")
+        for name, value in self.jump_noise.items():
+            if isinstance(value, bool) or not isinstance(value, float | int) or not 0 <= value < float("inf"):
+                raise ValueError(
+                    f"jump_noise: {name}: expected a number of at least 0 in the dimension's units, got {value!r}"
+                )
         if self.idle_keep_seconds > self.idle_seconds:
             raise ValueError(
                 f"idle_keep_seconds: expected at most idle_seconds = {self.idle_seconds}, got {self.idle_keep_seconds}"
@@ -90,6 +105,11 @@ class CleaningSettings:
             raise ValueError(f"cleaning settings: unknown keys {unknown}; known are {sorted(known)}")
         converted: dict[str, Any] = {}
         for name, value in values.items():
+            if name == "jump_noise":
+                if not isinstance(value, Mapping):
+                    raise ValueError(f"{name}: expected a mapping of dimensions to numbers, got {value!r}")
+                converted[name] = dict(value)
+                continue
             lists = isinstance(known[name].default, tuple)
             if lists != isinstance(value, list | tuple) or (not lists and not isinstance(value, int | float)):
                 raise ValueError(f"{name}: expected {'a list of names' if lists else 'a number'}, got {value!r}")
@@ -121,12 +141,12 @@ class Scales:
 
     Attributes:
         state_range, action_range: float64 (D,), distance of the 1% and 99% quantiles of each dimension.
-        jump_limit: float64 (D_action,), largest step between two actions that is no jump; infinite where not looked at.
+        spikes: What counts as a spike in the actions.
     """
 
     state_range: np.ndarray
     action_range: np.ndarray
-    jump_limit: np.ndarray
+    spikes: SpikeLimits
 
     @classmethod
     def of(
@@ -134,6 +154,7 @@ class Scales:
         states: np.ndarray,
         actions: np.ndarray,
         starts: np.ndarray,
+        fps: float,
         names: Sequence[str] | None,
         settings: CleaningSettings,
     ) -> Scales:
@@ -142,23 +163,32 @@ class Scales:
         Args:
             states, actions: (N, D).
             starts: First frame of each episode.
+            fps: Frames per second.
             names: Names of the action's dimensions.
             settings: See `CleaningSettings`.
+
+        Raises:
+            ValueError: `jump_noise` names a dimension that does not exist.
         """
-        ranges = [_range(values) for values in (states, actions)]
-        steps = np.abs(np.diff(actions.astype(np.float64), axis=0))
-        steps = np.delete(steps, starts[1:] - 1, axis=0)
-        steps = steps[np.isfinite(steps).all(axis=1)]
-        limit = np.full(actions.shape[1], np.inf)
-        if len(steps):
-            median = np.median(steps, axis=0)
-            deviation = 1.4826 * np.median(np.abs(steps - median), axis=0)
-            limit = np.maximum(median + settings.jump_deviations * deviation, settings.jump_floor * ranges[1])
-            limit[ranges[1] == 0] = np.inf
-        for dimension, name in enumerate(names or ()):
-            if any(part in name for part in settings.jump_ignore):
-                limit[dimension] = np.inf
-        return cls(ranges[0], ranges[1], limit)
+        noise = {_dimension(key, actions.shape[1], names): value for key, value in settings.jump_noise.items()}
+        ignored = [i for i, name in enumerate(names or ()) if any(part in name for part in settings.jump_ignore)]
+        spikes = SpikeLimits.of(
+            actions,
+            starts,
+            fps,
+            seconds=settings.jump_seconds,
+            speed=settings.jump_speed,
+            floor=settings.jump_floor,
+            noise=noise,
+            ignored=ignored,
+        )
+        if spikes.common and "action_jump" not in settings.skip:
+            logger.warning(
+                "action_jump: %s: more than 1%% of the frames belong to spikes, so that none of them is isolated; these "
+                "dimensions are not looked at",
+                ", ".join(_name(dimension, names) for dimension in spikes.common),
+            )
+        return cls(_range(states), _range(actions), spikes)
 
 
 @dataclass(frozen=True)
@@ -246,17 +276,18 @@ def _idle(episode: Episode, scales: Scales, settings: CleaningSettings) -> Itera
 
 
 def _action_jumps(episode: Episode, scales: Scales) -> Iterator[Finding]:
-    steps = np.abs(np.diff(episode.actions.astype(np.float64), axis=0))
-    beyond = steps > scales.jump_limit
-    for frame in np.flatnonzero(beyond.any(axis=1)):
-        dimension = int(np.argmax(np.where(beyond[frame], steps[frame] / scales.jump_limit, 0)))
-        name = episode.action_names[dimension] if episode.action_names else f"dimension {dimension}"
+    heights = scales.spikes.heights(episode.actions)
+    for start, stop in _runs(np.asarray((heights > 0).any(axis=1))):
+        part = heights[start:stop].max(axis=0)
+        dimension = int(np.argmax(part / np.where(part > 0, scales.spikes.limit, 1)))
+        limit = scales.spikes.limit[dimension]
         yield Finding(
             "action_jump",
             episode.index,
-            int(frame) + 1,
-            int(frame) + 2,
-            f"{name} jumps by {steps[frame, dimension]:.4g}, more than {scales.jump_limit[dimension]:.4g}",
+            start,
+            stop,
+            f"{_name(dimension, episode.action_names)} leaves its course by {part[dimension]:.4g} and comes back, more than "
+            f"{limit:.4g}",
         )
 
 
@@ -309,6 +340,18 @@ def _runs(flags: np.ndarray) -> list[tuple[int, int]]:
     padded = np.concatenate([[False], flags, [False]]).astype(np.int8)
     edges = np.diff(padded)
     return list(zip(np.flatnonzero(edges == 1).tolist(), np.flatnonzero(edges == -1).tolist(), strict=True))
+
+
+def _name(dimension: int, names: Sequence[str] | None) -> str:
+    return names[dimension] if names else f"dimension {dimension}"
+
+
+def _dimension(key: str | int, count: int, names: Sequence[str] | None) -> int:
+    if isinstance(key, int) and 0 <= key < count:
+        return key
+    if names and key in names:
+        return list(names).index(str(key))
+    raise ValueError(f"jump_noise: {key!r} is no dimension of the action, which has {list(names or range(count))}")
 
 
 def _range(values: np.ndarray) -> np.ndarray:

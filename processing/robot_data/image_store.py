@@ -94,7 +94,8 @@ class ImageStore:
                 os.replace(temporary, cached)
             finally:
                 temporary.unlink(missing_ok=True)
-        return pa.ipc.open_file(pa.memory_map(str(cached))).read_all()
+        with pa.memory_map(str(cached)) as file:  # the mapping outlives the open file, of which a process has few
+            return pa.ipc.open_file(file).read_all()
 
     def _cache_folder(self) -> Path:
         if self._cache_dir is not None:

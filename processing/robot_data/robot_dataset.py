@@ -21,8 +21,8 @@ from .frame_table import load_frames
 from .image_store import MEMORY_LIMIT, ImageStore
 from .lerobot_format import IMAGE_DTYPES, LANGUAGE_PERSISTENT, DatasetError, dimension_names, image_size, is_depth
 from .metadata import DatasetMetadata, read_metadata
+from .open_videos import OPEN_VIDEOS
 from .source import locate_dataset
-from .video import VideoReaders
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +118,6 @@ class RobotDataset(torch.utils.data.Dataset):
         self._sizes = {key: image_size(self.features[key]) for key in self.cameras.values()}
         stored = {key: size for key, size in self._sizes.items() if self.features[key]["dtype"] == "image"}
         self._images = ImageStore(self.root, self._frames.files, stored, memory_limit, cache_dir) if stored else None
-        self._videos = VideoReaders()
         self._segments = {
             view: [self.metadata.video(episode, key) for episode in self.episodes]
             for view, key in self.cameras.items()
@@ -298,8 +297,8 @@ class RobotDataset(torch.utils.data.Dataset):
             return self._images.read(int(self._frames.file[index]), int(self._frames.row[index]), key)
         frames = self._frames
         segment = self._segments[view][frames.position[index]]
-        reader = self._videos.get(self.root / segment.path, self._sizes[key])
-        return reader.read(segment.start + self._time(index), self.tolerance_s)
+        path, time = self.root / segment.path, segment.start + self._time(index)
+        return OPEN_VIDEOS.read(path, self._sizes[key], time, self.tolerance_s)
 
     def _time(self, index: int) -> float:
         """Seconds since the episode's start; stored in float32, which is too coarse in long episodes."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import errno
 import os
-from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import cache
@@ -25,6 +25,10 @@ PIXEL_FORMAT = "yuv420p"
 
 class VideoError(ValueError):
     """A video that cannot be read or has no frame at the requested time; the message names the file."""
+
+
+class TooManyOpenFilesError(VideoError):
+    """A video that cannot be opened because the process holds as many files as it may; nothing is wrong with the video."""
 
 
 @cache
@@ -149,7 +153,7 @@ class VideoReader:
         try:
             self._container = av.open(str(path))
         except (av.FFmpegError, OSError) as error:
-            raise VideoError(_unreadable(self.path, error)) from error
+            raise _reading_error(self.path, error) from error
         try:
             if not self._container.streams.video:
                 raise VideoError(f"{self.path}: holds no video stream; download or record it again")
@@ -177,7 +181,7 @@ class VideoReader:
             self._restart(0)
             return sum(packet.size > 0 for packet in self._container.demux(self._stream))
         except av.FFmpegError as error:
-            raise VideoError(_unreadable(self.path, error)) from error
+            raise _reading_error(self.path, error) from error
         finally:
             self._frames = self._current = None
 
@@ -206,7 +210,7 @@ class VideoReader:
             return self._to_rgb(frame)
         except (av.FFmpegError, OSError) as error:
             self._frames = self._current = None
-            raise VideoError(_unreadable(self.path, error, time)) from error
+            raise _reading_error(self.path, error, time) from error
 
     def close(self) -> None:
         self._frames = self._current = None
@@ -262,39 +266,14 @@ class VideoReader:
         return position >= 0 and entries[position].timestamp > current.pts + (current.duration or 0)
 
 
-class VideoReaders:
-    """A small set of open videos per process; the one unused for longest is closed first.
-
-    Safe to hold in an object that is pickled to a worker or forked into one: each process opens its own files.
-    """
-
-    def __init__(self, max_open: int = 48):
-        self.max_open = max_open
-        self._readers: OrderedDict[str, VideoReader] = OrderedDict()
-        self._process = os.getpid()
-
-    def get(self, path: Path | str, size: tuple[int, int] | None = None) -> VideoReader:
-        """The open reader of a file, opened on first use (same errors as `VideoReader`)."""
-        if self._process != os.getpid():  # a fork shares file positions with its parent: never use the parent's handles
-            self._readers, self._process = OrderedDict(), os.getpid()
-        key = str(path)
-        if key not in self._readers:
-            while len(self._readers) >= self.max_open:
-                self._readers.popitem(last=False)[1].close()
-            self._readers[key] = VideoReader(path, size)
-        self._readers.move_to_end(key)
-        return self._readers[key]
-
-    def close(self) -> None:
-        for reader in self._readers.values():
-            reader.close()
-        self._readers.clear()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"max_open": self.max_open}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)  # type: ignore[misc]
+def open_file_limit() -> int | None:
+    """How many files this process may hold open; None where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return None
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return None if limit == resource.RLIM_INFINITY else int(limit)
 
 
 def video_info(path: Path, codec: str) -> dict[str, Any]:
@@ -337,6 +316,18 @@ def _chain(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
     yield from rest
 
 
-def _unreadable(path: Path, error: Exception, time: float | None = None) -> str:
+def _reading_error(path: Path, error: Exception, time: float | None = None) -> VideoError:
+    if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):
+        limit = open_file_limit()
+        whose = (
+            f"this process may hold {limit} (RLIMIT_NOFILE)"
+            if error.errno == errno.EMFILE
+            else "the system has no more"
+        )
+        return TooManyOpenFilesError(
+            f"{path}: too many open files: {whose}; raise the limit with `ulimit -n 65536`, or use fewer data-loader workers"
+        )
     where = "" if time is None else f" at {time:.6f} s"
-    return f"{path}: the video cannot be read{where} ({error}); the file is damaged, download or record it again"
+    return VideoError(
+        f"{path}: the video cannot be read{where} ({error}); the file is damaged, download or record it again"
+    )

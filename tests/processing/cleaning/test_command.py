@@ -12,7 +12,8 @@ import pytest
 
 from syvla.processing import RobotDataset, RobotDatasetWriter
 from syvla.processing.cleaning.command import clean_dataset, main
-from syvla.processing.cleaning.filters import FILTERS, CleaningSettings
+from syvla.processing.cleaning.filters import FILTERS, CleaningSettings, Finding
+from syvla.processing.cleaning.report import full_chunks
 from syvla.processing.robot_data.frame_filter import merge_ranges
 
 FPS, LENGTH = 10, 60
@@ -49,7 +50,7 @@ def write(root: Path, episodes: list[dict[str, np.ndarray]]) -> Path:
 
 
 def jump(values):
-    values["action"][30:, 0] += 3.0
+    values["action"][30, 0] += 3.0
 
 
 def idle(values):
@@ -231,9 +232,12 @@ def test_command_writes_report_filter_and_table(tmp_path, capsys):
         "episodes_removed": 0,
         "frames": 34,
         "seconds": 3.4,
+        "full_chunks": 10,  # of 10 in the episode of 59 frames: 15 are left before the rest and 5 after it
     }
+    totals = report["totals"]
+    assert (report["chunk_size"], totals["full_chunks"], totals["full_chunks_kept"]) == (50, 40, 30)
     assert set(report["filters"]) == set(FILTERS)
-    assert "| idle | 1 | 0 | 34 | 3.4 | episode 1: no motion for 4.4 s |" in printed
+    assert "| idle | 1 | 0 | 34 | 3.4 | 10 | episode 1: no motion for 4.4 s |" in printed
     assert "filter_file:" in printed
 
 
@@ -243,6 +247,7 @@ def test_command_writes_report_filter_and_table(tmp_path, capsys):
         (["--min-seconds", "-1"], "min_seconds: expected a number of at least 0"),
         (["--camera", "center=observation.images.nose"], "choose from ['observation.images.head']"),
         (["--camera", "center"], "expected VIEW=KEY"),
+        (["--chunk-size", "0"], "chunk_size: expected at least 1"),
         (["--output", "{root}/cleaning"], "lies inside the data set"),
     ],
 )
@@ -258,8 +263,28 @@ def test_unknown_settings_are_refused(tmp_path):
         CleaningSettings.from_mapping({"idle": 3})
     with pytest.raises(ValueError, match="expected a list of names"):
         CleaningSettings.from_mapping({"skip": "idle"})
+    with pytest.raises(ValueError, match="jump_noise: expected a mapping"):
+        CleaningSettings.from_mapping({"jump_noise": 0.1})
+    with pytest.raises(ValueError, match="jump_noise: joint: expected a number"):
+        CleaningSettings(jump_noise={"joint": -1.0})
     with pytest.raises(ValueError, match="unknown filters"):
         CleaningSettings(skip=("everything",))
+
+
+def test_a_noise_floor_names_a_dimension(tmp_path):
+    root = write(tmp_path / "data", [damaged("action_jump"), healthy(1)])
+    below = clean_dataset(root, tmp_path / "below", CleaningSettings(jump_noise={"joint": 2.5}), progress=False)
+    above = clean_dataset(root, tmp_path / "above", CleaningSettings(jump_noise={"joint": 3.5}), progress=False)
+    assert (len(below.findings), len(above.findings)) == (1, 0)  # the spike is 3 high
+    with pytest.raises(ValueError, match="jump_noise: 'elbow' is no dimension"):
+        clean_dataset(root, tmp_path / "out", CleaningSettings(jump_noise={"elbow": 1.0}), progress=False)
+
+
+def test_full_chunks_are_counted_between_the_gaps():
+    spike = Finding("action_jump", 0, 40, 41, "")
+    assert full_chunks([], [100, 30], 20) == 81 + 11
+    assert full_chunks([spike], [100, 30], 20) == (40 - 19) + (59 - 19) + 11
+    assert full_chunks([spike, Finding("too_short", 1, 0, None, "")], [100, 30], 20) == 21 + 40
 
 
 def test_ranges_are_merged():

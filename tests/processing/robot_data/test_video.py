@@ -1,7 +1,5 @@
 """Video: frames by time in any order, without needless seeking; clear errors; handles per process."""
 
-import os
-import pickle
 from pathlib import Path
 
 import av
@@ -11,7 +9,6 @@ import pytest
 from syvla.processing.robot_data.video import (
     VideoError,
     VideoReader,
-    VideoReaders,
     VideoWriter,
     default_codec,
     video_info,
@@ -193,32 +190,3 @@ def test_information_is_what_the_file_holds(videos):
     assert (info["video.height"], info["video.width"], info["video.fps"]) == (32, 48, FPS)
     assert (info["video.codec"], info["video.pix_fmt"], info["video.g"]) == ("h264", "yuv420p", 2)
     assert info["has_audio"] is False
-
-
-def test_only_so_many_files_stay_open(videos):
-    readers = VideoReaders(max_open=2)
-    first = readers.get(videos["default"])
-    assert readers.get(videos["default"]) is first
-    readers.get(videos["h264"])
-    readers.get(videos["default"])
-    readers.get(videos["reordered"])  # closes h264, unused for longest
-    assert readers.get(videos["default"]) is first
-    assert len(readers._readers) == 2
-    check(readers.get(videos["h264"]), 5)
-
-
-@pytest.mark.filterwarnings("ignore:.*fork")
-def test_processes_do_not_share_open_files(videos):
-    readers = VideoReaders()
-    reader = readers.get(videos["default"])
-    assert pickle.loads(pickle.dumps(readers))._readers == {}
-    child = os.fork()
-    if child == 0:
-        try:
-            own = readers.get(videos["default"])
-            check(own, 30)
-            os._exit(0 if own is not reader else 1)
-        except BaseException:
-            os._exit(2)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    check(reader, 31)

@@ -142,11 +142,16 @@ def _separated(actions: np.ndarray, starts: Sequence[int] | np.ndarray) -> np.nd
 
 
 def _period(column: np.ndarray) -> float:
+    """Period of an angle that wraps: steps of a whole turn between values that are within one turn, as nearly all are."""
     finite = column[np.isfinite(column)]
+    if not len(finite):
+        return 0.0
+    low, high = np.quantile(finite, [0.005, 0.995])
     steps = np.abs(np.diff(column))
     for period in _PERIODS:
-        wraps = (steps > 0.9 * period) & (steps < 1.02 * period)
-        if wraps.any() and np.quantile(finite, 0.999) - np.quantile(finite, 0.001) <= 1.02 * period:
+        usual = (column > low - 0.25 * period) & (column < high + 0.25 * period)
+        wraps = (steps > 0.9 * period) & (steps < 1.02 * period) & usual[1:] & usual[:-1]
+        if wraps.any() and high - low <= 1.02 * period:
             return period
     return 0.0
 

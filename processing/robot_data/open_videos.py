@@ -22,6 +22,10 @@ MOST_OPEN = 128
 _SHARE = 0.5  # of the files that the process may still open; the rest is for everything else it does
 
 
+_Key = tuple[str, tuple[int, int] | None, Any]
+"""Path, expected size, and what tells the file from one that takes its place."""
+
+
 class OpenVideos:
     """Open videos by path; the one unused for longest is closed first.
 
@@ -37,6 +41,7 @@ class OpenVideos:
         if max_open is not None and max_open < 1:
             raise ValueError(f"max_open: expected at least 1, got {max_open}")
         self._given = max_open
+        self._max_open: int | None = None
         self._begin()
 
     def __len__(self) -> int:
@@ -58,7 +63,7 @@ class OpenVideos:
         if self._process != os.getpid():  # a fork shares file positions with its parent: never use the parent's handles
             self._begin()
         with self._lock:
-            reader, in_use = self._take((str(path), size))
+            reader, in_use = self._take((str(path), size, _state(path)))
             in_use.acquire()
         try:
             return reader.read(time, tolerance)
@@ -73,11 +78,11 @@ class OpenVideos:
             self._readers.clear()
 
     def _begin(self) -> None:
-        self._readers: OrderedDict[Any, tuple[VideoReader, threading.Lock]] = OrderedDict()
+        self._readers: OrderedDict[_Key, tuple[VideoReader, threading.Lock]] = OrderedDict()
         self._lock, self._process = threading.Lock(), os.getpid()
-        self._max_open: int | None = None
+        self._max_open = None
 
-    def _take(self, key: tuple[str, tuple[int, int] | None]) -> tuple[VideoReader, threading.Lock]:
+    def _take(self, key: _Key) -> tuple[VideoReader, threading.Lock]:
         if key not in self._readers:
             while len(self._readers) >= self.max_open and self._close_oldest():
                 pass
@@ -85,10 +90,10 @@ class OpenVideos:
         self._readers.move_to_end(key)
         return self._readers[key]
 
-    def _open(self, key: tuple[str, tuple[int, int] | None]) -> VideoReader:
+    def _open(self, key: _Key) -> VideoReader:
         while True:
             try:
-                return VideoReader(*key)
+                return VideoReader(*key[:2])
             except TooManyOpenFilesError:  # the process has come to hold more files of other kinds: make do with fewer
                 if not self._close_oldest():
                     raise
@@ -122,3 +127,10 @@ def _budget() -> int:
     with suppress(OSError):
         held = len(os.listdir("/proc/self/fd"))
     return int(min(MOST_OPEN, max(1, _SHARE * (limit - held))))
+
+
+def _state(path: Path | str) -> tuple[int, int] | None:
+    with suppress(OSError):
+        status = os.stat(path)
+        return status.st_mtime_ns, status.st_size
+    return None

@@ -317,13 +317,10 @@ def _chain(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
 
 
 def _reading_error(path: Path, error: Exception, time: float | None = None) -> VideoError:
-    if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):
-        limit = open_file_limit()
-        whose = (
-            f"this process may hold {limit} (RLIMIT_NOFILE)"
-            if error.errno == errno.EMFILE
-            else "the system has no more"
-        )
+    number = getattr(error, "errno", None)
+    if number in (errno.EMFILE, errno.ENFILE):
+        own = f"this process may hold {open_file_limit()} (RLIMIT_NOFILE)"
+        whose = own if number == errno.EMFILE else "the system has no more"
         return TooManyOpenFilesError(
             f"{path}: too many open files: {whose}; raise the limit with `ulimit -n 65536`, or use fewer data-loader workers"
         )

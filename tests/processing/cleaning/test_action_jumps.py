@@ -97,6 +97,13 @@ def test_wrapping_an_angle_changes_nothing():
         assert flagged(wrapped) == flagged(unwrapped) == [(200, 0)]
 
 
+def test_a_spike_of_a_whole_turn_is_one_where_the_dimension_does_not_wrap():
+    for height in (2 * np.pi, 360.0):
+        actions = 0.05 * height * sway(400, 100)
+        actions[123] += height
+        assert flagged(actions) == [(123, 0)]
+
+
 def test_noise_around_the_wrap_is_no_spike():
     rng = np.random.default_rng(0)
     angle = np.pi + rng.normal(0, 0.01, (500, 1))

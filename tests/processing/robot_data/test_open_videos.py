@@ -62,6 +62,14 @@ def test_the_video_unused_for_longest_is_closed_first(videos, monkeypatch):
     assert len(opened) == 0
 
 
+def test_a_file_that_takes_the_place_of_another_is_opened_anew(videos, tmp_path):
+    path, opened = tmp_path / "video.mp4", OpenVideos()
+    for file in (0, 1):
+        path.write_bytes(videos[file].read_bytes())
+        os.utime(path, ns=(file, file))
+        assert abs(opened.read(path, SIZE, 0.1, 1e-4).mean() - level(file, 2)) < 1.6
+
+
 @pytest.mark.filterwarnings("ignore:.*fork")
 def test_processes_do_not_share_open_files(videos):
     opened = OpenVideos()

@@ -24,7 +24,7 @@ from .configuration_syvla import SyVLAConfig, SyVLAExpertConfig
 from .embodiment_mlps import Route, apply_routed, embodiment_route, make_mlp
 from .expert_inputs import ExpertObservation
 from .fused_projections import FusedProjections
-from .view_features import all_rows, encode_views, feature_width, make_vision_tower
+from .view_features import all_rows, encode_views, feature_width, make_vision_tower, project_views
 
 KeyValue = tuple[torch.Tensor, torch.Tensor]  # keys and values, each (B, heads, tokens, head_dim)
 
@@ -362,7 +362,7 @@ class ActionExpert(nn.Module):
         """
         state, hidden = observation.state, self.config.expert_config.hidden_size
         views = all_rows(self.view_embedding, state.device)[:, None, :]  # (V, 1, D)
-        images = self.image_proj(image_features) + views  # (B, V, P, D)
+        images = project_views(self.image_proj, image_features) + views  # (B, V, P, D)
         route = self.route(observation.embodiment_ids)
         state_token = self._routed("state_encoder", state[:, None, :], route, hidden)  # (B, 1, D)
         x = torch.cat((images.flatten(1, 2), state_token), dim=1)  # (B, V * P + 1, D)

@@ -21,6 +21,8 @@ class SyVLAOutput(ModelOutput):
         label_tokens: int64 (B,), their numbers.
         query_states: H in the paper, (R, N, D_vlm), before masking.
         query_mask: bool (R, N), True where Intention Decoupling kept the state.
+        hidden_states: The embeddings and every layer's output in the language model, each (B, L, D_vlm), if asked for.
+        attentions: Every layer's attention weights in the language model, each (B, heads, L, L), if asked for.
     """
 
     loss: torch.FloatTensor | None = None
@@ -31,6 +33,8 @@ class SyVLAOutput(ModelOutput):
     label_tokens: torch.LongTensor | None = None
     query_states: torch.FloatTensor | None = None
     query_mask: torch.BoolTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
 @dataclass

@@ -12,12 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import AutoModelForImageTextToText, GenerationMixin
+from transformers.utils import can_return_tuple
 
 from .action_expert import ActionExpert, EncodedObservation, ExpertContext, QueryAdapter
 from .configuration_syvla import SyVLAConfig, require_consistent_design
 from .denoise_loop import denoise, fixed_context, step_times
 from .expert_inputs import ActionTarget, ExpertObservation, action_target, own_action_dims, select_rows
 from .flow_matching import flow_matching_loss, interpolate
+from .forward_arguments import FOUND_OUT_HERE, require_read, wanted_states
 from .inference_optimization import InferenceOptimizationMixin
 from .intention_decoupling import find_decoupling_mask, gathered_weights, keep_states
 from .model_outputs import SyVLAActionOutput, SyVLAOutput
@@ -33,7 +35,6 @@ from .wrapped_vlm import ConditionalGenerationMixin
 # Not used here, but by the files above: transformers 5.4 fetches only those files of a checkpoint that its entry file
 # imports itself, not what they import in turn. `test_remote_code` says which line is missing or too many.
 from .embodiment_mlps import apply_per_embodiment  # noqa: F401  isort: skip
-from .forward_arguments import require_read  # noqa: F401  isort: skip
 from .fused_projections import FusedProjections  # noqa: F401  isort: skip
 from .onednn_linear import use_onednn  # noqa: F401  isort: skip
 from .packed_weights import PackedLinear  # noqa: F401  isort: skip
@@ -72,9 +73,22 @@ class SyVLAModel(ThinkingMixin, InferenceOptimizationMixin, SyVLAPreTrainedModel
         mm_token_type_ids: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
         image_grid_thw: torch.Tensor | None = None,
-        **kwargs: Any,
     ) -> torch.Tensor:
         """Final hidden states of the VLM, (B, L, D_vlm), with the learnable queries in place of their placeholders."""
+        return self.run_vlm(
+            input_ids, attention_mask, mm_token_type_ids, pixel_values, image_grid_thw
+        ).last_hidden_state
+
+    def run_vlm(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        mm_token_type_ids: torch.Tensor | None,
+        pixel_values: torch.Tensor | None,
+        image_grid_thw: torch.Tensor | None,
+        **kwargs: Any,
+    ) -> Any:
+        """As `encode`, with all that the VLM gives. kwargs: `output_hidden_states`, `output_attentions`."""
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         is_query = input_ids == self.config.query_token_id
@@ -99,8 +113,11 @@ class SyVLAModel(ThinkingMixin, InferenceOptimizationMixin, SyVLAPreTrainedModel
             **attention,
             **kwargs,
         )
-        hidden = outputs.last_hidden_state
-        return hidden if row is None else row.restore(hidden)
+        if row is not None:
+            outputs.last_hidden_state = row.restore(outputs.last_hidden_state)
+            if outputs.hidden_states is not None:
+                outputs.hidden_states = tuple(map(row.restore, outputs.hidden_states))
+        return outputs
 
     def _positions(
         self,
@@ -167,9 +184,10 @@ class SyVLAModel(ThinkingMixin, InferenceOptimizationMixin, SyVLAPreTrainedModel
 
     # ------------------------------------------------------------------ training
 
+    @can_return_tuple
     def forward(
         self,
-        input_ids: torch.Tensor,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         mm_token_type_ids: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
@@ -184,7 +202,9 @@ class SyVLAModel(ThinkingMixin, InferenceOptimizationMixin, SyVLAPreTrainedModel
         noise: torch.Tensor | None = None,
         timestep: torch.Tensor | None = None,
         robot_samples: float | None = None,
-        label_tokens: float | None = None,
+        answer_tokens: float | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         **kwargs: Any,
     ) -> SyVLAOutput:
         """Losses of a batch that may mix robot samples with multi-modal ones.
@@ -199,19 +219,31 @@ class SyVLAModel(ThinkingMixin, InferenceOptimizationMixin, SyVLAPreTrainedModel
             action_mask: bool (B, T, D_action_max), True where real. None: all steps, the embodiment's dimensions.
             expert_pixel_values: (B, V, 3, h, w); expert_view_mask: bool (B, V), None: all views present.
             noise, timestep: Flow noise (B, T, D_action_max) and time (B,); drawn when not given.
-            robot_samples, label_tokens: What the sums of both losses are divided by; None: their numbers in this batch.
+            robot_samples, answer_tokens: What the sums of both losses are divided by; None: their numbers in this batch.
                 A trainer that splits a batch passes those of the whole, so that the parts' losses add up to its loss.
+            output_hidden_states, output_attentions: Whether to return those of the language model's layers.
+            kwargs: `return_dict=False` for a tuple.
 
         Returns:
             [`SyVLAOutput`].
+
+        Raises:
+            TypeError: If an argument is unknown.
+            ValueError: If an argument cannot be honored; the message says why.
         """
-        hidden = self.encode(input_ids, attention_mask, mm_token_type_ids, pixel_values, image_grid_thw, **kwargs)
+        require_read(type(self).__name__, kwargs, refused=FOUND_OUT_HERE)
+        if input_ids is None:
+            raise ValueError("input_ids: SyVLAModel needs the tokens of the prompts, (B, L), got None")
+        wanted = wanted_states(self, output_hidden_states, output_attentions)
+        encoded = self.run_vlm(input_ids, attention_mask, mm_token_type_ids, pixel_values, image_grid_thw, **wanted)
+        hidden = encoded.last_hidden_state
         query_states = self.select_query_states(hidden, input_ids)
         output = SyVLAOutput(query_states=query_states)
+        output.hidden_states, output.attentions = encoded.hidden_states, encoded.attentions
         losses = []
         if labels is not None:
             output.lm_loss_sums, output.label_tokens = self.lm_losses(hidden, labels)
-            tokens = output.label_tokens.sum().clamp(min=1) if label_tokens is None else label_tokens
+            tokens = output.label_tokens.sum().clamp(min=1) if answer_tokens is None else answer_tokens
             output.lm_loss = output.lm_loss_sums.sum() / tokens
             losses.append(self.config.lm_loss_weight * output.lm_loss)
         if actions is not None:

@@ -40,7 +40,9 @@ def greedy_without_cache(vlm, forbidden=488):
 def test_greedy_text_equals_forwards_without_cache(subject, how):
     model = subject.model()
     got = model.generate(**prompt(), **FREE, **how)
-    assert torch.equal(got if isinstance(got, torch.Tensor) else got.sequences, greedy_without_cache(vlm_of(subject, model)))
+    assert torch.equal(
+        got if isinstance(got, torch.Tensor) else got.sequences, greedy_without_cache(vlm_of(subject, model))
+    )
 
 
 def test_left_padding_changes_no_token(subject):
@@ -68,7 +70,9 @@ def test_beams_of_one_row_equal_those_of_the_batch(subject):
 
 def test_assisted_decoding_gives_the_same_text(subject):
     model = subject.model()
-    one = {k: v[:1] for k, v in prompt().items() if k != "pixel_values"} | {"pixel_values": prompt()["pixel_values"][:16]}
+    one = {k: v[:1] for k, v in prompt().items() if k != "pixel_values"} | {
+        "pixel_values": prompt()["pixel_values"][:16]
+    }
     expected = model.generate(**one, **FREE)
     assert torch.equal(model.generate(**one, **FREE, prompt_lookup_num_tokens=2), expected)
 
@@ -78,7 +82,9 @@ def test_a_streamer_gets_every_token(subject):
 
     tokenizer = build_tiny_processor().tokenizer
     model = subject.model()
-    one = {k: v[:1] for k, v in prompt().items() if k != "pixel_values"} | {"pixel_values": prompt()["pixel_values"][:16]}
+    one = {k: v[:1] for k, v in prompt().items() if k != "pixel_values"} | {
+        "pixel_values": prompt()["pixel_values"][:16]
+    }
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True)
     ids = model.generate(**one, **FREE, streamer=streamer)[0, -NEW:]
     assert "".join(streamer) == tokenizer.decode(ids)

@@ -187,7 +187,7 @@ class SyVLATrainer(AtomicCheckpointMixin, Trainer):
         source_ids = inputs.pop("source_ids", None)
         if num_items_in_batch is not None:
             inputs["robot_samples"] = num_items_in_batch.robot_samples
-            inputs["label_tokens"] = num_items_in_batch.label_tokens
+            inputs["answer_tokens"] = num_items_in_batch.label_tokens
         outputs = model(**inputs)
         robots = (inputs["input_ids"] == self.policy.config.query_token_id).any(-1)
         metrics = self._metrics["train" if model.training else "eval"]

@@ -8,10 +8,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from syvla.durable_files import write_json
 from syvla.evaluation.closed_loop_result import describe_machine
 from syvla.evaluation.published_tables import mean_and_interval, paper_table
 from syvla.evaluation.success_rate import wilson_interval
-from syvla.training.paper_tables.jobs import Job, write_json
+from syvla.training.paper_tables.jobs import Job
 
 if TYPE_CHECKING:
     from .rl_ablation_plan import Plan
@@ -70,7 +71,7 @@ def write_report(plan: Plan, folder: Path, name: str) -> Path:
         "machine": describe_machine(),
     }
     path = folder / f"{name}.json"
-    write_json(path, content)
+    write_json(path, content, allow_nan=True)
     path.with_suffix(".md").write_text(markdown(content), encoding="utf-8")
     draw(content, runs, path.with_suffix(".png"))
     return path

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.rl_robot import RobotPublisher, RobotSettings, success
+from syvla.durable_files import write_json
 from syvla.evaluation.closed_loop import evaluation_seeds
 from syvla.training.demo import CAMERAS, EMBODIMENT
-from syvla.training.paper_tables.jobs import write_json
 
 ARMS: dict[str, dict[str, Any]] = {
     "il": {},
@@ -169,7 +169,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         result = train(arguments, settings)
     facts = {"arm": arguments.arm, "seed": arguments.seed, "seconds": round(time.monotonic() - started, 1)}
-    write_json(arguments.output / "result.json", {**facts, **result})
+    write_json(arguments.output / "result.json", {**facts, **result}, allow_nan=True)
     return 0
 
 

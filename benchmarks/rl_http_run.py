@@ -24,9 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.reporting import RESULTS
+from syvla.durable_files import write_json
 from syvla.evaluation.success_rate import wilson_interval
-from syvla.serving.rl.published_policies import FACTS as FACTS_FILE
-from syvla.training.paper_tables.jobs import Job, write_json
+from syvla.serving.rl.published_policies import POLICY_FILE
+from syvla.training.paper_tables.jobs import Job
 
 logger = logging.getLogger(__name__)
 
@@ -176,7 +177,7 @@ def measure(plan: Plan, seed: int) -> list[dict[str, Any]]:
     """Success of every policy of a run, by version; the same weights under two versions are measured once."""
     found: dict[str, dict[str, Any]] = {}
     versions: list[dict[str, Any]] = []
-    for facts in sorted((plan.folder(seed) / "run" / "policies").glob(f"v*/{FACTS_FILE}")):
+    for facts in sorted((plan.folder(seed) / "run" / "policies").glob(f"v*/{POLICY_FILE}")):
         policy = json.loads(facts.read_text(encoding="utf-8"))
         key = policy["policy_version"]
         if not found:
@@ -223,7 +224,7 @@ def report(plan: Plan, results: Path) -> Path:
         "runs": runs,
     }
     path = results / "rl_http_run.json"
-    write_json(path, content)
+    write_json(path, content, allow_nan=True)
     path.with_suffix(".md").write_text(_table(content), encoding="utf-8")
     return path
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import platform
 from dataclasses import dataclass, field
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from syvla.durable_files import write_json
 
 from .episode_records import EpisodeRecord, latency
 from .success_rate import SuccessRate
@@ -80,9 +81,7 @@ class ClosedLoopResult:
 
 def write_summary(result: ClosedLoopResult, path: Path) -> None:
     """Writes `result.to_dict()` as JSON, whole or not at all."""
-    partial = path.with_suffix(".json.partial")
-    partial.write_text(json.dumps(result.to_dict(), indent=2, default=str) + "\n")
-    os.replace(partial, path)
+    write_json(path, result.to_dict(), allow_nan=True, default=str)
 
 
 def describe_machine() -> dict[str, Any]:

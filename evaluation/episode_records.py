@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from syvla.durable_files import append_json_lines, read_json_lines
 
 
 @dataclass
@@ -85,14 +87,8 @@ def fingerprint(settings: Mapping[str, Any]) -> str:
 
 
 def append_record(path: Path, record: EpisodeRecord) -> None:
-    """Appends one line; a line torn by an earlier crash is closed first."""
-    line = json.dumps(record.to_dict()) + "\n"
-    with path.open("ab+") as file:
-        if file.tell() > 0:
-            file.seek(-1, 2)
-            if file.read(1) != b"\n":
-                line = "\n" + line
-        file.write(line.encode())
+    """Appends one line; on return it is on disk."""
+    append_json_lines(path, [record.to_dict()])
 
 
 def read_records(path: Path, wanted_fingerprint: str) -> dict[tuple[str, int], EpisodeRecord]:
@@ -101,16 +97,8 @@ def read_records(path: Path, wanted_fingerprint: str) -> dict[tuple[str, int], E
     Torn lines, episodes that ended in an error, and other settings are passed over.
     """
     records: dict[tuple[str, int], EpisodeRecord] = {}
-    for line in _lines(path):
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(entry, dict) and entry.get("fingerprint") == wanted_fingerprint and not entry.get("error"):
+    for entry in read_json_lines(path)[0]:
+        if entry.get("fingerprint") == wanted_fingerprint and not entry.get("error"):
             record = EpisodeRecord.from_dict(entry)
             records[record.task, record.seed] = record
     return records
-
-
-def _lines(path: Path) -> Iterable[str]:
-    return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ()

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from syvla.durable_files import write_json
+
 from .environments.demonstration import Demonstration
 
 
@@ -74,11 +76,7 @@ class RecordingLog:
         return summary
 
     def _write(self, summary: dict[str, Any]) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self._path.with_suffix(".tmp")
-        content = {"summary": summary, "settings": self._settings, "attempts": self.attempts}
-        temporary.write_text(json.dumps(content, indent=1) + "\n")
-        temporary.replace(self._path)
+        write_json(self._path, {"summary": summary, "settings": self._settings, "attempts": self.attempts})
 
 
 def summarise(attempts: Sequence[dict[str, Any]]) -> dict[str, Any]:

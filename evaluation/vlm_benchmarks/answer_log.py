@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from syvla.durable_files import append_json_lines, read_json_lines
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +58,6 @@ class AnswerLog:
         self.known: dict[Key, Answer] = {}
         for path in self.files(folder):
             self._read(path)
-        _end_torn_line(self.path)
 
     @staticmethod
     def files(folder: str | Path) -> list[Path]:
@@ -65,29 +65,20 @@ class AnswerLog:
         return sorted(Path(folder).glob("answers-rank*.jsonl"))
 
     def append(self, answers: Iterable[Answer]) -> None:
-        """Writes answers and hands them to the operating system, so that they survive the death of this process."""
+        """Writes answers; on return they are on disk."""
         answers = list(answers)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(asdict(answer)) + "\n" for answer in answers)
+        append_json_lines(self.path, map(asdict, answers))
         self.known.update((answer.key, answer) for answer in answers)
 
     def _read(self, path: Path) -> None:
-        torn = 0
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        entries, torn = read_json_lines(path)
+        for entry in entries:
             try:
-                answer = Answer(**json.loads(line))
-            except (json.JSONDecodeError, TypeError):  # cut off by a crash
+                answer = Answer(**entry)
+            except TypeError:
                 torn += 1
                 continue
             if answer.checkpoint == self.checkpoint:
                 self.known[answer.key] = answer
         if torn:
             logger.warning("%s: %d torn lines are passed over; their questions are asked again", path, torn)
-
-
-def _end_torn_line(path: Path) -> None:
-    if not path.is_file():
-        return
-    with path.open("rb+") as file:
-        if file.seek(0, 2) and file.seek(-1, 2) is not None and file.read(1) != b"\n":
-            file.write(b"\n")

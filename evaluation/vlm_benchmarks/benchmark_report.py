@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from syvla.durable_files import write_json
 
 from .benchmarks import BENCHMARKS, Benchmark
 
@@ -114,11 +114,7 @@ class VLMResult:
 
     def write(self, path: str | Path) -> None:
         """Writes `to_dict` as JSON, whole or not at all."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".json.partial")
-        partial.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, path)
+        write_json(Path(path), self.to_dict(), allow_nan=True)
 
 
 def read_scores(

@@ -15,6 +15,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from syvla.durable_files import append_json_lines, make_folder, read_json_lines
+
 from .yes_no_rule import Verdict
 
 logger = logging.getLogger(__name__)
@@ -92,9 +94,8 @@ class JudgeServer:
         with self._lock:
             self._known[key] = verdict
             if self.cache is not None:
-                self.cache.parent.mkdir(parents=True, exist_ok=True)
-                with self.cache.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({"key": key, "verdict": verdict, "reply": reply, "prompt": prompt}) + "\n")
+                make_folder(self.cache.parent)
+                append_json_lines(self.cache, [{"key": key, "verdict": verdict, "reply": reply, "prompt": prompt}])
         return verdict
 
     def _ask(self, prompt: str) -> str:
@@ -125,20 +126,10 @@ class JudgeServer:
         )
 
     def _read(self) -> dict[str, Verdict]:
-        known: dict[str, Verdict] = {}
-        if self.cache is None or not self.cache.is_file():
-            return known
-        text = self.cache.read_text(encoding="utf-8", errors="replace")
-        for line in text.splitlines():
-            try:
-                entry = json.loads(line)
-                known[entry["key"]] = entry["verdict"]
-            except (json.JSONDecodeError, KeyError, TypeError):
-                continue  # torn by a crash: asked again
-        if text and not text.endswith("\n"):
-            with self.cache.open("a", encoding="utf-8") as file:
-                file.write("\n")
-        return known
+        if self.cache is None:
+            return {}
+        entries, _ = read_json_lines(self.cache)  # what a crash cut off is asked again
+        return {entry["key"]: entry["verdict"] for entry in entries if "key" in entry and "verdict" in entry}
 
 
 def _read_verdict(reply: str) -> Verdict:

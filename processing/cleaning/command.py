@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
+from syvla.durable_files import write_json
 from syvla.processing.robot_data.frame_filter import FrameFilter, dataset_digest
-from syvla.processing.robot_data.lerobot_format import DatasetError, write_json
+from syvla.processing.robot_data.lerobot_format import DatasetError
 from syvla.processing.robot_data.metadata import DatasetMetadata, read_metadata
 from syvla.processing.robot_data.robot_dataset import RobotDataset
 from syvla.processing.robot_data.source import locate_dataset

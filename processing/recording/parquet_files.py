@@ -11,7 +11,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from syvla.processing.robot_data.lerobot_format import CHUNKS_SIZE, next_file, render_path, write_atomically
+from syvla.durable_files import write_atomically
+from syvla.processing.robot_data.lerobot_format import CHUNKS_SIZE, next_file, render_path
 
 
 class GrowingTable:

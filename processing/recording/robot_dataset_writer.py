@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
+from syvla.durable_files import replace_durably, write_atomically, write_json, write_text
 from syvla.processing.robot_data import lerobot_format as fmt
 from syvla.processing.robot_data.arrow_columns import episode_schema, repeat_language_rows, to_arrow, to_numpy
 from syvla.processing.robot_data.statistics import DatasetStatistics, has_statistics, vector_statistics
@@ -83,7 +84,7 @@ class RobotDatasetWriter:
             else:
                 if thoughts:
                     self._add_language_column()
-                fmt.write_json(self.root / fmt.INFO_PATH, self._info)
+                write_json(self.root / fmt.INFO_PATH, self._info)
                 self._tasks: dict[str, int] = {}
             self._open_files()
         except BaseException:
@@ -170,7 +171,7 @@ class RobotDatasetWriter:
                 self._save_statistics(self.num_frames)
             if not (self.root / "README.md").exists():
                 card = CARD.format(name=self.root.name, episodes=self.num_episodes, frames=self.num_frames)
-                fmt.write_atomically(self.root / "README.md", lambda path: path.write_text(card, encoding="utf-8"))
+                write_text(self.root / "README.md", card)
         finally:
             self._release()
 
@@ -323,7 +324,7 @@ class RobotDatasetWriter:
             "total_tasks": len(self._tasks),
             "splits": {"train": f"0:{episode + 1}"},
         }
-        fmt.write_json(self.root / fmt.INFO_PATH, info)
+        write_json(self.root / fmt.INFO_PATH, info)
         self._info = info
         shutil.rmtree(self.root / _STAGING / f"episode-{episode:06d}", ignore_errors=True)
 
@@ -338,7 +339,7 @@ class RobotDatasetWriter:
         row: dict[str, Any] = {}
         for key, finished in buffer.finish_videos().items():
             position, path = self._next_video(key)
-            fmt.replace_durably(finished, path)
+            replace_durably(finished, path)
             self._video_positions[key] = position
             row[f"videos/{key}/chunk_index"], row[f"videos/{key}/file_index"] = position
             row[f"videos/{key}/from_timestamp"] = 0.0
@@ -383,8 +384,8 @@ class RobotDatasetWriter:
             # By pandas: LeRobot finds the instruction through pandas' index metadata in the footer.
             index = pd.Index(list(self._tasks), name="task", dtype=object)
             frame = pd.DataFrame({"task_index": np.arange(len(self._tasks), dtype=np.int64)}, index=index)
-            fmt.write_atomically(self.root / fmt.TASKS_PATH, frame.to_parquet)
+            write_atomically(self.root / fmt.TASKS_PATH, frame.to_parquet)
 
     def _save_statistics(self, frames: int) -> None:
-        fmt.write_json(self.root / fmt.STATS_PATH, self._statistics.result())
+        write_json(self.root / fmt.STATS_PATH, self._statistics.result())
         self._statistics_frames = frames

@@ -15,8 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from syvla.durable_files import write_json
+
 from .frame_table import FrameTable
-from .lerobot_format import INFO_PATH, write_json
+from .lerobot_format import INFO_PATH
 from .metadata import DatasetMetadata
 
 FORMAT = "syvla-frame-filter"

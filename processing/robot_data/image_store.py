@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 from tqdm.auto import tqdm
+
+from syvla.durable_files import write_atomically
 
 MEMORY_LIMIT = 2**30  # bytes of stored images up to which they are held in memory
 _FORMATS = ("PNG", "JPEG")
@@ -87,13 +88,7 @@ class ImageStore:
     def _map(self, path: Path) -> pa.Table:
         cached = self._cache_folder() / f"{_fingerprint(path, list(self._sizes))}.arrow"
         if not cached.is_file():
-            cached.parent.mkdir(parents=True, exist_ok=True)
-            temporary = cached.with_name(f".{cached.name}.{os.getpid()}.tmp")
-            try:
-                _convert(path, temporary, list(self._sizes))
-                os.replace(temporary, cached)
-            finally:
-                temporary.unlink(missing_ok=True)
+            write_atomically(cached, lambda temporary: _convert(path, temporary, list(self._sizes)))
         with pa.memory_map(str(cached)) as file:  # the mapping outlives the open file, of which a process has few
             return pa.ipc.open_file(file).read_all()
 

@@ -7,10 +7,9 @@ templates may only name the fields that the format has, and no path they give ca
 from __future__ import annotations
 
 import json
-import os
 import re
 import string
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -256,30 +255,3 @@ def huggingface_features(features: Mapping[str, Mapping[str, Any]]) -> Any:
         else:
             columns[key] = getattr(datasets, f"Array{len(shape)}D")(shape=shape, dtype=dtype)
     return datasets.Features(columns)
-
-
-def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Calls `write(temporary path)`, then puts the file in place in one step: `path` is never seen half written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        write(temporary)
-        replace_durably(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def replace_durably(source: Path, target: Path) -> None:
-    """Renames a finished file over `target` after its contents reached the disk."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(source, os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    os.replace(source, target)
-
-
-def write_json(path: Path, value: Any) -> None:
-    text = json.dumps(value, indent=4, ensure_ascii=False, allow_nan=False)
-    write_atomically(path, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))

@@ -25,6 +25,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from syvla.durable_files import write_json
+
 from .format import PREFIX, EpisodeFacts, ServedDecision, check_outcome, facts_path, rollout_features
 from .spool import RolloutSpool
 
@@ -447,8 +449,6 @@ def read_facts(root: Path, episode_index: int) -> EpisodeFacts:
 
 def write_facts(root: Path, episode_index: int, facts: EpisodeFacts) -> None:
     """Puts the JSON file of a recorded episode in place."""
-    from syvla.processing.robot_data.lerobot_format import write_json
-
     write_json(facts_path(root, episode_index), asdict(facts))
 
 

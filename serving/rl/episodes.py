@@ -1,6 +1,6 @@
 """The episodes of a run of reinforcement learning: open -> awaiting_reward -> sealed -> consumed, or aborted. No torch.
 
-An open episode is recorded into `rollouts/.open/ID`. Its end seals it into `rollouts/ID` (`rollout_seal`), where it waits
+An open episode is recorded into `rollouts/.open/ID`. Its end seals it into `rollouts/ID` (`recording.seal`), where it waits
 for a reward of 0 or 1 for as long as it takes; then it counts as sealed, and the Workers see it. A restarted server finds
 everything again in these folders and in `journal.jsonl`; what was open is aborted, and its robot told so.
 """
@@ -23,7 +23,7 @@ from syvla.serving.contract.requests import ActAnswer, ActRequest, RequestError
 from syvla.serving.recording.by_session import refusing, served_decision
 from syvla.serving.recording.format import EpisodeFacts
 from syvla.serving.recording.recorder import RecordingError, RolloutRecorder, read_facts, write_facts
-from syvla.serving.recording.seal import seal_folder
+from syvla.serving.recording.seal import seal_rollout
 
 from .journal import Journal
 from .recovery import recover_rollouts
@@ -137,7 +137,7 @@ class RLEpisodes:
         try:
             recorder.close()
             facts = read_facts(self._open_folder / name, 0)
-            seal_folder(self._open_folder / name, self.root / name, facts)
+            seal_rollout(self._open_folder / name, self.root / name, facts)
         except (RecordingError, OSError, ValueError) as error:
             logger.error("episode %s could not be sealed: %s", name, error)
             self._drop(name, episode, f"its recording was lost ({error})")
@@ -280,7 +280,6 @@ class RLEpisodes:
         with self.lock:
             for name in [n for n, e in self.episodes.items() if e.state == OPEN]:
                 self.abort(name, "the server stopped")
-            self.journal.close()
             self._folder_lock.release()
 
     # ------------------------------------------------------------------ under the lock

@@ -6,6 +6,8 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from syvla.durable_files import write_json
+
 RUN_FILE = "rl_run.json"
 """In the run's folder: how many rollouts and updates the trainer wants."""
 
@@ -44,8 +46,6 @@ class RunSize:
 
     def save(self, run: Path) -> None:
         """Leaves it for the server."""
-        from syvla.processing.robot_data.lerobot_format import write_json
-
         write_json(run / RUN_FILE, asdict(self))
 
 

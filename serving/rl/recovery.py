@@ -8,7 +8,7 @@ from pathlib import Path
 
 from syvla.serving.recording.format import EpisodeFacts
 from syvla.serving.recording.recorder import read_facts, write_facts
-from syvla.serving.recording.seal import SEAL, seal_problem, sealed_facts
+from syvla.serving.recording.seal import SEAL, rollout_problem, sealed_facts
 
 from .journal import Journal
 
@@ -31,12 +31,12 @@ def recover_rollouts(root: Path, journal: Journal) -> tuple[dict[str, EpisodeFac
     begun, labels, unfinished = _read(journal)
     done: list[str] = []
     if journal.torn:
-        done.append(f"journal: a last line of {journal.torn} bytes was cut off and is removed")
+        done.append(f"journal: {journal.torn} line(s) were cut off by a crash and are passed over")
     for seal in sorted(root.glob(f"*/{SEAL}")):
         folder = seal.parent
         if folder.name.startswith("."):
             continue
-        if (problem := seal_problem(folder)) is not None:
+        if (problem := rollout_problem(folder)) is not None:
             (root / ".damaged").mkdir(exist_ok=True)
             folder.rename(root / ".damaged" / folder.name)
             begun[folder.name] = None
@@ -71,11 +71,11 @@ def _read(journal: Journal) -> tuple[dict[str, EpisodeFacts | None], dict[str, L
         if not isinstance(name, str):
             continue
         begun[name] = None
-        if event["event"] == "begin":
+        if event.get("event") == "begin":
             unfinished.add(name)
-        elif event["event"] in ("end", "abort"):
+        elif event.get("event") in ("end", "abort"):
             unfinished.discard(name)
-        elif event["event"] == "reward" and event.get("reward") in (0, 1):
+        elif event.get("event") == "reward" and event.get("reward") in (0, 1):
             labels[name] = (event["reward"], event.get("timed_out"))
     return begun, labels, unfinished
 

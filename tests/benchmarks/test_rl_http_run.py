@@ -7,8 +7,8 @@ import pytest
 pytest.importorskip("mujoco", reason="MuJoCo (extra sim) is not installed")
 
 from benchmarks.rl_http_run import Plan, main, report
-from syvla.serving.rl.published_policies import FACTS
-from syvla.training.paper_tables.jobs import write_json
+from syvla.durable_files import write_json
+from syvla.serving.rl.published_policies import POLICY_FILE
 
 
 def plan_in(folder, **options):
@@ -21,7 +21,7 @@ def leave_run(plan, seed):
     hashes = ["first", "first", "last"]
     for version, policy_version in enumerate(hashes):
         facts = {"version": version, "policy_version": policy_version}
-        write_json(folder / "run" / "policies" / f"v{version:04d}" / FACTS, facts)
+        write_json(folder / "run" / "policies" / f"v{version:04d}" / POLICY_FILE, facts)
     update = {"steps": 40, "objective/success_rate": 0.5, "policy/cfm_heldout": 0.1}
     update["objective/advantage_rollout_mean"] = -0.25
     history = [

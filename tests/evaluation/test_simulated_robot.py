@@ -8,11 +8,10 @@ from served_policies import CountingPolicy
 
 pytest.importorskip("mujoco", reason="MuJoCo (extra sim) is not installed")
 
-from syvla.durable_files import sha256_of
 from syvla.evaluation.environments import make_environment
 from syvla.evaluation.simulated_robot import ROLLOUT_SEED_OFFSET, RobotOptions, main, run_episode
 from syvla.serving import PolicyServer, RLClient
-from syvla.serving.rl.published_policies import FACTS, PublishedPolicy, point_latest
+from syvla.serving.rl.published_policies import publish_policy
 from syvla.serving.rl.scheduler import RLScheduler, RLSettings
 from syvla.serving.server.settings import ServerSettings
 from syvla.training.rl.rollout_store import LeRobotRolloutStore
@@ -34,12 +33,9 @@ class StillPolicy(CountingPolicy):
 
 @pytest.fixture
 def run(tmp_path):
-    folder = tmp_path / "policies" / "v0000"
-    folder.mkdir(parents=True)
-    (folder / "model.safetensors").write_bytes(b"weights")
-    policy = PublishedPolicy(0, "hash 0", folder, {"model.safetensors": sha256_of(folder / "model.safetensors")})
-    (folder / FACTS).write_text(json.dumps(policy.facts))
-    point_latest(tmp_path / "policies", policy)
+    publish_policy(
+        tmp_path / "policies", 0, "hash 0", lambda folder: (folder / "model.safetensors").write_bytes(b"weights")
+    )
     return tmp_path
 
 

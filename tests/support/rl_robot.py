@@ -6,23 +6,23 @@ import time
 import numpy as np
 import pytest
 
-from syvla.durable_files import sha256_of
 from syvla.serving.client.http_client import http_act, http_json
 from syvla.serving.client.retries import PolicyError
-from syvla.serving.rl.published_policies import FACTS, PublishedPolicy, point_latest
+from syvla.serving.rl.published_policies import point_latest, publish_policy, read_latest
 
 
 def publish(run, version, weights=b"weights", latest=True):
-    folder = run / "policies" / f"v{version:04d}"
-    folder.mkdir(parents=True)
-    (folder / "model.safetensors").write_bytes(weights + b" %d" % version)
-    (folder / "config.json").write_text(json.dumps({"version": version}))
-    hashes = {path.name: sha256_of(path) for path in folder.iterdir()}
-    policy = PublishedPolicy(version, f"hash {version}", folder, hashes)
-    (folder / FACTS).write_text(json.dumps(policy.facts))
-    if latest:
-        point_latest(run / "policies", policy)
-    return folder
+    """Publishes a policy of made-up weights, named in `LATEST.json` if `latest`; returns its folder."""
+    before = read_latest(run / "policies")
+
+    def save(folder):
+        (folder / "model.safetensors").write_bytes(weights + b" %d" % version)
+        (folder / "config.json").write_text(json.dumps({"version": version}))
+
+    policy = publish_policy(run / "policies", version, f"hash {version}", save)
+    if not latest and before is not None:
+        point_latest(run / "policies", before)
+    return policy.folder
 
 
 class Robot:

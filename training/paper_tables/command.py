@@ -21,10 +21,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from syvla.durable_files import write_json, write_text
 from syvla.evaluation.published_tables import PAPER_TABLES, cells_to_json, markdown_table, paper_table
 
 from .full_scale import FullScale
-from .jobs import Job, write_json
+from .jobs import Job
 from .plans import ARMS, PLANS, Plan
 from .results import our_cells, success_note
 from .scales import Scale
@@ -225,8 +226,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"syvla-tables: {error}", file=sys.stderr)
         return 1
     folder = arguments.output / scale.name
-    write_json(folder / f"table_{arguments.table}.json", content)
-    (folder / f"table_{arguments.table}.md").write_text(text, encoding="utf-8")
+    write_json(folder / f"table_{arguments.table}.json", content, allow_nan=True)
+    write_text(folder / f"table_{arguments.table}.md", text)
     print(text)
     print(f"written to {folder / f'table_{arguments.table}.md'}")
     return 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import logging
-import os
 import shlex
 import shutil
 import subprocess
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from syvla.durable_files import write_json
 from syvla.training.processes.child_processes import environment
 from syvla.training.run.recipe import shipped_path
 
@@ -113,7 +113,7 @@ class Job:
         }
         if self.summary is not None:
             result["summary"] = json.loads((self.output / self.summary).read_text(encoding="utf-8"))
-        write_json(self.result_path, result)
+        write_json(self.result_path, result, allow_nan=True)
         return result
 
     def _execute(self) -> int:
@@ -141,11 +141,3 @@ def option_words(options: Mapping[str, Any]) -> tuple[str, ...]:
         values = list(value) if isinstance(value, list | tuple) else [value]
         words += [f"--{name}", *(v if isinstance(v, str) else json.dumps(v) for v in values)]
     return tuple(words)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes JSON, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)

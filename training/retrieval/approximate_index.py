@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from syvla.processing.robot_data.lerobot_format import write_atomically, write_json
+from syvla.durable_files import write_atomically, write_json
 
 from .exact_index import BLOCK_ROWS, Neighbours, SimilarSampleIndex, import_faiss
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from syvla.processing.robot_data.lerobot_format import write_json
+from syvla.durable_files import write_json
 
 FORMAT = 1
 VIEW_WEIGHTS = {"center": 0.83, "left_wrist": 0.083, "right_wrist": 0.083}

@@ -8,16 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from syvla.durable_files import sha256_of
-from syvla.processing.robot_data.lerobot_format import write_json
-from syvla.serving.recording.seal import sync
-from syvla.serving.rl.published_policies import (
-    FACTS,
-    DamagedPolicy,
-    PublishedPolicy,
-    point_latest,
-    read_latest,
-)
+from syvla.sealed_folders import remove_folder
+from syvla.serving.rl.published_policies import ASIDE, DamagedPolicy, publish_policy, read_latest
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +31,8 @@ class PolicyPublisher(Protocol):
 class FolderPublisher:
     """Publishes into `root/v0000`, `root/v0001`, ... and points `root/LATEST.json` at the newest.
 
-    A folder appears under its name when it is whole, and `LATEST.json` names it, with the SHA-256 of its files, only then: a
-    reader never sees half a policy. See `syvla.serving.rl.published_policies`, which reads them.
+    A folder appears under its name when it is whole, and `LATEST.json` names it only then: a reader never sees half a
+    policy. See `syvla.serving.rl.published_policies`, which reads them.
 
     Args:
         root: Folder; on a disk that the server sees.
@@ -53,22 +45,11 @@ class FolderPublisher:
     def publish(self, version: int, policy_version: str, save: Callable[[Path], None]) -> None:
         if self._published(version, policy_version):
             return
-        target = self.root / f"v{version:04d}"
-        temporary = self.root / f".{target.name}.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)  # what a crash left
-        temporary.mkdir(parents=True)
-        save(temporary)
-        hashes = {path.name: sha256_of(path) for path in sorted(temporary.iterdir()) if path.is_file()}
-        policy = PublishedPolicy(version, policy_version, target, hashes)
-        write_json(temporary / FACTS, policy.facts)
-        for path in (*temporary.iterdir(), temporary):
-            sync(path)
-        shutil.rmtree(target, ignore_errors=True)
-        temporary.rename(target)
-        point_latest(self.root, policy)
+        policy = publish_policy(self.root, version, policy_version, save)
         for old in sorted(self.root.glob("v[0-9]*"))[: -self.keep]:
-            if old != target:
-                shutil.rmtree(old)
+            if old != policy.folder:
+                remove_folder(old, self.root / ASIDE)
+        shutil.rmtree(self.root / ASIDE, ignore_errors=True)
 
     def _published(self, version: int, policy_version: str) -> bool:
         try:

@@ -145,7 +145,7 @@ class LeRobotRolloutStore:
 
     def _recordings(self) -> list[Path]:
         from syvla.processing.robot_data.lerobot_format import INFO_PATH
-        from syvla.serving.recording.seal import SEAL, seal_problem
+        from syvla.serving.recording.seal import SEAL, rollout_problem
 
         if (self.root / INFO_PATH).is_file():
             return [self.root]
@@ -155,7 +155,7 @@ class LeRobotRolloutStore:
             if name.startswith("."):
                 continue
             if name not in self._verified:
-                self._verified[name] = problem = seal_problem(seal.parent)
+                self._verified[name] = problem = rollout_problem(seal.parent)
                 if problem is not None:
                     logger.error("rollout %s is damaged and left out: %s", seal.parent, problem)
             if self._verified[name] is None and seal.is_file():  # nobody has put it aside meanwhile

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from syvla.processing.robot_data.lerobot_format import write_json
+from syvla.durable_files import write_json
 from syvla.serving.rl.progress import STATE_FILE
 
 

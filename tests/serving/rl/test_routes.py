@@ -15,7 +15,7 @@ from syvla.serving.client.http_client import http_act
 from syvla.serving.client.retries import ClientOptions, PolicyError
 from syvla.serving.client.rl_client import RLClient
 from syvla.serving.rl.progress import RunSize
-from syvla.serving.rl.published_policies import FACTS, LATEST, PublishedPolicy, point_latest
+from syvla.serving.rl.published_policies import LATEST, point_latest, read_published
 from syvla.serving.rl.scheduler import RLScheduler, RLSettings
 from syvla.serving.server.settings import ServerSettings
 from syvla.training.rl.rollout_store import LeRobotRolloutStore
@@ -256,7 +256,7 @@ def test_half_and_foreign_policies_are_refused(serve_run, run):
     weights.write_bytes(whole[:3])
     status, text = robot.refused("/rl/policy", {"version": "v0001"})
     assert (status, "half written or damaged" in text) == (422, True)
-    point_latest(run / "policies", PublishedPolicy(**{**_facts(folder), "folder": folder}))
+    point_latest(run / "policies", read_published(run / "policies", "v0001"))
     until(lambda: robot.call("/rl/status")["policy"]["refused"])
     name = robot.begin()
     assert robot.act(name)["policy_version"] == "hash 0", "the one before goes on"
@@ -266,11 +266,6 @@ def test_half_and_foreign_policies_are_refused(serve_run, run):
     until(lambda: robot.call("/rl/status")["policy"]["serving"] == "v0001")
     (run / "policies" / LATEST).write_text("{")
     until(lambda: "LATEST" in robot.call("/rl/status")["policy"]["refused"])
-
-
-def _facts(folder):
-    facts = json.loads((folder / FACTS).read_text())
-    return {key: facts[key] for key in ("version", "policy_version", "sha256")}
 
 
 def test_a_restart_serves_the_newest_whole_policy_and_says_so(serve_run, run):

@@ -14,13 +14,14 @@ import pytest
 import torch
 import yaml
 
+from syvla.durable_files import write_json
 from syvla.evaluation.published_tables import PAPER_TABLES
 from syvla.modeling_syvla import SyVLAConfig
 from syvla.modeling_syvla.intention_decoupling import decoupling_mask
 from syvla.training.paper_tables import command as paper_tables
 from syvla.training.paper_tables.command import jobs_of, main
 from syvla.training.paper_tables.full_scale import FullScale
-from syvla.training.paper_tables.jobs import Job, write_json
+from syvla.training.paper_tables.jobs import Job
 from syvla.training.paper_tables.plans import ARMS, PLANS, distinct_quantile, masked_queries
 from syvla.training.paper_tables.results import rate_cell
 from syvla.training.paper_tables.tiny_scale import TinyScale

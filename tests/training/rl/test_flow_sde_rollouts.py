@@ -101,7 +101,7 @@ def test_episodes_are_sampled_and_all_other_requests_are_denoised(served):
     np.testing.assert_array_equal(chunks[0], chunks[1])
     assert np.abs(chunks[0] - plain).max() > 0.1
     assert json.loads((run / "policies" / "v0000" / SAMPLER_FILE).read_text())["noise_level"] == 0.5
-    assert SAMPLER_FILE in json.loads((run / "policies" / "LATEST.json").read_text())["sha256"]
+    assert SAMPLER_FILE in json.loads((run / "policies" / "v0000" / "POLICY.json").read_text())["files"]
 
 
 def test_the_recorded_step_is_the_one_that_was_drawn(served):

@@ -12,6 +12,7 @@ from syvla.processing import RobotDataset
 from syvla.serving.contract.rollout_sampler import ChainStep, RolloutSampler
 from syvla.serving.recording.format import ServedDecision
 from syvla.serving.recording.recorder import RolloutRecorder
+from syvla.serving.rl.published_policies import read_latest
 from syvla.training.rl.policy_publisher import FolderPublisher
 from syvla.training.rl.rollout_selection import check_family, choose_rollouts
 from syvla.training.rl.rollout_store import LeRobotRolloutStore, RolloutInfo
@@ -119,15 +120,16 @@ def test_a_policy_is_published_whole_once_and_old_ones_go(tmp_path):
         calls.append(folder)
         (folder / "model.safetensors").write_bytes(b"weights" * len(calls))
 
-    (tmp_path / "policies" / ".v0000.tmp").mkdir(parents=True)
-    (tmp_path / "policies" / ".v0000.tmp" / "half").touch()
+    (tmp_path / "policies" / ".publishing" / "v0000").mkdir(parents=True)
+    (tmp_path / "policies" / ".publishing" / "v0000" / "half").touch()
     for version in (0, 1, 1, 2):
         publisher.publish(version, f"hash {version}", save)
     assert len(calls) == 3, "the repetition changed nothing"
     latest = publisher.latest()
     assert (latest["version"], latest["policy_version"], latest["path"]) == (2, "hash 2", "v0002")
     data = (tmp_path / "policies" / "v0002" / "model.safetensors").read_bytes()
-    assert latest["sha256"] == {"model.safetensors": hashlib.sha256(data).hexdigest()}
+    sealed = json.loads((tmp_path / "policies" / "v0002" / "POLICY.json").read_text())
+    assert sealed["files"] == {"model.safetensors": [len(data), hashlib.sha256(data).hexdigest()]}
     assert sorted(p.name for p in (tmp_path / "policies").iterdir()) == ["LATEST.json", "v0001", "v0002"]
 
     def fail(folder):
@@ -141,8 +143,8 @@ def test_a_policy_is_published_whole_once_and_old_ones_go(tmp_path):
     weights = tmp_path / "policies" / "v0002" / "model.safetensors"
     weights.write_bytes(data[:5])
     publisher.publish(2, "hash 2", save)
-    assert publisher.latest()["sha256"]["model.safetensors"] == hashlib.sha256(weights.read_bytes()).hexdigest()
     assert len(weights.read_bytes()) > 5, "a damaged policy is published anew"
+    read_latest(tmp_path / "policies").verify()
 
 
 def test_state_survives_saving_and_guards_settings(tmp_path):

@@ -1,0 +1,79 @@
+"""What belongs to a whole recorded episode: one JSON file beside the data, `meta/rollouts/episode-NNNNNN.json`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from syvla.durable_files import write_json
+
+TIME_OUTS = ("time limit", "timeout")
+"""Values of an episode's `ended` that say that a time limit cut it off."""
+
+
+@dataclass(frozen=True)
+class EpisodeFacts:
+    """Contents of the file.
+
+    Attributes:
+        episode_id: The client's or the server's name for it, unique in the data set.
+        session: Who ran it.
+        embodiment: Name of the robot.
+        instruction: The first one, if the client changed it on the way.
+        outcome: 1 success, 0 failure, None as long as nobody has said.
+        ended: "client", "time limit", "new episode", "disconnected", "expired" or "server stopped".
+        cut_off: By the word of who labelled it, whether outcome 0 only means that the time was up (True) or that it failed
+            (False); None: as `ended` says.
+        started_at, ended_at: Unix time, seconds.
+        decisions: Number of chunks.
+        policy_versions: Distinct, in order of use; one alone unless weights were swapped in mid-episode.
+    """
+
+    episode_id: str
+    session: str
+    embodiment: str
+    instruction: str = ""
+    outcome: int | None = None
+    ended: str = ""
+    cut_off: bool | None = None
+    started_at: float = 0.0
+    ended_at: float = 0.0
+    decisions: int = 0
+    policy_versions: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "policy_versions", tuple(self.policy_versions))  # JSON has lists
+
+    @property
+    def timed_out(self) -> bool:
+        """Whether a time limit cut it off, so that outcome 0 does not say that it would have failed."""
+        return self.ended in TIME_OUTS if self.cut_off is None else self.cut_off
+
+
+def facts_path(root: Path, episode_index: int) -> Path:
+    return root / "meta" / "rollouts" / f"episode-{episode_index:06d}.json"
+
+
+def read_facts(root: Path, episode_index: int) -> EpisodeFacts:
+    """The facts of a recorded episode. Raises ValueError that names the file if it cannot be read."""
+    path = facts_path(root, episode_index)
+    try:
+        return EpisodeFacts(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read ({error}); restore the file") from error
+
+
+def write_facts(root: Path, episode_index: int, facts: EpisodeFacts) -> None:
+    """Puts the facts of a recorded episode in place. Labels are set in this way."""
+    write_json(facts_path(root, episode_index), asdict(facts))
+
+
+def check_outcome(outcome: Any) -> int | None:
+    """Raises ValueError unless `outcome` is 0, 1 or None."""
+    if outcome is None:
+        return None
+    if isinstance(outcome, bool) or outcome not in (0, 1):
+        raise ValueError(f"outcome: expected 1 (success), 0 (failure) or nothing, got {outcome!r:.80}")
+    return int(outcome)

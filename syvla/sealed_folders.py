@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,8 @@ def undo_replacement(aside: Path, parent: Path) -> None:
     for old in aside.glob(f"{_REPLACED}*"):
         target = parent / old.name.removeprefix(_REPLACED)
         if not target.exists():
-            old.rename(target)
+            with suppress(FileNotFoundError):  # another process was quicker
+                old.rename(target)
 
 
 def remove_folder(folder: Path, aside: Path) -> None:

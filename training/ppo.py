@@ -23,6 +23,7 @@ if __name__ == "__main__" and not __package__:  # started by its path
 
     require_package(__file__)
 
+from syvla.durable_files import write_json
 from syvla.training.retrieval.demonstrations import STATISTICS_TOLERANCE
 from syvla.training.rl.config import SyVLAPPOConfig
 from syvla.training.run.arguments import ROBOT_KEYS, ModelArguments, dataset_spec
@@ -102,7 +103,6 @@ def train(
         ValueError: On any problem with policy, value model, data or rollouts; with what to do.
     """
     from transformers import set_seed
-    from transformers.trainer_utils import get_last_checkpoint
 
     from syvla.training.hub.run_description import describe_robot_dataset, hub_id
     from syvla.training.imitation.command import choose_trained_weights, load_checkpoint
@@ -140,14 +140,11 @@ def train(
             "freeze": model_args.freeze,
         },
     )
-    resume = args.resume_from_checkpoint or (get_last_checkpoint(str(output)) if output.is_dir() else None)
-    if resume and not args.resume_from_checkpoint:
-        logger.info("going on with %s", resume)
-    trainer.train(resume_from_checkpoint=resume)
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.save_model(args.output_dir)
     if trainer.is_world_process_zero():
         for name, value in (("rl_history", trainer.rl.history), ("log_history", trainer.state.log_history)):
-            (output / f"{name}.json").write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+            write_json(output / f"{name}.json", value, allow_nan=True)
     return trainer
 
 

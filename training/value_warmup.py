@@ -28,6 +28,7 @@ import torch
 from transformers import Trainer, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
 
+from syvla.durable_files import write_json
 from syvla.training.hub.value_card import write_value_card
 from syvla.training.retrieval.demonstrations import (
     STATISTICS_TOLERANCE,
@@ -38,6 +39,7 @@ from syvla.training.retrieval.demonstrations import (
 from syvla.training.rl.advantages import explained_variance, monte_carlo_returns
 from syvla.training.rl.value_fit import write_fit
 from syvla.training.run.arguments import ROBOT_KEYS, dataset_spec
+from syvla.training.run.checkpoints import RESUME_HELP, AtomicCheckpointMixin
 from syvla.training.run.recipe import parse_recipe
 
 logger = logging.getLogger("syvla.training.value_warmup")
@@ -102,6 +104,7 @@ class ValueTrainingArguments(TrainingArguments):
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Must stay off: samples are dicts of raw data."}
     )
+    resume_from_checkpoint: str | None = field(default=None, metadata={"help": RESUME_HELP})
     logging_steps: float = field(default=10, metadata={"help": "Steps between log lines."})
     report_to: None | str | list[str] = field(  # noqa: RUF036  (HfArgumentParser wants this order)
         default="none", metadata={"help": "Trackers, e.g. trackio or wandb."}
@@ -137,7 +140,7 @@ class ReturnDataset(torch.utils.data.Dataset):
         return {**self.dataset[int(self.rows[index])], "returns": float(self.returns[index])}
 
 
-class ValueTrainer(Trainer):
+class ValueTrainer(AtomicCheckpointMixin, Trainer):
     """Trains [`SyVLAValueModel`]; every checkpoint says which processor it belongs to.
 
     Args:
@@ -146,6 +149,8 @@ class ValueTrainer(Trainer):
         embodiments: Robots in the data.
         kwargs: As [`Trainer`].
     """
+
+    stage = "value warm-up"
 
     def __init__(self, *, processor: Any, facts: dict[str, Any], embodiments: list[str], **kwargs: Any) -> None:
         self.processor, self.facts, self.embodiments = processor, facts, embodiments
@@ -231,9 +236,8 @@ def warm_up(value_args: ValueArguments, args: ValueTrainingArguments) -> ValueTr
     if trainer.is_world_process_zero():
         report = {"checkpoint": str(args.output_dir), **facts, "heldout_loss": after["eval_loss"]}
         folder = Path(args.output_dir)
-        (folder / "value_warmup.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        history = json.dumps(trainer.state.log_history, indent=1)
-        (folder / "log_history.json").write_text(history + "\n", encoding="utf-8")
+        write_json(folder / "value_warmup.json", report, allow_nan=True)
+        write_json(folder / "log_history.json", trainer.state.log_history, allow_nan=True)
     return trainer
 
 

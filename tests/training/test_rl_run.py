@@ -181,14 +181,14 @@ def test_a_run_survives_the_death_of_its_server_and_its_worker(processes):
     # kill -9 of the Worker during an update, then while it saves
     processes.died(worker)
     assert (run / "checkpoint-2").is_dir()
-    worker = processes.worker(("syvla.training.rl.trainer:put_checkpoint", "args[1] == 5"))
+    worker = processes.worker(("syvla.training.run.checkpoints:publish", "args[1].name == 'checkpoint-5'"))
     processes.died(worker)
-    assert (run / ".saving" / "checkpoint-5" / "config.json").is_file()
+    assert (run / "_unfinished" / "checkpoint-5" / "config.json").is_file()
     assert not (run / "checkpoint-5").exists()
     worker = processes.worker()
     processes.wait(lambda: worker.poll() == 0)
     processes.wait(lambda: robot.poll() == 0)
-    assert "going on with" in processes.log("worker")
+    assert "continuing" in processes.log("worker")
 
     # nothing sealed is lost, none is used twice, what is served is what was published
     state = state_of(run)
@@ -227,7 +227,7 @@ def test_two_workers_share_a_run_and_the_death_of_one_costs_nothing(processes):
     assert not (run / "policies" / "v0001").exists()
     job = processes.two_workers()
     processes.wait(lambda: job.poll() == 0 and robot.poll() == 0)
-    assert "going on with" in processes.log("worker")
+    assert "continuing" in processes.log("worker")
     processes.wait(lambda: http_json(processes.url, "/rl/status")["policy"]["serving"] == "v0001")
     server.terminate()
     assert server.wait(timeout=300) == 0

@@ -9,6 +9,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from syvla.durable_files import write_json
 from syvla.training.run.arguments import DataArguments, ModelArguments, SyVLATrainingArguments
 from syvla.training.run.recipe import parse_recipe
 
@@ -81,8 +82,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: SyVLATrain
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.save_model(args.output_dir)
     if trainer.is_world_process_zero():
-        history = Path(args.output_dir) / "log_history.json"
-        history.write_text(json.dumps(trainer.state.log_history, indent=1) + "\n", encoding="utf-8")
+        write_json(Path(args.output_dir) / "log_history.json", trainer.state.log_history, allow_nan=True)
         print(json.dumps({"checkpoint": str(args.output_dir), "steps": trainer.state.global_step}))
     return trainer
 

@@ -23,7 +23,7 @@ from syvla.training.hub.model_card import RECIPE_FIELDS, write_model_card
 from syvla.training.hub.push_to_hub import push_checkpoint
 from syvla.training.run.adapters import base_model, describe_adapter, is_adapted, save_config
 from syvla.training.run.arguments import SyVLATrainingArguments
-from syvla.training.run.checkpoints import AtomicCheckpointMixin, find_checkpoint
+from syvla.training.run.checkpoints import AtomicCheckpointMixin
 from syvla.training.run.collation import TrainingCollator, choose_padding_free
 from syvla.training.run.ema import RAW_FILE, WeightAverage, WeightAverageCallback, load_raw_weights
 from syvla.training.run.global_batch import StepTotals, plan_step
@@ -51,6 +51,7 @@ class SyVLATrainer(AtomicCheckpointMixin, Trainer):
         kwargs: As [`Trainer`].
     """
 
+    stage = "imitation"
     args: SyVLATrainingArguments
     push_in_progress: PushInProgress | None
 
@@ -288,15 +289,13 @@ class SyVLATrainer(AtomicCheckpointMixin, Trainer):
 
     # ------------------------------------------------------------------ saving and resuming
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """As [`Trainer.train`]; see `find_checkpoint` for what `resume_from_checkpoint` may be."""
-        found = find_checkpoint(resume_from_checkpoint, self.args.output_dir)
+    def prepare_to_continue(self, checkpoint: Path | None) -> None:
+        """Starts the clock, and the multi-modal datasets at the step of the checkpoint."""
         self._started, self._waited, self._samples = time.perf_counter(), 0.0, 0
-        if found is not None:
-            step = TrainerState.load_from_json(str(Path(found) / TRAINER_STATE_NAME)).global_step
+        if checkpoint is not None:
+            step = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)).global_step
             for _, dataset in self._counted():
                 dataset.begin_at(step)
-        return super().train(found, *args, **kwargs)
 
     def _save_rng_state(self, output_dir: str) -> None:
         """Adds what has been summed up for the next log line, so that a resumed run logs what an unbroken one does."""

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import copy
-import json
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from syvla.durable_files import write_json
 from syvla.training.hub.model_card import RECIPE_FIELDS
 from syvla.training.hub.value_card import write_value_card
 from syvla.training.run.adapters import base_model, describe_adapter, is_adapted, save_config
@@ -21,8 +19,6 @@ from .run_state import RLState
 from .value_fit import FIT_FILE
 
 VALUE_FOLDER = "value_model"
-STAGING = ".saving"
-"""Folder in which checkpoints are written before they get their name."""
 
 _CARD_SETTINGS = (
     "objective",
@@ -47,7 +43,7 @@ def save_policy_and_value(
     value = folder / VALUE_FOLDER
     module.value_model.save_pretrained(value)  # type: ignore[operator]
     if value_fit is not None:
-        (value / FIT_FILE).write_text(json.dumps(value_fit, indent=1) + "\n", encoding="utf-8")
+        write_json(value / FIT_FILE, value_fit, allow_nan=True)
     write_value_card(value, module.value_model.config, training={"trained by": "syvla-ppo, with its policy"})
 
 
@@ -68,21 +64,6 @@ def load_policy_and_value(folder: str | Path, module: PolicyAndValue) -> None:
     else:
         _load(module.policy, folder)
     _load(module.value_model, folder / VALUE_FOLDER)
-
-
-def put_checkpoint(output: Path, step: int, keep: int | None) -> None:
-    """Give the checkpoint of a step, whole by now, its name, and remove all but the newest `keep`."""
-    name = f"checkpoint-{step}"
-    for path in (output / STAGING / name).rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-    shutil.rmtree(output / name, ignore_errors=True)
-    (output / STAGING / name).rename(output / name)
-    shutil.rmtree(output / STAGING)
-    others = sorted(output.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[-1]))
-    for old in others[: -keep if keep else 0]:
-        shutil.rmtree(old)
 
 
 def merged_policy(policy: Any) -> Any:

@@ -7,6 +7,8 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+from syvla.training.run.checkpoints import RESUME_HELP
+
 from .advantages import ADVANTAGE_CLIP, EXPERT_ADVANTAGE
 from .flow_points import METHODS
 
@@ -44,7 +46,8 @@ class SyVLAPPOConfig(TrainingArguments):
     > [!NOTE]
     > These parameters have default values different from [`~transformers.TrainingArguments`]: `learning_rate`,
     > `lr_scheduler_type`, `per_device_train_batch_size`, `logging_steps`, `save_strategy`,
-    > `save_total_limit`, `remove_unused_columns`, `report_to`, `ignore_data_skip`.
+    > `save_total_limit`, `remove_unused_columns`, `report_to`, `resume_from_checkpoint`,
+    > `ignore_data_skip`.
     """
 
     learning_rate: float = field(default=5e-6, metadata={"help": "Learning rate of the policy (pi_RL uses 5e-6)."})
@@ -61,6 +64,7 @@ class SyVLAPPOConfig(TrainingArguments):
     )
     save_total_limit: int | None = field(default=2, metadata={"help": "Newest checkpoints that are kept."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off."})
+    resume_from_checkpoint: str | None = field(default="auto", metadata={"help": RESUME_HELP})
     ignore_data_skip: bool = field(default=True, metadata={"help": "Must stay on: a resumed update knows its place."})
     report_to: None | str | list[str] = field(  # noqa: RUF036  (HfArgumentParser wants this order)
         default="none", metadata={"help": "Trackers, e.g. trackio or wandb."}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import math
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,17 +23,11 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from syvla.serving.policies.digests import weights_digest
 from syvla.serving.rl.progress import RunSize
 from syvla.training.hub.model_card import write_model_card
+from syvla.training.run.checkpoints import AtomicCheckpointMixin
 from syvla.training.run.collation import choose_padding_free
 
 from .action_likelihood import require_scored_design
-from .checkpoint import (
-    STAGING,
-    load_policy_and_value,
-    merged_policy,
-    ppo_card_fields,
-    put_checkpoint,
-    save_policy_and_value,
-)
+from .checkpoint import load_policy_and_value, merged_policy, ppo_card_fields, save_policy_and_value
 from .config import SyVLAPPOConfig, fixed_settings
 from .expert_samples import ExpertSamples
 from .losses import value_loss
@@ -52,7 +45,7 @@ from .weight_snapshot import WeightSnapshot
 logger = logging.getLogger(__name__)
 
 
-class SyVLAPPOTrainer(Trainer):
+class SyVLAPPOTrainer(AtomicCheckpointMixin, Trainer):
     """Trains a SyVLA policy and its value model on rollouts and expert samples.
 
     Args:
@@ -75,6 +68,7 @@ class SyVLAPPOTrainer(Trainer):
         "title": "Scaling by Diversified Experience for Vision-Language-Action Models",
         "id": "2606.09009",
     }
+    stage = "reinforcement learning"
     args: SyVLAPPOConfig
 
     def __init__(
@@ -99,7 +93,6 @@ class SyVLAPPOTrainer(Trainer):
         self._decisions: list[Decision] = []
         self._snapshot: WeightSnapshot | None = None
         self._skipped_in_a_row = 0
-        self._staging = False
         self._steps = StepMetrics()
         self._finished_metrics: dict[str, float] = {}
         self._began = time.time()
@@ -367,10 +360,7 @@ class SyVLAPPOTrainer(Trainer):
     def start(self) -> None:
         """Before the first step: the first policy is published, or the one that a crash kept from it."""
         if self.is_world_process_zero():
-            output = Path(self.args.output_dir)
-            shutil.rmtree(output / STAGING, ignore_errors=True)  # what a kill left
-            output.mkdir(parents=True, exist_ok=True)
-            RunSize(self.args.rollouts_per_update, self.args.max_rl_updates).save(output)
+            RunSize(self.args.rollouts_per_update, self.args.max_rl_updates).save(Path(self.args.output_dir))
         self.accelerator.wait_for_everyone()
         if not self.rl.versions:
             self.rl.versions = [self._policy_version()]
@@ -400,28 +390,11 @@ class SyVLAPPOTrainer(Trainer):
 
     # ------------------------------------------------------------------ checkpoints
 
-    def _get_output_dir(self, trial: Any) -> str:
-        return super()._get_output_dir(trial) if not self._staging else str(Path(self.args.output_dir) / STAGING)
-
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Write the checkpoint aside and rename it when it is whole, so that a kill leaves no half one; then publish."""
-        self._staging = True
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self._staging = False
-        self.accelerator.wait_for_everyone()
-        if self.is_world_process_zero():
-            put_checkpoint(Path(self.args.output_dir), self.state.global_step, self.args.save_total_limit)
-        self.accelerator.wait_for_everyone()
-        if self.args.push_to_hub:
-            self._push_from_checkpoint(str(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"))
+        """Publishes the policy of a finished update once the checkpoint that knows of it is in its place."""
+        super()._save_checkpoint(model, trial)
         if self.update is None:
             self._publish()
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if not self._staging:
-            super()._push_from_checkpoint(checkpoint_folder)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         if not self.args.should_save:

@@ -11,6 +11,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from .adapters import ADAPTERS, SCOPES, TRAINED_MODULES
+from .checkpoints import RESUME_HELP
 from .freezing import FREEZE_PRESETS
 
 ROBOT_KEYS = (
@@ -215,13 +216,7 @@ class SyVLATrainingArguments(TrainingArguments):
             "where model and settings allow it."
         },
     )
-    resume_from_checkpoint: str | None = field(
-        default=None,
-        metadata={
-            "help": "Checkpoint folder of a run to continue; last: the latest whole one of output_dir; auto: the same, or "
-            "a new run where there is none."
-        },
-    )
+    resume_from_checkpoint: str | None = field(default=None, metadata={"help": RESUME_HELP})
     logging_steps: float = field(default=10, metadata={"help": "Steps between log lines."})
     report_to: None | str | list[str] = field(  # noqa: RUF036  (HfArgumentParser wants this order)
         default="none", metadata={"help": "Trackers, e.g. trackio or wandb."}

@@ -12,15 +12,20 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import re
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import gather_object
+
+from syvla.sealed_folders import folder_problems, publish_folder, remove_folder, seal_folder, undo_replacement
+
 logger = logging.getLogger(__name__)
+
+Gather = Callable[[list[Any]], list[Any]]
 
 SEAL_FILE = "checkpoint_files.json"
 """List of a checkpoint's files with their sizes in bytes, written last."""
@@ -29,49 +34,38 @@ UNFINISHED_FOLDER = "_unfinished"
 """Folder in the output folder in which checkpoints are written. Its name keeps it out of uploads."""
 
 
-def seal(folder: str | Path) -> None:
-    """Write a checkpoint's list of files, after all of them have reached the disk."""
-    folder = Path(folder)
-    (folder / SEAL_FILE).unlink(missing_ok=True)
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    for path in files:
-        _flush(path)
-    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files}
-    part = folder / f"{SEAL_FILE}.part"
-    part.write_text(json.dumps({"files": sizes}, indent=1) + "\n", encoding="utf-8")
-    _flush(part)
-    part.rename(folder / SEAL_FILE)
+RESUME_HELP = (
+    "auto: continue the newest whole checkpoint of output_dir, or start where there is none; last: the same, but an error "
+    "where there is none; a folder: continue that one; none: start anew."
+)
+"""Help of `resume_from_checkpoint` in every command that trains."""
 
 
-def problems_of(folder: str | Path) -> list[str]:
-    """What a checkpoint lacks; empty if it is whole."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        return ["there is no such folder"]
-    if not (folder / SEAL_FILE).is_file():
-        return [f"{SEAL_FILE} is missing, which is written last: saving was interrupted, or another program wrote it"]
-    try:
-        sizes = json.loads((folder / SEAL_FILE).read_text(encoding="utf-8"))["files"]
-    except (ValueError, KeyError, TypeError) as error:
-        return [f"{SEAL_FILE} cannot be read ({error})"]
-    problems = []
-    for name, size in sizes.items():
-        path = folder / name
-        found = path.stat().st_size if path.is_file() else None
-        if found != size:
-            problems.append(f"{name}: {'missing' if found is None else f'{found} bytes'}, expected {size} bytes")
-    return problems
+def seal(folder: str | Path, stage: str | None = None) -> None:
+    """Write a checkpoint's list of files, after all of them have reached the disk.
 
-
-def require_whole(folder: str | Path) -> None:
-    """Raises:
-    ValueError: If a checkpoint is not whole; names it and what it lacks.
+    Args:
+        folder: The checkpoint.
+        stage: Which kind of run can continue it, see `AtomicCheckpointMixin.stage`; None: not known.
     """
-    if problems := problems_of(folder):
-        raise ValueError(
-            f"resume_from_checkpoint: {folder} is no whole checkpoint: {'; '.join(problems[:5])}; resume from another one. "
-            "If it is whole but was written by another program, seal it: python -m syvla.training.run.checkpoints --seal FOLDER"
-        )
+    # Sizes alone: hashing the optimizer of a 3B model would hold up every process for half a minute.
+    seal_folder(Path(folder), SEAL_FILE, None if stage is None else {"stage": stage}, hashes=False)
+
+
+def problems_of(folder: str | Path, stage: str | None = None) -> list[str]:
+    """Why a run cannot continue a checkpoint; empty if it can.
+
+    Args:
+        folder: The checkpoint.
+        stage: Stage of the run; None: any.
+    """
+    folder = Path(folder)
+    if problems := folder_problems(folder, SEAL_FILE):
+        return problems
+    found = json.loads((folder / SEAL_FILE).read_text(encoding="utf-8")).get("stage")
+    if None not in (stage, found) and stage != found:
+        return [f"it belongs to another stage of training: {found}, this run is {stage}"]
+    return []
 
 
 def checkpoints_of(output_dir: str | Path) -> list[Path]:
@@ -80,51 +74,63 @@ def checkpoints_of(output_dir: str | Path) -> list[Path]:
     return [path for _, path in sorted((int(match[1]), path) for match, path in found if match and path.is_dir())]
 
 
-def last_whole_checkpoint(output_dir: str | Path) -> Path | None:
-    """The latest checkpoint that is whole; a later one that is not is passed over with a warning."""
-    for path in reversed(checkpoints_of(output_dir)):
-        problems = problems_of(path)
-        if not problems:
+def last_whole_checkpoint(output_dir: str | Path, stage: str | None = None, gather: Gather = list) -> Path | None:
+    """The newest checkpoint that is whole for all processes; each newer one that is not is named in a warning.
+
+    Args:
+        output_dir: Folder of the run.
+        stage: See `problems_of`.
+        gather: Concatenates the lists of all processes.
+    """
+    undo_replacement(Path(output_dir) / UNFINISHED_FOLDER, Path(output_dir))
+    newest_first = checkpoints_of(output_dir)[::-1]
+    problems = {path.name: problems_of(path, stage) for path in newest_first}
+    whole = gather([[name for name, found in problems.items() if not found]])
+    for path in newest_first:
+        if all(path.name in names for names in whole):
             return path
-        logger.warning("%s is no whole checkpoint and is passed over: %s", path, "; ".join(problems[:5]))
+        text = "; ".join(problems[path.name][:5]) or "it is not whole for every process"
+        logger.warning("%s is no whole checkpoint and is passed over: %s", path, text)
     return None
 
 
-def find_checkpoint(choice: str | bool | Path | None, output_dir: str | Path) -> str | None:
-    """The checkpoint to resume from.
+def find_checkpoint(
+    choice: str | bool | Path | None, output_dir: str | Path, stage: str | None = None, gather: Gather = list
+) -> Path | None:
+    """The checkpoint that a run continues; the same for all processes.
 
     Args:
-        choice: A folder; "last" or True: the latest whole one of `output_dir`; "auto": the same, or none where there is
-            none, so that one command both starts a run and continues it; None, False or "": none.
+        choice: A folder; "last" or True: the newest whole one of `output_dir`; "auto": the same, or none where there is
+            none, so that one command both starts a run and continues it; None, False, "none" or "": none.
         output_dir: Folder of the run.
+        stage, gather: See `last_whole_checkpoint`.
 
     Raises:
-        ValueError: If the chosen folder is no whole checkpoint, or there is no latest one.
+        ValueError: If the chosen folder is no whole checkpoint of this stage, or there is no newest one.
     """
     text = str(choice) if choice else ""
     if text.lower() in ("", "false", "none"):
         return None
     if text.lower() in ("true", "last", "auto"):
-        found = last_whole_checkpoint(output_dir)
+        found = last_whole_checkpoint(output_dir, stage, gather)
         if found is None and text.lower() != "auto":
             raise ValueError(
                 f"resume_from_checkpoint: {output_dir} holds no whole checkpoint; start the run without it"
             )
-        return None if found is None else str(found)
-    require_whole(text)
-    return text
+        return found
+    if problems := [problem for found in gather([problems_of(text, stage)]) for problem in found]:
+        raise ValueError(
+            f"resume_from_checkpoint: {text} is no whole checkpoint: {'; '.join(problems[:5])}; resume from another one. "
+            "If it is whole but was written by another program, seal it: python -m syvla.training.run.checkpoints --seal FOLDER"
+        )
+    return Path(text)
 
 
-def publish(unfinished: str | Path, final: str | Path) -> None:
+def publish(unfinished: str | Path, final: str | Path, stage: str | None = None) -> None:
     """Seal a written checkpoint and move it to its place, where an earlier one of the same step gives way."""
     unfinished, final = Path(unfinished), Path(final)
-    seal(unfinished)
-    if final.exists():
-        old = unfinished.with_name(f"replaced-{final.name}")
-        shutil.rmtree(old, ignore_errors=True)
-        final.rename(old)
-    unfinished.rename(final)
-    _flush(final.parent)
+    seal(unfinished, stage)
+    publish_folder(unfinished, final)
     shutil.rmtree(unfinished.parent, ignore_errors=True)
 
 
@@ -140,19 +146,34 @@ def rotate(output_dir: str | Path, limit: int | None, best: str | None) -> None:
     surplus = len(found) - max(limit, len(kept))
     aside = Path(output_dir) / UNFINISHED_FOLDER
     for path in [path for path in found if path not in kept][: max(surplus, 0)]:
-        aside.mkdir(exist_ok=True)
-        path.rename(aside / f"deleted-{path.name}")
+        remove_folder(path, aside)
     shutil.rmtree(aside, ignore_errors=True)
 
 
 class AtomicCheckpointMixin:
-    """For a [`Trainer`]: checkpoints appear under their name only when they are whole.
+    """For a [`Trainer`]: checkpoints appear under their name only when they are whole, and only such ones are continued.
 
     A trainer writes a checkpoint's files into `_get_output_dir()/checkpoint-N`; while it does, that folder is the one of
     unfinished checkpoints.
+
+    Attributes:
+        stage: Kind of run, noted in its checkpoints; a run of another kind does not continue them.
     """
 
+    stage: str
     _unfinished: Path | None = None
+
+    def train(self, resume_from_checkpoint: str | bool | Path | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As [`Trainer.train`]; see `find_checkpoint` for what `resume_from_checkpoint` may be."""
+        output: str = self.args.output_dir  # type: ignore[attr-defined]
+        found = find_checkpoint(resume_from_checkpoint, output, self.stage, gather_object)
+        if found is not None:
+            logger.info("continuing %s", found)
+        self.prepare_to_continue(found)
+        return super().train(None if found is None else str(found), *args, **kwargs)  # type: ignore[misc]
+
+    def prepare_to_continue(self, checkpoint: Path | None) -> None:
+        """Called before training with the checkpoint that is continued, None at the start of a run. Does nothing here."""
 
     def _get_output_dir(self, trial: Any) -> str:
         run: str = super()._get_output_dir(trial)  # type: ignore[misc]
@@ -164,6 +185,7 @@ class AtomicCheckpointMixin:
         run = Path(trainer._get_output_dir(trial))
         final = run / f"checkpoint-{trainer.state.global_step}"
         if args.should_save:
+            undo_replacement(run / UNFINISHED_FOLDER, run)
             shutil.rmtree(run / UNFINISHED_FOLDER, ignore_errors=True)
         accelerator.wait_for_everyone()
         self._unfinished = run / UNFINISHED_FOLDER
@@ -175,10 +197,10 @@ class AtomicCheckpointMixin:
             self._name_best_checkpoint(run, unfinished)
         accelerator.wait_for_everyone()
         if args.should_save:
-            publish(unfinished, final)
+            publish(unfinished, final, self.stage)
         accelerator.wait_for_everyone()
         if accelerator.is_local_main_process and unfinished.is_dir():  # a node with a disk of its own
-            publish(unfinished, final)
+            publish(unfinished, final, self.stage)
         accelerator.wait_for_everyone()
         if args.push_to_hub:
             trainer._push_from_checkpoint(str(final))
@@ -200,17 +222,6 @@ class AtomicCheckpointMixin:
             if best.is_dir() or best.name == unfinished.name:
                 state.best_model_checkpoint = str(best)
                 state.save_to_json(str(unfinished / "trainer_state.json"))
-
-
-def _flush(path: Path) -> None:
-    """Have a file, or a folder's list of names, on the disk before going on."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError:  # some network file systems cannot do it for folders
-        logger.debug("%s: cannot be flushed", path)
-    finally:
-        os.close(descriptor)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -107,13 +107,13 @@ def test_kills_lose_no_rollout_and_train_none_twice(start, run_here, tmp_path):
         broken,
     )
     assert (broken / "checkpoint-2").is_dir()
-    naming = "syvla.training.rl.trainer:put_checkpoint"
-    die(start(broken, command=killed_at("syvla.training.ppo", naming, "args[1] == 6"), **options), broken)
-    assert (broken / ".saving" / "checkpoint-6" / "config.json").is_file(), "it has no name yet"
+    naming = "syvla.training.run.checkpoints:publish"
+    die(start(broken, command=killed_at("syvla.training.ppo", naming, "args[1].name == 'checkpoint-6'"), **options), broken)
+    assert (broken / "_unfinished" / "checkpoint-6" / "config.json").is_file(), "it has no name yet"
     assert not (broken / "checkpoint-6").exists()
     finish(start(broken, **options), broken)
-    assert "going on with" in (broken / "worker.log").read_text()
-    assert not (broken / ".saving").exists()
+    assert "continuing" in (broken / "worker.log").read_text()
+    assert not (broken / "_unfinished").exists()
     (mine, my_history), (theirs, their_history) = result(broken), result(whole)
     assert all(torch.equal(a[name], b[name]) for a, b in zip(mine, theirs, strict=True) for name in b)
     assert [u["version"] for u in my_history] == [u["version"] for u in their_history] == [1, 2]

@@ -68,7 +68,7 @@ def test_a_half_written_checkpoint_is_refused_by_name_and_passed_over_by_last(tm
     with pytest.raises(ValueError, match=re.escape(f"{half} is no whole checkpoint")):
         find_checkpoint(str(half), tmp_path)
     for choice in ("last", "auto", True):
-        assert find_checkpoint(choice, tmp_path) == str(whole)
+        assert find_checkpoint(choice, tmp_path) == whole
     assert f"{half} is no whole checkpoint and is passed over" in caplog.text
 
 
@@ -180,7 +180,7 @@ def test_a_kill_while_saving_leaves_the_checkpoint_before(finetune, finetune_arg
     assert (half / "model.safetensors").is_file()
     with pytest.raises(ValueError, match=re.escape(f"{half} is no whole checkpoint")):
         find_checkpoint(half, tmp_path / "killed")
-    assert find_checkpoint("last", tmp_path / "killed") == str(tmp_path / "killed" / "checkpoint-2")
+    assert find_checkpoint("last", tmp_path / "killed") == tmp_path / "killed" / "checkpoint-2"
     assert finetune(tmp_path / "killed", **options, resume_from_checkpoint="last") == 0
     whole, resumed = (history(tmp_path / name) for name in ("whole", "killed"))
     assert [timeless(entry) for entry in resumed] == [timeless(entry) for entry in whole]

@@ -29,6 +29,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.rl_journey import rollout_to_policy
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("modeling_syvla", "processing", "training", "evaluation", "serving", "model_cards", "syvla")
 
@@ -159,7 +161,10 @@ def frame_to_chunk(trace: Trace) -> None:
                     client.act(images, np.zeros(STATE_DIM), "lift the red cube", seed=number)
 
 
-JOURNEYS: dict[str, Callable[[Trace], None]] = {"frame_to_chunk": frame_to_chunk}
+JOURNEYS: dict[str, Callable[[Trace], None]] = {
+    "frame_to_chunk": frame_to_chunk,
+    "rollout_to_policy": rollout_to_policy,
+}
 
 
 def measure(name: str) -> dict[str, Any]:

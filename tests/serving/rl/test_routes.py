@@ -300,7 +300,7 @@ def test_a_stopped_server_is_found_again(serve_run, run):
         file.write('{"event": "rew')
     robot = Robot(serve_run())
     notes = " ".join(robot.call("/rl/status")["notes"])
-    assert "cut off and is removed" in notes
+    assert "cut off by a crash and are passed over" in notes
     assert "recovered 1 labelled rollout(s) and 1 that wait for a reward" in notes
     assert robot.refused(f"/rl/episodes/{still_open}/end", {})[0] == 410
     assert robot.call(f"/rl/episodes/{waiting}/reward", {"reward": 1})["state"] == "sealed"

@@ -108,7 +108,10 @@ def test_kills_lose_no_rollout_and_train_none_twice(start, run_here, tmp_path):
     )
     assert (broken / "checkpoint-2").is_dir()
     naming = "syvla.training.run.checkpoints:publish"
-    die(start(broken, command=killed_at("syvla.training.ppo", naming, "args[1].name == 'checkpoint-6'"), **options), broken)
+    die(
+        start(broken, command=killed_at("syvla.training.ppo", naming, "args[1].name == 'checkpoint-6'"), **options),
+        broken,
+    )
     assert (broken / "_unfinished" / "checkpoint-6" / "config.json").is_file(), "it has no name yet"
     assert not (broken / "checkpoint-6").exists()
     finish(start(broken, **options), broken)

@@ -12,12 +12,9 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from benchmarks.journeys import Trace
 
 VIEW, STATE_DIM, SIZE = "center", 4, 32
 UPDATES = 4
@@ -31,8 +28,12 @@ TICKS = (
 )
 
 
-def rollout_to_policy(trace: Trace) -> None:
-    """Rollout -> reward -> update -> published policy."""
+def rollout_to_policy(trace: Any) -> None:
+    """Rollout -> reward -> update -> published policy.
+
+    Args:
+        trace: `benchmarks.journeys.Trace`.
+    """
     with tempfile.TemporaryDirectory() as folder, trace.installed(this_thread=True):
         root = Path(folder)
         _make_parts(root)
@@ -60,7 +61,7 @@ class _Handshake:
         self.published.clear()
 
 
-def _drive(root: Path, trace: Trace, handshake: _Handshake) -> None:
+def _drive(root: Path, trace: Any, handshake: _Handshake) -> None:
     """The robot: one episode per update, beginning when the last update's policy is published."""
     from syvla.serving import PolicyServer
     from syvla.serving.client.rl_client import RLClient

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .closed_loop import evaluate_closed_loop
-    from .record_demonstrations import record_demonstrations
+    from .demonstration_recording import record_demonstrations
     from .vlm_benchmarks.evaluate_vlm import evaluate_vlm
 
 _MODULES = {
     "evaluate_closed_loop": "closed_loop",
     "evaluate_vlm": "vlm_benchmarks.evaluate_vlm",
-    "record_demonstrations": "record_demonstrations",
+    "record_demonstrations": "demonstration_recording",
 }
 
 __all__ = ["evaluate_closed_loop", "evaluate_vlm", "record_demonstrations"]

@@ -8,6 +8,7 @@ Neither torch nor transformers is imported before somebody needs it: the classes
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,8 +94,16 @@ if not Path(__file__).with_name("training").is_dir():
 
 def _register_auto_classes(transformers: Any) -> None:
     """Registers the model and the processor; called once, when `transformers` has been imported."""
-    import_module(".modeling_syvla", __name__)
-    import_module(".processing", __name__)
+    if find_spec("torch") is None:
+        return  # transformers runs without it, for tokenizers alone; so may it go on beside a light client
+    for package in (".modeling_syvla", ".processing"):
+        try:
+            import_module(package, __name__)
+        except RuntimeError as error:
+            # Another thread is importing the package and waits for transformers, which this one has locked: it goes on
+            # after this call and registers the classes by itself.
+            if type(error).__name__ != "_DeadlockError":
+                raise
 
 
 register_post_import_hook(_register_auto_classes, "transformers")

@@ -133,7 +133,7 @@ def prepare_output(output: Path) -> None:
 
 def record(settings: DemoSettings) -> dict[str, Any]:
     """Records the demonstrations; returns the recording's summary."""
-    from syvla.evaluation.record_demonstrations import record_demonstrations
+    from syvla.evaluation.demonstration_recording import record_demonstrations
 
     return record_demonstrations(settings.dataset, episodes=settings.demonstrations, tasks=(settings.task,))
 

@@ -36,7 +36,7 @@ HEAD, LEFT = "observation.images.head", "observation.images.left_wrist"
 
 def record_robots(folder: Path, episodes: int) -> list[dict[str, Any]]:
     """Record three robots; returns entries of `robot_datasets`."""
-    from syvla.evaluation.record_demonstrations import record_demonstrations
+    from syvla.evaluation.demonstration_recording import record_demonstrations
 
     common: dict[str, Any] = {"episodes": episodes, "progress": False}
     record_demonstrations(folder / "two_arms", env="tabletop", tasks=("lift",), use_videos=True, **common)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from simulators import libero_assets, make_or_skip, run_expert
 
-from syvla.evaluation.record_demonstrations import main
+from syvla.evaluation.demonstration_recording import main
 from syvla.processing import RobotDataset
 
 CASES = {

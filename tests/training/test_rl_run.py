@@ -31,7 +31,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory):
     """Demonstrations of the tabletop, a policy and a value model of random weights that fit them."""
-    from syvla.evaluation.record_demonstrations import record_demonstrations
+    from syvla.evaluation.demonstration_recording import record_demonstrations
     from syvla.training.rl.value_fit import write_fit
 
     folder = tmp_path_factory.mktemp("parts")

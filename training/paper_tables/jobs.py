@@ -25,7 +25,7 @@ COMMANDS = {
     "syvla.training.finetune": "syvla-finetune",
     "syvla.evaluation.closed_loop": "syvla-eval",
     "syvla.evaluation.vlm_benchmarks.evaluate_vlm": "syvla-eval-vlm",
-    "syvla.evaluation.record_demonstrations": "syvla-record",
+    "syvla.evaluation.demonstration_recording": "syvla-record",
     "syvla.training.value_warmup": "syvla-value-warmup",
     "syvla.training.retrieval.encode_dataset": "syvla-encode",
     "syvla.training.rl_run": "syvla-rl",

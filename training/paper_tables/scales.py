@@ -124,7 +124,7 @@ class Scale:
         words = [word for task in tasks for word in ("--task", task)]
         arguments = (*words, "--episodes", str(episodes), *options, "--output", str(output))
         arguments = ("--env", "tabletop", *arguments)
-        return Job("syvla.evaluation.record_demonstrations", arguments, output, separate=self.separate)
+        return Job("syvla.evaluation.demonstration_recording", arguments, output, separate=self.separate)
 
     def demonstrations_of(self, arm: str, measures: str) -> list[str]:
         """Data specifications of what an arm learns from by imitation."""

@@ -18,7 +18,7 @@ torch.set_num_threads(1)
 @pytest.fixture(scope="session")
 def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three demonstrations with thoughts, pictures in the parquet files."""
-    from syvla.evaluation.record_demonstrations import record_demonstrations
+    from syvla.evaluation.demonstration_recording import record_demonstrations
 
     root = tmp_path_factory.mktemp("recording") / "tabletop"
     record_demonstrations(root, episodes=3, progress=False)
@@ -27,7 +27,7 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def video_recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from syvla.evaluation.record_demonstrations import record_demonstrations
+    from syvla.evaluation.demonstration_recording import record_demonstrations
 
     root = tmp_path_factory.mktemp("recording") / "tabletop_videos"
     record_demonstrations(root, episodes=3, progress=False, use_videos=True, image_size=64)

@@ -10,13 +10,13 @@ import pytest
 from syvla.evaluation import closed_loop
 from syvla.evaluation.baselines import BASELINES, ExpertBaseline
 from syvla.evaluation.closed_loop import evaluate_closed_loop
+from syvla.evaluation.demonstration_recording import record_demonstrations
 from syvla.evaluation.environments import EVALUATION_SEED_OFFSET, make_environment, make_expert
 from syvla.evaluation.environments.demonstration import demonstrate
 from syvla.evaluation.environments.tabletop.arithmetic_instructions import PROBLEMS, questions
 from syvla.evaluation.environments.tabletop.bagging_catalogue import CATALOGUE, requests
 from syvla.evaluation.environments.tabletop.choice_tasks import SEEN_ROW, UNSEEN_ASPECTS, UNSEEN_ROW
 from syvla.evaluation.environments.tabletop.tasks import CLEARANCE, HOLD_STEPS
-from syvla.evaluation.record_demonstrations import record_demonstrations
 from syvla.processing import RobotDataset
 
 TASKS = ("calculating", "bagging")

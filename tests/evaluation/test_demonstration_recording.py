@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
+from syvla.evaluation.demonstration_recording import main, record_demonstrations
 from syvla.evaluation.environments import EVALUATION_SEED_OFFSET, make_environment, make_expert
 from syvla.evaluation.environments.demonstration import demonstrate
 from syvla.evaluation.environments.disturbance import Disturbance
-from syvla.evaluation.record_demonstrations import main, record_demonstrations
 from syvla.processing import RobotDataset, RobotDatasetWriter
 
 SIZE = 8

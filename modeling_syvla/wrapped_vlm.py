@@ -30,6 +30,11 @@ class WrappedVLMMixin:
     vlm: Any
     base_model_prefix = "vlm"
 
+    @property
+    def base_model(self) -> Any:
+        """The VLM without its head, which gives hidden states; TRL's losses apply the head by themselves."""
+        return self.vlm.base_model
+
     def name_tied_weights(self) -> None:
         """Set `_tied_weights_keys`: the VLM's own, by their names in this model. Call it before `post_init`."""
         own = self.vlm._tied_weights_keys or {}

@@ -44,6 +44,9 @@ peer metaworld "install -e '.[metaworld]'"
 peer LIBERO "install -e '.[libero]'" "install --no-deps 'hf-libero==0.1.4' 'robosuite==1.4.0' 'bddl==1.0.1'"
 peer gym-aloha "install --no-deps 'gym-aloha==0.1.5'"
 
+# TRL, whose trainers train the text model (3.4 MB; it needs nothing that the extras do not bring).
+peer TRL "install --no-deps 'trl>=1.16,<2'"
+
 # DeepSpeed, for ZeRO-2 on CPU processes; its kernels are not built.
 peer DeepSpeed "DS_BUILD_OPS=0 install --no-build-isolation 'deepspeed>=0.17,<1'"
 

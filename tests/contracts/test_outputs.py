@@ -4,7 +4,7 @@ import inspect
 
 import pytest
 import torch
-from contract_subjects import POLICY, TEXT, VALUE
+from contract_subjects import POLICY, TEXT, VALUE, text_batch
 from torch.utils import _pytree as pytree
 from transformers.utils.generic import ModelOutput
 
@@ -151,10 +151,21 @@ def test_image_features_are_the_vlms(subject):
     assert torch.equal(torch.cat(tuple(got.pooler_output)), expected.pooler_output)
 
 
-@pytest.mark.applies(lambda subject: subject.has_text)
-def test_base_model_and_decoder_are_named(subject):
+@torch.no_grad()
+@pytest.mark.applies(lambda subject: subject.can_generate)
+def test_the_base_model_gives_what_the_head_reads(subject):
+    """TRL runs `base_model` and applies the output embeddings to its hidden states."""
+    model, batch = subject.model(), text_batch()
+    del batch["labels"]
+    hidden = model.base_model(**batch).last_hidden_state
+    logits = getattr(model, "vlm", model)(**batch).logits
+    torch.testing.assert_close(model.get_output_embeddings()(hidden), logits, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.applies(lambda subject: subject.can_generate)
+def test_the_decoder_is_the_language_model(subject):
     model = subject.model()
-    assert model.base_model is not model
     decoder = model.get_decoder()
-    assert decoder.config.model_type == model.config.get_text_config().model_type or hasattr(decoder, "layers")
-    assert hasattr(decoder, "layers") or hasattr(decoder, "language_model")
+    assert decoder.embed_tokens is model.get_input_embeddings()
+    assert len(decoder.layers) == model.config.get_text_config().num_hidden_layers

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import socket
 import sys
 import tempfile
 import threading
@@ -147,7 +148,9 @@ def frame_to_chunk(trace: Trace) -> None:
     images = dict.fromkeys(VIEWS, np.zeros((224, 224, 3), np.uint8))
 
     def replied(thread: str, event: str, argument: Any) -> bool:
-        return event == "c_return" and thread == "policy-server" and argument.__qualname__ == "socket.send"
+        if event != "c_return" or thread != "policy-server" or argument.__qualname__ != "socket.send":
+            return False
+        return argument.__self__.family == socket.AF_INET  # not the pair of sockets that wakes the event loop
 
     with tempfile.TemporaryDirectory() as folder, trace.installed(this_thread=False):
         server = PolicyServer.from_pretrained(str(tiny_checkpoint(Path(folder))), ServerSettings(port=0), device="cpu")

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from tenacity import AsyncRetrying, Retrying
 
-from syvla.serving.wire.msgpack_codec import CodecLimits, pack, unpack
+from syvla.serving.wire.array_bytes import CodecLimits
+from syvla.serving.wire.msgpack_codec import pack, unpack
 
 from .retries import ClientOptions, PolicyError, retrying
 

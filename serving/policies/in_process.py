@@ -128,6 +128,7 @@ class SyVLAPolicy:
         self.optional_cameras = frozenset(optional_cameras)
         self.name = name
         self.chunk_size = int(model.config.chunk_size)
+        self.chunk_shape = (self.chunk_size, int(model.config.max_action_dim))  # as the model sees it: (T, D_max)
 
     @classmethod
     def from_pretrained(
@@ -258,7 +259,7 @@ class SyVLAPolicy:
         Args:
             num_steps: Euler steps of the flow; None: the policy's own.
         """
-        shape, device = (self.chunk_size, int(self.model.config.max_action_dim)), self.model.device
+        shape, device = self.chunk_shape, self.model.device
         # Drawn on the CPU, so that every device sees the same noise.
         noise = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
         continuation = None

@@ -28,10 +28,9 @@ def sample_rollout(
     Raises:
         ValueError: If the action head is no flow.
     """
-    model, config = policy.model, policy.model.config
-    if config.action_head != "flow_matching":
-        raise ValueError(f"{sampler.method}: expected a policy that samples a flow, got {config.action_head!r}")
-    shape = (policy.chunk_size, config.max_action_dim)
+    model, shape = policy.model, policy.chunk_shape
+    if model.config.action_head != "flow_matching":
+        raise ValueError(f"{sampler.method}: expected a policy that samples a flow, got {model.config.action_head!r}")
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
     kick = torch.stack([torch.randn(shape, generator=generator) for generator in generators])

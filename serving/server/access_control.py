@@ -48,7 +48,7 @@ class AccessControl:
             text = "authorization: expected 'Api-Key TOKEN' or 'Bearer TOKEN' with the server's token, got "
             text += "another one" if headers.get(b"authorization") else "none"
             return self._refuse(scope, send, 401, text)
-        if scope["type"] == "websocket" and self.service.connections >= self.service.settings.max_connections:
+        if scope["type"] == "websocket" and self.service.clients.connections >= self.service.settings.max_connections:
             return self._refuse(scope, send, 503, "connections: the server has as many as it takes")
         return self.app(scope, receive, send)
 

@@ -54,7 +54,7 @@ class ActService(PolicyService):
             RequestError: No actions, and why. The connection can go on.
         """
         started = time.monotonic()
-        self.open_requests += 1
+        self.clients.open_requests += 1
         try:
             # 1. decode and validate, in a thread, since images may take a while
             policy = self.require_policy()
@@ -64,11 +64,13 @@ class ActService(PolicyService):
             seconds = {"decode": time.monotonic() - started}
             # 2. admit
             with Holding(self.memory, sum(image.nbytes for image in request.images.values())):
-                request, session = self._admit(policy, request, connection)
+                basis = (request.instruction, request.embodiment, policy.version)  # what a kept thought depends on
+                request, session = self._admit(policy, request, connection, basis)
                 if request.observe_only:
-                    return _encode(self._observe(request), codec)
+                    encoded = _encode(self._observe(request), codec)
+                    self.metrics.answered({})
+                    return encoded
                 # 3. queue and answer
-                request, basis = self._plan_thought(policy, request, session)
                 answer, version = await self._answered(policy, request, started, gone)
                 seconds["wait"] = time.monotonic() - started - seconds["decode"]
                 actions, notes = self._within_limits(robots[request.embodiment], request, answer, version)
@@ -81,17 +83,15 @@ class ActService(PolicyService):
                 # 5. encode
                 encoding = time.monotonic()
                 encoded = _encode(reply, codec)
-            now = time.monotonic()
-            seconds |= {**answer.timings, "encode": now - encoding, "total": now - started}
-            self.metrics.answered(seconds)
+                now = time.monotonic()
+                self.metrics.answered({**seconds, **answer.timings, "encode": now - encoding, "total": now - started})
             return encoded
         except Exception as error:  # whatever it is, the connection goes on
             refusal = error if isinstance(error, RequestError) else internal_error("the request", error)
-            self.metrics.count("rejected", "cause", refusal.cause)
+            self.metrics.refused(refusal.cause)
             raise refusal from None
         finally:
-            self.metrics.count("requests")
-            self.open_requests -= 1
+            self.clients.open_requests -= 1
 
     def _read(
         self, robots: Mapping[str, ServedRobot], message: bytes, json: bool, connection: str | None
@@ -106,8 +106,10 @@ class ActService(PolicyService):
         except ValueError as error:
             raise RequestError(str(error)[:2000]) from None
 
-    def _admit(self, policy: PolicyBackend, request: ActRequest, connection: str | None) -> tuple[ActRequest, Session]:
-        """Finds the request's session, begins its episode anew if asked to, and refuses requests that cannot be recorded.
+    def _admit(
+        self, policy: PolicyBackend, request: ActRequest, connection: str | None, basis: tuple[str, str, str]
+    ) -> tuple[ActRequest, Session]:
+        """Finds the request's session, which decides whether the policy thinks now, and refuses what cannot be recorded.
 
         A request that is sent again, since its answer was lost, finds the session as it was the first time.
         """
@@ -124,22 +126,14 @@ class ActService(PolicyService):
             request = replace(request, executed_steps=None)  # it was about the last chunk of the episode that is over
         if self.recording is not None:
             self.recording.check(request)
-            request = replace(request, rollout=request.episode_id is not None)
-        return request, session
+        think, thought = session.plan_thought(request.think, basis)
+        rollout = self.recording is not None and request.episode_id is not None
+        return replace(request, think=think, thought=thought, rollout=rollout), session
 
     def _observe(self, request: ActRequest) -> dict[str, Any]:
         if self.recording is None:
             raise RequestError("observe_only: expected a server that records (--record) and a session_id")
         return {"observed": True, **self.recording.observe(request)}
-
-    @staticmethod
-    def _plan_thought(
-        policy: PolicyBackend, request: ActRequest, session: Session
-    ) -> tuple[ActRequest, tuple[str, str, str]]:
-        """Decides whether the policy thinks now or acts on the session's thought; also what that thought depends on."""
-        basis = (request.instruction, request.embodiment, policy.version)
-        think, thought = session.plan_thought(request.think, basis)
-        return replace(request, think=think, thought=thought), basis
 
     async def _answered(
         self, policy: PolicyBackend, request: ActRequest, started: float, gone: asyncio.Event

@@ -9,7 +9,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -80,6 +80,19 @@ def batch_key(request: ActRequest) -> Hashable:
     return request.embodiment, request.think, longest_thought, request.num_steps, request.rollout
 
 
+@dataclass
+class Clients:
+    """Who may send a request at present; the worker does not wait for more of them than there are.
+
+    Attributes:
+        connections: Open websockets.
+        open_requests: Requests that are being worked on, over websockets or HTTP.
+    """
+
+    connections: int = 0
+    open_requests: int = 0
+
+
 class BatchingWorker:
     """Runs the policy in one thread of its own, so that the event loop never waits for it.
 
@@ -92,7 +105,7 @@ class BatchingWorker:
         max_batch_size: Most requests answered at once.
         max_wait_ms: Longest wait for further requests, in milliseconds.
         queue_size: Most requests that wait.
-        clients: Number of connected clients, for the early start.
+        clients: For the early start of a batch.
     """
 
     def __init__(
@@ -103,7 +116,7 @@ class BatchingWorker:
         max_batch_size: int,
         max_wait_ms: float,
         queue_size: int,
-        clients: Callable[[], int] = lambda: 1 << 30,
+        clients: Clients,
     ) -> None:
         self.holder, self.metrics, self.clients = holder, metrics, clients
         self.max_batch_size, self.max_wait, self.queue_size = max_batch_size, max_wait_ms / 1000, queue_size
@@ -191,7 +204,8 @@ class BatchingWorker:
                 key = batch_key(self._queue[0].request)
                 jobs = [job for job in self._queue if batch_key(job.request) == key][: self.max_batch_size]
                 left = self._queue[0].submitted + self.max_wait - time.monotonic()
-                if len(jobs) < min(self.max_batch_size, self.clients()) and left > 0:
+                connected = max(self.clients.connections, self.clients.open_requests)
+                if len(jobs) < min(self.max_batch_size, connected) and left > 0:
                     self._changed.wait(left)
                     continue
                 for job in jobs:

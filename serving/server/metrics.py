@@ -50,10 +50,16 @@ class Metrics:
         self._phases[phase].observe(seconds)
 
     def answered(self, seconds: Mapping[str, float]) -> None:
-        """Adds the phases of an answered request to their histograms; names that are none of `PHASES` are left out."""
+        """Counts an answered request, and adds its phases to their histograms; only `PHASES` are kept."""
+        self.count("requests")
         for phase in PHASES:
             if phase in seconds:
                 self.observe(phase, seconds[phase])
+
+    def refused(self, cause: str) -> None:
+        """Counts a request that got no answer."""
+        self.count("requests")
+        self.count("rejected", "cause", cause)
 
     def gauge(self, name: str, help: str, read: Callable[[], float | Mapping[str, float]]) -> None:
         """Registers a value that is read when the page is asked for, or values by `state`."""

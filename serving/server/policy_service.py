@@ -11,7 +11,7 @@ from typing import Any
 from syvla.serving.contract.requests import PolicyBackend, PolicyHolder, RequestError
 from syvla.serving.recording.by_session import Recording
 
-from .batching import BatchingWorker
+from .batching import BatchingWorker, Clients
 from .memory_budget import MemoryBudget
 from .metrics import Metrics
 from .served_robots import ServedRobot, describe_server, served_robots
@@ -29,8 +29,7 @@ class PolicyService:
     Attributes:
         memory: What requests hold, over all clients.
         recording: Records answers where it is set.
-        connections: Open websockets.
-        open_requests: Requests that are being worked on.
+        clients: Open websockets and requests.
         draining: Whether the server is stopping.
     """
 
@@ -40,7 +39,7 @@ class PolicyService:
         self.metrics = Metrics()
         self.memory = MemoryBudget(settings.max_memory_bytes)
         self.sessions = SessionTable(settings.session_timeout_s)
-        self.connections = self.open_requests = 0
+        self.clients = Clients()
         self.draining = False
         self.worker = BatchingWorker(
             holder,
@@ -48,12 +47,12 @@ class PolicyService:
             max_batch_size=settings.max_batch_size,
             max_wait_ms=settings.max_wait_ms,
             queue_size=settings.queue_size,
-            clients=lambda: max(self.open_requests, self.connections),
+            clients=self.clients,
         )
         self._decoders = ThreadPoolExecutor(2, thread_name_prefix="decode")
         self._robots: tuple[PolicyBackend | None, dict[str, ServedRobot]] = (None, {})
         self.metrics.gauge("sessions", "Sessions remembered.", lambda: len(self.sessions))
-        self.metrics.gauge("websockets", "Open websockets.", lambda: self.connections)
+        self.metrics.gauge("websockets", "Open websockets.", lambda: self.clients.connections)
         self.metrics.gauge("request_bytes", "Bytes that requests hold.", lambda: self.memory.used)
         self.metrics.gauge("episodes", "Recorded episodes; those that are lost are in the log.", self._recorded)
         self.metrics.gauge("ready", "1 once the policy is loaded and warm.", lambda: float(self.ready))
@@ -78,7 +77,7 @@ class PolicyService:
 
     def disconnected(self, connection: str) -> None:
         """A websocket has closed. Nobody can come back to the session that bears its name."""
-        self.connections -= 1
+        self.clients.connections -= 1
         self.sessions.left(connection)
         self._forget(connection)
 
@@ -92,7 +91,7 @@ class PolicyService:
         """Takes no new requests, and returns when all that were accepted are answered, or the time is up."""
         self.draining = True
         until = time.monotonic() + self.settings.drain_timeout_s
-        while (self.open_requests or not self.worker.idle) and time.monotonic() < until:
+        while (self.clients.open_requests or not self.worker.idle) and time.monotonic() < until:
             await asyncio.sleep(0.01)
 
     def close(self) -> None:
@@ -154,7 +153,8 @@ class PolicyService:
     def _count_vlm_runs(self, policy: PolicyBackend | None) -> None:
         """Adds every background run of the VLM to the histograms once, however many replies used it."""
         for run in [] if policy is None else policy.take_vlm_seconds():
-            self.metrics.answered(run)
+            for phase, seconds in run.items():
+                self.metrics.observe(phase, seconds)
 
     def metadata(self) -> dict[str, Any]:
         """What clients may know, see `describe_server`."""

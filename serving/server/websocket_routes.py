@@ -52,7 +52,7 @@ class _Connection:
         self._messages: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue(1)
         self._reader = asyncio.create_task(self._read())
         self._held = 0  # bytes of messages that were read and not answered yet
-        service.connections += 1
+        service.clients.connections += 1
         service.sessions.joined(self.session)
 
     def close(self) -> None:

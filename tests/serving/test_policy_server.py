@@ -169,7 +169,7 @@ def test_a_graceful_stop_finishes_what_was_accepted(serve, request_of):
     policy.hold()
     for seed, client in enumerate(clients):
         client.send(pack(request_of(seed=seed)))
-    wait_for(lambda: server.service.open_requests == 2)
+    wait_for(lambda: server.service.clients.open_requests == 2)
     stopping = threading.Thread(target=server.stop)
     stopping.start()
     wait_for(lambda: server.service.draining)
@@ -323,7 +323,7 @@ def test_the_episode_of_a_connection_is_sealed_when_it_closes(serve, request_of,
         client = opened(server)
         ask(client, request_of(session_id=name))
         client.close()
-    wait_for(lambda: server.service.connections == 0)
+    wait_for(lambda: server.service.clients.connections == 0)
     page = f"http://{server.url}/metrics"
     wait_for(lambda: 'syvla_episodes{state="saved"} 1.0\n' in httpx.get(page).text, 60)
     assert 'syvla_episodes{state="open"} 1.0\n' in httpx.get(page).text
@@ -413,7 +413,7 @@ def test_connections_are_limited(serve):
     assert refused.value.response.status_code == 503
     assert int(refused.value.response.headers["Retry-After"]) > 0
     kept[0].close()
-    wait_for(lambda: server.service.connections == 1)
+    wait_for(lambda: server.service.clients.connections == 1)
     opened(server)
 
 

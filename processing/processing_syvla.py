@@ -14,6 +14,7 @@ import torch
 from transformers import BatchFeature, ProcessorMixin
 from transformers.tokenization_utils_base import AddedToken
 
+from .image_modes import to_rgb
 from .normalization import MODES, normalize, offset_and_scale, unnormalize
 from .prompt_format import (
     CHAT_TEMPLATE,
@@ -269,6 +270,17 @@ class SyVLAProcessor(ProcessorMixin):
             data.update(self._expert_inputs(items, [views for _, views in rendered]))
         return BatchFeature(data=data)
 
+    def count_tokens(self, item: Mapping[str, Any]) -> int:
+        """Tokens of an item as `collate` takes it, without processing its images; they may be more than `max_length`.
+
+        Raises:
+            ValueError: `collate` would refuse the item for something else.
+        """
+        text, views = self._render(item)
+        patches = [self.image_processor.get_number_of_image_patches(*image.shape[:2], {}) for image in views.values()]
+        text_only = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return len(text_only) + sum(count // self.image_processor.merge_size**2 - 1 for count in patches)
+
     def expert_inputs(self, items: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """What the action expert and the value model read of robot items: low-resolution views, states, embodiment ids."""
         observations = [{**item, "actions": None} for item in items]
@@ -470,7 +482,7 @@ def _checked_image(image: Image, name: str) -> np.ndarray:
     if hasattr(image, "convert"):  # PIL
         if 0 in image.size:
             raise ValueError(f"{name}: expected an image with pixels, got one of size {image.size}")
-        return np.asarray(image.convert("RGB"))
+        return np.asarray(to_rgb(image))
     array = image.numpy() if isinstance(image, torch.Tensor) else np.asarray(image)
     if array.ndim != 3 or array.shape[-1] != 3 or array.dtype != np.uint8 or 0 in array.shape:
         raise ValueError(

@@ -29,6 +29,10 @@ _POINT_TAG = re.compile(r"<points?\s+([^>]*?)>(.*?)</points?>", re.DOTALL)
 _ATTRIBUTE = re.compile(r"([a-z]+\d*)\s*=\s*\"([^\"]*)\"")
 
 
+class MissingSizeError(ValueError):
+    """The data set was opened without the size that its points need; nothing is wrong with its rows."""
+
+
 @dataclass(frozen=True)
 class AdapterContext:
     """What adapters need besides the row.
@@ -91,12 +95,19 @@ def vqa_v2(row: Mapping[str, Any], context: AdapterContext) -> dict[str, Any]:
 
 
 def pixmo_points(row: Mapping[str, Any], context: AdapterContext) -> dict[str, Any]:
-    """PixMo-Points: `{image_url, image_sha256, points: [{x, y}], count, label}`; images by SHA-256 or in `image`."""
+    """PixMo-Points: `{image_url, image_sha256, points: [{x, y}], count, label}`; images by SHA-256 or in `image`.
+
+    Only a row that counts none says that there is none.
+    """
     label = str(row.get("label") or "").strip()
     if not label:
         raise BrokenRow("malformed", "label: missing or empty")
+    points, count = row["points"] or [], row.get("count")
+    if count is None and row["points"] is None:
+        raise BrokenRow("malformed", "points: missing, and no count says that there are none")
+    if count is not None and count != len(points):
+        raise BrokenRow("malformed", f"points: {len(points)}, but count says {count}")
     image = _hashed_image(row, context)
-    points = row["points"] or []
     if not points:
         return _exchange(image, f"Point to every {label}.", f"There is no {label} in the image.")
     if len(points) > MAX_POINTS:
@@ -237,7 +248,9 @@ def _hashed_image(row: Mapping[str, Any], context: AdapterContext) -> Any:
 def _pixels(point: Mapping[str, float], image: Any, context: AdapterContext) -> list[int]:
     """[x, y] in pixels of the resized image, of a point in per cent."""
     if context.resized_size is None:
-        raise ValueError("resized_size: points need the size that the VLM resizes images to; pass the processor's")
+        raise MissingSizeError(
+            "resized_size: points need the size that the VLM resizes images to; pass the processor's"
+        )
     if not (0 <= point["x"] <= 100 and 0 <= point["y"] <= 100):
         raise BrokenRow("malformed", f"points: expected per cent of width and height, got {dict(point)}")
     height, width = context.resized_size(image.height, image.width)

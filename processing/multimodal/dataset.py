@@ -13,16 +13,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch.utils.data import Dataset
 
-from .adapters import ADAPTERS, COLUMNS, AdapterContext, ResizedSize
-from .sources import CAUSES, BrokenRow, ImageFolder, json_rows, open_rows, open_stream, without_decoding
+from .adapters import ADAPTERS, COLUMNS, AdapterContext, MissingSizeError, ResizedSize
+from .skipped_rows import SkippedRows
+from .sources import MAX_PIXELS, BrokenRow, ImageFolder, json_rows, open_rows, open_stream, without_decoding
 
 logger = logging.getLogger(__name__)
 
 MAX_SKIPPED = 1000
 """Rows skipped in a row after which the data set counts as unusable."""
+
+SMALLEST_BUDGET = 28 * 28
+"""Pixels of one token of Qwen2.5-VL."""
 
 
 class MultimodalDataset(Dataset):
@@ -45,11 +48,15 @@ class MultimodalDataset(Dataset):
             order of the stream whatever the index; a resumed run begins it anew in another order, see `begin_at`.
         rows: Number of rows of a stream, which cannot be asked.
         shuffle_buffer: Rows of a stream among which the next is drawn.
+        max_pixels: Larger images are resized to about this many pixels; None: none are.
+        check: Raises `BrokenRow` for a chat that the processor does not take, see `RowCheck`.
+        max_skipped_share: Share of unusable rows among those read above which reading ends with an error.
+        skip_log: JSON lines file that unusable rows are named in, see `SkippedRows`.
 
     Attributes:
         name: The path or Hub id.
         folder: Folder of the data set, where its card lies.
-        skipped: int64 (len(CAUSES),), rows skipped so far by cause, shared with worker processes.
+        skipped: Rows skipped so far, see `SkippedRows`.
 
     Raises:
         ValueError: If an argument does not fit, or columns are missing.
@@ -68,7 +75,13 @@ class MultimodalDataset(Dataset):
         streaming: bool = False,
         rows: int | None = None,
         shuffle_buffer: int = 1000,
+        max_pixels: int | None = MAX_PIXELS,
+        check: Callable[[Mapping[str, Any]], None] | None = None,
+        max_skipped_share: float = 1.0,
+        skip_log: str | Path | None = None,
     ) -> None:
+        if max_pixels is not None and max_pixels < SMALLEST_BUDGET:
+            raise ValueError(f"max_pixels: expected at least {SMALLEST_BUDGET} pixels per image, got {max_pixels}")
         if format not in ADAPTERS:
             raise ValueError(f"format: expected one of {sorted(ADAPTERS)}, got {format!r}")
         source = Path(path)
@@ -78,8 +91,9 @@ class MultimodalDataset(Dataset):
         if images is not None and not folder.is_dir():
             raise ValueError(f"images: {images} is no folder; give the one that holds the images of {path}")
         self._adapter = ADAPTERS[format]
-        self._context = AdapterContext(ImageFolder(folder), resized_size, _side(path, format, annotations))
-        self.skipped = torch.zeros(len(CAUSES), dtype=torch.int64).share_memory_()
+        self._context = AdapterContext(ImageFolder(folder, max_pixels), resized_size, _side(path, format, annotations))
+        self._check = check
+        self.skipped = SkippedRows(self.name, max_skipped_share, skip_log)
         self._stream: _Stream | None = None
         if streaming:
             if rows is None or rows < 1:
@@ -102,16 +116,19 @@ class MultimodalDataset(Dataset):
         """The row's chat, or that of the next usable row.
 
         Raises:
-            ValueError: If `MAX_SKIPPED` rows in a row, or all of them, are unusable.
+            ValueError: If `MAX_SKIPPED` rows in a row, or all of them, are unusable, or more than `max_skipped_share`.
         """
         if not -len(self) <= index < len(self):
             raise IndexError(f"{self.name}: row {index} of {len(self)}")
         tries = min(MAX_SKIPPED, len(self))
         for offset in range(tries):
             try:
-                return self.read_row((index + offset) % len(self))
+                item = self.read_row((index + offset) % len(self))
             except BrokenRow as error:
-                self._count(error)
+                self.skipped.add(error)
+                continue
+            self.skipped.add_usable()
+            return item
         raise ValueError(f"{self.name}: {tries} rows in a row are unusable: {self.report()}")
 
     def begin_at(self, step: int) -> None:
@@ -132,21 +149,20 @@ class MultimodalDataset(Dataset):
         else:
             row = self.rows[index]
         try:
-            return self._adapter(row, self._context)
+            item = self._adapter(row, self._context)
+            if self._check is not None:
+                self._check(item)
+            return item
         except BrokenRow as error:
-            raise BrokenRow(error.cause, f"{self.name}, row {index}: cannot be read ({error})") from error
-        except (KeyError, TypeError, AttributeError) as error:
-            raise BrokenRow("malformed", f"{self.name}, row {index}: cannot be read ({error!r})") from error
+            raise BrokenRow(error.cause, f"{self.name}, row {index}: cannot be read ({error})", index) from error
+        except MissingSizeError:
+            raise
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise BrokenRow("malformed", f"{self.name}, row {index}: cannot be read ({error!r})", index) from error
 
     def report(self) -> dict[str, int]:
         """Rows skipped so far, by cause."""
-        return {cause: count for cause, count in zip(CAUSES, self.skipped.tolist(), strict=True) if count}
-
-    def _count(self, error: BrokenRow) -> None:
-        position = CAUSES.index(error.cause)
-        self.skipped[position] += 1
-        if int(self.skipped[position]) in (1, 10, 100) or int(self.skipped[position]) % 1000 == 0:
-            logger.warning("skipped %d rows so far (%s): %s", int(self.skipped[position]), error.cause, error)
+        return self.skipped.report()
 
 
 class _Stream:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+from syvla.processing.image_modes import to_rgb
 
 FILE_KINDS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 IMAGE_SUFFIXES = ("", ".jpg", ".jpeg", ".png", ".webp")
@@ -17,15 +20,35 @@ class BrokenRow(ValueError):
 
     Attributes:
         cause: One of `CAUSES`, for counting.
+        row: Its number, where it is known; of a stream, in this process.
     """
 
-    def __init__(self, cause: str, detail: str) -> None:
+    def __init__(self, cause: str, detail: str, row: int = -1) -> None:
         super().__init__(detail)
-        self.cause = cause
+        self.cause, self.row = cause, row
 
 
-CAUSES = ("missing image", "unreadable image", "empty answer", "too many points", "malformed")
-"""Why rows are skipped."""
+CAUSES = (
+    "missing image",
+    "unreadable image",
+    "empty answer",
+    "too many points",
+    "malformed",
+    "control tokens",
+    "too long",
+    "image count",
+    "extreme shape",
+)
+"""Why rows are skipped. Checkpoints keep counts in this order: new ones go to the end."""
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO", "AVIF", "JPEG2000")
+"""Formats that are read. Pillow knows more, some of which run other programs."""
+
+MAX_PIXELS = 1280 * 28 * 28
+"""Pixels that larger images are resized to. Ours: at most 1,280 tokens of Qwen2.5-VL, the budget that its authors suggest."""
+
+MAX_ASPECT = 200
+"""Longer side over the shorter one; Qwen2.5-VL's image processor takes no more."""
 
 
 def open_rows(path: str | Path, split: str = "train", revision: str | None = None, field: str | None = None) -> Any:
@@ -86,10 +109,11 @@ class ImageFolder:
 
     Args:
         folder: Root; nothing outside of it is opened.
+        max_pixels: Larger images are resized to about this many pixels; None: none are.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path, max_pixels: int | None = None) -> None:
+        self.folder, self.max_pixels = Path(folder), max_pixels
 
     def find(self, names: Iterator[str] | list[str]) -> Path:
         """The first of `names` that is a file, with any usual ending where a name has none.
@@ -114,27 +138,50 @@ class ImageFolder:
 
 
 def read_image(image: Any, folder: ImageFolder) -> Any:
-    """An RGB image out of what a row holds: a path, bytes as `datasets.Image` stores them, or a decoded image.
+    """An RGB image as it is shown, out of what a row holds: a path, bytes as `datasets.Image` stores them, or an image.
 
     Raises:
-        BrokenRow: It is missing or damaged.
+        BrokenRow: It is missing or damaged, or too long and narrow.
     """
+    if image is None:
+        raise BrokenRow("missing image", "images: an entry is empty")
+    if isinstance(image, str):
+        return folder.open(image)
+    if isinstance(image, Mapping):
+        if image.get("bytes") is None:
+            return read_image(image.get("path"), folder)
+        image = io.BytesIO(image["bytes"])
+    try:
+        return _within_budget(to_rgb(_opened(image)), folder.max_pixels)
+    except BrokenRow:
+        raise
+    except Exception as error:  # of a damaged file Pillow raises nearly anything
+        raise BrokenRow("unreadable image", f"images: {error or type(error).__name__}") from error
+
+
+def _opened(image: Any) -> Any:
     from PIL import Image
 
-    try:
-        if image is None:
-            raise BrokenRow("missing image", "images: an entry is empty")
-        if isinstance(image, str):
-            return folder.open(image)
-        if isinstance(image, Path):
-            return Image.open(image).convert("RGB")
-        if isinstance(image, Mapping):
-            if image.get("bytes") is None:
-                return read_image(image.get("path"), folder)
-            return Image.open(io.BytesIO(image["bytes"])).convert("RGB")
-        return image.convert("RGB")
-    except (OSError, SyntaxError, AttributeError, Image.DecompressionBombError) as error:
-        raise BrokenRow("unreadable image", f"images: {error}") from error
+    if isinstance(image, Path | io.BytesIO):
+        return Image.open(image, formats=FORMATS)
+    if not isinstance(image, Image.Image):
+        raise ValueError(f"expected a path, bytes or an image, got {type(image).__name__}")
+    return image
+
+
+def _within_budget(image: Any, max_pixels: int | None) -> Any:
+    from PIL import Image
+
+    width, height = image.size
+    if max_pixels is not None and width * height > max_pixels:
+        factor = math.sqrt(max_pixels / (width * height))
+        size = max(1, int(width * factor)), max(1, int(height * factor))
+        image = image.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
+    if any(max(size) > MAX_ASPECT * min(size) for size in ((width, height), image.size)):
+        raise BrokenRow(
+            "extreme shape", f"images: {width} x {height} pixels, one side more than {MAX_ASPECT} times the other"
+        )
+    return image
 
 
 def without_decoding(rows: Any) -> Any:

@@ -19,6 +19,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from syvla.durable_files import write_atomically
+from syvla.processing.image_modes import to_rgb
 
 MEMORY_LIMIT = 2**30  # bytes of stored images up to which they are held in memory
 _FORMATS = ("PNG", "JPEG")
@@ -107,12 +108,12 @@ def decode_image(data: bytes | None, size: tuple[int, int]) -> np.ndarray:
     """Decodes PNG or JPEG to uint8 (H, W, 3) after checking that it has the expected size (height, width)."""
     if data is None:
         raise ValueError("the image is not embedded in the parquet file; convert the data set so that it is")
-    image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    image = to_rgb(Image.open(io.BytesIO(data), formats=_FORMATS))
     if image.size != (size[1], size[0]):
         raise ValueError(
             f"the image is {image.size[1]} x {image.size[0]} (height x width), meta/info.json says {size[0]} x {size[1]}"
         )
-    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+    return np.array(image)
 
 
 def _read_images(path: Path, keys: list[str], groups: Sequence[int] | None = None) -> pa.Table:

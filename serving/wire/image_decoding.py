@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from syvla.processing.image_modes import to_rgb
+
 FORMATS = ("JPEG", "PNG")
 _MODES = ("RGB", "RGBA", "L", "LA", "P", "PA", "1", "CMYK", "YCbCr")
 MAX_PIXELS = 4096 * 4096
@@ -34,7 +36,7 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         raise ValueError(f"expected an image of 8 bits per channel, got one of mode {image.mode!r}; send a color image")
     _check_size(*image.size, max_pixels)
     try:
-        return np.asarray(image.convert("RGB"))
+        return np.asarray(to_rgb(image))
     except Exception as error:
         raise ValueError(f"expected a whole JPEG or PNG file, got a damaged or truncated one ({error})") from None
 

@@ -58,7 +58,8 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: SyVLATrain
     set_seed(args.seed)
     model, processor = load_checkpoint(model_args)
     robot = load_robot_data(data_args, model, processor)
-    multimodal = load_multimodal_data(data_args, processor)
+    rank = "" if args.process_index == 0 else f"_{args.process_index}"
+    multimodal = load_multimodal_data(data_args, processor, Path(args.output_dir) / f"skipped_rows{rank}.jsonl")
     if data_args.validate_data:
         validate(robot, multimodal, model, processor, data_args.validate_images)
     embodiments = {dataset.embodiment for dataset in robot}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from syvla.training.run.arguments import DataArguments
@@ -104,20 +105,32 @@ def _units(spec: dict[str, Any], entry: dict[str, Any]) -> dict[str, list[str]]:
     return {f"{kind}_units": list(units[kind]) for kind in ("state", "action")}
 
 
-def load_multimodal_data(data_args: DataArguments, processor: Any) -> list[Any]:
+def load_multimodal_data(data_args: DataArguments, processor: Any, skip_log: str | Path | None = None) -> list[Any]:
     """Open the vision-language datasets.
+
+    Args:
+        data_args: Their entries, and what holds for all of them.
+        processor: The checkpoint's processor, which rows have to fit.
+        skip_log: File that names the rows which are skipped in training.
 
     Raises:
         ValueError: If any cannot be opened, with the problems of all of them.
     """
     from syvla.processing.multimodal.dataset import MultimodalDataset, resized_size
+    from syvla.processing.multimodal.row_checks import RowCheck
 
+    common: dict[str, Any] = {
+        "resized_size": partial(resized_size, processor.image_processor),
+        "check": RowCheck(processor),
+        "max_skipped_share": data_args.max_skipped_share,
+        "skip_log": skip_log,
+    }
     datasets, problems = [], []
     for spec in data_args.multimodal_specs:
-        options = {key: value for key, value in spec.items() if key not in ("path", "weight")}
+        options = {"max_pixels": data_args.max_pixels, **spec}
+        options = {key: value for key, value in options.items() if key not in ("path", "weight")}
         try:
-            rule = partial(resized_size, processor.image_processor)
-            datasets.append(MultimodalDataset(spec["path"], resized_size=rule, **options))
+            datasets.append(MultimodalDataset(spec["path"], **common, **options))
         except (ValueError, OSError, TypeError) as error:
             problems.append(f"{spec['path']}: {error}")
     if problems:

@@ -233,7 +233,7 @@ class SyVLATrainer(AtomicCheckpointMixin, Trainer):
         """Rows of multi-modal data that could not be used since the run began, by dataset and cause."""
         if not (counted := self._counted()):
             return {}
-        own = torch.stack([dataset.skipped for _, dataset in counted])
+        own = torch.stack([dataset.skipped.counts for _, dataset in counted])
         total = self._gather(own[None]).sum(0)
         return {
             f"skipped_rows/{name}/{cause}": count
@@ -304,7 +304,7 @@ class SyVLATrainer(AtomicCheckpointMixin, Trainer):
             "loss": self._tr_loss.item(),
             "last_logged_step": self._globalstep_last_logged,
             "metrics": self._metrics["train"].state_dict(),
-            "skipped_rows": {name: dataset.skipped.tolist() for name, dataset in self._counted()},
+            "skipped_rows": {name: dataset.skipped.counts.tolist() for name, dataset in self._counted()},
         }
         path = Path(output_dir) / f"unlogged_losses_{self.args.process_index}.json"
         path.write_text(json.dumps(sums) + "\n", encoding="utf-8")
@@ -318,7 +318,7 @@ class SyVLATrainer(AtomicCheckpointMixin, Trainer):
             self._globalstep_last_logged = sums["last_logged_step"]
             self._metrics["train"].load_state_dict(sums["metrics"])
             for name, dataset in self._counted():
-                dataset.skipped += torch.tensor(sums.get("skipped_rows", {}).get(name, 0))
+                dataset.skipped.restore(sums.get("skipped_rows", {}).get(name, []))
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)

@@ -46,6 +46,7 @@ MULTIMODAL_KEYS = (
     "streaming",
     "rows",
     "shuffle_buffer",
+    "max_pixels",
 )
 
 
@@ -118,6 +119,20 @@ class DataArguments:
     multimodal_share: float = field(
         default=0.30, metadata={"help": "Share of multi-modal samples in every batch; 0 without multi-modal data."}
     )
+    max_pixels: int = field(
+        default=1280 * 28 * 28,
+        metadata={
+            "help": "Larger images of multi-modal data are resized to about this many pixels (784 a token); a photo of 12 "
+            "megapixels would else be 15,577 tokens. An entry of multimodal_datasets may say otherwise."
+        },
+    )
+    max_skipped_share: float = field(
+        default=0.5,
+        metadata={
+            "help": "Share of a multi-modal dataset's rows that may be unusable; beyond it the run ends with the causes. "
+            "Skipped rows are named in skipped_rows.jsonl in output_dir."
+        },
+    )
     ignore_thoughts: bool = field(
         default=False,
         metadata={"help": "Train as if no dataset had thoughts (without CoT, Table 3), whatever their thought_source."},
@@ -140,6 +155,8 @@ class DataArguments:
     def __post_init__(self) -> None:
         if not 0.0 <= self.multimodal_share < 1.0:
             raise ValueError(f"multimodal_share: expected a number in [0, 1), got {self.multimodal_share}")
+        if not 0.0 <= self.max_skipped_share <= 1.0:
+            raise ValueError(f"max_skipped_share: expected a number in [0, 1], got {self.max_skipped_share}")
         self.robot_specs = [dataset_spec(entry, "robot_datasets", ROBOT_KEYS) for entry in self.robot_datasets]
         self.multimodal_specs = [
             dataset_spec(entry, "multimodal_datasets", MULTIMODAL_KEYS) for entry in self.multimodal_datasets

@@ -15,7 +15,8 @@ oldest() {
     test -x $python || "$interpreter" -m venv .venv-oldest
     # uv resolves to the oldest release that each requirement of pyproject.toml admits, which pip cannot.
     $python -m pip install -qq --disable-pip-version-check uv
-    $python -m uv pip install --quiet --python $python --resolution lowest-direct -e '.[test]'
+    # The image processors of transformers 5.4 need torchvision; newer ones do without.
+    $python -m uv pip install --quiet --python $python --resolution lowest-direct -e '.[test]' 'torchvision>=0.22'
     $python -m pytest -rs -n 2 --dist worksteal tests
 }
 

@@ -34,12 +34,13 @@ def test_lerobot_finds_the_distribution_and_imports_a_module_of_the_same_name():
 
 
 def test_classes_and_functions_have_the_names_that_lerobot_derives():
-    config = definition(parsed("configuration_syvla"), "SyVLAConfig")
+    config = definition(parsed("configuration_syvla"), "LeRobotSyVLAConfig")
     assert [ast.unparse(decorator) for decorator in config.decorator_list] == [
         "PreTrainedConfig.register_subclass('syvla')",
         "dataclass",
     ]
-    policy = definition(parsed("modeling_syvla"), "SyVLAPolicy")
+    # `get_policy_class` makes the one name out of the other
+    policy = definition(parsed("modeling_syvla"), config.name.removesuffix("Config") + "Policy")
     create = next(node for node in policy.body if getattr(node, "name", None) == "__init__")
     assert create.args.kwarg is not None, "LeRobot's factory passes more than the config"
     make = definition(parsed("processor_syvla"), "make_syvla_pre_post_processors")

@@ -12,13 +12,13 @@ except ImportError as error:
         "use SyVLA through transformers: AutoModel.from_pretrained, see SyVLA's README"
     ) from error
 
-from .configuration_syvla import SyVLAConfig
+from .configuration_syvla import LeRobotSyVLAConfig
 from .processor_syvla import SyVLAActionsStep, SyVLAInputsStep, make_syvla_pre_post_processors
 from .tabletop_environment import TabletopEnvConfig
 
 __all__ = [
     "SyVLAActionsStep",
-    "SyVLAConfig",
+    "LeRobotSyVLAConfig",
     "SyVLAInputsStep",
     "TabletopEnvConfig",
     "make_syvla_pre_post_processors",

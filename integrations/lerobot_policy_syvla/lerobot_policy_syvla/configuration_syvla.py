@@ -9,7 +9,7 @@ from lerobot.configs import NormalizationMode, PreTrainedConfig
 from lerobot.optim import AdamWConfig, CosineDecayWithWarmupSchedulerConfig
 from lerobot.utils.constants import ACTION, OBS_STATE
 
-from syvla.modeling_syvla import SyVLAConfig as SyVLAModelConfig
+from syvla.modeling_syvla import SyVLAConfig
 
 STATISTICS_SOURCES = ("auto", "checkpoint", "dataset")
 NORMALIZATIONS = ("mean_std", "quantile", "min_max", "identity")
@@ -22,8 +22,10 @@ def _no_normalization() -> dict[str, NormalizationMode]:
 
 @PreTrainedConfig.register_subclass("syvla")
 @dataclass
-class SyVLAConfig(PreTrainedConfig):
+class LeRobotSyVLAConfig(PreTrainedConfig):
     """Options of the policy; every field is `--policy.<field>` on LeRobot's command lines.
+
+    LeRobot finds the policy's class by name: `<Name>Config` here, `<Name>Policy` in `modeling_syvla`.
 
     Attributes:
         syvla_checkpoint: Folder or Hub id of a SyVLA checkpoint (transformers layout) to start from.
@@ -102,9 +104,9 @@ class SyVLAConfig(PreTrainedConfig):
     def _read_model_config(self) -> None:
         """Takes the model's config from the checkpoint: LeRobot cuts action chunks before it makes the policy."""
         if self.random_tiny:
-            self.set_model_config(SyVLAModelConfig.tiny(embodiments={}))
+            self.set_model_config(SyVLAConfig.tiny(embodiments={}))
         elif self.syvla_checkpoint:
-            self.set_model_config(SyVLAModelConfig.from_pretrained(self.syvla_checkpoint, revision=self.syvla_revision))
+            self.set_model_config(SyVLAConfig.from_pretrained(self.syvla_checkpoint, revision=self.syvla_revision))
 
     def _set_chunk_size(self, size: int) -> None:
         if self.chunk_size not in (None, size):
@@ -119,10 +121,10 @@ class SyVLAConfig(PreTrainedConfig):
 
     # ------------------------------------------------------------------ the model's config
 
-    def set_model_config(self, config: SyVLAModelConfig) -> None:
+    def set_model_config(self, config: SyVLAConfig) -> None:
         self.syvla_config = json.loads(config.to_json_string(use_diff=False))
 
-    def model_config(self) -> SyVLAModelConfig:
+    def model_config(self) -> SyVLAConfig:
         """The model's config, with this policy's robot among its embodiments.
 
         Raises:
@@ -133,7 +135,7 @@ class SyVLAConfig(PreTrainedConfig):
                 "syvla_checkpoint: missing; name a SyVLA checkpoint with --policy.syvla_checkpoint=FOLDER_OR_HUB_ID, continue "
                 "a LeRobot checkpoint with --policy.path=FOLDER, or try --policy.random_tiny=true"
             )
-        config = SyVLAModelConfig.from_dict(self.syvla_config)
+        config = SyVLAConfig.from_dict(self.syvla_config)
         self.validate_features()
         self.embodiment = self._embodiment_name(config)
         state, action = self.robot_state_feature, self.action_feature
@@ -150,7 +152,7 @@ class SyVLAConfig(PreTrainedConfig):
         config.add_embodiment(self.embodiment, **wanted)
         return config
 
-    def _embodiment_name(self, config: SyVLAModelConfig) -> str:
+    def _embodiment_name(self, config: SyVLAConfig) -> str:
         if self.embodiment is not None:
             return self.embodiment
         if len(config.embodiments) > 1:

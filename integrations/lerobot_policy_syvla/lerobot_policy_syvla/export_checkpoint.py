@@ -12,7 +12,7 @@ from pathlib import Path
 import syvla  # noqa: F401  gives the processor its place among a checkpoint's remote code
 
 from . import processor_syvla
-from .modeling_syvla import SyVLAPolicy
+from .modeling_syvla import LeRobotSyVLAPolicy
 
 
 def export_checkpoint(source: str | Path, output: str | Path, revision: str | None = None) -> None:
@@ -26,7 +26,7 @@ def export_checkpoint(source: str | Path, output: str | Path, revision: str | No
     output = Path(output)
     if output.exists() and any(output.iterdir()):
         raise FileExistsError(f"{output} is not empty; choose another folder")
-    policy = SyVLAPolicy.from_pretrained(source, revision=revision)
+    policy = LeRobotSyVLAPolicy.from_pretrained(source, revision=revision)
     processor = processor_syvla.load_saved_processor(str(source), revision)
     policy.model.save_pretrained(output)
     processor.save_pretrained(output)

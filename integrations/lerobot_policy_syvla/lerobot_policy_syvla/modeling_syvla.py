@@ -14,14 +14,14 @@ from torch import Tensor
 
 from syvla.modeling_syvla import SyVLAModel
 
-from .configuration_syvla import SyVLAConfig
+from .configuration_syvla import LeRobotSyVLAConfig
 from .processor_syvla import MODEL_INPUT_PREFIX, load_saved_processor, load_syvla_processor
 from .training_data import TrainingData, train_on
 
 logger = logging.getLogger(__name__)
 
 
-class SyVLAPolicy(PreTrainedPolicy):
+class LeRobotSyVLAPolicy(PreTrainedPolicy):
     """SyVLA in LeRobot's training, evaluation and rollout.
 
     It takes the batches that the preprocessor of `make_syvla_pre_post_processors` makes; the actions it returns are
@@ -37,14 +37,14 @@ class SyVLAPolicy(PreTrainedPolicy):
         last_thoughts: Thoughts of the last predicted chunk, one per sample; None without thinking.
     """
 
-    config_class = SyVLAConfig
+    config_class = LeRobotSyVLAConfig
     name = "syvla"
 
     def __init__(
-        self, config: SyVLAConfig, *, weights_follow: bool = False, dataset_meta: Any = None, **kwargs: Any
+        self, config: LeRobotSyVLAConfig, *, weights_follow: bool = False, dataset_meta: Any = None, **kwargs: Any
     ) -> None:
         super().__init__(config)
-        self.config: SyVLAConfig
+        self.config: LeRobotSyVLAConfig
         model_config = config.model_config()
         robot = config.embodiment
         assert robot is not None  # settled by model_config
@@ -58,8 +58,8 @@ class SyVLAPolicy(PreTrainedPolicy):
             self.model.add_embodiment(robot, dims["state_dim"], dims["action_dim"])
         else:
             raise ValueError(
-                "syvla_checkpoint: missing, so there are no weights; load a saved policy with SyVLAPolicy.from_pretrained "
-                "(--policy.path=FOLDER)"
+                "syvla_checkpoint: missing, so there are no weights; load a saved policy with "
+                "LeRobotSyVLAPolicy.from_pretrained (--policy.path=FOLDER)"
             )
         config.set_model_config(self.model.config)
         if config.gradient_checkpointing:
@@ -70,7 +70,9 @@ class SyVLAPolicy(PreTrainedPolicy):
             train_on(TrainingData(dataset_meta.root, config.thought_source))
 
     @classmethod
-    def from_pretrained(cls, pretrained_name_or_path: str | Path, *, strict: bool = True, **kwargs: Any) -> SyVLAPolicy:
+    def from_pretrained(
+        cls, pretrained_name_or_path: str | Path, *, strict: bool = True, **kwargs: Any
+    ) -> LeRobotSyVLAPolicy:
         """Loads a LeRobot checkpoint. Missing, unexpected or mis-shaped weights raise RuntimeError with their names.
 
         Args:

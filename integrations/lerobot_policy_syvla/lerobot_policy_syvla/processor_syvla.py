@@ -18,7 +18,7 @@ from lerobot.processor import PolicyProcessorPipeline, ProcessorStep, ProcessorS
 from lerobot.processor.factory import make_default_policy_processor_steps, make_policy_processor_pipelines
 from lerobot.utils.constants import ACTION, OBS_STATE, POLICY_PREPROCESSOR_DEFAULT_NAME
 
-from .configuration_syvla import SyVLAConfig
+from .configuration_syvla import LeRobotSyVLAConfig
 from .training_data import TrainingData, training_thoughts
 
 MODEL_INPUT_PREFIX = "observation.syvla."
@@ -162,7 +162,7 @@ class SyVLAActionsStep(ProcessorStep):
 
 
 def make_syvla_pre_post_processors(
-    config: SyVLAConfig, dataset_stats: dict[str, dict[str, Any]] | None = None
+    config: LeRobotSyVLAConfig, dataset_stats: dict[str, dict[str, Any]] | None = None
 ) -> tuple[Any, Any]:
     """Pipelines for a policy that starts from a SyVLA checkpoint; LeRobot finds this function by its name.
 
@@ -200,7 +200,7 @@ def make_syvla_pre_post_processors(
     )
 
 
-def load_syvla_processor(config: SyVLAConfig) -> Any:
+def load_syvla_processor(config: LeRobotSyVLAConfig) -> Any:
     """SyVLAProcessor of the checkpoint that a policy starts from."""
     from syvla.processing import SyVLAProcessor, build_tiny_processor
 
@@ -240,7 +240,7 @@ def _images(key: str, value: Any) -> np.ndarray:
 
 
 def _dataset_statistics(
-    config: SyVLAConfig, dataset_stats: dict[str, dict[str, Any]] | None
+    config: LeRobotSyVLAConfig, dataset_stats: dict[str, dict[str, Any]] | None
 ) -> dict[str, dict[str, list[float]]]:
     """Statistics of "state" and "action": exact ones where the data set is at hand, else LeRobot's."""
     meta = getattr(config, "_runtime_dataset_meta", None)  # set by LeRobot's make_policy

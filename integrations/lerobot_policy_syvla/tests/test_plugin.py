@@ -23,7 +23,7 @@ print(get_policy_class("syvla").__name__)
 """
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.split()[-1] == "SyVLAPolicy"
+    assert result.stdout.split()[-1] == "LeRobotSyVLAPolicy"
     assert distribution("lerobot_policy_syvla").metadata["Name"] == "lerobot_policy_syvla"
 
 

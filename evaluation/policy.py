@@ -1,7 +1,7 @@
-"""What closed-loop evaluation needs of a policy, and how one is found: a checkpoint, or a policy server.
+"""What closed-loop evaluation needs of a policy, and how to load one: from a checkpoint, or behind a policy server.
 
 A policy turns observations into action chunks in physical units. It is called with a batch of observations of several
-episodes, and its answer for one of them must not depend on the others: all randomness comes from the seed of each call.
+episodes. The answer to one observation must not depend on the others, so all randomness comes from each sample's own seed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Policy(Protocol):
     """What `evaluate_closed_loop` needs of a policy.
 
     Attributes:
-        name: For reports and progress bars.
+        name: Name for reports and progress bars.
         chunk_size: T, the number of actions per call.
     """
 
@@ -30,7 +30,7 @@ class Policy(Protocol):
     chunk_size: int
 
     def identity(self) -> dict[str, Any]:
-        """JSON-serialisable description that changes whenever the policy's behaviour may change."""
+        """JSON-serializable description that changes whenever the policy's behavior may change."""
         ...
 
     def predict(
@@ -47,7 +47,7 @@ class Policy(Protocol):
 
 
 def check_action_chunks(answer: ActionChunks, batch: int, steps: int, action_names: Sequence[str]) -> None:
-    """Refuses an answer that cannot be executed. Values that are not finite pass: they are the episode's failure.
+    """Refuses an answer that cannot be executed. Values that are not finite pass; they make the episode fail.
 
     Args:
         answer: Of a policy.
@@ -56,7 +56,7 @@ def check_action_chunks(answer: ActionChunks, batch: int, steps: int, action_nam
         action_names: D names of the environment's action.
 
     Raises:
-        ValueError: If shape or dtype of the actions, or the number of thoughts, is another than asked for.
+        ValueError: If the actions have another shape or dtype, or there are more or fewer thoughts, than asked for.
     """
     actions = answer.actions
     expected = f"({batch}, at least {steps}, {len(action_names)})"
@@ -79,7 +79,7 @@ def load_policy(model: str, environment: RobotEnvironment, **options: Any) -> Po
 
     Args:
         model: A name of `BASELINES`, folder or Hub id of a checkpoint, or URL of a policy server.
-        environment: Gives embodiment and cameras.
+        environment: Environment that names the embodiment and the cameras.
         **options: For a checkpoint see `SyVLAPolicy.from_pretrained`, for a server `RemotePolicy`.
 
     Raises:

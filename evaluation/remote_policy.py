@@ -1,11 +1,11 @@
 """A policy behind a server: ours, or any that speaks openpi's websocket protocol (pi0, GR00T, LeRobot policies, ...).
 
-Both are asked in the same way: an observation goes out in the server's dialect (see `serving/wire/dialects.py`), an action
-chunk in the units of the environment's actions comes back. A SyVLA server, known by its `protocol_version`, also gets
-what makes its answers repeatable: `seed`, `think`, `max_new_tokens`, `num_steps`. Other servers get the dialect's keys
-and draw their own noise.
+Every server is asked in the same way: it gets an observation in its dialect (see `serving/wire/dialects.py`) and returns an
+action chunk in the units of the environment's actions. A SyVLA server, recognized by its `protocol_version`, also gets the
+options that make its answers repeatable: `seed`, `think`, `max_new_tokens`, `num_steps`. Other servers get only the dialect's
+keys and draw their own noise.
 
-How to compare policies on equal terms stands in `evaluation/README.md`. Imports no torch.
+`evaluation/README.md` says how to compare policies on equal terms. Imports no torch.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from syvla.serving.wire.dialects import Dialect
 from .environments.base import Observation, RobotEnvironment
 
 DEFAULT_TIMEOUT = 60.0
-"""Seconds until an answer has to be there. Ours: far beyond any policy's call; a server that compiles at its first
-request needs more."""
+"""Seconds within which a server has to answer. Ours: far more than any policy's call takes; a server that compiles at its
+first request needs more."""
 
 NATIVE_DIALECT = "lerobot"
 
@@ -42,13 +42,13 @@ class RemotePolicy:
 
     Args:
         url: ws://host:port, or http:// or https:// for the same.
-        environment: Gives embodiment and cameras. Where the server does not say how long its chunks are, the environment
-            is reset once and its observation sent, which also shows at once whether the server understands it.
+        environment: Environment that names the embodiment and the cameras. If the server does not say how long its chunks
+            are, the environment is reset once and its observation is sent; this also shows whether the server understands it.
         dialect: Name or file of the dialect in which observations are written.
-        token: For the server, if it asks for one.
-        timeout: Seconds until the server has to answer.
-        connections: Requests of one batch under way at the same time. With 1 they follow each other, so that a SyVLA
-            server answers each alone and an evaluation repeats to the bit; with more it may batch them.
+        token: The server's token, if it asks for one.
+        timeout: Seconds within which the server has to answer.
+        connections: Requests of one batch that are sent at the same time. With 1, a SyVLA server answers each request
+            alone, so that an evaluation repeats to the bit; with more, the server may batch them.
         think: For a SyVLA server, as in `SyVLAPolicy`.
         max_new_tokens: As `think`.
         num_steps: As `think`.
@@ -56,8 +56,8 @@ class RemotePolicy:
 
     Raises:
         ConnectionError: If nobody answers at the URL; the message names it.
-        ValueError: If an option is given that only a SyVLA server knows and this is none, the SyVLA server does not know
-            the embodiment, or the observation does not fit the dialect.
+        ValueError: If another server than SyVLA's is given an option that only SyVLA's knows, the server does not know the
+            embodiment, or the observation does not fit the dialect.
         RuntimeError: If the server refuses the token or the first observation; the text is the server's own.
     """
 
@@ -106,7 +106,7 @@ class RemotePolicy:
             raise
 
     def identity(self) -> dict[str, Any]:
-        """The version that the server gives for its policy; without one its address and metadata have to do."""
+        """The policy version that the server gives; if it gives none, its address and a hash of its metadata."""
         version = self.metadata.get("policy_version")
         if isinstance(version, str) and version:
             identity: dict[str, Any] = {"policy": "server", "policy_version": version}
@@ -190,7 +190,7 @@ class RemotePolicy:
             )
 
     def _for_cameras(self, dialect: Dialect) -> Dialect:
-        """Foreign servers know cameras by the data set's names, our own by the model's views."""
+        """The dialect with the server's names of the cameras: ours uses the model's views, others the dataset's names."""
         if dialect.camera_key is None or self.own_server:
             return dialect
         return dialect.for_views(list(self.view_cameras), self.view_cameras)

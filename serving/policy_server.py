@@ -1,7 +1,7 @@
 """The policy server: openpi's websocket protocol and HTTP on one port (`syvla-serve`).
 
-A policy that is loading or warming up answers nobody: `/readyz` says 503, and websockets get their first frame once it is
-ready. Inference runs in a worker thread (`batching`), so that pings are answered during the longest call.
+While the policy loads and warms up, no request is answered: `/readyz` says 503, and a websocket gets its first frame once
+the policy is ready. Inference runs in a worker thread (`batching`), so that pings are answered during the longest call.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def build_app(service: ActService, routers: Sequence[APIRouter] = ()) -> FastAPI
 
     Args:
         service: Holds settings and policy; `service.holder.swap(policy)` replaces the policy between two batches.
-        routers: Further routes, behind the same access control. Handlers may raise `RequestError` and read bodies with
-            `http_routes.read_body`.
+        routers: Further routes, behind the same access control. Their handlers may raise `RequestError`, and read bodies
+            with `http_routes.read_body`.
     """
 
     @asynccontextmanager
@@ -70,15 +70,15 @@ class PolicyServer:
     """A server for one policy, in a thread of this process (`start`, `stop`) or as the process itself (`run`).
 
     Args:
-        policy: The policy, or a function that loads it; it is called in a thread once the server listens.
+        policy: The policy, or a function that loads it. The function is called in a thread once the server listens.
         settings: See `ServerSettings`.
         routers: See `build_app`.
         record: Folder in which served episodes are recorded, see `RolloutRecorder`.
-        rl: Run of reinforcement learning; it then gives the policy, records, and adds its routes.
+        rl: Run of reinforcement learning. The run then gives the policy, records episodes, and adds routes.
 
     Attributes:
-        service: What answers requests.
-        holder: The policy in use.
+        service: Answers requests.
+        holder: Holds the policy in use.
     """
 
     def __init__(
@@ -158,7 +158,7 @@ class PolicyServer:
 
     @property
     def port(self) -> int:
-        """The port it listens on."""
+        """The port that the server listens on."""
         if self._socket is None:
             raise RuntimeError("the server does not listen yet; call start")
         return self._socket.getsockname()[1]
@@ -178,7 +178,7 @@ class PolicyServer:
 
         Raises:
             OSError: The port is taken.
-            Exception: What loading raised.
+            Exception: Whatever loading the policy raised.
         """
         self._socket = self._bind()
         self._thread = threading.Thread(target=self._serve, name="policy-server", daemon=True)
@@ -192,7 +192,7 @@ class PolicyServer:
         return self
 
     def stop(self) -> None:
-        """Finishes what was accepted, then stops. May be called twice."""
+        """Answers the requests that were accepted, then stops. May be called twice."""
         if self._thread is not None and self._thread.is_alive():
             self._server.begin_drain()
             self._thread.join()
@@ -208,7 +208,7 @@ class PolicyServer:
 
         Raises:
             OSError: The port is taken.
-            Exception: What loading raised.
+            Exception: Whatever loading the policy raised.
         """
         self._socket = self._bind()
         self._serve()
@@ -221,7 +221,7 @@ class PolicyServer:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listening.bind((self.settings.host, self.settings.port))
-            listening.listen(1024)  # from now on nobody is turned away, though the loop may still be starting
+            listening.listen(1024)  # clients may connect from now on, though the event loop may still be starting
         except OSError as error:
             listening.close()
             raise OSError(f"{self.settings.host}:{self.settings.port}: cannot listen there ({error})") from error
@@ -240,7 +240,7 @@ class PolicyServer:
             self._ready.set()
 
     def _load_policy(self) -> None:
-        """Loads and warms up the policy, then lets requests in."""
+        """Loads and warms up the policy, then begins to answer requests."""
         try:
             policy = self._load()
             robots = self.service.robots(policy)  # settings and policy must belong together
@@ -259,7 +259,7 @@ class PolicyServer:
 
 
 class _DrainingServer(uvicorn.Server):
-    """uvicorn cuts websockets off when it stops; this one first lets the service finish."""
+    """A uvicorn server that lets the service finish before it stops; uvicorn itself cuts websockets off."""
 
     def __init__(self, config: uvicorn.Config, service: ActService) -> None:
         super().__init__(config)
@@ -267,7 +267,7 @@ class _DrainingServer(uvicorn.Server):
         self._stopping = threading.Event()
 
     def begin_drain(self) -> None:
-        """Stops once everything accepted is answered; from any thread."""
+        """Makes the server stop once every accepted request is answered. May be called from any thread."""
         self._stopping.set()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

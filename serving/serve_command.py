@@ -28,7 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--model", help="checkpoint folder or Hub id; needed except with --rl-run")
     parser.add_argument("--revision", help="commit, branch or tag on the Hub")
-    parser.add_argument("--device", help="torch device; by default a GPU where there is one")
+    parser.add_argument("--device", help="torch device; by default a GPU if there is one")
     parser.add_argument(
         "--dtype",
         default="auto",
@@ -61,7 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="name of a camera in LeRobot's keys, such as center=head; the view is then required",
     )
     robot.add_argument("--limits", type=Path, help="YAML file with joint and rate limits per embodiment")
-    robot.add_argument("--record", type=Path, metavar="DIR", help="record served episodes as a LeRobot data set")
+    robot.add_argument("--record", type=Path, metavar="DIR", help="record served episodes as a LeRobot dataset")
 
     learning = parser.add_argument_group("reinforcement learning")
     learning.add_argument(
@@ -125,7 +125,7 @@ def settings_of(arguments: argparse.Namespace) -> ServerSettings:
     """The settings that a command line asks for.
 
     Raises:
-        ValueError: Values that cannot be, or an address that needs a token.
+        ValueError: An impossible value, or an address that needs a token.
     """
     default = ServerSettings()
     message = int(arguments.max_message_mb * 2**20)
@@ -189,7 +189,7 @@ def _server(arguments: argparse.Namespace, settings: ServerSettings) -> PolicySe
         raise ValueError("model: expected a checkpoint folder or Hub id (--model), or a run (--rl-run)")
     if arguments.dual_system and settings.think > 1:
         raise ValueError(
-            f"think: expected on or off with --async, whose VLM thinks at every look or never, got {settings.think}"
+            f"think: expected on or off with --async, whose VLM thinks at every run or never, got {settings.think}"
         )
     options: dict[str, Any] = {"max_query_age": arguments.max_query_age} if arguments.dual_system else {}
     return PolicyServer.from_pretrained(

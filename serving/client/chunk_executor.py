@@ -37,10 +37,10 @@ Answer = TypeVar("Answer", bound=_Answer)
 
 
 class _Execution(Generic[Answer]):
-    """Which action of which chunk comes next, and when to ask for another chunk; the asking is left to the subclasses.
+    """Decides which action of which chunk comes next, and when to ask for another chunk. Subclasses send the requests.
 
     Attributes:
-        last_reply: The newest reply that is in use; None before the first.
+        last_reply: The reply whose chunk is in use; None before the first one.
         seam: Largest difference of the two chunks' commands for the step at which the last one was entered, physical
             units: the jump that the robot saw. None before the second chunk.
     """
@@ -54,7 +54,7 @@ class _Execution(Generic[Answer]):
         self._begin()
 
     def _begin(self) -> None:
-        """Forgets chunk and pending request: a new episode begins."""
+        """Forgets chunk and pending request, for a new episode."""
         self.last_reply: dict[str, Any] | None = None
         self.seam: float | None = None
         self._chunk: np.ndarray | None = None
@@ -64,11 +64,11 @@ class _Execution(Generic[Answer]):
 
     @property
     def _ahead(self) -> bool:
-        """Whether requests are asked while a chunk runs."""
+        """Whether requests are sent while a chunk runs."""
         return self.prefetch > 0 and self._chunk is not None
 
     def _due(self, extras: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Options of the request that this step's observation goes out with; None: it is not asked about."""
+        """Options of the request with this step's observation; None if this step sends no request."""
         if self._chunk is None:
             return {**extras}
         left = len(self._chunk) - self._position
@@ -83,7 +83,7 @@ class _Execution(Generic[Answer]):
         self._pending, self._since = answer, 0
 
     def _taken(self) -> Answer | None:
-        """The pending answer, if this step needs it or may have it; nothing is pending then."""
+        """Takes the pending answer if this step needs it, or if it is due and has arrived; otherwise None."""
         answer = self._pending
         if answer is None or self._chunk is None:
             return None
@@ -115,16 +115,15 @@ class ChunkExecutor(_Execution[Future[dict[str, Any]]]):
     """Executes `replan_steps` actions of each chunk.
 
     Without prefetch the robot waits for every chunk. With `prefetch` = d the old chunk goes on for d steps after the
-    observation that the next one answers. The request then carries the part of the old chunk that has not run and d, so
-    that the server makes the new chunk continue it (`syvla.serving.policies.chunk_stitching`), and the new chunk is entered
-    at the step that has come by the time it is there. An answer that takes longer is waited for only
-    when the old chunk has run out.
+    observation of the next request. The request then carries d and the part of the old chunk that has not run, so that the
+    server makes the new chunk continue the old one (`syvla.serving.policies.chunk_stitching`). The new chunk is entered at
+    the step that is due when it arrives. If it arrives late, the robot waits for it only when the old chunk has run out.
 
     Args:
         client: A `PolicyClient`, or anything with its `act`.
         replan_steps: Control steps between two requests.
-        prefetch: d, less than `replan_steps`; 0: wait. Take control rate times latency, rounded up; chunks need at least
-            `replan_steps + prefetch` actions.
+        prefetch: d, less than `replan_steps`; 0: wait for every chunk. A good value is control rate times latency, rounded
+            up. Chunks need at least `replan_steps + prefetch` actions.
         stitch: With prefetch, whether to send the old chunk.
 
     Attributes:
@@ -150,7 +149,7 @@ class ChunkExecutor(_Execution[Future[dict[str, Any]]]):
         return self._next()
 
     def reset(self) -> None:
-        """Forgets chunk and pending request and tells the server: a new episode begins."""
+        """Begins a new episode: forgets chunk and pending request, and tells the server."""
         if self._pending is not None and not self._pending.cancel():
             self._pending.exception()  # waits: the connection answers one request at a time
         self._begin()
@@ -163,10 +162,10 @@ class ChunkExecutor(_Execution[Future[dict[str, Any]]]):
 
 
 class AsyncChunkExecutor(_Execution[asyncio.Task[dict[str, Any]]]):
-    """`ChunkExecutor` for asyncio: `action = await executor.step(...)`, which waits only where that one would.
+    """`ChunkExecutor` for asyncio: `action = await executor.step(...)`.
 
-    Requests ahead of time are tasks of the event loop, which go on while the caller sleeps until its next step. All
-    methods belong to one task of the caller.
+    Requests that are sent while a chunk runs are tasks of the event loop, which go on while the caller sleeps until its
+    next step. Call all methods from one task.
 
     Args:
         client: An `AsyncPolicyClient`, or anything with its `act`.
@@ -181,7 +180,7 @@ class AsyncChunkExecutor(_Execution[asyncio.Task[dict[str, Any]]]):
         self.client = client
 
     async def step(self, images: Mapping[str, np.ndarray], state: np.ndarray, prompt: str, **extras: Any) -> np.ndarray:
-        """See `ChunkExecutor.step`. Cancelling it gives up an answer that it waits for; the next step asks again."""
+        """See `ChunkExecutor.step`. Canceling it gives up the answer that it waits for; the next step asks again."""
         options = self._due(extras)
         if options is not None and self._ahead:
             self._asked(asyncio.create_task(self.client.act(images, state, prompt, **options)))  # type: ignore[arg-type]
@@ -195,7 +194,7 @@ class AsyncChunkExecutor(_Execution[asyncio.Task[dict[str, Any]]]):
         return self._next()
 
     async def reset(self) -> None:
-        """See `ChunkExecutor.reset`; waits for a pending request, since giving it up would cost the connection."""
+        """See `ChunkExecutor.reset`. Waits for a pending request, since canceling it would close the connection."""
         await self.close()
         self._begin()
         self.client.reset()

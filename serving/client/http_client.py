@@ -28,7 +28,7 @@ def http_act(
         url: `http://host:port`.
         request: For example from `syvla.serving.client.policy_client.observation_request`; give a `seed` and a
             `request_id` to repeat it.
-        token: The server's, if it wants one.
+        token: The server's token, if it asks for one.
         timeout: Seconds without a byte from the server.
 
     Raises:
@@ -46,7 +46,7 @@ def http_metadata(url: str, *, token: str | None = None, timeout: float = 10.0) 
 def http_json(
     url: str, path: str, body: Mapping[str, Any] | None = None, *, token: str | None = None, timeout: float = 30.0
 ) -> dict[str, Any]:
-    """`GET path`, or `POST path` where there is a body, of the server's further routes, such as `/rl/episodes`.
+    """Asks one of the server's further routes, such as `/rl/episodes`: `POST path` with a body, `GET path` without one.
 
     Raises:
         PolicyError: The server refuses the request; holds status, cause and reason.

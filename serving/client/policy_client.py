@@ -42,7 +42,7 @@ def observation_request(
 
 
 class _Conversation:
-    """What both clients share: messages, the pending reset, and what a reply means."""
+    """Builds messages and reads replies for both clients, and keeps a pending reset."""
 
     def __init__(self, extras: bool) -> None:
         self.session = uuid.uuid4().hex
@@ -90,7 +90,7 @@ class PolicyClient:
         options: Patience and token.
         **changes: Single fields of `ClientOptions`, such as `token="..."`.
 
-    The connection is opened at once, and again whenever it was lost. Arrays in replies are read-only; copy them to write.
+    The connection is opened at once, and again whenever it is lost. Arrays in replies are read-only; copy them to write.
 
     Raises:
         Unreachable: No server there, or it never answers.
@@ -110,7 +110,7 @@ class PolicyClient:
         return self._metadata
 
     def infer(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Sends a request as it is, in any dialect of the server, with `ClientOptions.extras` added where missing.
+        """Sends a request in any dialect of the server, and adds the entries of `ClientOptions.extras` that it lacks.
 
         Returns:
             The reply; `actions` is float32 (T, D), physical units.
@@ -131,7 +131,7 @@ class PolicyClient:
         return self.infer(observation_request(images, state, prompt, **extras))
 
     def reset(self) -> None:
-        """A new episode begins with the next request."""
+        """Makes the next request begin a new episode."""
         self._conversation.reset()
 
     def close(self) -> None:
@@ -216,7 +216,7 @@ class AsyncPolicyClient:
         return await self.infer(observation_request(images, state, prompt, **extras))
 
     def reset(self) -> None:
-        """A new episode begins with the next request."""
+        """Makes the next request begin a new episode."""
         self._conversation.reset()
 
     async def close(self) -> None:
@@ -262,7 +262,7 @@ class AsyncPolicyClient:
 
 
 def websocket_url(url: str) -> str:
-    """`url` with the scheme `ws`, where it has none or that of HTTP."""
+    """`url` with a websocket scheme: `ws` if it has no scheme, `ws` or `wss` instead of `http` or `https`."""
     scheme, separator, rest = url.partition("://")
     return f"{ {'http': 'ws', 'https': 'wss'}.get(scheme, scheme) }://{rest}" if separator else f"ws://{url}"
 
@@ -281,7 +281,7 @@ def _connect_arguments(options: ClientOptions) -> dict[str, Any]:
 
 @contextmanager
 def _one_attempt(client: PolicyClient | AsyncPolicyClient) -> Iterator[None]:
-    """Drops the connection of a client whose attempt failed or was cancelled, and names a refusal of the connection.
+    """Drops the connection of a client whose attempt failed or was canceled, and names a refusal of the connection.
 
     A connection that failed is never used again: a late answer must not be taken for that to the next request.
 

@@ -115,7 +115,7 @@ class ActAnswer:
         thought: The thought that was generated or acted on; None without one.
         timings: Seconds per phase that this answer took: `think`, `queries`, `denoise`.
         extras: Further entries of the reply: numbers, texts, lists.
-        chain: Where the chunk was sampled by a stochastic step: that step, for the recorder alone.
+        chain: The stochastic step that sampled the chunk, for the recorder alone; None if there was none.
         vlm_seconds: Seconds per phase of the background run of the VLM whose query states it acts on. Other answers may
             act on the same ones.
     """
@@ -129,10 +129,12 @@ class ActAnswer:
 
 
 class PolicyBackend(Protocol):
-    """What the server needs of a policy. Only its worker thread calls `answer`, only its event loop `submit_observation`.
+    """What the server needs of a policy.
+
+    Only the server's worker thread calls `answer`, and only its event loop calls `submit_observation`.
 
     Attributes:
-        version: Hash of all that decides its answers: weights and statistics.
+        version: Hash of all that decides the policy's answers: weights and statistics.
     """
 
     version: str
@@ -141,7 +143,7 @@ class PolicyBackend(Protocol):
         """Numbers, texts, lists and maps for `/v1/metadata` and the websocket's first frame.
 
         `embodiments` maps each robot to `state_dim`, `action_dim`, names, units, `control_hz`, `cameras` and
-        `normalization_id`; `views` and `action_horizon` stand beside it.
+        `normalization_id`. `views` and `action_horizon` are entries of their own.
         """
         ...
 
@@ -159,7 +161,7 @@ class PolicyBackend(Protocol):
         """Answers requests that may share a batch, see `batching.batch_key`.
 
         Raises:
-            ValueError: A request that does not fit; the server then asks for each one alone to find it.
+            ValueError: One of the requests does not fit. The server then asks for each one alone, to find it.
         """
         ...
 
@@ -172,11 +174,15 @@ class PolicyBackend(Protocol):
         ...
 
     def warm_up(self, think: bool = False) -> None:
-        """Makes the first real request as fast as the later ones; with `think`, thoughts too."""
+        """Answers a request of its own, so that the first real one is as fast as the later ones.
+
+        Args:
+            think: Whether to generate a thought as well.
+        """
         ...
 
     def close(self) -> None:
-        """Ends what the policy runs in the background."""
+        """Ends the policy's background threads."""
         ...
 
 

@@ -52,7 +52,7 @@ class RolloutSampler:
 
 @dataclass(frozen=True)
 class ChainStep:
-    """The stochastic step of the sampler that made a chunk, normalised as the model sees actions.
+    """The stochastic step of the sampler that made a chunk, normalized as the model sees actions.
 
     Attributes:
         before, after: x before and after the step, float32 (T, D_action).

@@ -1,4 +1,4 @@
-"""A SyVLA checkpoint behind the server: every robot it knows, thoughts that are kept, the time that each phase took."""
+"""A SyVLA checkpoint behind the server, for every robot that the checkpoint knows."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from .rollout_sampling import sample_rollout
 
 
 class SyVLABackend:
-    """What the server runs: one `SyVLAPolicy` per embodiment, on one model and one processor.
+    """The `PolicyBackend` of a checkpoint: one `SyVLAPolicy` per embodiment, on one model and one processor.
 
     Args:
         model: `SyVLAModel`.
         processor: `SyVLAProcessor`.
         embodiments: Robots to serve; None: all that the processor knows.
         name: Checkpoint, for the metadata.
-        revision: Commit of a Hub checkpoint, where it is known.
+        revision: Commit of a Hub checkpoint; None if it is not known.
         max_new_tokens, num_steps: As in `SyVLAPolicy`, for requests that do not say.
-        dual_system: Let the VLM run in the background, see `DualSystemPolicy`; requests need a session.
+        dual_system: Let the VLM run in the background, see `DualSystemPolicy`; every request then needs a session.
         background_think: In dual-system use, whether the VLM thinks.
-        max_query_age: In dual-system use, seconds after which query states are waited for.
-        sampler: Samples the chunks of recorded episodes, and of nothing else; None: they are denoised as all others.
+        max_query_age: In dual-system use, seconds; a request waits instead of acting on older query states.
+        sampler: Samples the chunks of recorded episodes, and of no other requests; None: all chunks are denoised.
 
     Raises:
         ValueError: The processor knows none of the robots, or does not fit the model.
@@ -194,7 +194,7 @@ class SyVLABackend:
         ]
 
     def _check_sampled(self, request: ActRequest) -> None:
-        """Raises ValueError for what a chunk that is scored by its sampler cannot have."""
+        """Raises ValueError for options that do not go together with a chunk that is scored by its sampler."""
         sampler = self.sampler
         if sampler is None or not request.rollout:
             return
@@ -250,7 +250,7 @@ class SyVLABackend:
         return [seconds for background in self.background.values() for seconds in background.take_vlm_seconds()]
 
     def warm_up(self, think: bool = False) -> None:
-        """Answers one request per robot, so that the first real one finds everything compiled and allocated."""
+        """Answers a request for each robot, so that everything is compiled and allocated before the first real one."""
         size = int(self.model.config.expert_image_size)
         image = np.zeros((size, size, 3), np.uint8)
         for name in self.policies:

@@ -1,10 +1,10 @@
-"""Chunks that continue the one that is running, for robots that ask ahead of time (`ChunkExecutor(prefetch=...)`).
+"""Chunks that continue the running one, for robots that ask before it has run out (`ChunkExecutor(prefetch=...)`).
 
 Training-free real-time chunking (Black et al. 2025, arXiv 2506.07339): a request carries the part of the previous chunk
-that has not run when the observation is taken, and how many steps of it will run before the answer is there. Those
-first steps are frozen, so that robot and policy agree on them; the following ones are drawn towards the previous chunk
-with decaying weight (`syvla.modeling_syvla.flow_matching.continuation_weights`), and the flow fills in the rest. The server
-keeps nothing between the requests.
+that has not run when the observation is taken, and how many of its steps will run before the answer arrives. Those first
+steps are frozen, so that robot and policy agree on them. The steps after them are drawn towards the previous chunk with
+decaying weight (`syvla.modeling_syvla.flow_matching.continuation_weights`), and the flow fills in the rest. The server keeps
+nothing between the requests.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from syvla.serving.contract.requests import PreviousChunk
 def continue_chunk(
     processor: Any, embodiment: str, previous: PreviousChunk | None, state: np.ndarray, num_steps: int, width: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the model takes as one sample's continuation: normalised actions (T, D_max) and weights (T,).
+    """One sample's continuation as the model takes it: normalized actions (T, D_max) and weights (T,).
 
     Args:
         state: Raw state at the new observation, (D_state,): actions relative to the state are made relative to this one.

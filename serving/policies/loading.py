@@ -19,7 +19,7 @@ def load_for_inference(
 
     Args:
         path: Folder or Hub id.
-        device: None takes a GPU where there is one.
+        device: None takes a GPU if there is one.
         dtype: Parameter dtype; "auto": see `inference_dtype`.
         compile: See `SyVLAModel.optimize_for_inference`.
         revision: Commit, branch or tag on the Hub.
@@ -39,14 +39,14 @@ def load_for_inference(
 def inference_dtype(dtype: str | torch.dtype, device: torch.device, saved: torch.dtype | None) -> str | torch.dtype:
     """The dtype to load a checkpoint in.
 
-    "auto" is bfloat16 on a GPU that computes in it: half the memory and less than half the time of float32, in which most
-    checkpoints are saved because they were trained in it. Everywhere else, and for checkpoints in float16, it is the
-    checkpoint's own; any other value is taken as it is.
+    "auto" means bfloat16 on a GPU that computes in bfloat16: it takes half the memory and less than half the time of float32,
+    in which most checkpoints are trained and saved. On other devices, and for checkpoints in float16, "auto" means the
+    checkpoint's own dtype. Any other value is returned unchanged.
 
     Args:
-        dtype: What was asked for.
-        device: Where the model will run.
-        saved: The checkpoint's dtype; None where its configuration does not say.
+        dtype: The dtype that was asked for.
+        device: Device that the model will run on.
+        saved: The checkpoint's dtype; None if its configuration does not say.
     """
     if dtype != "auto" or device.type != "cuda" or saved == torch.float16 or not torch.cuda.is_bf16_supported():
         return dtype

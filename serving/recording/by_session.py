@@ -1,4 +1,4 @@
-"""Connects the server to `RolloutRecorder`: one data set per robot, episodes by session. No torch."""
+"""Connects the server to `RolloutRecorder`: one dataset per robot, episodes by session. No torch."""
 
 from __future__ import annotations
 
@@ -33,7 +33,12 @@ class Recording(Protocol):
         ...
 
     def reset(self, session: str, executed: int | None) -> None:
-        """The session begins anew."""
+        """Begins the session anew.
+
+        Args:
+            session: Name of the session.
+            executed: How many actions of the last chunk ran; None: not known.
+        """
         ...
 
     def observe(self, request: ActRequest) -> dict[str, Any]:
@@ -55,7 +60,7 @@ class Recording(Protocol):
         ...
 
     def ended(self, session: str, why: str) -> None:
-        """The session is forgotten."""
+        """Ends what a session left open when the session is forgotten."""
         ...
 
     def status(self) -> Mapping[str, int]:
@@ -63,7 +68,7 @@ class Recording(Protocol):
         ...
 
     def close(self) -> None:
-        """The server stops."""
+        """Ends all recordings when the server stops."""
         ...
 
 
@@ -71,7 +76,7 @@ class ServedRecording:
     """Records what the server answers below `root`: there, or in a folder per robot where it serves several.
 
     Args:
-        root: Folder of the data set(s).
+        root: Folder of the dataset or datasets.
         embodiments: Robot to its metadata, see `PolicyBackend.metadata`.
 
     Raises:

@@ -1,6 +1,6 @@
 """Routes of a run of reinforcement learning, beside those of the policy server: episodes, rewards, policies, a page.
 
-Robots act as ever (`POST /v1/act` or the websocket), with `episode_id`, and `executed_steps`: how many actions of the
+Robots act through `POST /v1/act` or the websocket, with `episode_id`, and `executed_steps`: how many actions of the
 previous chunk ran. See `RLScheduler` for what the routes do.
 """
 

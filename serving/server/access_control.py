@@ -12,21 +12,22 @@ from .act_service import ActService
 from .settings import is_loopback
 
 OPEN_PATHS = ("/healthz", "/readyz", "/rl")
-"""Answered to everyone: they say nothing about the model. `/rl` is a page without data, which asks for the token."""
+"""Paths that everyone may ask for: they say nothing about the model. `/rl` is a page without data that asks for the token."""
 
 OWN_PAGE = "/rl/"
-"""Begins the paths that the server's own page may ask for."""
+"""Start of the paths that the server's own page may ask for."""
 
 
 class AccessControl:
     """ASGI middleware in front of every route, those of further routers included.
 
-    A request with an `Origin` header comes from a web page: robots send none, and without this check every page that its
-    owner visits could reach a server on loopback. Only the server's own page may ask, for `OWN_PAGE`; without a token, it
-    must have been loaded from a loopback address, since a page of another name may come to point here.
+    A request with an `Origin` header comes from a web page; robots send no such header. Without this check, every page that
+    the robot's owner visits could reach a server on loopback. Only the server's own page may send requests, and only for
+    paths below `OWN_PAGE`. Without a token, that page must have been loaded from a loopback address: another host name may
+    have been pointed at this machine.
 
     Args:
-        app: What lies behind.
+        app: The application behind.
         service: Gives settings, metrics and the number of connections.
     """
 

@@ -1,13 +1,13 @@
-"""What leaves the server: finite actions within the robot's joint and rate limits. numpy only.
+"""Checks that actions are finite and within the robot's joint and rate limits before they leave the server. numpy only.
 
-Limits stand in the embodiment's entry of the processor (`action_limits`), or in a YAML file given to the server:
+The limits are in the embodiment's entry of the processor (`action_limits`), or in a YAML file given to the server:
 
     my_robot:
       low: [-2.9, -1.8, null]        # physical units of the actions; null: no limit
       high: [2.9, 1.8, 0.08]
       max_step: [0.05, 0.05, null]   # largest change from one control step to the next
       on_violation: clamp            # or refuse
-      start_from_state: true         # the first action is held against the state; for actions that are target states
+      start_from_state: true         # the first step counts from the state; for actions that are target states
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ class UnsafeActions(ValueError):
 
 @dataclass(frozen=True)
 class ActionLimits:
-    """Limits of one embodiment; infinite where there is none.
+    """Limits of one embodiment. A dimension without a limit has an infinite one.
 
     Attributes:
         low, high: float32 (D,), physical units.
         max_step: float32 (D,), physical units per control step.
-        refuse: Whether to refuse what exceeds them instead of clamping it.
-        start_from_state: Whether the first action is held against the present state.
-        names: Of the dimensions, for messages.
+        refuse: Whether to refuse actions beyond the limits instead of clamping them.
+        start_from_state: Whether the first action must be within `max_step` of the present state.
+        names: Names of the dimensions, for messages.
     """
 
     low: np.ndarray
@@ -45,7 +45,7 @@ class ActionLimits:
 
     @classmethod
     def of(cls, entry: Mapping[str, Any] | None, dim: int, names: Sequence[str] | None = None) -> ActionLimits:
-        """Limits out of plain data, see the module; no entry: none.
+        """Limits from plain data, see the module. Without an entry nothing is limited.
 
         Raises:
             ValueError: Unknown fields, other lengths than `dim`, a lower limit above the upper one, or a step that is not
@@ -84,18 +84,18 @@ class ActionLimits:
         }
 
     def apply(self, actions: np.ndarray, state: np.ndarray) -> tuple[np.ndarray, list[str]]:
-        """Checks a chunk.
+        """Clamps a chunk to the limits, or refuses it.
 
         Args:
             actions: float32 (T, D), physical units.
             state: float32 (D_state,), physical units.
 
         Returns:
-            (actions within the limits, one text for each limit and dimension that was applied). The array is the given one
-            where nothing had to change.
+            (actions within the limits, one text for each limit and dimension that changed something). If nothing had to
+            change, the array is the given one itself.
 
         Raises:
-            UnsafeActions: Numbers that are not finite, or, where limits refuse, actions beyond them.
+            UnsafeActions: Numbers that are not finite, or actions beyond the limits if `refuse` is set.
         """
         if not np.isfinite(actions).all():
             step, dim = np.argwhere(~np.isfinite(actions))[0].tolist()

@@ -28,8 +28,8 @@ class Job:
     Attributes:
         request: What is asked.
         deadline: Monotonic time after which nothing is computed for it.
-        allowed_s: The seconds that led to it, for messages.
-        answer: Result: (answer, version of the policy that gave it). Cancelling it drops the job.
+        allowed_s: Seconds from the request to the deadline, for messages.
+        answer: Result: (answer, version of the policy that gave it). Canceling the future drops the job.
     """
 
     request: ActRequest
@@ -39,7 +39,7 @@ class Job:
     answer: Future[tuple[ActAnswer, str]] = field(default_factory=Future)
 
     def too_late(self) -> RequestError:
-        """The error of a request whose deadline has passed."""
+        """The error of a request that was not answered by its deadline."""
         text = f"deadline: expected an answer within {self.allowed_s:g} s, which have passed"
         return RequestError(text, status=503, cause="deadline", retry_after=1)
 
@@ -94,7 +94,7 @@ class Clients:
 
 
 class BatchingWorker:
-    """Runs the policy in one thread of its own, so that the event loop never waits for it.
+    """Runs the policy in a thread of its own, so that the event loop never waits for the policy.
 
     A batch holds waiting requests with the batch key of the oldest one. It starts when it is full, when every connected
     client is in it, or when its oldest request has waited `max_wait_ms`; while one batch runs, the next one gathers.
@@ -133,7 +133,7 @@ class BatchingWorker:
         self._thread.start()
 
     def stop(self) -> None:
-        """Refuses what waits, finishes the batch that runs, and ends the thread."""
+        """Refuses the jobs that wait, finishes the batch that runs, and ends the thread."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
@@ -199,7 +199,7 @@ class BatchingWorker:
                 self._drop_dead()
                 policy = self.holder.current
                 if not self._queue or policy is None:
-                    self._changed.wait(0.1)  # looks again now and then: a policy may be put in place without a notice
+                    self._changed.wait(0.1)  # wakes up by itself, since nobody notifies it of a new policy
                     continue
                 key = batch_key(self._queue[0].request)
                 jobs = [job for job in self._queue if batch_key(job.request) == key][: self.max_batch_size]
@@ -217,7 +217,7 @@ class BatchingWorker:
         return None
 
     def _drop_dead(self) -> None:
-        """Takes out jobs whose client is gone or whose deadline has passed."""
+        """Removes jobs whose client has left or whose deadline has passed."""
         now = time.monotonic()
         for job in [job for job in self._queue if job.answer.cancelled() or job.deadline < now]:
             self._queue.remove(job)
@@ -247,7 +247,7 @@ def _fail(job: Job, error: RequestError) -> None:
 
 
 def _reported(error: Exception) -> RequestError:
-    """What the client may know: the text of an error about its request, never the inside of the server."""
+    """What a client may learn about an error: the text if the request is at fault, nothing from inside the server."""
     if isinstance(error, RequestError):
         return error
     if isinstance(error, ValueError):
@@ -256,6 +256,6 @@ def _reported(error: Exception) -> RequestError:
 
 
 def internal_error(what: str, error: Exception) -> RequestError:
-    """For the client that `what` failed; for the log, why."""
+    """The error that tells the client only that `what` failed; the log gets the cause."""
     logger.error("%s failed", what, exc_info=error)
     return RequestError(f"server: {what} failed; its log says why", status=500, cause="internal")

@@ -1,8 +1,8 @@
-"""uvicorn's protocols with what they lack against hostile or broken peers: time limits, and large frames skipped.
+"""uvicorn's protocols, guarded against hostile or broken peers: time limits, and large frames skipped.
 
-uvicorn closes a websocket whose frame is too large; a robot's client then sees a dead connection instead of an error. The
-filter here lets such a frame pass by without keeping it and puts a short text in its place, which the route answers with
-an error; likewise one for which there is no memory now. It also knows when a message has begun and not ended.
+uvicorn closes a websocket when a frame is too large; a robot's client then sees a dead connection instead of an error. The
+filter here skips such a frame without keeping it and puts a short text in its place, which the route answers with an error.
+It does the same with a frame that there is no memory for. It also knows when a message has begun and not ended.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from .memory_budget import MemoryBudget
 
 OVERSIZED, NO_MEMORY = "\0oversized:", "\0memory:"
-"""Begin the text that stands for a skipped frame; its size follows."""
+"""Start of the text that stands for a skipped frame; the frame's size follows."""
 
 LINGER_S = 2.0
-"""Seconds for which what a client still sends is read after its connection was ended, and forgotten. A socket that is closed
-with unread bytes takes back what was written to it, the reason included."""
+"""Seconds for which the server goes on reading, and discards what it reads, after it has ended a connection. Closing a socket
+that has unread bytes also discards what was written to it, the reason for the end included."""
 
 FRAME_BYTES = 100
-"""What a frame costs beside its payload, so that a message of a million empty fragments is not free."""
+"""Bytes that a frame counts in addition to its payload, so that a message of a million empty fragments is not free."""
 
 
 class FrameFilter:
@@ -36,11 +36,11 @@ class FrameFilter:
 
     Args:
         max_bytes: Largest message that passes.
-        admit: Asked for the bytes of every frame before it comes; False lets its message pass by.
+        admit: Called with the size of every frame before its payload arrives; if it returns False, the message is skipped.
 
     Attributes:
-        broken: Why a message cannot go on that has passed in part, as a cause of rejection; nothing passes any more.
-        closed: Once broken: whether the client has closed from its side.
+        broken: Cause of rejection if a message was cut off after a part of it had passed; nothing passes from then on.
+        closed: Once broken: whether the client has closed its side.
     """
 
     def __init__(self, max_bytes: int, admit: Callable[[int], bool] = lambda count: True) -> None:
@@ -62,7 +62,7 @@ class FrameFilter:
         return bool(self._header or self._payload_left or self._fragmented)
 
     def feed(self, data: bytes) -> bytes:
-        """The bytes that the websocket library gets to see for `data`."""
+        """Takes bytes from the client; returns the bytes to hand to the websocket library."""
         out: list[bytes] = []
         view = memoryview(data)
         while view:
@@ -81,14 +81,14 @@ class FrameFilter:
         return b"".join(out)
 
     def _header_length(self) -> int:
-        """Length of the present header as far as its bytes tell."""
+        """Length of the present header, as far as the bytes received so far tell."""
         if len(self._header) < 2:
             return 2
         size = self._header[1] & 0x7F
         return 2 + {126: 2, 127: 8}.get(size, 0) + (4 if self._header[1] & 0x80 else 0)
 
     def _begin(self) -> bytes:
-        """The header is complete: what passes of it, and what happens to the payload."""
+        """Decides about a frame whose header is complete; returns the bytes to pass on in place of the header."""
         header = bytes(self._header)
         self._header.clear()
         final, opcode, size = bool(header[0] & 0x80), header[0] & 0x0F, header[1] & 0x7F
@@ -146,13 +146,13 @@ class FrameFilter:
 
 @dataclass(frozen=True)
 class Guards:
-    """What the protocols hold their peers to.
+    """Limits that the protocols enforce.
 
     Attributes:
         max_message_bytes: Largest message.
         read_timeout_s: Seconds within which a message that has begun must be complete.
-        memory: Where messages that come in are counted.
-        rejected: Told the cause when a connection is ended.
+        memory: Counts the bytes of messages that come in.
+        rejected: Called with the cause when a connection is ended.
     """
 
     max_message_bytes: int
@@ -198,7 +198,7 @@ class GuardedWebSocket(WebSocketsSansIOProtocol):
         super().connection_lost(exc)
 
     def _watch(self) -> None:
-        """Lets the time run while a message has begun and not ended, unless it is the server that does not read on."""
+        """Runs the timer while a message is incomplete, unless the server itself has paused reading."""
         if not self._filter.incomplete or self.read_paused:
             self._disarm()
         elif self._timer is None:
@@ -223,7 +223,10 @@ class GuardedWebSocket(WebSocketsSansIOProtocol):
             self.loop.call_later(LINGER_S, self.transport.close)
 
     def _end(self, cause: str, code: int, reason: str) -> bool:
-        """Says why in a text frame, which clients show, and in the close frame; returns False if all was said before."""
+        """Sends the reason in a text frame, which clients show, and in the close frame.
+
+        Returns False, and sends nothing, if the connection was already closing.
+        """
         if self.close_sent or self.transport.is_closing():
             return False
         self._disarm()
@@ -236,7 +239,7 @@ class GuardedWebSocket(WebSocketsSansIOProtocol):
 
 
 class GuardedHttp(H11Protocol):
-    """uvicorn's HTTP with a time limit on request lines and headers; bodies have that of `read_body`."""
+    """uvicorn's HTTP with a time limit on request lines and headers; `read_body` has the one for bodies."""
 
     guards: Guards
     _timer: asyncio.TimerHandle | None = None

@@ -76,10 +76,11 @@ async def read_body(service: ActService, request: Request, held: Holding | None 
     """The body of a request, within the server's size and time limits; for further routers as well.
 
     Args:
-        held: Where its bytes count as long as it is kept; None: only while it comes, for small bodies.
+        held: Counts the body's bytes as long as the caller keeps it. None: they count only while the body arrives, which
+            is enough for small bodies.
 
     Raises:
-        RequestError: Too large (422), not complete in time (408), or no memory for it now (503).
+        RequestError: The body is too large (422), not complete in time (408), or finds no memory (503).
     """
     if held is None:
         with Holding(service.memory) as meanwhile:
@@ -96,7 +97,7 @@ async def read_body(service: ActService, request: Request, held: Holding | None 
                     refusal = _counted(held, len(part))
                     parts.append(part)
                 else:
-                    parts.clear()  # read to the end, unless it never ends: then the client gets to read the answer
+                    parts.clear()  # the rest is read and dropped: a client that still sends would not read the answer
                     if size > 8 * limit:
                         break
     except TimeoutError:

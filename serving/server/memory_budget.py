@@ -1,7 +1,7 @@
 """How much memory requests may take at once, over all clients: messages that come in, that wait, and decoded images.
 
-Each client alone is within its limits, and a queue bounds how many requests wait; yet hundreds of connections with a message
-half sent, or small files that are large images, would still fill a machine. Only the event loop uses these classes.
+Limits per message and a bounded queue are not enough: hundreds of connections, each with half a message sent, or small files
+that decode to large images, would still fill a machine. Only the event loop uses these classes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class MemoryBudget:
         self.limit, self.used = limit, 0
 
     def take(self, count: int) -> bool:
-        """Counts bytes in, unless there is no room for them; returns whether it did."""
+        """Counts bytes in and returns True, or returns False if there is no room for them."""
         if self.used + count > self.limit:
             return False
         self.used += count
@@ -36,7 +36,7 @@ class MemoryBudget:
         self.used -= count
 
     def refusal(self, count: int) -> RequestError:
-        """The error of a request for which there is no room now."""
+        """The error of a request that finds no room for `count` bytes."""
         text = (
             f"memory: expected at most {self.limit} bytes in the requests of all clients, which hold {self.used}; got"
         )

@@ -23,12 +23,12 @@ class PolicyService:
     """Policy, sessions, worker thread, memory budget and metrics of a server, from start to close.
 
     Args:
-        settings: Of the server.
-        holder: The policy; may be empty at first, requests are then refused as not ready.
+        settings: Settings of the server.
+        holder: Holds the policy. Until it holds one, requests are refused as not ready.
 
     Attributes:
-        memory: What requests hold, over all clients.
-        recording: Records answers where it is set.
+        memory: Bytes that the requests of all clients hold.
+        recording: Records answers; None: nothing is recorded.
         clients: Open websockets and requests.
         draining: Whether the server is stopping.
     """
@@ -65,6 +65,7 @@ class PolicyService:
         return self.holder.current is not None and not self.draining
 
     def start(self) -> None:
+        """Starts the worker thread."""
         self.worker.start()
 
     async def watch_sessions(self) -> None:
@@ -76,7 +77,7 @@ class PolicyService:
             self._count_vlm_runs(self.holder.current)
 
     def disconnected(self, connection: str) -> None:
-        """A websocket has closed. Nobody can come back to the session that bears its name."""
+        """Ends the session of a websocket that has closed: no client can come back to a session with its name."""
         self.clients.connections -= 1
         self.sessions.left(connection)
         self._forget(connection)
@@ -88,14 +89,14 @@ class PolicyService:
             self.recording.ended(session, "disconnected")
 
     async def drain(self) -> None:
-        """Takes no new requests, and returns when all that were accepted are answered, or the time is up."""
+        """Refuses new requests, and returns when all accepted ones are answered or `drain_timeout_s` has passed."""
         self.draining = True
         until = time.monotonic() + self.settings.drain_timeout_s
         while (self.clients.open_requests or not self.worker.idle) and time.monotonic() < until:
             await asyncio.sleep(0.01)
 
     def close(self) -> None:
-        """Ends the threads once the running batch is done; what waits is refused. Seals what was recorded."""
+        """Ends the threads after the running batch, refuses the requests that wait, and seals what was recorded."""
         self.draining = True
         self.worker.stop()
         self._decoders.shutdown(cancel_futures=True)
@@ -107,7 +108,7 @@ class PolicyService:
     def _recorded(self) -> Mapping[str, int]:
         return {} if self.recording is None else self.recording.status()
 
-    # ------------------------------------------------------------------ what is known
+    # ------------------------------------------------------------------ policy
 
     def require_policy(self) -> PolicyBackend:
         """The policy in use.
@@ -123,7 +124,7 @@ class PolicyService:
         return policy
 
     def robots(self, policy: PolicyBackend) -> dict[str, ServedRobot]:
-        """The embodiments of a policy; worked out once per policy.
+        """The embodiments of a policy. The table is made once per policy.
 
         Raises:
             ValueError: If settings and policy do not belong together.
@@ -133,10 +134,13 @@ class PolicyService:
         return self._robots[1]
 
     def swap_policy(self, policy: PolicyBackend) -> PolicyBackend | None:
-        """Puts another policy in place, between two batches; returns the one before. From any thread; warm it up before.
+        """Replaces the policy between two batches and returns the one before. May be called from any thread.
+
+        Args:
+            policy: The next policy, already warmed up.
 
         Raises:
-            ValueError: It does not fit the settings, or, where episodes are recorded, has other robots.
+            ValueError: The policy does not fit the settings, or has other robots than the ones being recorded.
         """
         robots = served_robots(policy.metadata(), self.settings)
         if self.recording is not None and not set(robots) <= self.recording.robots:

@@ -21,10 +21,10 @@ class ServedRobot:
     """What the server knows about one embodiment.
 
     Attributes:
-        name: Of the embodiment.
-        state_dim: Dimensions of its state.
-        dialects: Those that suit it, in the order of the settings.
-        limits: Of its actions.
+        name: Name of the embodiment.
+        state_dim: Number of dimensions of the state.
+        dialects: The dialects that suit the embodiment, in the order of the settings.
+        limits: Limits of the actions.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""What the server remembers of a client between its calls: the thought in force and the open episode. No torch."""
+"""What the server remembers of a client between two requests: the thought to act on, and the last request. No torch."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 
 MAX_SESSIONS = 4096
-"""Sessions remembered; the one that was silent longest goes first. Ours: a few hundred bytes each."""
+"""Most sessions remembered; beyond it, the one that was silent longest is forgotten. Ours: a few hundred bytes each."""
 
 MAX_NAMED = 16
-"""Sessions that one connection keeps from being forgotten; further ones live as long as they are heard of."""
+"""Most sessions that one connection keeps alive by being open; further ones expire when they are silent."""
 
 
 @dataclass
@@ -18,14 +18,14 @@ class Session:
     """One client's state.
 
     Attributes:
-        name: Its own name or the connection's.
-        connections: Open websockets.
-        thought: The thought in force, None before the first.
-        thought_basis: Instruction, robot and policy version that it was made for; it holds for no others.
-        thought_age: Calls since it was made.
-        request_id: Of the last request; the same one again is that request, sent again since its answer was lost.
-        last_seen: Monotonic time.
-        named: Of a connection's own session: those that its requests named, up to `MAX_NAMED`.
+        name: The client's name for the session, or the connection's name.
+        connections: Open websockets that keep the session alive.
+        thought: The thought to act on; None before the first one.
+        thought_basis: Instruction, robot and policy version that the thought was made for. It holds for no others.
+        thought_age: Calls since the thought was made.
+        request_id: Of the last request. A request with the same id is the last one, sent again since its answer was lost.
+        last_seen: Monotonic time of the last request.
+        named: For a connection's own session: the sessions that the connection's requests named, up to `MAX_NAMED`.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Session:
     _before: tuple[str | None, tuple[str, ...], int] = (None, (), 0)  # the thought as the last request found it
 
     def repeats(self, request_id: str | None) -> bool:
-        """Whether a request is the last one, sent again: it then finds the session as it was the first time."""
+        """Whether a request is the last one, sent again. The session then goes back to what it was the first time."""
         again = request_id is not None and request_id == self.request_id
         now = (self.thought, self.thought_basis, self.thought_age)
         if again:
@@ -49,11 +49,12 @@ class Session:
         return again
 
     def forget_thought(self) -> None:
+        """Makes the next call start without an earlier thought."""
         self.thought, self.thought_basis, self.thought_age = None, (), 0
         self._before = (None, (), 0)
 
     def plan_thought(self, think: bool | int, basis: tuple[str, ...]) -> tuple[bool, str | None]:
-        """Whether to think at this call, and otherwise the thought to act on.
+        """Decides whether to think at this call. Returns (whether to think, the thought to act on if not).
 
         Args:
             think: Never, always, or at every k-th call.
@@ -67,7 +68,7 @@ class Session:
         return False, self.thought
 
     def answered(self, thought: str | None, fresh: bool, basis: tuple[str, ...]) -> None:
-        """Takes note of the thought of an answer."""
+        """Keeps the thought of an answer, or counts a call on the thought that is kept."""
         if fresh:
             self.thought, self.thought_basis, self.thought_age = thought, basis, 0
         elif thought is not None:
@@ -89,30 +90,30 @@ class SessionTable:
         return len(self._sessions)
 
     def get(self, name: str) -> Session:
-        """The session of that name, new where there is none."""
+        """The session of that name; a new one if the name is not known."""
         session = self._sessions.pop(name, None) or Session(name)
         session.last_seen = time.monotonic()
         self._sessions[name] = session
         return session
 
     def joined(self, connection: str) -> None:
-        """A connection has opened; its own session bears its name."""
+        """Opens the connection's own session, which has the connection's name."""
         self.get(connection).connections += 1
 
     def speaks_for(self, connection: str, name: str) -> None:
-        """A connection's request named a session, which is then kept as long as the connection is open."""
+        """Keeps the session that a request named alive as long as the request's connection is open."""
         named = self.get(connection).named
         if name != connection and name not in named and len(named) < MAX_NAMED:
             named.add(name)
             self.get(name).connections += 1
 
     def left(self, connection: str) -> None:
-        """A connection has closed. Its own session is gone; those that it named stay for a while: the client may come back."""
+        """Ends a closed connection's own session. Sessions that it named stay for a while: the client may come back."""
         for name in self._sessions.pop(connection).named:
             self.get(name).connections -= 1
 
     def expire(self) -> list[Session]:
-        """Takes out and returns sessions that were silent too long, and the oldest of too many."""
+        """Removes and returns sessions that were silent too long, and the longest silent ones beyond `MAX_SESSIONS`."""
         now = time.monotonic()
         gone = [s for s in self._sessions.values() if not s.connections and now - s.last_seen > self.timeout_s]
         surplus = [s for s in self._sessions.values() if not s.connections and s not in gone]

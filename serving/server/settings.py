@@ -1,4 +1,4 @@
-"""Settings of the policy server, and what is refused before it listens."""
+"""Settings of the policy server, checked before it listens."""
 
 from __future__ import annotations
 
@@ -19,25 +19,26 @@ class ServerSettings:
 
     Attributes:
         host, port: Where to listen; port 0 takes a free one.
-        token: What clients must send as `Authorization: Api-Key TOKEN` or `Bearer TOKEN`; None: nothing.
+        token: Secret that clients must send as `Authorization: Api-Key TOKEN` or `Bearer TOKEN`; None: nothing is asked.
         insecure: Allow listening beyond loopback without a token.
-        dialects: Names or files of the dialects understood; the one that fits a request best is taken.
-        cameras: View to the camera's name in the native dialect, beside the view's own.
-        embodiment: Robot of requests that name none; None: the checkpoint's only one.
-        think: False, True, or k: a new thought at every k-th call of a session, for requests that do not say.
+        dialects: Names or files of the dialects that are understood. A request is read in the one that knows most of its
+            keys.
+        cameras: View to the camera's name in the native dialect, accepted beside the view's name.
+        embodiment: Robot of requests that do not name one; None: the checkpoint's only robot.
+        think: For requests that do not say: False, True, or k for a new thought at every k-th call of a session.
         max_batch_size, max_wait_ms, queue_size: See `BatchingWorker`.
         deadline_s: Seconds after which a request that still waits is dropped.
         read_timeout_s: Seconds within which a message that has begun must be complete.
-        session_timeout_s: Seconds without a word after which a session is forgotten.
+        session_timeout_s: Seconds without a request after which a session is forgotten.
         drain_timeout_s: Seconds that a graceful stop waits for answers.
         max_connections: Open connections.
-        max_memory_bytes: What the requests of all clients may hold at once, received or decoded. Ours: 28 requests of
-            three uncompressed 1080p images, which are counted twice, as they came and decoded.
-        ping_interval_s: Seconds between keepalive pings, and for their answer.
+        max_memory_bytes: Bytes that the requests of all clients may hold at once. An image counts twice, as it came and
+            decoded. Ours: room for 28 requests of three uncompressed 1080p images.
+        ping_interval_s: Seconds between two keepalive pings, and the time limit for the answer to a ping.
         limits: Of decoded messages.
         caps: Of request options.
         max_pixels: Of one image.
-        action_limits: Embodiment to limits, before those of the checkpoint; see `action_limits`.
+        action_limits: Embodiment to limits, used instead of the checkpoint's; see the module `action_limits`.
         tls_certificate, tls_key: PEM files for `wss://` and `https://`.
     """
 

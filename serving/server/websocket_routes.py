@@ -1,4 +1,4 @@
-"""openpi's websocket protocol: the metadata frame, then a binary reply, or a text with the error, for every request."""
+"""openpi's websocket protocol: a frame of metadata, then for every request a binary reply, or a text with the error."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from .act_service import ActService
 from .connection_guards import NO_MEMORY, OVERSIZED
 
 ERRORS = (WebSocketDisconnect, RuntimeError, OSError)
-"""What sending to a client that has gone raises, by the version of the libraries."""
+"""What sending raises after the client has left; it depends on the versions of the libraries."""
 
 
 def websocket_router(service: ActService) -> APIRouter:
-    """The route of one service, at every path, as openpi's server has it."""
+    """The route of one service. It answers at every path, as openpi's server does."""
     router = APIRouter()
 
     @router.websocket("/{path:path}")
@@ -41,8 +41,8 @@ def websocket_router(service: ActService) -> APIRouter:
 class _Connection:
     """One client.
 
-    Messages are taken from the socket as they come, one ahead of the one being answered: only a socket that is read
-    answers pings and notices that the client has left.
+    While a message is being answered, the next one is already read: only a socket that is read answers pings and notices
+    that the client has left.
     """
 
     def __init__(self, service: ActService, socket: WebSocket) -> None:

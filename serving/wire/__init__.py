@@ -1,1 +1,1 @@
-"""What travels over the network: codecs, dialects and options of requests. Safe to decode from anyone."""
+"""Messages on the network: codecs, dialects and options of requests. Safe to decode, whoever sent them."""

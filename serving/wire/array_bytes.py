@@ -32,7 +32,7 @@ _NPY_HEADER = re.compile(
 
 
 class DecodeError(ValueError):
-    """Bytes that are no acceptable message; the text names the key, what was expected and what came."""
+    """The bytes are no acceptable message; the text names the key, what was expected and what came."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,11 @@ DEFAULT_LIMITS = CodecLimits()
 
 
 class ArrayError(ValueError):
-    """Bytes, dtype and shape that make no acceptable array; says which, what was expected and what came."""
+    """Bytes, dtype and shape make no acceptable array; the text names the part, what was expected and what came."""
 
 
 class _Shown(reprlib.Repr):
-    """`repr` of what came from outside; cut before it is written out, since messages may hold megabytes."""
+    """`repr` of values from outside, cut before they are written out, since messages may hold megabytes."""
 
     def repr_bytes(self, value: bytes, level: int) -> str:
         return repr(value[: self.maxstring])
@@ -81,13 +81,13 @@ _SHOWN.maxstring = _SHOWN.maxlong = _SHOWN.maxother = 60
 
 
 def shown(value: Any, limit: int = 80) -> str:
-    """What came, for an error's text: at most `limit` characters."""
+    """A value from outside as text for an error: at most `limit` characters."""
     text = _SHOWN.repr(value)
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def parse_dtype(text: Any) -> np.dtype[Any]:
-    """A dtype out of the whitelist, by code (`<f4`, `|u1`) or name (`float32`).
+    """A dtype of the whitelist, by code (`<f4`, `|u1`) or name (`float32`).
 
     Raises:
         ArrayError: Any other dtype.
@@ -117,7 +117,7 @@ def array_from_buffer(data: Any, dtype: Any, shape: Any, max_bytes: int, max_dim
         max_dims: Most dimensions accepted.
 
     Raises:
-        ArrayError: If they do not belong together or exceed the limits.
+        ArrayError: If bytes, dtype and shape do not belong together, or exceed the limits.
     """
     kind = parse_dtype(dtype)
     if not isinstance(shape, list | tuple) or not all(type(size) is int and size >= 0 for size in shape):
@@ -150,10 +150,10 @@ def _checked_array(data: Any, dtype: np.dtype[Any], shape: tuple[int, ...], max_
 
 
 def scalar_of(value: Any, dtype: Any) -> np.generic:
-    """A numpy scalar out of a plain number.
+    """A numpy scalar from a plain number.
 
     Raises:
-        ArrayError: If the number is none, of another kind than the dtype, or out of its range.
+        ArrayError: If the value is no number, is of another kind than the dtype, or is out of the dtype's range.
     """
     kind = parse_dtype(dtype)
     allowed: Any = {"b": (bool,), "i": (int,), "u": (int,), "f": (int, float)}[kind.kind]
@@ -166,10 +166,10 @@ def scalar_of(value: Any, dtype: Any) -> np.generic:
 
 
 def array_from_npy(data: Any, max_bytes: int, max_dims: int) -> np.ndarray:
-    """An array out of what `np.save` writes. The header is matched, never evaluated.
+    """An array from the bytes that `np.save` writes. The header is matched against one form, never evaluated.
 
     Raises:
-        ArrayError: If the bytes are no such file, or the array is not acceptable.
+        ArrayError: If the bytes are no .npy file, or the array is not acceptable.
     """
     if not isinstance(data, bytes):
         raise ArrayError(f"as_npy: expected the bytes of a .npy file, got {type(data).__name__}")

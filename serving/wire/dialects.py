@@ -11,7 +11,7 @@ form makes another dialect, see `dialect_files`. Values stay raw: the processor 
 | `ignored` | keys that clients send and the model does not need |
 | `image_layout` | accepted orders of axes, `hwc` and `chw`; the first one is written |
 | `image_size` | side to which images are resized with padding, or null |
-| `state` | parts in order, each with its `key` and number of dimensions `dim` where that is known |
+| `state` | parts in order, each with its `key` and, if it is fixed, its number of dimensions `dim` |
 | `prompt` | keys of the instruction; the first one is written |
 
 Imports no torch, so that light clients can use it.
@@ -30,12 +30,12 @@ from .image_decoding import MAX_PIXELS, resize_with_pad, rgb_image, rgb_images
 
 Key = tuple[str, ...]
 MAX_PROMPT_LENGTH = 4096
-"""Characters of an instruction. Ours: far beyond any instruction, yet cheap to tokenise."""
+"""Most characters of an instruction. Ours: far beyond any instruction, yet cheap to tokenize."""
 
 
 @dataclass(frozen=True)
 class StatePart:
-    """A piece of the state vector: its key and its number of dimensions, None where that is the robot's."""
+    """A piece of the state vector: its key and its number of dimensions; None if the number depends on the robot."""
 
     key: Key
     dim: int | None = None
@@ -46,8 +46,8 @@ class Dialect:
     """Translates requests to observations and back. See the module for the fields.
 
     Attributes:
-        name: For messages.
-        images: View to the keys under which it may come; the first one is written.
+        name: Name of the dialect, for messages.
+        images: View to the keys under which the image may come; `to_request` writes the first one.
         max_pixels: Most pixels of one image.
     """
 
@@ -68,11 +68,11 @@ class Dialect:
 
         Args:
             views: The model's views. A dialect with `camera_key` takes exactly these.
-            cameras: View to the camera's own name, accepted beside the view's; these views are then required. Names that
-                are keys already (`observation.images.head`) are taken as they are.
+            cameras: View to the camera's own name, accepted beside the view's name; these views are then required. A name
+                that is a whole key (`observation.images.head`) is used unchanged.
 
         Raises:
-            ValueError: If the dialect has views that the model lacks, or cameras where it has no pattern for names.
+            ValueError: If the dialect has views that the model lacks, or cameras are given to a dialect with fixed keys.
         """
         if self.camera_key is None:
             if cameras:
@@ -102,7 +102,7 @@ class Dialect:
         """The dialect for a robot whose state has `dim` dimensions.
 
         Raises:
-            ValueError: If the dialect's parts have another number.
+            ValueError: If the dialect's parts have another number of dimensions.
         """
         fixed, open_parts = sum(part.dim or 0 for part in self.state), [p for p in self.state if p.dim is None]
         if len(open_parts) > 1 or (dim - fixed < 1 if open_parts else dim != fixed):

@@ -1,4 +1,4 @@
-"""Images of requests: encoded or raw, checked by their header before any pixel is decoded; resizing with padding."""
+"""Images of requests, encoded or raw. The header is checked before any pixel is decoded. Also resizing with padding."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from syvla.processing.image_modes import to_rgb
 FORMATS = ("JPEG", "PNG")
 _MODES = ("RGB", "RGBA", "L", "LA", "P", "PA", "1", "CMYK", "YCbCr")
 MAX_PIXELS = 4096 * 4096
-"""Pixels of an encoded image; 48 MiB once decoded. Ours: beyond what robots' cameras deliver."""
+"""Most pixels of an image; 48 MiB once decoded. Ours: beyond what robots' cameras deliver."""
 
 MAX_ASPECT = 200
-"""Longer side over the shorter one; Qwen2.5-VL's image processor takes no more."""
+"""Largest ratio of the longer side to the shorter one; Qwen2.5-VL's image processor accepts no larger one."""
 
 
 def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -110,9 +110,9 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
 
 
 def resize_with_pad(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Shrinks or enlarges uint8 (H, W, 3) to fit, bilinear, and fills what is left with black, as openpi's clients do.
+    """Scales uint8 (H, W, 3) to fit, bilinear, and fills the rest with black, as openpi's clients do.
 
-    The picture lies in the middle; of an odd number of rows or columns the larger half comes after it.
+    The picture is centered. If the number of black rows or columns is odd, the larger half comes after the picture.
     """
     if image.shape[:2] == (height, width):
         return image

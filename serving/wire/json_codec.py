@@ -26,7 +26,7 @@ def decode_json(body: bytes, limits: CodecLimits = DEFAULT_LIMITS) -> Any:
     """A JSON request as maps, lists, numbers, texts, arrays, and bytes for encoded images.
 
     Raises:
-        DecodeError: No JSON, or beyond the limits; names the key.
+        DecodeError: The body is no JSON, or exceeds the limits; names the key.
     """
     if len(body) > limits.max_message_bytes:
         raise DecodeError(f"message: expected at most {limits.max_message_bytes} bytes, got {len(body)}")
@@ -42,7 +42,7 @@ def decode_json(body: bytes, limits: CodecLimits = DEFAULT_LIMITS) -> Any:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A map whose keys and texts can be passed on: `json` keeps the last of two equal keys, and halves of characters."""
+    """A map with distinct keys and whole characters: `json` itself accepts equal keys, and halves of characters."""
     result = dict(pairs)
     if len(result) != len(pairs):
         raise DecodeError(f"message: expected every key once, got {shown([key for key, _ in pairs])}")
@@ -86,7 +86,7 @@ def _read(value: Any, path: str, depth: int, limits: CodecLimits) -> Any:
 
 
 def _numbers(entries: list[Any]) -> Any:
-    """A list of equally long lists of numbers as an array, so that states and chunks may be written out; else the list."""
+    """A list of numbers, or of arrays of one shape, as an array, so that states and chunks may be written out as lists."""
     if entries and all(isinstance(entry, np.ndarray) for entry in entries):
         same = len({entry.shape for entry in entries}) == 1
         return np.stack(entries) if same else entries

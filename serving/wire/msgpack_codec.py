@@ -7,9 +7,9 @@
 | `msgpack-numpy` | `{b"nd": True, b"type", b"kind", b"shape", b"data"}`, scalars `nd: False` | PyPI msgpack-numpy, GR00T N1.7 |
 | `gr00t` | `{"__ndarray_class__": True, "as_npy": .npy bytes}` | GR00T N1.5 and N1.6 |
 
-Bytes from outside become numbers, texts, lists, maps with text keys, or arrays of booleans, integers and floats, and
-nothing else: no pickle, no object or structured dtypes (numpy would take their bytes for pointers), no extension types.
-Every size is checked before memory is taken for it. Imports numpy and msgpack only, so that light clients can use it.
+Bytes from outside become numbers, texts, lists, maps with text keys, or arrays of booleans, integers and floats. Nothing
+else is accepted: no pickle, no object or structured dtypes (numpy would take their bytes for pointers), no extension types.
+Every size is checked before memory is taken for the value. Imports numpy and msgpack only, so that light clients can use it.
 """
 
 from __future__ import annotations

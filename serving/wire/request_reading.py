@@ -47,10 +47,10 @@ class OptionCaps:
 
 @dataclass(frozen=True)
 class RequestDefaults:
-    """What a request gets that does not say.
+    """What holds for a request that does not say.
 
     Attributes:
-        embodiment: Robot; None: the policy's only one.
+        embodiment: Robot; None: the policy's only robot.
         think: See `ActRequest`.
     """
 

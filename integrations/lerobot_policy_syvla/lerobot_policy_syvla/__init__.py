@@ -17,8 +17,8 @@ from .processor_syvla import SyVLAActionsStep, SyVLAInputsStep, make_syvla_pre_p
 from .tabletop_environment import TabletopEnvConfig
 
 __all__ = [
-    "SyVLAActionsStep",
     "LeRobotSyVLAConfig",
+    "SyVLAActionsStep",
     "SyVLAInputsStep",
     "TabletopEnvConfig",
     "make_syvla_pre_post_processors",

@@ -207,6 +207,48 @@ def test_no_files_import_each_other_in_a_circle():
     assert sum(map(len, arrows.values())) > len(files), "the arrows were not found"
 
 
+@pytest.mark.parametrize("folder", ["integrations", "examples", "benchmarks", "scripts", "tests"])
+def test_what_other_folders_import_of_the_package_exists(folder):
+    """Also where the libraries for it are missing: LeRobot's plug-in is tested elsewhere, with LeRobot."""
+    for path in python_files(folder):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names = [alias.name.split(".") for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+                names = [[*node.module.split("."), alias.name] for alias in node.names]
+            else:
+                continue
+            for name in names:
+                if name[0] == "syvla" and len(name) > 1:
+                    assert is_defined(name), f"{path.relative_to(ROOT)}:{node.lineno}: {'.'.join(name)} does not exist"
+
+
+def is_defined(name: list[str]) -> bool:
+    """Whether a dotted name is a module of ours, or a name that a module of ours assigns, defines, imports or exports."""
+    folder = ROOT / "syvla" / Path(*name[1:])
+    if folder.with_suffix(".py").is_file() or (folder / "__init__.py").is_file():
+        return True
+    file = source_file(name) if len(name) > 2 else ROOT / "syvla" / "__init__.py"
+    if file is None:
+        return False
+    known: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            known.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            known.add(node.id)
+        elif isinstance(node, ast.ImportFrom | ast.Import):
+            known.update(alias.asname or alias.name for alias in node.names)
+    return name[-1] in known
+
+
+def test_a_missing_name_is_found():
+    assert is_defined(["syvla", "processing", "RobotDataset"])
+    assert is_defined(["syvla", "durable_files"])
+    assert not is_defined(["syvla", "processing", "robot_dataset"])
+    assert not is_defined(["syvla", "processing", "robot_data", "robot_dataset", "NoSuchName"])
+
+
 def test_a_circle_is_found():
     a, b, c, d = (Path(name) for name in "abcd")
     assert circles({a: {b}, b: {c}, c: {a, d}, d: set()}) == [[a, b, c]]

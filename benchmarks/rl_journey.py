@@ -65,7 +65,7 @@ def _drive(root: Path, trace: Any, handshake: _Handshake) -> None:
     """The robot: one episode per update, beginning when the last update's policy is published."""
     from syvla.serving import PolicyServer
     from syvla.serving.client.rl_client import RLClient
-    from syvla.serving.policies.served import SyVLAServedPolicy
+    from syvla.serving.policies.backend import SyVLABackend
     from syvla.serving.rl.scheduler import RLScheduler, RLSettings
     from syvla.serving.server.settings import ServerSettings
 
@@ -73,7 +73,7 @@ def _drive(root: Path, trace: Any, handshake: _Handshake) -> None:
     handshake.wait()  # version 0
     handshake.noted.set()
     settings = RLSettings(root / "run", ahead=UPDATES, poll_s=300.0)  # the first policy acts in all rollouts
-    scheduler = RLScheduler(settings, lambda path: SyVLAServedPolicy.from_pretrained(str(path), device="cpu"))
+    scheduler = RLScheduler(settings, lambda path: SyVLABackend.from_pretrained(str(path), device="cpu"))
     image = np.zeros((SIZE, SIZE, 3), np.uint8)
     server = PolicyServer(None, ServerSettings(port=0), rl=scheduler).start(120)
     client = RLClient(f"http://{server.url}")

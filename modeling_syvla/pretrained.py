@@ -161,6 +161,9 @@ def _damage(name: Any, hub_options: dict[str, Any], error: Exception) -> str:
             with safe_open(path, "pt"):
                 pass
         except (SafetensorError, OSError) as reason:
+            with path.open("rb") as file:
+                if file.read(64).startswith(b"version https://git-lfs"):
+                    return f"{path}: a Git LFS pointer, not the weights themselves; run `git lfs pull` in {path.parent}"
             damaged.append(f"{path}: this weight file is damaged or incomplete ({reason})")
     return "; ".join(damaged or [f"{name}: {error}"]) + ". Delete it and download the checkpoint again."
 

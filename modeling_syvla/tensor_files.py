@@ -159,6 +159,9 @@ def _read_header(path: Path) -> dict[str, TensorSource]:
         with safe_open(path, framework="pt"):  # refuses overlaps, wrong sizes and cut files
             pass
     except (SafetensorError, OSError) as error:
+        with path.open("rb") as stream:
+            if stream.read(64).startswith(b"version https://git-lfs"):
+                raise ValueError(f"{path}: a Git LFS pointer; run `git lfs pull` in {path.parent}") from error
         raise ValueError(f"{path}: not a whole safetensors file ({error}); download it again") from error
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from syvla.processing.image_modes import to_rgb
+from syvla.processing.lfs_pointers import is_lfs_pointer, reading_problem, require_contents
 
 FILE_KINDS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 IMAGE_SUFFIXES = ("", ".jpg", ".jpeg", ".png", ".webp")
@@ -71,6 +72,7 @@ def open_rows(path: str | Path, split: str = "train", revision: str | None = Non
         return datasets.load_dataset(_kind(source), data_files=str(source), split="train", **_field(field))
     if source.is_dir():
         files = sorted(map(str, source.rglob("*.parquet")))
+        require_contents([*files, *source.rglob("*.arrow"), *source.glob("*.json")])
         if files and not (source / "state.json").is_file() and not (source / "dataset_dict.json").is_file():
             return datasets.load_dataset("parquet", data_files=files, split="train")
         loaded = datasets.load_from_disk(str(source))
@@ -87,6 +89,7 @@ def open_stream(path: str | Path, split: str = "train", revision: str | None = N
         return datasets.load_dataset(_kind(source), data_files=str(source), split="train", streaming=True)
     if source.is_dir():
         files = sorted(map(str, source.rglob("*.parquet")))
+        require_contents(files)
         return datasets.load_dataset("parquet", data_files=files, split="train", streaming=True)
     return datasets.load_dataset(str(path), split=split, revision=revision, streaming=True)
 
@@ -97,6 +100,7 @@ def _kind(source: Path) -> str:
         raise ValueError(f"{source}: expected a .jsonl, .json or .parquet file, got '{source.suffix}'")
     if not source.stat().st_size:
         raise ValueError(f"{source}: the file is empty")
+    require_contents([source])
     return kind
 
 
@@ -156,6 +160,8 @@ def read_image(image: Any, folder: ImageFolder) -> Any:
     except BrokenRow:
         raise
     except Exception as error:  # of a damaged file Pillow raises nearly anything
+        if isinstance(image, Path) and is_lfs_pointer(image):
+            raise BrokenRow("missing image", f"images: {image}: {reading_problem(image, '')}") from error
         raise BrokenRow("unreadable image", f"images: {error or type(error).__name__}") from error
 
 

@@ -6,7 +6,7 @@ server agree. A gripper command usually stays absolute.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -17,7 +17,7 @@ _MAX_VALUES = 200_000_000
 
 
 def delta_references(
-    chosen: bool | Sequence[str] | Sequence[int],
+    chosen: bool | Sequence[str] | Sequence[int] | Mapping[str | int, str | int],
     state_dim: int,
     action_dim: int,
     state_names: Sequence[str] | None = None,
@@ -26,7 +26,8 @@ def delta_references(
     """State dimension that each action dimension is relative to, `ABSOLUTE` where it is absolute.
 
     Args:
-        chosen: True: every action dimension; a list of names or numbers: those dimensions of the action.
+        chosen: True: every action dimension; a list of names or numbers: those dimensions of the action; a mapping of
+            dimensions of the action to the dimensions of the state that they are relative to.
         state_dim, action_dim: Numbers of dimensions.
         state_names, action_names: Their names. An action dimension is relative to the state dimension of the same name;
             without names, to the one of the same number.
@@ -34,18 +35,25 @@ def delta_references(
     Raises:
         ValueError: If a dimension does not exist or has no counterpart in the state.
     """
+    references = [ABSOLUTE] * action_dim
+    if isinstance(chosen, Mapping):
+        for entry, reference in chosen.items():
+            dimension = _dimension(entry, action_dim, action_names)
+            if references[dimension] != ABSOLUTE:
+                raise ValueError(f"delta_actions: dimension {dimension} of the action is given twice")
+            references[dimension] = _dimension(reference, state_dim, state_names, "state")
+        return references
     if isinstance(chosen, bool):
         wanted: list[int] = list(range(action_dim)) if chosen else []
     else:
         wanted = [_dimension(entry, action_dim, action_names) for entry in chosen]
-    references = [ABSOLUTE] * action_dim
     for dimension in wanted:
         if state_names and action_names:
             name = action_names[dimension]
             if name not in state_names:
                 raise ValueError(
                     f"delta_actions: action dimension {name!r} has no state dimension of that name (the state has "
-                    f"{list(state_names)}); list only the dimensions that have one"
+                    f"{list(state_names)}); list only the dimensions that have one, or give a mapping of action to state dimensions"
                 )
             references[dimension] = list(state_names).index(name)
         elif dimension < state_dim and state_dim == action_dim:
@@ -53,7 +61,7 @@ def delta_references(
         else:
             raise ValueError(
                 f"delta_actions: the data set names no dimensions, and state and action have {state_dim} and {action_dim}, so "
-                "that they cannot be matched by number; name them in the data set, or keep actions absolute"
+                "that they cannot be matched by number; give a mapping of action to state dimensions, or keep actions absolute"
             )
     return references
 
@@ -91,11 +99,15 @@ def delta_vectors(
         yield actions[frames[inside]] - base[inside]
 
 
-def _dimension(entry: str | int, count: int, names: Sequence[str] | None) -> int:
+def _dimension(entry: str | int, count: int, names: Sequence[str] | None, kind: str = "action") -> int:
     if isinstance(entry, str):
-        if not names or entry not in names:
-            raise ValueError(f"delta_actions: {entry!r} is no dimension of the action, which has {list(names or ())}")
-        return list(names).index(entry)
+        if names and entry in names:
+            return list(names).index(entry)
+        if entry.isdecimal():  # keys of JSON objects are texts
+            return _dimension(int(entry), count, names, kind)
+        raise ValueError(f"delta_actions: {entry!r} is no dimension of the {kind}, which has {list(names or ())}")
     if isinstance(entry, bool) or not 0 <= entry < count:
-        raise ValueError(f"delta_actions: expected names or numbers from 0 to {count - 1}, got {entry!r}")
+        raise ValueError(
+            f"delta_actions: expected names or numbers from 0 to {count - 1} of the {kind}'s dimensions, got {entry!r}"
+        )
     return entry

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from syvla.durable_files import write_json
+from syvla.processing.lfs_pointers import require_contents
 
 from .frame_table import FrameTable
 from .lerobot_format import INFO_PATH
@@ -53,6 +54,7 @@ class FrameFilter:
             raise FileNotFoundError(f"filter_file: {path} does not exist; `syvla-clean` writes one")
         if source.stat().st_size > _MAX_BYTES:
             raise ValueError(f"filter_file: {path} has {source.stat().st_size} bytes, more than a filter file can have")
+        require_contents([source])
         try:
             content = json.loads(source.read_text(encoding="utf-8"))
             if content["format"] != FORMAT or content["version"] > VERSION:

@@ -12,6 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
+from syvla.processing.lfs_pointers import reading_problem
+
 from .arrow_columns import to_numpy
 from .lerobot_format import LANGUAGE_PERSISTENT, DatasetError
 from .metadata import DatasetMetadata
@@ -108,7 +110,7 @@ class _Loader:
             with pq.ParquetFile(full) as file:
                 self._load(Path(path).as_posix(), file, episodes)
         except (pa.ArrowException, OSError, ValueError) as error:
-            self.problems.append(f"{path}: {error}")
+            self.problems.append(f"{path}: {reading_problem(full, str(error))}")
 
     def _load(self, path: str, file: pq.ParquetFile, episodes: list[tuple[int, int]]) -> None:
         needed = [*self._numeric, *([self._thought_column] if self._thought_column else [])]

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from syvla.processing.lfs_pointers import reading_problem
+
 CODEBASE_VERSION = "v3.0"
 INFO_PATH = "meta/info.json"
 STATS_PATH = "meta/stats.json"
@@ -90,7 +92,8 @@ def read_info(root: Path) -> DatasetInfo:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise DatasetError(root, [f"{INFO_PATH}: not valid JSON ({error}); restore the file"]) from error
+        why = reading_problem(path, f"not valid JSON ({error}); restore the file")
+        raise DatasetError(root, [f"{INFO_PATH}: {why}"]) from error
     if not isinstance(raw, dict):
         raise DatasetError(root, [f"{INFO_PATH}: expected a JSON object, got {type(raw).__name__}"])
     version = str(raw.get("codebase_version"))
@@ -217,13 +220,23 @@ def image_size(feature: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def dimension_names(feature: Mapping[str, Any]) -> list[str] | None:
-    """Names of a vector's dimensions as a flat list; None where the data set gives none, or not one per dimension."""
-    names = feature.get("names")
+    """Names of a vector's dimensions as a flat list; None where the data set gives none, or not one per dimension.
+
+    Known forms: `["a", "b"]`, `[["a", "b"]]` (Unitree), `{"motors": ["a", "b"]}`, and `{"a": 0, "b": 1}` with positions.
+    """
+    names, size = feature.get("names"), feature["shape"][0]
+    if isinstance(names, dict) and sorted(map(str, names.values())) == sorted(map(str, range(size))):
+        names = sorted(names, key=lambda name: int(names[name]))
+    names = _flat_names(names)
+    return names if len(names) == size else None
+
+
+def _flat_names(names: Any) -> list[str]:
     if isinstance(names, dict):
-        names = [name for group in names.values() for name in (group if isinstance(group, list) else [group])]
-    if not isinstance(names, list) or len(names) != feature["shape"][0]:
-        return None
-    return [str(name) for name in names]
+        names = list(names.values())
+    if isinstance(names, list | tuple):
+        return [name for group in names for name in _flat_names(group)]
+    return [] if names is None else [str(names)]
 
 
 def huggingface_features(features: Mapping[str, Mapping[str, Any]]) -> Any:

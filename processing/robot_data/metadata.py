@@ -12,6 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from syvla.processing.lfs_pointers import is_lfs_pointer, reading_problem
+
 from .arrow_columns import to_numpy
 from .lerobot_format import INFO_PATH, TASKS_PATH, DatasetError, DatasetInfo, read_info, render_path
 
@@ -127,7 +129,7 @@ def _read_v3(root: Path, info: DatasetInfo, problems: list[str]) -> _Parts:
                 dtype = "float64" if name.endswith("timestamp") else "int64"
                 parts[name].append(to_numpy(table.column(name), (), dtype, f"{where}: {name}"))
         except (pa.ArrowException, OSError, ValueError) as error:
-            problems.append(f"{where}: cannot be read ({error}); restore the file")
+            problems.append(f"{where}: {reading_problem(path, f'cannot be read ({error}); restore the file')}")
     columns = {
         name: np.concatenate([*values, np.zeros(0, "float64" if name.endswith("timestamp") else "int64")])
         for name, values in parts.items()
@@ -150,7 +152,8 @@ def _tasks_v3(root: Path, info: DatasetInfo, problems: list[str]) -> list[str]:
         name = "task" if "task" in texts else texts[0]
         return _ordered(dict(zip(indices.tolist(), table.column(name).to_pylist(), strict=True)))
     except (pa.ArrowException, OSError, KeyError, IndexError, ValueError) as error:
-        problems.append(f"{TASKS_PATH}: expected columns task (text) and task_index ({error}); restore the file")
+        why = reading_problem(path, f"expected columns task (text) and task_index ({error}); restore the file")
+        problems.append(f"{TASKS_PATH}: {why}")
         return []
 
 
@@ -168,6 +171,8 @@ def _read_v21(root: Path, info: DatasetInfo, problems: list[str]) -> _Parts:
 def _jsonl(path: Path) -> Iterator[dict[str, Any]]:
     if path.stat().st_size > _MAX_JSONL_BYTES:
         raise ValueError(f"{path.name}: more than {_MAX_JSONL_BYTES} bytes")
+    if is_lfs_pointer(path):
+        raise ValueError(f"{path.name} {reading_problem(path, '')}")
     with path.open(encoding="utf-8") as lines:
         for line in lines:
             if line.strip():

@@ -13,7 +13,7 @@ import torch
 from tqdm.auto import tqdm
 
 from syvla.processing.normalization import RunningStatistics
-from syvla.processing.transforms import infer_cameras
+from syvla.processing.transforms import DEFAULT_VIEWS, camera_line, infer_cameras
 
 from .delta_actions import delta_vectors
 from .frame_filter import FrameFilter
@@ -59,6 +59,7 @@ class RobotDataset(torch.utils.data.Dataset):
             (velocities, end-effector deltas) would need scaling: keep their own rate.
         resample: "linear" interpolation between frames, or the "nearest" frame's action.
         filter_file: Filter file of `syvla-clean`: its episodes and frames are left out.
+        views: The model's views, which `cameras` is inferred for.
 
     Raises:
         FileNotFoundError: No data set there.
@@ -84,6 +85,7 @@ class RobotDataset(torch.utils.data.Dataset):
         filter_file: str | Path | None = None,
         control_hz: float | None = None,
         resample: str = "linear",
+        views: Sequence[str] = DEFAULT_VIEWS,
     ):
         if chunk_size < 1:
             raise ValueError(f"chunk_size: expected at least 1, got {chunk_size}")
@@ -101,14 +103,17 @@ class RobotDataset(torch.utils.data.Dataset):
         chosen = None if filter_file is None else FrameFilter.load(filter_file)
         if chosen is not None:
             chosen.check(self.metadata)
-        problems = _argument_problems(self.metadata, self.episodes, cameras, state_key, action_key, thought_source)
+        problems = _argument_problems(
+            self.metadata, self.episodes, cameras, views, state_key, action_key, thought_source
+        )
         if problems:
             raise DatasetError(self.root, problems)
         if chosen is not None:
             self.episodes = chosen.kept_episodes(self.episodes, self.metadata)
             if not self.episodes:
                 raise DatasetError(self.root, [f"filter_file: {filter_file} removes every selected episode"])
-        self.cameras = dict(infer_cameras(self.info.camera_keys) if cameras is None else cameras)
+        self.cameras = dict(infer_cameras(self.info.camera_keys, views) if cameras is None else cameras)
+        logger.info("%s: %s", self.root, camera_line(self.cameras, self.info.camera_keys, views))
         self.thought_column = LANGUAGE_PERSISTENT if thought_source == "auto" else thought_source
         if thought_source == "auto" and LANGUAGE_PERSISTENT not in self.features:
             self.thought_column = None
@@ -346,6 +351,7 @@ def _argument_problems(
     metadata: DatasetMetadata,
     episodes: Sequence[int],
     cameras: dict[str, str] | None,
+    views: Sequence[str],
     state_key: str,
     action_key: str,
     thought_source: str | None,
@@ -368,7 +374,9 @@ def _argument_problems(
     available = metadata.info.camera_keys
     if cameras is None:
         try:
-            infer_cameras(available) if available else problems.append("cameras: the data set has no camera feature")
+            infer_cameras(available, views) if available else problems.append(
+                "cameras: the data set has no camera feature"
+            )
         except ValueError as error:
             problems.append(str(error))
     else:

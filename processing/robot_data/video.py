@@ -14,6 +14,8 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
+from syvla.processing.lfs_pointers import reading_problem
+
 # Settings of LeRobot 0.6 (`VideoEncoderConfig`): a key frame every second frame makes random access cheap.
 CODEC_OPTIONS: dict[str, dict[str, str]] = {
     "libsvtav1": {"g": "2", "crf": "30", "preset": "12", "svtav1-params": "fast-decode=0"},
@@ -325,6 +327,5 @@ def _reading_error(path: Path, error: Exception, time: float | None = None) -> V
             f"{path}: too many open files: {whose}; raise the limit with `ulimit -n 65536`, or use fewer data-loader workers"
         )
     where = "" if time is None else f" at {time:.6f} s"
-    return VideoError(
-        f"{path}: the video cannot be read{where} ({error}); the file is damaged, download or record it again"
-    )
+    damaged = f"the video cannot be read{where} ({error}); the file is damaged, download or record it again"
+    return VideoError(f"{path}: {reading_problem(path, damaged)}")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from syvla.processing.transforms import NameViews, ResizeViews, infer_cameras
+from syvla.processing.transforms import NameViews, ResizeViews, camera_line, infer_cameras
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,14 @@ from syvla.processing.transforms import NameViews, ResizeViews, infer_cameras
             ["o.head", "o.right_wrist", "o.ceiling"],
             {"center": "o.head", "right_wrist": "o.right_wrist"},
         ),
+        (  # parts with dots; cameras that are like no view are left out
+            ["observation.images.front", "observation.images.wrist.left", "observation.images.side"],
+            {"center": "observation.images.front", "left_wrist": "observation.images.wrist.left"},
+        ),
+        (
+            ["observation.images.cam_high", "observation.images.cam_low", "observation.images.cam_right_wrist"],
+            {"center": "observation.images.cam_high", "right_wrist": "observation.images.cam_right_wrist"},
+        ),
     ],
 )
 def test_views_are_found_in_common_names(keys, expected):
@@ -36,6 +44,33 @@ def test_views_are_found_in_common_names(keys, expected):
 def test_unclear_names_are_listed_with_the_fix(keys):
     with pytest.raises(ValueError, match=r'cameras=\{"center"'):
         infer_cameras(keys)
+
+
+@pytest.mark.parametrize(
+    ("views", "expected"),
+    [
+        (("front", "side"), {"front": "o.images.front", "side": "o.images.side"}),
+        (("side", "left_wrist"), {"side": "o.images.side", "left_wrist": "o.images.wrist.left"}),
+        (("center", "side"), {"center": "o.images.front", "side": "o.images.side"}),
+        (
+            ("front", "wrist_left", "side"),
+            {"front": "o.images.front", "wrist_left": "o.images.wrist.left", "side": "o.images.side"},
+        ),
+    ],
+)
+def test_views_of_other_names_take_the_cameras_of_these_names(views, expected):
+    keys = [key.replace("o.", "observation.") for key in ("o.images.front", "o.images.side", "o.images.wrist.left")]
+    found = infer_cameras(keys, views)
+    assert found == {view: key.replace("o.", "observation.") for view, key in expected.items()}
+    assert list(found) == [view for view in views if view in found]
+
+
+def test_one_line_names_used_unused_and_missing_cameras():
+    keys = ["o.images.top", "o.images.side"]
+    line = camera_line({"center": "o.images.top"}, keys, ("center", "left_wrist", "right_wrist"))
+    assert line == (
+        "cameras: center = o.images.top; unused: o.images.side; views without a camera: left_wrist, right_wrist"
+    )
 
 
 def test_naming_and_resizing():

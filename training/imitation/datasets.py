@@ -34,7 +34,9 @@ def load_robot_data(data_args: DataArguments, model: Any, processor: Any) -> lis
         if data_args.ignore_thoughts:
             options["thought_source"] = None
         try:
-            dataset = RobotDataset(spec["path"], embodiment=name, chunk_size=processor.chunk_size, **options)
+            dataset = RobotDataset(
+                spec["path"], embodiment=name, chunk_size=processor.chunk_size, views=processor.views, **options
+            )
             references = _delta_references(spec, dataset, processor.embodiments.get(name, {}))
         except (ValueError, OSError) as error:
             problems.append(f"{spec['path']}: {error}")

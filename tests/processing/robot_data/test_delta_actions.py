@@ -27,6 +27,15 @@ def test_dimensions_match_by_name_else_by_number():
     assert delta_references(False, 3, 3, NAMES, NAMES) == [-1, -1, -1]
 
 
+def test_a_mapping_says_which_state_dimension_an_action_dimension_is_relative_to():
+    named = {"shoulder_target": "shoulder", "elbow_target": "elbow"}
+    actions = ["elbow_target", "grip", "shoulder_target"]
+    assert delta_references(named, 3, 3, NAMES, actions) == [1, -1, 0]
+    assert delta_references({0: 4, 2: 1}, 5, 3) == [4, -1, 1]
+    assert delta_references({"0": "4", "2": 1}, 5, 3) == [4, -1, 1]  # keys of JSON objects are texts
+    assert delta_references({}, 5, 3) == [-1, -1, -1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -34,6 +43,10 @@ def test_dimensions_match_by_name_else_by_number():
         ((True, 2, 3), "cannot be matched by number"),
         ((["nose"], 3, 3, NAMES, NAMES), "'nose' is no dimension"),
         (([3], 3, 3), "numbers from 0 to 2"),
+        (({0: 5}, 5, 3), "numbers from 0 to 4 of the state's dimensions, got 5"),
+        (({"nose": 0}, 3, 3, NAMES, NAMES), "'nose' is no dimension of the action"),
+        (({0: "nose"}, 3, 3, NAMES, NAMES), "'nose' is no dimension of the state"),
+        (({0: 1, "0": 2}, 3, 3), "dimension 0 of the action is given twice"),
     ],
 )
 def test_dimensions_without_a_counterpart_are_refused(arguments, message):

@@ -54,7 +54,7 @@ def infer_cameras(keys: Iterable[str], views: Sequence[str] = DEFAULT_VIEWS) -> 
     exact = set(found)
     for key in keys:
         view = _view_of(_camera_name(key))
-        if view in views and view not in exact and _camera_name(key) not in exact:
+        if view is not None and view in views and view not in exact and _camera_name(key) not in exact:
             found.setdefault(view, []).append(key)
     ambiguous = {view: names for view, names in found.items() if len(names) > 1}
     if ambiguous or views[0] not in found:

@@ -53,7 +53,7 @@ def delta_references(
             if name not in state_names:
                 raise ValueError(
                     f"delta_actions: action dimension {name!r} has no state dimension of that name (the state has "
-                    f"{list(state_names)}); list only the dimensions that have one, or give a mapping of action to state dimensions"
+                    f"{list(state_names)}); list only the dimensions that have one, or map action to state dimensions"
                 )
             references[dimension] = list(state_names).index(name)
         elif dimension < state_dim and state_dim == action_dim:

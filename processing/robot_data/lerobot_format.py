@@ -224,10 +224,10 @@ def dimension_names(feature: Mapping[str, Any]) -> list[str] | None:
 
     Known forms: `["a", "b"]`, `[["a", "b"]]` (Unitree), `{"motors": ["a", "b"]}`, and `{"a": 0, "b": 1}` with positions.
     """
-    names, size = feature.get("names"), feature["shape"][0]
-    if isinstance(names, dict) and sorted(map(str, names.values())) == sorted(map(str, range(size))):
-        names = sorted(names, key=lambda name: int(names[name]))
-    names = _flat_names(names)
+    given, size = feature.get("names"), feature["shape"][0]
+    if isinstance(given, dict) and sorted(map(str, given.values())) == sorted(map(str, range(size))):
+        given = [name for name, _ in sorted(given.items(), key=lambda entry: int(entry[1]))]
+    names = _flat_names(given)
     return names if len(names) == size else None
 
 

@@ -253,9 +253,8 @@ def huggingface_features(features: Mapping[str, Mapping[str, Any]]) -> Any:
             row = {name: datasets.Value("string") for name in ("role", "content", "style")}
             if key == LANGUAGE_PERSISTENT:
                 row["timestamp"] = datasets.Value("float32")
-            json_feature = datasets.Json() if hasattr(datasets, "Json") else datasets.Value("string")
             columns[key] = datasets.List(
-                {**row, "camera": datasets.Value("string"), "tool_calls": datasets.List(json_feature)}
+                {**row, "camera": datasets.Value("string"), "tool_calls": datasets.List(datasets.Json())}
             )
         elif dtype == "video":
             continue

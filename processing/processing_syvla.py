@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import BatchFeature, ProcessorMixin
+from transformers import BatchFeature
 from transformers.tokenization_utils_base import AddedToken
 
-from .image_modes import to_rgb
-from .normalization import MODES, normalize, offset_and_scale, unnormalize
+from .call_keywords import CallKeywords, SyVLAProcessorKwargs, require_known_at_loading
+from .chat_inputs import ChatInputs
+from .embodiment_normalization import EmbodimentNormalization
+from .image_inputs import Image, checked_image
 from .prompt_format import (
     CHAT_TEMPLATE,
     QUERY_TOKEN,
@@ -25,12 +27,17 @@ from .prompt_format import (
     robot_messages,
 )
 
+# Used by the files above: older transformers bring only what the entry file names itself.
+from .image_modes import to_rgb  # noqa: F401  isort: skip
+from .normalization import normalize  # noqa: F401  isort: skip
+
 DEFAULT_VIEWS = ("center", "left_wrist", "right_wrist")
-Image = Any  # PIL image or uint8 array (H, W, 3)
 
 
-class SyVLAProcessor(ProcessorMixin):
+class SyVLAProcessor(EmbodimentNormalization, ChatInputs):
     """Processor of SyVLA checkpoints.
+
+    Batches are padded on the left unless the tokenizer was given a `padding_side`, since generation goes on at the right.
 
     Args:
         image_processor: The VLM's image processor (Qwen2-VL family).
@@ -45,6 +52,8 @@ class SyVLAProcessor(ProcessorMixin):
         query_token: Text of the query placeholder.
     """
 
+    valid_processor_kwargs = SyVLAProcessorKwargs
+
     def __init__(
         self,
         image_processor=None,
@@ -57,7 +66,6 @@ class SyVLAProcessor(ProcessorMixin):
         chunk_size=50,
         max_length=4096,
         query_token=QUERY_TOKEN,
-        **kwargs,
     ):
         self.embodiments: dict[str, dict[str, Any]] = dict(embodiments or {})
         self.views = list(views)
@@ -71,118 +79,17 @@ class SyVLAProcessor(ProcessorMixin):
             self.query_token_id = tokenizer.convert_tokens_to_ids(query_token)
             self.image_token = "<|image_pad|>"
             self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
+            if tokenizer.init_kwargs.get("padding_side") is None:
+                tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"
         super().__init__(
             image_processor, tokenizer, expert_image_processor, chat_template=chat_template or CHAT_TEMPLATE
         )
 
-    # ------------------------------------------------------------------ embodiments
-
-    def set_embodiment(
-        self,
-        name: str,
-        statistics: Mapping[str, Mapping[str, Any]],
-        normalization: Mapping[str, str] | None = None,
-        delta_actions: Sequence[int] | None = None,
-        **extra: Any,
-    ) -> None:
-        """Register a robot, or replace its statistics (its id stays).
-
-        Args:
-            name: Name of the embodiment, as in the model's config.
-            statistics: `{"state": {...}, "action": {...}}`, as `RobotDataset.statistics()` returns.
-            normalization: Mode for "state" and "action", one of `MODES`; "mean_std" (the paper) when not given.
-            delta_actions: For each action dimension the state dimension that it is relative to at the start of the chunk,
-                -1 where it is absolute; the statistics are then those of the differences. None: all absolute.
-            extra: JSON values to keep beside them, for example `state_names`, `action_names`, `control_hz`.
-        """
-        modes = {"state": "mean_std", "action": "mean_std", **(normalization or {})}
-        entry: dict[str, Any] = {**extra, "normalization": modes, "statistics": {}}
-        for kind in ("state", "action"):
-            if modes[kind] not in MODES:
-                raise ValueError(f"normalization.{kind}: expected one of {', '.join(MODES)}, got {modes[kind]!r}")
-            if kind not in statistics or "mean" not in statistics[kind]:
-                raise ValueError(
-                    f"statistics.{kind}: missing for embodiment {name!r}; expected at least mean and std per dimension. "
-                    "Compute them with RobotDataset(...).statistics()"
-                )
-            lists = {
-                key: np.asarray(value, dtype=np.float64).ravel().tolist() for key, value in statistics[kind].items()
-            }
-            if modes[kind] != "identity":
-                offset_and_scale(lists, modes[kind])  # raises now, not in the middle of training
-            entry["statistics"][kind] = lists
-            entry[f"{kind}_dim"] = len(lists["mean"])
-        if delta_actions is not None and max(delta_actions, default=-1) >= 0:
-            references = [int(reference) for reference in delta_actions]
-            if (
-                len(references) != entry["action_dim"]
-                or not -1 <= min(references) <= max(references) < entry["state_dim"]
-            ):
-                raise ValueError(
-                    f"delta_actions: expected {entry['action_dim']} state dimensions from -1 (absolute) to "
-                    f"{entry['state_dim'] - 1} for embodiment {name!r}, got {references}"
-                )
-            entry["delta_actions"] = references
-        known = self.embodiments.get(name)
-        used = [e["id"] for e in self.embodiments.values()]
-        entry["id"] = known["id"] if known else max(used, default=-1) + 1
-        self.embodiments[name] = entry
-
-    def _embodiment(self, name: str | None) -> tuple[str, dict[str, Any]]:
-        if name is None and len(self.embodiments) == 1:
-            name = next(iter(self.embodiments))
-        if name not in self.embodiments:
-            raise ValueError(
-                f"embodiment: expected one of {sorted(self.embodiments) or 'none registered'}, got {name!r}; register it "
-                "with processor.set_embodiment(name, statistics=...)"
-            )
-        return name, self.embodiments[name]
-
-    def _normalized(self, values: Any, kind: str, name: str, base: np.ndarray | None = None) -> np.ndarray:
-        entry = self.embodiments[name]
-        array = np.asarray(values, dtype=np.float32)
-        ndim = 1 if kind == "state" else 2
-        if array.ndim != ndim or array.shape[-1] != entry[f"{kind}_dim"]:
-            shape = f"({entry[f'{kind}_dim']},)" if kind == "state" else f"(T, {entry[f'{kind}_dim']})"
-            raise ValueError(f"{kind}: expected shape {shape} for embodiment {name!r}, got {array.shape}")
-        if not np.isfinite(array).all():
-            raise ValueError(f"{kind}: expected finite numbers for embodiment {name!r}, got NaN or infinity")
-        if base is not None:
-            array = array - base
-        return normalize(array, entry["statistics"][kind], entry["normalization"][kind]).astype(np.float32)
-
-    def _delta_base(self, entry: Mapping[str, Any], state: Any) -> np.ndarray | None:
-        """What the embodiment's delta actions are relative to, (..., D_action); None where all are absolute."""
-        references = entry.get("delta_actions")
-        if references is None:
-            return None
-        state = np.asarray(state, dtype=np.float32)
-        return np.where(np.asarray(references) >= 0, state[..., np.maximum(references, 0)], np.float32(0))
-
-    def decode_actions(self, actions: Any, embodiment: str | None = None, state: Any = None) -> np.ndarray:
-        """Model output to physical units.
-
-        Args:
-            actions: Normalised chunk, (T, D) or (B, T, D), possibly zero-padded in the last dimension.
-            embodiment: Robot whose units to restore; may be left out when there is only one.
-            state: Raw state that the chunk was predicted from, (D_state,) or (B, D_state); needed where the embodiment has
-                delta actions, ignored elsewhere.
-
-        Returns:
-            float32 array with the embodiment's own number of dimensions.
-        """
-        name, entry = self._embodiment(embodiment)
-        if entry.get("delta_actions") is not None and state is None:
-            raise ValueError(f"state: the actions of embodiment {name!r} are relative to it; pass the observed state")
-        if isinstance(actions, torch.Tensor):
-            actions = actions.detach().float().cpu().numpy()
-        actions = np.asarray(actions, dtype=np.float32)
-        if actions.shape[-1] < entry["action_dim"]:
-            raise ValueError(f"actions: expected at least {entry['action_dim']} dimensions, got shape {actions.shape}")
-        own = actions[..., : entry["action_dim"]]
-        raw = unnormalize(own, entry["statistics"]["action"], entry["normalization"]["action"]).astype(np.float32)
-        base = self._delta_base(entry, state)
-        return raw if base is None else raw + base[..., None, :]
+    @classmethod
+    def from_args_and_dict(cls, args, processor_dict, **kwargs):
+        """transformers' own, which drops keywords that nothing reads; they raise TypeError here."""
+        require_known_at_loading(cls, args, kwargs)
+        return super().from_args_and_dict(args, processor_dict, **kwargs)
 
     # ------------------------------------------------------------------ calls
 
@@ -195,8 +102,6 @@ class SyVLAProcessor(ProcessorMixin):
         embodiment=None,
         thought=None,
         action_is_pad=None,
-        padding_side=None,
-        return_tensors="pt",
         **kwargs,
     ) -> BatchFeature:
         """Inputs for the model from raw observations, or from rendered chat text.
@@ -205,31 +110,42 @@ class SyVLAProcessor(ProcessorMixin):
         list in the order of `views`. Every argument may be a list over a batch. With `actions` or `thought`, query tokens
         are appended; with `actions`, labels and action targets are made as well.
 
-        Without them, `text` is rendered chat text with one image pad per image, as `apply_chat_template` produces.
+        Without them, `text` is rendered chat text with one image pad per image, as `apply_chat_template` produces, and the
+        call is that of `Qwen2_5_VLProcessor`: the same keywords, the same tensors, lists without `return_tensors`.
 
         Args:
-            images: Dict view -> image, or list of images; images are PIL or uint8 (H, W, 3).
+            images: Dict view -> image, or list of images; images of a robot are PIL or uint8 (H, W, 3), those of a chat may
+                also be (3, H, W), paths, addresses and base64.
             text: Instruction(s) or rendered chat text(s).
             state: Raw state (D_state,) in physical units.
             actions: Raw actions (T, D_action) in physical units, T at most `chunk_size`.
             embodiment: Registered name; may be left out when there is only one.
             thought: Chain of thought, or None.
             action_is_pad: bool (T,), True for steps beyond the end of the episode.
-            padding_side: "left" or "right"; right for training, left otherwise.
+            kwargs: Keywords of the tokenizer and of the VLM's image processor, flat or in `text_kwargs`, `images_kwargs` and
+                `common_kwargs`. With robot data, `return_tensors` is "pt" (default) or "np"; `padding` is True (default),
+                False or "max_length"; `padding_side` is right for training and left otherwise; nothing is ever cut, so
+                `truncation` raises where it would; image keywords are those of sizes, and act on the VLM's images alone.
 
         Returns:
             BatchFeature with `input_ids, attention_mask, mm_token_type_ids` (B, L), `pixel_values, image_grid_thw`, and for
             robot data `expert_pixel_values` (B, V, 3, h, w), `expert_view_mask` (B, V), `state`, `embodiment_ids`, and
             for training `labels, actions, action_mask`.
+
+        Raises:
+            TypeError: If a keyword is unknown.
+            ValueError: If an input has another form than expected, or a keyword is passed twice or has no effect.
         """
-        kwargs.pop("padding", None)
-        if kwargs.pop("videos", None) is not None:
-            raise ValueError("videos: SyVLA reads images only; pass single frames as images")
+        keywords = CallKeywords(self, kwargs)
+        columns = {"state": state, "actions": actions, "thought": thought, "action_is_pad": action_is_pad}
         if state is None and embodiment is None and actions is None:
-            return self._plain(images, text, padding_side or "left", return_tensors, **kwargs)
+            for name, value in columns.items():
+                if value is not None:
+                    raise ValueError(f"{name}: is a robot's; pass its state= (and embodiment=) as well")
+            return self._chat_inputs(images, text, keywords)
+        keywords.require_robot_keywords()
         batched = isinstance(text, (list, tuple))
         count = len(text) if batched else 1
-        columns = {"state": state, "actions": actions, "thought": thought, "action_is_pad": action_is_pad}
         if batched:
             for name, value in {**columns, "images": images}.items():
                 if value is not None and (isinstance(value, (str, Mapping)) or len(value) != count):
@@ -244,7 +160,9 @@ class SyVLAProcessor(ProcessorMixin):
             item["text"] = text[i] if batched else text
             item["images"] = images[i] if batched and images is not None else images
             items.append(item)
-        return self.collate(items, padding_side=padding_side or ("right" if actions is not None else "left"))
+        options = {"padding_side": "right" if actions is not None else "left", **keywords.given_text()}
+        batch = self._collate(items, options.pop("padding_side"), image_keywords=keywords.given_images(), **options)
+        return BatchFeature(batch, tensor_type=keywords.text.get("return_tensors") or "pt")
 
     def collate(
         self, items: Sequence[Mapping[str, Any]], padding_side: str = "right", length_bucket: int = 1
@@ -254,21 +172,36 @@ class SyVLAProcessor(ProcessorMixin):
         A multi-modal item is `{"messages": chat, "images": [image, ...]}`; loss falls on its assistant answers only.
         Sequences are padded to the longest, rounded up to a multiple of `length_bucket` tokens.
         """
+        return BatchFeature(self._collate(items, padding_side, pad_to_multiple_of=length_bucket))
+
+    def _collate(
+        self,
+        items: Sequence[Mapping[str, Any]],
+        padding_side: str,
+        *,
+        padding: Any = True,
+        truncation: Any = False,
+        max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        image_keywords: Mapping[str, Any] | None = None,
+    ) -> dict[str, torch.Tensor]:
         rendered = [self._render(item) for item in items]
         images = [image for _, views in rendered for image in views.values()]
-        vision = self._vlm_images(images)
+        vision = self._vlm_images(images, image_keywords or {})
         grids = iter(vision["image_grid_thw"].tolist() if vision else [])
+        limit = self.max_length if max_length is None else min(max_length, self.max_length)
         sequences = []
         for i, (item, (text, views)) in enumerate(zip(items, rendered, strict=True)):
             to_come = 0 if "messages" in item or self.query_token in text else self.num_query_tokens
-            sequences.append(self._tokenize(text, [next(grids) for _ in views], i, to_come))
+            sequences.append(self._tokenize(text, [next(grids) for _ in views], i, to_come, limit, bool(truncation)))
         labels = None
         if any(item.get("actions") is not None or "messages" in item for item in items):
             labels = [answer_labels(ids, self.tokenizer, self.query_token_id) for ids in sequences]
-        data: dict[str, Any] = {**self._pad(sequences, labels, padding_side, length_bucket), **vision}
+        width = padded_width([len(ids) for ids in sequences], padding, limit, pad_to_multiple_of)
+        data: dict[str, torch.Tensor] = {**self._pad(sequences, labels, padding_side, width), **vision}
         if any("messages" not in item for item in items):
             data.update(self._expert_inputs(items, [views for _, views in rendered]))
-        return BatchFeature(data=data)
+        return data
 
     def count_tokens(self, item: Mapping[str, Any]) -> int:
         """Tokens of an item as `collate` takes it, without processing its images; they may be more than `max_length`.
@@ -286,38 +219,12 @@ class SyVLAProcessor(ProcessorMixin):
         observations = [{**item, "actions": None} for item in items]
         return self._expert_inputs(observations, [self._views(item.get("images")) for item in items])
 
-    def normalize_actions(self, actions: Any, embodiment: str | None = None, state: Any = None) -> np.ndarray:
-        """Physical actions (T, D) as the model sees them, float32 (T, D): the inverse of `decode_actions`."""
-        name, entry = self._embodiment(embodiment)
-        return self._normalized(actions, "action", name, self._delta_base(entry, state))
-
     # ------------------------------------------------------------------ parts
-
-    def _plain(self, images, text, padding_side: str, return_tensors, **kwargs) -> BatchFeature:
-        if isinstance(images, Mapping):
-            raise ValueError(
-                "images: a dict of views is a robot's observation; pass its state= (and embodiment=) as well"
-            )
-        texts = [text] if isinstance(text, str) else list(text or [])
-        flat: list[Image] = []
-        for entry in images if isinstance(images, (list, tuple)) else ([] if images is None else [images]):
-            flat.extend(entry if isinstance(entry, (list, tuple)) else [entry])
-        vision = self._vlm_images([_checked_image(image, f"images[{i}]") for i, image in enumerate(flat)])
-        grids = vision["image_grid_thw"].tolist() if vision else []
-        needed = [t.count(self.image_token) for t in texts]
-        if sum(needed) != len(grids):
-            raise ValueError(f"images: the text holds {sum(needed)} image placeholders, got {len(grids)} images")
-        sequences = []
-        for i, (prompt, count) in enumerate(zip(texts, needed, strict=True)):
-            sequences.append(self._tokenize(prompt, grids[:count], i))
-            grids = grids[count:]
-        data = {**self._pad(sequences, None, padding_side), **vision}
-        return BatchFeature(data=data, tensor_type=return_tensors)
 
     def _render(self, item: Mapping[str, Any]) -> tuple[str, dict[str, Image]]:
         """Chat text of an item and its images in the order of their placeholders."""
         if "messages" in item:
-            images = {str(i): _checked_image(image, f"images[{i}]") for i, image in enumerate(item.get("images") or [])}
+            images = {str(i): checked_image(image, f"images[{i}]") for i, image in enumerate(item.get("images") or [])}
             messages = checked_messages(item["messages"], self.tokenizer)
             text = self.apply_chat_template(messages, tokenize=False)
             if text.count(self.image_token) != len(images):
@@ -353,38 +260,42 @@ class SyVLAProcessor(ProcessorMixin):
             raise ValueError(
                 f"images: unknown views {unknown}; this checkpoint has {self.views}. Map cameras to views."
             )
-        present = {v: _checked_image(images[v], f"images.{v}") for v in self.views if images.get(v) is not None}
+        present = {v: checked_image(images[v], f"images.{v}") for v in self.views if images.get(v) is not None}
         if not present:
             raise ValueError(f"images: expected at least one of the views {self.views}, got none")
         return present
 
-    def _vlm_images(self, images: list[Image]) -> dict[str, torch.Tensor]:
+    def _vlm_images(self, images: list[Image], keywords: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         if not images:
             return {}
-        features = self.image_processor(images=images, return_tensors="pt", input_data_format="channels_last")
+        features = self.image_processor(
+            images=images, return_tensors="pt", input_data_format="channels_last", **keywords
+        )
         return {"pixel_values": features["pixel_values"], "image_grid_thw": features["image_grid_thw"]}
 
-    def _tokenize(self, text: str, grids: list[list[int]], index: int, queries_to_come: int = 0) -> list[int]:
-        """Ids of a text; the model appends `queries_to_come` tokens, for which there must be room."""
+    def _tokenize(
+        self, text: str, grids: list[list[int]], index: int, queries_to_come: int, limit: int, truncation: bool
+    ) -> list[int]:
+        """Ids of a text; the model appends `queries_to_come` tokens, for which there must be room within `limit`."""
         merge = self.image_processor.merge_size**2 if grids else 1
         parts = text.split(self.image_token)
         for part, (t, h, w) in zip(range(len(parts) - 1), grids, strict=True):
             parts[part] += self.image_token * (t * h * w // merge)
         ids = self.tokenizer("".join(parts), add_special_tokens=False)["input_ids"]
-        if len(ids) + queries_to_come > self.max_length:
+        if len(ids) + queries_to_come > limit:
             room = f" with the {queries_to_come} query tokens to come" if queries_to_come else ""
+            cut = "truncation would cut what the model acts on; " if truncation else ""
             raise ValueError(
-                f"sample {index}: {len(ids)} tokens{room} exceed max_length={self.max_length}; shorten the instruction or "
+                f"sample {index}: {len(ids)} tokens{room} exceed max_length={limit}; {cut}shorten the instruction or "
                 "thought, use smaller images, or raise processor.max_length"
             )
         return ids
 
     def _pad(
-        self, sequences: list[list[int]], labels: list[list[int]] | None, side: str, multiple: int = 1
+        self, sequences: list[list[int]], labels: list[list[int]] | None, side: str, width: int
     ) -> dict[str, torch.Tensor]:
         if side not in ("left", "right"):
             raise ValueError(f"padding_side: expected 'left' or 'right', got {side!r}")
-        width = -(-max(map(len, sequences)) // multiple) * multiple
         pad_id = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
         out = {
             "input_ids": torch.full((len(sequences), width), pad_id, dtype=torch.long),
@@ -477,16 +388,24 @@ class SyVLAProcessor(ProcessorMixin):
         return ["input_ids", "attention_mask", "mm_token_type_ids", "pixel_values", "image_grid_thw"]
 
 
-def _checked_image(image: Image, name: str) -> np.ndarray:
-    """uint8 (H, W, 3); anything else is an error, never guessed."""
-    if hasattr(image, "convert"):  # PIL
-        if 0 in image.size:
-            raise ValueError(f"{name}: expected an image with pixels, got one of size {image.size}")
-        return np.asarray(to_rgb(image))
-    array = image.numpy() if isinstance(image, torch.Tensor) else np.asarray(image)
-    if array.ndim != 3 or array.shape[-1] != 3 or array.dtype != np.uint8 or 0 in array.shape:
-        raise ValueError(
-            f"{name}: expected a PIL image or an array (H, W, 3) uint8, got {array.shape} {array.dtype}; move channels last "
-            "and scale to 0..255"
-        )
-    return array
+def padded_width(lengths: Sequence[int], padding: Any, limit: int, multiple: int | None) -> int:
+    """Tokens to which sequences of these lengths are padded.
+
+    Args:
+        lengths: Tokens of every sequence.
+        padding: True or "longest"; "max_length" for `limit`; False or "do_not_pad" where all lengths are equal.
+        limit: The longest a sequence may be.
+        multiple: The width is rounded up to a multiple of this.
+
+    Raises:
+        ValueError: If the padding is another, or there is none although the lengths differ.
+    """
+    padding = getattr(padding, "value", padding)  # PaddingStrategy
+    if padding not in (True, False, None, "longest", "max_length", "do_not_pad"):
+        raise ValueError(f"padding: expected True, False, 'longest', 'max_length' or 'do_not_pad', got {padding!r}")
+    if padding in (False, "do_not_pad"):
+        if len(set(lengths)) > 1:
+            raise ValueError(f"padding: sequences of {sorted(set(lengths))} tokens make no batch; pass padding=True")
+        return lengths[0]
+    width = limit if padding == "max_length" else max(lengths)
+    return -(-width // (multiple or 1)) * (multiple or 1)

@@ -16,6 +16,7 @@ CHAT_TEMPLATE = (
     "{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}"
     "{%- endif -%}"
     "{%- for message in messages -%}"
+    "{%- if message.tool_calls -%}{{ raise_exception('SyVLA answers in text; got tool_calls') }}{%- endif -%}"
     "{{ '<|im_start|>' + message.role + '\n' }}"
     "{%- if message.role == 'assistant' -%}{%- generation -%}"
     "{%- if message.content is string -%}{{ message.content }}"

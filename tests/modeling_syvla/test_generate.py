@@ -44,7 +44,7 @@ def inputs(tiny_processor, make_chat):
     """Two questions of unequal length about images of unequal size, left-padded."""
     chats = [make_chat(1), make_chat(2, "Where is the red cube? Point at it.", size=(64, 32))]
     texts = [tiny_processor.apply_chat_template(c["messages"][:1], add_generation_prompt=True) for c in chats]
-    return tiny_processor(text=texts, images=[c["images"] for c in chats])
+    return tiny_processor(text=texts, images=[c["images"] for c in chats], padding=True, return_tensors="pt")
 
 
 @pytest.mark.parametrize("which", ["text_model", "tiny_model"])
@@ -176,9 +176,9 @@ def test_answers_in_a_batch_equal_single_answers(text_model, tiny_processor, mak
     texts = [tiny_processor.apply_chat_template(p, add_generation_prompt=True, tokenize=False) for p in prompts]
     images = [chat["images"][0] for chat in chats]
     options = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
-    batch = tiny_processor(text=texts, images=images)
+    batch = tiny_processor(text=texts, images=images, padding=True, return_tensors="pt")
     together = text_model.generate(**batch, **options)[:, batch["input_ids"].shape[1] :]
     for row, text in enumerate(texts):
-        alone = tiny_processor(text=text, images=images[row : row + 1] or None)
+        alone = tiny_processor(text=text, images=images[row : row + 1] or None, return_tensors="pt")
         answer = text_model.generate(**alone, **options)[0, alone["input_ids"].shape[1] :]
         assert together[row].tolist() == answer.tolist(), row

@@ -54,7 +54,8 @@ noise = torch.ones(1, 8, 14)
 output = model.predict_actions(**inputs, noise=noise, think=True, max_new_tokens=4, min_new_tokens=4)
 actions = processor.decode_actions(output.actions, "arm")
 messages = [{"role": "user", "content": [{"type": "text", "text": "hello"}]}]
-chat = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True)
+options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
+chat = processor.apply_chat_template(messages, **options)
 answer = text_model.generate(**chat, max_new_tokens=4, min_new_tokens=4)
 model.save_pretrained(again)
 processor.save_pretrained(again)

@@ -285,10 +285,12 @@ def test_plain_use_through_apply_chat_template(tiny_processor, make_chat):
         f"{SYSTEM}<|im_start|>user\nNo picture here, just a somewhat longer text.<|im_end|>\n<|im_start|>assistant\n"
     )
     prompt = tiny_processor.apply_chat_template(one, add_generation_prompt=True)
-    by_hand = tiny_processor(text=prompt, images=[image])
-    single = tiny_processor.apply_chat_template(one, add_generation_prompt=True, tokenize=True, return_dict=True)
+    by_hand = tiny_processor(text=prompt, images=[image], return_tensors="pt")
+    single = tiny_processor.apply_chat_template(
+        one, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
     for key, value in by_hand.items():
-        assert torch.equal(torch.as_tensor(single[key]), value), key
+        assert torch.equal(single[key], value), key
     assert tiny_processor.batch_decode(by_hand["input_ids"], skip_special_tokens=True)[0].endswith("assistant\n")
 
 
@@ -515,7 +517,11 @@ def test_plain_calls_check_their_images(tiny_processor):
         (None, "the text holds 1 image placeholders, got 0 images"),
         ([picture(1)] * 2, "the text holds 1 image placeholders, got 2 images"),
         ({"center": picture(1)}, "a dict of views is a robot's observation"),
-        ([picture(1).astype(float)], r"images\[0\]: expected a PIL image"),
+        ([picture(1).astype(float)], r"images\[0\]: expected values of 0..255, .* floats of at most 1"),
+        ([picture(1)[..., 0]], r"images\[0\]: expected a PIL image, a path, .* ndarray of shape \(32, 32\)"),
+        ([np.zeros((3, 8, 3), np.uint8)], r"images\[0\]: shape \(3, 8, 3\) may have its channels first or last"),
+        ([Image.new("RGB", (0, 8))], r"images\[0\]: expected an image with pixels"),
+        ([[picture(1)], picture(1)], "images: expected images, or one list of images for each text; got a mixture"),
     ):
         with pytest.raises(ValueError, match=message):
             tiny_processor(text=prompt, images=images)

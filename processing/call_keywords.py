@@ -42,7 +42,7 @@ _OF_MODELS = (
 )  # fmt: skip
 
 
-class SyVLAProcessorKwargs(ProcessingKwargs, total=False):
+class SyVLAProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-arg]
     """Keywords as `Qwen2_5_VLProcessor` takes them, with its defaults."""
 
     _defaults = {"text_kwargs": {"padding": False}}
@@ -141,7 +141,7 @@ def keyword_names(processor: Any) -> dict[str, set[str]]:
     }
 
 
-def require_known_at_loading(processor_class: type, parts: Iterable[Any], given: Mapping[str, Any]) -> None:
+def require_known_at_loading(processor_class: Any, parts: Iterable[Any], given: Mapping[str, Any]) -> None:
     """Raise TypeError for a keyword of `from_pretrained` that neither the processor nor one of its parts reads.
 
     Args:

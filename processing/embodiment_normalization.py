@@ -37,7 +37,7 @@ class EmbodimentNormalization:
         action_units: Sequence[str] | None = None,
         control_hz: float | None = None,
         cameras: Mapping[str, str] | None = None,
-        limits: Mapping[str, Any] | None = None,
+        action_limits: Mapping[str, Any] | None = None,
     ) -> None:
         """Register a robot, or replace its statistics (its id stays).
 
@@ -51,7 +51,7 @@ class EmbodimentNormalization:
             state_units, action_units: Unit of every dimension, such as "rad" or "m".
             control_hz: Actions per second.
             cameras: View -> camera of the data.
-            limits: Action limits, which the server applies; see its settings.
+            action_limits: `{"low", "high", "max_step", ...}`, which a server applies; see `ActionLimits`.
 
         Raises:
             ValueError: If statistics are missing or do not fit the mode, or a list has another length than the dimensions.
@@ -75,7 +75,11 @@ class EmbodimentNormalization:
                 raise ValueError(f"{key}: expected {dimensions} for embodiment {name!r}, got {values!r}")
             entry[key] = list(values)
         entry.update(
-            {key: value for key, value in {"control_hz": control_hz, "limits": limits}.items() if value is not None}
+            {
+                key: value
+                for key, value in {"control_hz": control_hz, "action_limits": action_limits}.items()
+                if value is not None
+            }
         )
         if cameras is not None:
             entry["cameras"] = dict(cameras)

@@ -225,6 +225,23 @@ def test_an_ambiguous_layout_is_asked_for(tiny_processor, qwen):
         tiny_processor(text=text, images=[image])
 
 
+def test_pictures_are_read_as_a_person_sees_them(tiny_processor, folder):
+    """An orientation of EXIF, 16 bits and transparency mean the same in a chat as in a dataset: see `to_rgb`."""
+    turned, deep, clear = folder / "turned.jpg", folder / "deep.png", folder / "clear.png"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(PICTURE).save(turned, exif=exif, quality=100, subsampling=0)
+    Image.fromarray(np.full((32, 64), 40_000, np.uint16)).save(deep)
+    Image.new("RGBA", (64, 32), (0, 0, 0, 0)).save(clear)
+    text = "<|vision_start|><|image_pad|><|vision_end|>"
+    upright = tiny_processor(text=text, images=[turned], return_tensors="pt")["image_grid_thw"][0].tolist()
+    assert upright[1] > upright[2], "64 x 40 after a quarter turn"
+    for path, level in ((deep, 40_000 / 65_535), (clear, 1.0)):
+        for image in (path, Image.open(path)):
+            pixels = tiny_processor(text=text, images=[image], do_normalize=False, return_tensors="pt")["pixel_values"]
+            torch.testing.assert_close(pixels, torch.full_like(pixels, level), rtol=0, atol=1 / 255)
+
+
 # ---------------------------------------------------------------- assistant masks
 
 

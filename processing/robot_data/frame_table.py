@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from syvla.processing.lfs_pointers import reading_problem
 from .arrow_columns import to_numpy
 from .lerobot_format import LANGUAGE_PERSISTENT, DatasetError
 from .metadata import DatasetMetadata
+from .vector_parts import VectorPart, join_parts, whole
 
 _MANY_FILES = 200  # from here on loading shows a progress bar
 
@@ -60,15 +61,29 @@ class FrameTable:
 
 
 def load_frames(
-    metadata: DatasetMetadata, episodes: Sequence[int], state_key: str, action_key: str, thought_column: str | None
+    metadata: DatasetMetadata,
+    episodes: Sequence[int],
+    state: str | Sequence[VectorPart],
+    action: str | Sequence[VectorPart],
+    thought_column: str | None,
 ) -> FrameTable:
     """Reads the numeric columns of the selected episodes from their parquet files.
+
+    Args:
+        metadata: Of the data set.
+        episodes: Which, in which order.
+        state, action: A feature, or the parts to put together.
+        thought_column: Text column of the thoughts, or None.
 
     Raises:
         DatasetError: Files missing or unreadable, columns missing or of another size than `info.json` says, rows that do
             not match the episode's length; lists every problem.
     """
-    loader = _Loader(metadata, state_key, action_key, thought_column)
+    vectors = {
+        name: whole(given, metadata.info.features) if isinstance(given, str) else tuple(given)
+        for name, given in (("state", state), ("action", action))
+    }
+    loader = _Loader(metadata, vectors, thought_column)
     by_file: dict[str, list[tuple[int, int]]] = {}
     for position, episode in enumerate(episodes):
         by_file.setdefault(metadata.data_path(episode), []).append((position, episode))
@@ -80,20 +95,22 @@ def load_frames(
 
 
 class _Loader:
-    def __init__(self, metadata: DatasetMetadata, state_key: str, action_key: str, thought_column: str | None):
+    def __init__(
+        self, metadata: DatasetMetadata, vectors: Mapping[str, tuple[VectorPart, ...]], thought_column: str | None
+    ):
         self.metadata = metadata
         self.problems: list[str] = []
-        self._numeric = {
+        self._vectors = vectors
+        keys = dict.fromkeys(part.key for parts in vectors.values() for part in parts)
+        self._numeric: dict[str, tuple[str, tuple[int, ...]]] = {
+            **{key: ("float32", tuple(metadata.info.features[key]["shape"])) for key in keys},
             "episode_index": ("int64", ()),
             "frame_index": ("int64", ()),
             "index": ("int64", ()),
             "task_index": ("int64", ()),
             "timestamp": ("float64", ()),
-            state_key: ("float32", tuple(metadata.info.features[state_key]["shape"])),
-            action_key: ("float32", tuple(metadata.info.features[action_key]["shape"])),
         }
-        self._names = {state_key: "state", action_key: "action"}
-        self._state_key, self._action_key = state_key, action_key
+        self._frame_columns = [name for name in self._numeric if name not in keys]
         self._thought_column = thought_column
         self._thoughts: dict[str, int] = {}
         self._files: list[str] = []
@@ -137,9 +154,9 @@ class _Loader:
                     f"{path}: holds {high - low} frames of episode {episode}, its metadata says {length}; restore the file"
                 )
                 continue
-            part = {self._names.get(name, name): columns[name][low:high] for name in self._numeric}
-            if self._state_key == self._action_key:
-                part["state"] = part["action"]
+            part = {name: columns[name][low:high] for name in self._frame_columns}
+            for name, parts in self._vectors.items():
+                part[name] = join_parts({key: columns[key][low:high] for key in {p.key for p in parts}}, parts)
             tasks = part["task_index"]
             if tasks.min() < 0 or tasks.max() >= len(self.metadata.tasks):
                 self.problems.append(f"{path}: episode {episode} has a task_index without a task; restore meta/tasks")
@@ -191,6 +208,4 @@ class _Loader:
         joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         del joined["episode_index"]
         starts = np.concatenate([[0], np.cumsum([len(part["index"]) for part in parts])])
-        for name in ("state", "action"):
-            joined[name] = joined[name].reshape(len(joined["index"]), -1)
         return FrameTable(starts=starts, stretches=starts, thoughts=list(self._thoughts), files=self._files, **joined)

@@ -19,10 +19,11 @@ from .delta_actions import delta_vectors
 from .frame_filter import FrameFilter
 from .frame_table import load_frames
 from .image_store import MEMORY_LIMIT, ImageStore
-from .lerobot_format import IMAGE_DTYPES, LANGUAGE_PERSISTENT, DatasetError, dimension_names, image_size, is_depth
+from .lerobot_format import LANGUAGE_PERSISTENT, DatasetError, image_size, is_depth
 from .metadata import DatasetMetadata, read_metadata
 from .open_videos import OPEN_VIDEOS
 from .source import locate_dataset
+from .vector_parts import DEFAULT_KEYS, VectorKey, VectorPart, part_names, read_modality, vector_parts
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +44,9 @@ class RobotDataset(torch.utils.data.Dataset):
         embodiment: Name under which the processor and the model know this robot's dimensions.
         cameras: View to camera feature, for example `{"center": "observation.images.head"}`; views left out are absent
             from the items. None infers it from the features' names.
-        state_key: Feature that is the robot's state.
-        action_key: Feature that is the action.
+        state_key: Feature that is the robot's state, or a list of features, parts of `meta/modality.json` and slices that
+            are put together, see `VectorKey`. Of a data set with that file the default takes all its parts.
+        action_key: The same of the action.
         chunk_size: Number of actions T in a chunk.
         episodes: Which episodes, in which order; None takes all.
         thought_source: "auto": the sub-tasks of LeRobot's `language_persistent` column if there is one, else no
@@ -72,8 +74,8 @@ class RobotDataset(torch.utils.data.Dataset):
         *,
         embodiment: str,
         cameras: dict[str, str] | None = None,
-        state_key: str = "observation.state",
-        action_key: str = "action",
+        state_key: VectorKey = DEFAULT_KEYS["state"],
+        action_key: VectorKey = DEFAULT_KEYS["action"],
         chunk_size: int = 50,
         episodes: Sequence[int] | None = None,
         thought_source: str | None = "auto",
@@ -98,14 +100,12 @@ class RobotDataset(torch.utils.data.Dataset):
         self.metadata = read_metadata(self.root)
         self.info = self.metadata.info
         self.embodiment, self.chunk_size, self.tolerance_s = embodiment, chunk_size, tolerance_s
-        self.state_key, self.action_key = state_key, action_key
         self.episodes = list(range(self.info.total_episodes)) if episodes is None else [int(e) for e in episodes]
         chosen = None if filter_file is None else FrameFilter.load(filter_file)
         if chosen is not None:
             chosen.check(self.metadata)
-        problems = _argument_problems(
-            self.metadata, self.episodes, cameras, views, state_key, action_key, thought_source
-        )
+        problems = _argument_problems(self.metadata, self.episodes, cameras, views, thought_source)
+        self._vectors = _vectors(self.metadata, {"state": state_key, "action": action_key}, problems)
         if problems:
             raise DatasetError(self.root, problems)
         if chosen is not None:
@@ -117,7 +117,9 @@ class RobotDataset(torch.utils.data.Dataset):
         self.thought_column = LANGUAGE_PERSISTENT if thought_source == "auto" else thought_source
         if thought_source == "auto" and LANGUAGE_PERSISTENT not in self.features:
             self.thought_column = None
-        self._frames = load_frames(self.metadata, self.episodes, state_key, action_key, self.thought_column)
+        self._frames = load_frames(
+            self.metadata, self.episodes, self._vectors["state"], self._vectors["action"], self.thought_column
+        )
         if chosen is not None:
             self._frames = chosen.apply(self._frames, self.episodes)
         self._sizes = {key: image_size(self.features[key]) for key in self.cameras.values()}
@@ -216,14 +218,24 @@ class RobotDataset(torch.utils.data.Dataset):
         return self.actions.shape[1]
 
     @property
+    def state_key(self) -> str:
+        """Feature, or features, that the state is of."""
+        return " + ".join(dict.fromkeys(part.key for part in self._vectors["state"]))
+
+    @property
+    def action_key(self) -> str:
+        """Feature, or features, that the action is of."""
+        return " + ".join(dict.fromkeys(part.key for part in self._vectors["action"]))
+
+    @property
     def state_names(self) -> list[str] | None:
         """Names of the state's dimensions; None if the data set gives none."""
-        return dimension_names(self.features[self.state_key])
+        return part_names(self._vectors["state"], self.features)
 
     @property
     def action_names(self) -> list[str] | None:
         """Names of the action's dimensions; None if the data set gives none."""
-        return dimension_names(self.features[self.action_key])
+        return part_names(self._vectors["action"], self.features)
 
     @property
     def states(self) -> np.ndarray:
@@ -347,22 +359,36 @@ def pooled_statistics(
     return result
 
 
+def _vectors(
+    metadata: DatasetMetadata, keys: dict[str, VectorKey], problems: list[str]
+) -> dict[str, tuple[VectorPart, ...]]:
+    """Parts of state and action; what is wrong with them is added to the problems."""
+    found: dict[str, tuple[VectorPart, ...]] = {}
+    try:
+        modality = read_modality(metadata.root)
+    except ValueError as error:
+        problems.append(str(error))
+        return found
+    for kind, key in keys.items():
+        try:
+            found[kind] = vector_parts(kind, key, metadata.info.features, modality)
+        except ValueError as error:
+            problems.append(str(error))
+            continue
+        if len(found[kind]) > 1:
+            logger.info("%s: %s = %s", metadata.root, kind, " + ".join(map(str, found[kind])))
+    return found
+
+
 def _argument_problems(
     metadata: DatasetMetadata,
     episodes: Sequence[int],
     cameras: dict[str, str] | None,
     views: Sequence[str],
-    state_key: str,
-    action_key: str,
     thought_source: str | None,
 ) -> list[str]:
     features, total = metadata.info.features, metadata.info.total_episodes
     problems = []
-    for name, key in (("state_key", state_key), ("action_key", action_key)):
-        feature = features.get(key)
-        if feature is None or feature["dtype"] in (*IMAGE_DTYPES, "string", "language") or len(feature["shape"]) != 1:
-            vectors = [k for k, f in features.items() if f["dtype"].startswith("float") and len(f["shape"]) == 1]
-            problems.append(f"{name}: {key!r} is no vector feature of this data set; choose one of {vectors}")
     if not total:
         problems.append("the data set has no episodes; record some")
     if outside := [episode for episode in episodes if not 0 <= episode < total]:

@@ -40,7 +40,8 @@ def open_expert_datasets(
         raise ValueError("robot_datasets: none given; pass the data set that the policy was fine-tuned on")
     datasets, problems = [], []
     for spec in specs:
-        options = {k: v for k, v in spec.items() if k not in ("path", "weight", "normalization", "units")}
+        left_out = ("path", "weight", "normalization", "units", "delta_actions")  # the checkpoint has its own
+        options = {k: v for k, v in spec.items() if k not in left_out}
         name = options.pop("embodiment", None)
         if name is None and len(processor.embodiments) == 1:
             name = next(iter(processor.embodiments))
@@ -52,7 +53,9 @@ def open_expert_datasets(
             )
             continue
         try:
-            dataset = RobotDataset(spec["path"], embodiment=name, chunk_size=processor.chunk_size, **options)
+            dataset = RobotDataset(
+                spec["path"], embodiment=name, chunk_size=processor.chunk_size, views=processor.views, **options
+            )
         except (ValueError, OSError) as error:
             problems.append(f"{spec['path']}: {error}")
             continue

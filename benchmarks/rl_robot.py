@@ -18,7 +18,7 @@ from syvla.evaluation.episode_slot import SlotSettings, call_seed
 from syvla.evaluation.lockstep import EpisodeJob, LockstepRunner
 from syvla.serving.contract.action_chunks import ActionChunks
 from syvla.serving.policies.in_process import SyVLAPolicy
-from syvla.serving.recording.format import ServedDecision
+from syvla.serving.recording.decision import Decision
 from syvla.serving.recording.recorder import RolloutRecorder
 from syvla.training.rl.policy_publisher import FolderPublisher
 
@@ -83,17 +83,18 @@ class RecordingPolicy:
         answer = self._policy.predict(observations, instructions, seeds=seeds)
         for row, seed in enumerate(seeds):
             episode, call = self._calls[seed]
-            decision = ServedDecision(
+            decision = Decision(
                 images=observations[row]["images"],
                 state=observations[row]["state"],
                 instruction=instructions[row],
-                actions=answer.actions[row],
+                embodiment=self._policy.embodiment,
+                chunk=answer.actions[row],
                 seed=seed,
                 policy_version=self._version,
                 thought=answer.thoughts[row] if answer.thoughts else None,
-                executed_before=self._executed if call else None,
             )
-            self._recorder.record(str(episode), decision, self.episode_id(episode))
+            executed = self._executed if call else None
+            self._recorder.record(str(episode), decision, episode_id=self.episode_id(episode), executed_before=executed)
         return answer
 
 

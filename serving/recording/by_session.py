@@ -5,18 +5,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
 from syvla.serving.contract.requests import ActAnswer, ActRequest, RequestError
 
-from .format import ServedDecision
+from .decision import Decision
 
 if TYPE_CHECKING:
     from .recorder import RolloutRecorder
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class Recording(Protocol):
@@ -110,18 +112,14 @@ class ServedRecording:
         recorder, session = self.recorders[request.embodiment], request.session
         if not session:
             raise RequestError("observe_only: expected a session_id")
-        recorded = refusing(lambda: recorder.observe(session, request.images, request.state))
-        return {"episode_id": recorded.episode_id, "chunk_id": recorded.chunk_id}
+        return refusing(lambda: recorder.observe(session, request.images, request.state))
 
     def record(self, request: ActRequest, answer: ActAnswer, sent: np.ndarray, version: str) -> dict[str, Any]:
         """Records an answer to a session; returns what the reply says about it."""
-        session = request.session
-        if not session:
+        if not request.session:
             return {}
-        decision = served_decision(request, answer, sent, version)
         recorder = self.recorders[request.embodiment]
-        recorded = refusing(lambda: recorder.record(session, decision, request.episode_id))
-        return {"episode_id": recorded.episode_id, "chunk_id": recorded.chunk_id}
+        return record_answer(recorder, request.session, request, answer, sent, version)
 
     def ended(self, session: str, why: str) -> None:
         """Ends what the session left open."""
@@ -142,26 +140,36 @@ class ServedRecording:
                 logger.error("%s", error)
 
 
-def served_decision(request: ActRequest, answer: ActAnswer, sent: np.ndarray, version: str) -> ServedDecision:
-    """What a recorder takes of an answered request."""
-    return ServedDecision(
+def record_answer(
+    recorder: RolloutRecorder, session: str, request: ActRequest, answer: ActAnswer, sent: np.ndarray, version: str
+) -> dict[str, str]:
+    """Records an answered request as a decision; returns what the reply says about it. See `Recording.record`."""
+    decision = Decision(
         images=request.images,
         state=request.state,
         instruction=request.instruction,
-        actions=sent,
+        embodiment=request.embodiment,
+        chunk=answer.actions,
         seed=request.seed,
         policy_version=version,
-        predicted=None if sent is answer.actions else answer.actions,
         thought=answer.thought,
-        executed_before=request.executed_steps,
-        request_id=request.request_id,
+        limited=None if sent is answer.actions else sent,
         frozen_steps=int(answer.extras.get("frozen_steps", 0)),
         query_age=float(answer.extras.get("query_age", 0.0)),
         chain=answer.chain,
     )
+    return refusing(
+        lambda: recorder.record(
+            session,
+            decision,
+            episode_id=request.episode_id,
+            executed_before=request.executed_steps,
+            request_id=request.request_id,
+        )
+    )
 
 
-def refusing(work: Callable[[], Any]) -> Any:
+def refusing(work: Callable[[], T]) -> T:
     """Calls `work`; what a recorder refuses is the client's error, or a reason to come again later."""
     from .recorder import TooManyEpisodes
 

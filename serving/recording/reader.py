@@ -1,12 +1,12 @@
-"""Reads recorded rollouts back as what reinforcement learning works on: one entry per decision.
+"""Reads recorded rollouts back as what reinforcement learning works on.
 
-Only episodes that are sealed are seen, whatever else a killed server left. Images are read with `RobotDataset`, whose
-index a decision's `frame` is.
+Only episodes that are sealed are seen, whatever else a killed server left.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,73 +14,46 @@ import numpy as np
 
 from syvla.serving.contract.rollout_sampler import ChainStep, RolloutSampler
 
-from .format import CHAIN_COLUMNS, CHAIN_STATES, COLUMNS, PREFIX, STATE, EpisodeFacts
-from .recorder import read_facts
+from .decision import Decision, Rollout, StoredImages
+from .episode_facts import EpisodeFacts, read_facts
+from .format import CHAIN_COLUMNS, CHAIN_STATES, COLUMNS, PREFIX, STATE
 
 
-@dataclass(frozen=True)
-class RolloutEpisode:
-    """One recorded episode with its K decisions.
+def read_rollouts(
+    root: str | Path, *, cameras: Mapping[str, str] | None = None, episodes: Sequence[int] | None = None
+) -> list[Rollout]:
+    """The sealed episodes of a recording.
 
-    Attributes:
-        episode_index: In the data set.
-        facts: Instruction, outcome, policy versions and the like.
-        frames: int64 (K,), index of each decision's row in the data set, for its images.
-        states: float32 (K, D_state), physical units.
-        chunks: float32 (K, T, D_action), what the policy predicted, physical units.
-        executed: int64 (K,), actions of each chunk that ran.
-        executed_known: bool (K,), False where `executed` is an assumption.
-        control_steps: int64 (K,), control steps before each decision.
-        seeds, frozen_steps: int64 (K,).
-        query_ages: float32 (K,), seconds.
-        policy_versions, thoughts, chunk_ids: K texts; a thought is "" where there was none.
-        chains: K steps of the stochastic sampler, None where there was none.
-    """
-
-    episode_index: int
-    facts: EpisodeFacts
-    frames: np.ndarray
-    states: np.ndarray
-    chunks: np.ndarray
-    executed: np.ndarray
-    executed_known: np.ndarray
-    control_steps: np.ndarray
-    seeds: np.ndarray
-    frozen_steps: np.ndarray
-    query_ages: np.ndarray
-    policy_versions: list[str]
-    thoughts: list[str]
-    chunk_ids: list[str]
-    chains: list[ChainStep | None]
-
-    @property
-    def valid(self) -> np.ndarray:
-        """bool (K, T), True where the chunk's action was executed."""
-        return np.arange(self.chunks.shape[1])[None] < self.executed[:, None]
-
-
-def read_rollouts(root: str | Path, *, start: int = 0) -> list[RolloutEpisode]:
-    """The sealed episodes of a recording, from number `start` on.
+    Args:
+        root: Folder of the data set.
+        cameras: View to camera feature; None: inferred from the features' names.
+        episodes: Numbers of the episodes; None: all.
 
     Raises:
         FileNotFoundError: There is no data set.
         DatasetError, ValueError: It is damaged, or was not recorded by a policy server.
     """
     from syvla.processing.robot_data.metadata import read_metadata
+    from syvla.processing.robot_data.robot_dataset import RobotDataset
 
     metadata = read_metadata(Path(root))
     if f"{PREFIX}chunk" not in metadata.info.features:
         raise ValueError(f"{root}: has no column {PREFIX}chunk; expected a recording of `syvla-serve --record`")
     _check_features(Path(root), metadata.info.features)
-    firsts = np.concatenate([[0], np.cumsum(metadata.lengths)])
+    numbers = list(range(metadata.info.total_episodes)) if episodes is None else list(episodes)
+    if not numbers:
+        return []
+    chosen = None if cameras is None else dict(cameras)
+    dataset = RobotDataset(root, embodiment="", cameras=chosen, episodes=numbers)
     tables: dict[str, Any] = {}
-    episodes = []
-    for episode in range(start, metadata.info.total_episodes):
+    rollouts = []
+    for position, episode in enumerate(numbers):
         path = metadata.data_path(episode)
         if path not in tables:
             tables = {path: _read_table(metadata.root / path, metadata.info.features)}  # one file at a time
-        episodes.append(_episode(tables[path], metadata.root, episode, int(firsts[episode])))
-    return episodes
+        facts = read_facts(metadata.root, episode)
+        rollouts.append(_rollout(tables[path], facts, dataset, position, f"{root}: episode {episode}"))
+    return rollouts
 
 
 def _check_features(root: Path, features: dict[str, dict[str, Any]]) -> None:
@@ -120,33 +93,36 @@ def _read_table(path: Path, features: dict[str, dict[str, Any]]) -> dict[str, An
     return columns
 
 
-def _episode(columns: dict[str, Any], root: Path, episode: int, first: int) -> RolloutEpisode:
-    own = np.flatnonzero(columns["episode_index"] == episode)
+def _rollout(columns: dict[str, Any], facts: EpisodeFacts, dataset: Any, position: int, where: str) -> Rollout:
+    own = np.flatnonzero(columns["episode_index"] == dataset.episodes[position])
     rows = own[columns[f"{PREFIX}is_decision"][own]]
-
-    def texts(name: str) -> list[str]:
-        return [columns[PREFIX + name][row] or "" for row in rows]
-
-    def numbers(name: str) -> np.ndarray:
-        return columns[PREFIX + name][rows]
-
-    return RolloutEpisode(
-        episode_index=episode,
-        facts=read_facts(root, episode),
-        frames=first + rows - own[0],
-        states=columns[STATE][rows],
-        chunks=numbers("chunk"),
-        executed=numbers("executed_steps"),
-        executed_known=numbers("executed_known"),
-        control_steps=numbers("control_step"),
-        seeds=numbers("seed"),
-        frozen_steps=numbers("frozen_steps"),
-        query_ages=numbers("query_age"),
-        policy_versions=texts("policy_version"),
-        thoughts=texts("thought"),
-        chunk_ids=texts("chunk_id"),
-        chains=_chains(columns, rows, f"{root}: episode {episode}"),
-    )
+    first = int(dataset.episode_starts[position])
+    chains = _chains(columns, rows, where)
+    decisions = []
+    for row, chain in zip(rows, chains, strict=True):
+        in_dataset = first + int(row - own[0])
+        value = {name: columns[PREFIX + name][row] for name in ("chunk", *COLUMNS)}
+        decisions.append(
+            Decision(
+                images=StoredImages(dataset, in_dataset),
+                state=columns[STATE][row],
+                instruction=dataset.tasks[dataset.task_indices[in_dataset]],
+                embodiment=facts.embodiment,
+                chunk=value["chunk"],
+                seed=int(value["seed"]),
+                policy_version=value["policy_version"] or "",
+                thought=value["thought"] or None,
+                executed=int(value["executed_steps"]),
+                executed_known=bool(value["executed_known"]),
+                control_step=int(value["control_step"]),
+                frozen_steps=int(value["frozen_steps"]),
+                query_age=float(value["query_age"]),
+                chain=chain,
+            )
+        )
+    last = first + int(dataset.episode_lengths[position]) - 1
+    final = replace(decisions[-1], images=StoredImages(dataset, last), state=columns[STATE][own[-1]])
+    return Rollout(facts, decisions, final)
 
 
 def _chains(columns: dict[str, Any], rows: np.ndarray, where: str) -> list[ChainStep | None]:

@@ -3,7 +3,7 @@
 Recording never delays an answer: `record` only queues what was answered. One thread puts frames of running episodes into
 nameless files, another turns finished episodes into the data set, which `RobotDatasetWriter` seals by renaming
 `info.json` last. A killed server therefore leaves a readable data set with every episode that was sealed, and nothing of
-those still running. What is stored per row and per episode: `rollout_format`.
+those still running. What is stored per row: `format`; per episode: `episode_facts`.
 
 A frame that cannot be kept (memory limit reached, disk full) costs its episode, never a part of it: an episode is whole
 or absent. Each loss is logged as an error, counted in `status()`, shown as `error` until a later episode is saved, and
@@ -12,22 +12,21 @@ raised by `close()`.
 
 from __future__ import annotations
 
-import json
 import logging
 import queue
 import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from syvla.durable_files import write_json
-
-from .format import PREFIX, EpisodeFacts, ServedDecision, check_outcome, facts_path, rollout_features
+from .decision import Decision
+from .episode_facts import EpisodeFacts, check_outcome, read_facts, write_facts
+from .format import PREFIX, chunk_id, rollout_features
 from .spool import RolloutSpool
 
 if TYPE_CHECKING:
@@ -57,10 +56,6 @@ class TooManyEpisodes(RuntimeError):
     """No further episode can begin before another one ends."""
 
 
-class OutcomeConflict(ValueError):
-    """An episode already has another outcome."""
-
-
 @dataclass
 class _Open:
     facts: EpisodeFacts
@@ -69,24 +64,18 @@ class _Open:
     chunk_steps: int = 0  # of the chunk in force
     observed: int = 0  # observations since its decision
 
+    @property
+    def names(self) -> dict[str, str]:
+        """What a reply says about the decision in force."""
+        episode = self.facts.episode_id
+        return {"episode_id": episode, "chunk_id": chunk_id(episode, self.decisions - 1)}
+
     def check_executed(self, executed: int | None) -> None:
         if executed is not None and self.decisions and not self.observed <= executed <= self.chunk_steps:
             raise ValueError(
                 f"executed_steps: expected {self.observed} to {self.chunk_steps}, the actions of the previous chunk that"
                 f" ran, got {executed}"
             )
-
-
-@dataclass(frozen=True)
-class Recorded:
-    """Where a decision went: the episode's id and the decision's number in it."""
-
-    episode_id: str
-    decision_index: int
-
-    @property
-    def chunk_id(self) -> str:
-        return f"{self.episode_id}:{self.decision_index}"
 
 
 class RolloutRecorder:
@@ -136,11 +125,10 @@ class RolloutRecorder:
         self._open: dict[str, _Open] = {}  # by session
         self._spools: dict[str, RolloutSpool] = {}  # by episode, of the spooling thread alone
         try:
-            self._indices: dict[str, int | None] = dict(_known_episodes(self.root))  # None: not saved yet
+            self._known = _known_episodes(self.root)  # names that are taken
         except BaseException:
             self._folder_lock.release()
             raise
-        self._outcomes: dict[str, int] = {}  # of episodes not saved yet
         self._lost: dict[str, str] = {}  # episode -> cause
         self._pending_bytes, self._saved, self._closed = 0, 0, False
         self._cause: str | None = None
@@ -155,13 +143,26 @@ class RolloutRecorder:
 
     # -- what the server calls -----------------------------------------------------------------------------------------
 
-    def record(self, session: str, decision: ServedDecision, episode_id: str | None = None) -> Recorded:
+    def record(
+        self,
+        session: str,
+        decision: Decision,
+        *,
+        episode_id: str | None = None,
+        executed_before: int | None = None,
+        request_id: str | None = None,
+    ) -> dict[str, str]:
         """Queues an answered request; its arrays are not copied and must not change afterwards.
 
         Args:
             session: Connection or client; each has at most one open episode.
             decision: What was asked and answered.
             episode_id: The client's name for the episode; another one than before ends the open episode.
+            executed_before: How many actions of the previous chunk ran, by the client's word; None if it did not say.
+            request_id: Idempotency key: a repetition of the last one is not recorded twice.
+
+        Returns:
+            `episode_id` and `chunk_id`.
 
         Raises:
             ValueError: The episode of that name is over, or more steps were executed than the last chunk had.
@@ -176,18 +177,24 @@ class RolloutRecorder:
                 current = None
             if current is None:
                 current = self._begin(session, episode_id)
-            repeated = decision.request_id is not None and decision.request_id == current.last_request
-            if not repeated:
-                current.check_executed(decision.executed_before)
+            if request_id is None or request_id != current.last_request:
+                current.check_executed(executed_before)
                 current.decisions += 1
-                current.last_request = decision.request_id
-                current.chunk_steps, current.observed = len(decision.actions), 0
+                current.last_request = request_id
+                current.chunk_steps, current.observed = len(decision.chunk), 0
                 facts = current.facts
-                self._enqueue(facts.episode_id, decision.nbytes, lambda: self._spool(facts).add_decision(decision))
-            return Recorded(current.facts.episode_id, current.decisions - 1)
+                self._enqueue(
+                    facts.episode_id,
+                    decision.nbytes,
+                    lambda: self._spool(facts).add_decision(decision, executed_before),
+                )
+            return current.names
 
-    def observe(self, session: str, images: Mapping[str, np.ndarray], state: np.ndarray) -> Recorded:
+    def observe(self, session: str, images: Mapping[str, np.ndarray], state: np.ndarray) -> dict[str, str]:
         """Queues the observation of a control step at which no actions were asked for.
+
+        Returns:
+            `episode_id`, and `chunk_id` of the chunk in force.
 
         Raises:
             ValueError: The session has no open episode, or the chunk in force has no step left.
@@ -202,7 +209,7 @@ class RolloutRecorder:
             current.last_request = None
             facts, size = current.facts, sum(image.nbytes for image in images.values())
             self._enqueue(facts.episode_id, size, lambda: self._spool(facts).add_observation(images, state))
-            return Recorded(facts.episode_id, current.decisions - 1)
+            return current.names
 
     def end(
         self, session: str, *, ended: str = "client", executed: int | None = None, outcome: int | None = None
@@ -232,35 +239,9 @@ class RolloutRecorder:
             if current is None:
                 return None
             episode = current.facts.episode_id
-            self._indices.pop(episode, None)
+            self._known.discard(episode)
             self._frames.put(lambda: self._close_spool(episode))
             return episode
-
-    def label(self, episode_id: str, outcome: int, *, override: bool = False) -> None:
-        """Sets an episode's outcome; the same one may be given again.
-
-        Raises:
-            ValueError: `outcome` is neither 0 nor 1.
-            KeyError: There is no such episode, or it was lost.
-            OutcomeConflict: It has another outcome and `override` is not set.
-        """
-        if check_outcome(outcome) is None:
-            raise ValueError("outcome: expected 1 (success) or 0 (failure), got nothing")
-        with self._lock:
-            if episode_id not in self._indices:
-                raise KeyError(f"episode {episode_id!r} is not in {self.root}")
-            index = self._indices[episode_id]
-            facts = None if index is None else read_facts(self.root, index)
-            before = self._outcomes.get(episode_id) if facts is None else facts.outcome
-            if before not in (None, outcome) and not override:
-                raise OutcomeConflict(
-                    f"episode {episode_id!r} is already labelled {before}, got {outcome}; override it on purpose"
-                )
-            if facts is None:
-                self._outcomes[episode_id] = outcome
-            elif index is not None:
-                facts.outcome = outcome
-                write_facts(self.root, index, facts)
 
     def flush(self, timeout: float | None = None) -> bool:
         """Waits until all that was queued is on disk, at most `timeout` seconds; returns whether it is."""
@@ -313,13 +294,13 @@ class RolloutRecorder:
 
     def _begin(self, session: str, episode_id: str | None) -> _Open:
         name = episode_id or uuid.uuid4().hex
-        if name in self._indices or name in self._lost:
+        if name in self._known or name in self._lost:
             raise ValueError(f"episode_id: {name!r:.120} is over; start another one under a new name")
         if len(self._open) >= self._max_open:
             raise TooManyEpisodes(
                 f"session_id: {len(self._open)} episodes of other sessions are open, as many as can be recorded"
             )
-        self._indices[name] = None
+        self._known.add(name)
         self._open[session] = _Open(EpisodeFacts(name, session, self.embodiment, started_at=time.time()))
         return self._open[session]
 
@@ -329,10 +310,7 @@ class RolloutRecorder:
             return None
         current.check_executed(executed)
         del self._open[session]
-        facts = current.facts
-        facts.ended, facts.ended_at = ended, time.time()
-        if outcome is not None:
-            self._outcomes[facts.episode_id] = outcome
+        facts = replace(current.facts, ended=ended, ended_at=time.time(), outcome=outcome)
         self._frames.put(lambda: self._finish(facts, executed))
         return facts.episode_id
 
@@ -360,8 +338,7 @@ class RolloutRecorder:
     def _lose(self, episode: str, cause: str) -> None:
         logger.error("%s: episode %s is not recorded: %s", self.root, episode, cause)
         self._lost[episode] = self._cause = cause
-        self._indices.pop(episode, None)
-        self._outcomes.pop(episode, None)
+        self._known.discard(episode)
 
     # -- in the threads ------------------------------------------------------------------------------------------------
 
@@ -381,7 +358,7 @@ class RolloutRecorder:
             self._close_spool(facts.episode_id)
             return
         del self._spools[facts.episode_id]
-        spool.finish(executed)
+        spool.finish(facts, executed)
         self._finished.put(lambda: self._save(spool))
 
     def _save(self, spool: RolloutSpool) -> None:
@@ -392,17 +369,10 @@ class RolloutRecorder:
                 writer.add_frame(frame, task, thought)
             adding = False
             index = writer.num_episodes
-            with self._lock:
-                spool.facts.outcome = self._outcomes.get(episode)
             write_facts(self.root, index, spool.facts)
             writer.save_episode()
             with self._lock:
-                self._indices[episode] = index
                 self._saved, self._cause = self._saved + 1, None
-                late = self._outcomes.pop(episode, None)
-                if late != spool.facts.outcome:
-                    spool.facts.outcome = late
-                    write_facts(self.root, index, spool.facts)
         except Exception as error:
             with self._lock:
                 self._lose(episode, f"{type(error).__name__}: {error}")
@@ -412,8 +382,7 @@ class RolloutRecorder:
 
     def _ready_writer(self, spool: RolloutSpool) -> RobotDatasetWriter:
         if self._writer is None:
-            decision, images = spool.first_decision
-            features = rollout_features(ServedDecision(**{**vars(decision), "images": images}), *self._names)
+            features = rollout_features(spool.first_decision, *self._names)
             self._writer = self._writer_class(
                 self.root,
                 fps=self._fps,
@@ -438,20 +407,6 @@ class RolloutRecorder:
             self._writer = None
 
 
-def read_facts(root: Path, episode_index: int) -> EpisodeFacts:
-    """The JSON file of a recorded episode. Raises ValueError that names the file if it is not one."""
-    path = facts_path(root, episode_index)
-    try:
-        return EpisodeFacts(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: cannot be read ({error}); restore the file") from error
-
-
-def write_facts(root: Path, episode_index: int, facts: EpisodeFacts) -> None:
-    """Puts the JSON file of a recorded episode in place."""
-    write_json(facts_path(root, episode_index), asdict(facts))
-
-
 def _lock(root: Path) -> Any:
     from filelock import FileLock, Timeout
 
@@ -465,18 +420,18 @@ def _lock(root: Path) -> Any:
     return lock
 
 
-def _known_episodes(root: Path) -> dict[str, int]:
-    """Episode id -> index of the data set found in `root`."""
+def _known_episodes(root: Path) -> set[str]:
+    """Names of the episodes of the data set found in `root`."""
     from syvla.processing.robot_data.lerobot_format import INFO_PATH, read_info
 
     if not (root / INFO_PATH).is_file():
         if any(path.name != ".recording" for path in root.iterdir()):
             raise FileExistsError(f"{root} is not empty and no LeRobot data set; choose another folder")
-        return {}
+        return set()
     info = read_info(root)
     if f"{PREFIX}chunk" not in info.features:
         raise FileExistsError(f"{root} is a data set that no policy server recorded; choose another folder")
-    return {read_facts(root, index).episode_id: index for index in range(info.total_episodes)}
+    return {read_facts(root, index).episode_id for index in range(info.total_episodes)}
 
 
 def _work(tasks: queue.SimpleQueue[Callable[[], None] | None]) -> None:

@@ -1,7 +1,7 @@
 """Seals a rollout: a LeRobot data set of one episode in a folder of its own, whole or absent.
 
 The episode is written aside, sealed with its facts and a list of its files (`syvla.sealed_folders`), and gets its name in one
-step. Only the episode's facts file (`format.facts_path`) changes afterwards, when somebody labels the episode.
+step. Only the episode's facts file (`episode_facts`) changes afterwards, when somebody labels the episode.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from syvla.sealed_folders import folder_problems, publish_folder, seal_folder
 
-from .format import EpisodeFacts, facts_path
+from .episode_facts import EpisodeFacts, facts_path
 
 SEAL = "seal.json"
 

@@ -13,16 +13,16 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from syvla.serving.contract.requests import ActAnswer, ActRequest, RequestError
-from syvla.serving.recording.by_session import refusing, served_decision
-from syvla.serving.recording.format import EpisodeFacts
-from syvla.serving.recording.recorder import RecordingError, RolloutRecorder, read_facts, write_facts
+from syvla.serving.recording.by_session import record_answer, refusing
+from syvla.serving.recording.episode_facts import EpisodeFacts, read_facts, write_facts
+from syvla.serving.recording.recorder import RecordingError, RolloutRecorder
 from syvla.serving.recording.seal import seal_rollout
 
 from .journal import Journal
@@ -181,8 +181,8 @@ class RLEpisodes:
                     cause="reward_conflict",
                 )
             self.journal.write("reward", episode_id=name, reward=reward, timed_out=timed_out, before=facts.outcome)
-            facts.outcome, facts.cut_off = reward, timed_out
-            write_facts(self.root / name, 0, facts)
+            episode.facts = replace(facts, outcome=reward, cut_off=timed_out)
+            write_facts(self.root / name, 0, episode.facts)
             episode.state = SEALED
 
     def abort(self, name: str, why: str, *, consumed: bool = False) -> None:
@@ -245,10 +245,9 @@ class RLEpisodes:
             self._require_open(name, episode)
             recorder = episode.recorder
             assert recorder is not None
-            decision = served_decision(request, answer, sent, version)
-            recorded = refusing(lambda: recorder.record(name, decision, name))
+            said = record_answer(recorder, name, request, answer, sent, version)
             episode.last_seen = time.monotonic()
-        return {"episode_id": name, "chunk_id": recorded.chunk_id}
+        return said
 
     def observe(self, request: ActRequest) -> dict[str, Any]:
         """Records an observation at which no actions are asked for."""
@@ -260,8 +259,7 @@ class RLEpisodes:
             recorder = self._known(name).recorder
             if recorder is None:
                 raise RequestError(f"episode {name}: is over", status=409, cause="episode_state")
-            recorded = refusing(lambda: recorder.observe(name, request.images, request.state))
-        return {"episode_id": name, "chunk_id": recorded.chunk_id}
+            return refusing(lambda: recorder.observe(name, request.images, request.state))
 
     def reset(self, session: str, executed: int | None) -> None:
         """Episodes of a run have a beginning and an end of their own."""

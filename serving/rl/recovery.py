@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
-from syvla.serving.recording.format import EpisodeFacts
-from syvla.serving.recording.recorder import read_facts, write_facts
+from syvla.serving.recording.episode_facts import EpisodeFacts, read_facts, write_facts
 from syvla.serving.recording.seal import SEAL, rollout_problem, sealed_facts
 
 from .journal import Journal
@@ -86,12 +86,11 @@ def _facts(folder: Path, label: Label | None, done: list[str]) -> EpisodeFacts:
     try:
         facts = read_facts(folder, 0)
     except ValueError:
-        facts = sealed_facts(folder)
-        facts.outcome, facts.cut_off = reward, cut_off
+        facts = replace(sealed_facts(folder), outcome=reward, cut_off=cut_off)
         done.append(f"episode {folder.name}: its facts were damaged and are restored; reward {reward}")
         write_facts(folder, 0, facts)
     if reward is not None and (facts.outcome, facts.cut_off) != (reward, cut_off):
         done.append(f"episode {folder.name}: reward {reward} is set as the journal has it")
-        facts.outcome, facts.cut_off = reward, cut_off
+        facts = replace(facts, outcome=reward, cut_off=cut_off)
         write_facts(folder, 0, facts)
     return facts

@@ -48,8 +48,8 @@ def test_an_arm_trains_on_recorded_rollouts_of_the_policy_that_it_published(plan
     episodes = read_rollouts(run.output / "rollouts")
     assert len(episodes) == 2
     for episode in episodes:
-        assert episode.executed.tolist() == [4, 4]
-        assert episode.executed_known.tolist() == [True, True]
+        assert [decision.executed for decision in episode.decisions] == [4, 4]
+        assert all(decision.executed_known for decision in episode.decisions)
         assert episode.facts.outcome == 0
         assert episode.facts.ended == "time limit"
     assert len({version for episode in episodes for version in episode.facts.policy_versions}) == 1

@@ -73,7 +73,7 @@ def test_openpi_client_closes_the_loop_with_the_demo_environment(server):
         assert time.monotonic() < until
         time.sleep(0.1)
     first = episodes[0]  # the second one's reset ended it
-    assert len(first.seeds) == 3  # 12 steps, 4 of each chunk
+    assert len(first.decisions) == 3  # 12 steps, 4 of each chunk
     assert "cube" in first.facts.instruction
 
 

@@ -309,8 +309,8 @@ def test_a_request_that_is_sent_again_happens_once(serve, request_of, tmp_path):
     assert ages == [0, 0, 1, 1, 1, 0]
     server.stop()
     (episode,) = read_rollouts(tmp_path / "rollouts")
-    assert episode.seeds.tolist() == [3, 4, 5]
-    assert episode.executed.tolist()[:2] == [3, 2]
+    assert [d.seed for d in episode.decisions] == [3, 4, 5]
+    assert [d.executed for d in episode.decisions][:2] == [3, 2]
 
 
 def test_the_episode_of_a_connection_is_sealed_when_it_closes(serve, request_of, tmp_path):

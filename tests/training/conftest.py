@@ -165,7 +165,7 @@ def rl_value(rl_policy, tmp_path_factory):
 @pytest.fixture(scope="session")
 def record_rollouts():
     """`record(folder, policy_version, outcomes)`: three decisions per rollout, five actions of each chunk executed."""
-    from syvla.serving.recording.format import ServedDecision
+    from syvla.serving.recording.decision import Decision
     from syvla.serving.recording.recorder import RolloutRecorder
 
     def record(folder, version, outcomes, *, seed=0, instruction="lift the red cube"):
@@ -174,11 +174,12 @@ def record_rollouts():
         for number, outcome in enumerate(outcomes):
             for step in range(3):
                 state = rng.normal(size=14).astype(np.float32)
-                decision = ServedDecision(
+                decision = Decision(
                     images={c: rng.integers(0, 256, (32, 32, 3), dtype=np.uint8) for c in VIEWS[:2]},
                     state=state,
                     instruction=instruction,
-                    actions=(state + rng.normal(size=(8, 14))).astype(np.float32),
+                    embodiment="two_arms",
+                    chunk=(state + rng.normal(size=(8, 14))).astype(np.float32),
                     seed=100 * number + step,
                     policy_version=version,
                     thought="reach the red cube" if number % 2 else None,

@@ -10,16 +10,18 @@ from typing import Any
 from accelerate.utils import broadcast_object_list
 
 from syvla.serving.contract.rollout_sampler import FLOW_SDE, RolloutSampler
+from syvla.serving.recording.decision import Rollout
+from syvla.serving.recording.episode_facts import EpisodeFacts
 
 from .config import SyVLAPPOConfig
-from .rollout_store import Rollout, RolloutInfo, RolloutStore
+from .rollout_store import RolloutStore
 from .run_state import RLState, staleness
 
 logger = logging.getLogger(__name__)
 
 
 def choose_rollouts(
-    labelled: Sequence[RolloutInfo], state: RLState, count: int, max_staleness: int
+    labelled: Sequence[EpisodeFacts], state: RLState, count: int, max_staleness: int
 ) -> tuple[list[str], list[str]]:
     """Rollouts for the next update, and those that turned out to be too old.
 
@@ -38,17 +40,17 @@ def choose_rollouts(
     seen = {*state.consumed, *state.dropped}
     chosen: list[str] = []
     dropped: list[str] = []
-    for info in labelled:
-        if info.episode_id in seen:
+    for facts in labelled:
+        if facts.episode_id in seen:
             continue
-        behind = staleness(state.versions, info.policy_versions)
+        behind = staleness(state.versions, facts.policy_versions)
         if behind is None:
             raise ValueError(
-                f"rollouts: episode {info.episode_id} was made by policies {list(info.policy_versions)}, which this run never "
-                f"published (its last ones are {state.versions[-5:]}); serve the policies that this run publishes, and record "
-                "into a folder of its own"
+                f"rollouts: episode {facts.episode_id} was made by policies {list(facts.policy_versions)}, which this run "
+                f"never published (its last ones are {state.versions[-5:]}); serve the policies that this run publishes, and "
+                "record into a folder of its own"
             )
-        (dropped if behind > max_staleness else chosen).append(info.episode_id)
+        (dropped if behind > max_staleness else chosen).append(facts.episode_id)
     return chosen[:count], dropped
 
 
@@ -104,23 +106,23 @@ def check_family(rollouts: Sequence[Rollout], processor: Any, sampler: RolloutSa
         sampler: How they must have been sampled; None: in any way.
     """
     for rollout in rollouts:
-        name, entry = rollout.info.episode_id, processor.embodiments.get(rollout.info.embodiment)
+        name, entry = rollout.facts.episode_id, processor.embodiments.get(rollout.facts.embodiment)
         chunk = rollout.decisions[0].chunk.shape
         expected = None if entry is None else (processor.chunk_size, entry["action_dim"])
         if chunk != expected:
             raise ValueError(
-                f"rollout {name}: robot {rollout.info.embodiment!r} with chunks of shape {chunk}; this policy knows "
+                f"rollout {name}: robot {rollout.facts.embodiment!r} with chunks of shape {chunk}; this policy knows "
                 f"{sorted(processor.embodiments)} and expects chunks of shape {expected}; record rollouts with the policy that "
                 "is trained"
             )
-        if rollout.info.reward not in (0, 1):
-            raise ValueError(f"rollout {name}: reward {rollout.info.reward!r}, expected 0 or 1; label it anew")
+        if rollout.facts.outcome not in (0, 1):
+            raise ValueError(f"rollout {name}: outcome {rollout.facts.outcome!r}, expected 0 or 1; label it anew")
         if sampler is not None:
             _check_chains(rollout, sampler)
 
 
 def _check_chains(rollout: Rollout, sampler: RolloutSampler) -> None:
-    name = rollout.info.episode_id
+    name = rollout.facts.episode_id
     for number, decision in enumerate(rollout.decisions):
         if not decision.valid.any():
             continue

@@ -4,98 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-import numpy as np
-
-from syvla.serving.contract.rollout_sampler import ChainStep
+from syvla.serving.recording.decision import Rollout
+from syvla.serving.recording.episode_facts import EpisodeFacts, read_facts
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class RolloutInfo:
-    """What is known of an episode without reading its frames.
-
-    Attributes:
-        episode_id: Unique name.
-        policy_versions: Hashes of the weights that acted; more than one if they were swapped on the way.
-        reward: 1 success, 0 failure.
-        embodiment: Robot.
-        timed_out: Whether a time limit cut it off, see `EpisodeFacts.timed_out`.
-    """
-
-    episode_id: str
-    policy_versions: tuple[str, ...]
-    reward: int
-    embodiment: str
-    timed_out: bool = False
-
-
-@dataclass(frozen=True)
-class Decision:
-    """One decision of a rollout.
-
-    Attributes:
-        source: Data set whose `read_image(view, row)` gives the images.
-        row: Its frame there.
-        state: Raw, (D_state,).
-        chunk: What the policy predicted, raw, (T, D_action).
-        valid: bool (T,), True where the policy's own action was executed.
-        text, thought, embodiment: Instruction, thought or None, robot.
-        chain: Step of the sampler; None where it was not recorded.
-    """
-
-    source: Any
-    row: int
-    state: np.ndarray
-    chunk: np.ndarray
-    valid: np.ndarray
-    text: str
-    thought: str | None
-    embodiment: str
-    chain: ChainStep | None = None
-
-    def images(self) -> dict[str, np.ndarray]:
-        """View to uint8 (H, W, 3), decoded anew."""
-        return {view: self.source.read_image(view, self.row) for view in self.source.cameras}
-
-    def item(self, *, thoughts: bool = True) -> dict[str, Any]:
-        """A robot item as `SyVLAProcessor.collate` takes it."""
-        return {
-            "images": self.images(),
-            "text": self.text,
-            "thought": self.thought if thoughts else None,
-            "embodiment": self.embodiment,
-            "state": self.state,
-            "actions": self.chunk,
-            "action_is_pad": ~self.valid,
-            "chain": self.chain,
-        }
-
-
-@dataclass(frozen=True)
-class Rollout:
-    """An episode.
-
-    Attributes:
-        info: See [`RolloutInfo`].
-        decisions: In order; at least one.
-        final: The last observation that the robot sent, for the value of the state that a time limit cut off; of a robot
-            that sends none between its decisions, that of its last decision.
-    """
-
-    info: RolloutInfo
-    decisions: list[Decision]
-    final: Decision
 
 
 class RolloutStore(Protocol):
     """Where rollouts come from. Implementations may be asked by several processes at once."""
 
-    def labelled(self) -> list[RolloutInfo]:
+    def labelled(self) -> list[EpisodeFacts]:
         """Sealed episodes with an outcome, oldest first."""
         ...
 
@@ -117,31 +38,28 @@ class LeRobotRolloutStore:
         self.root, self.cameras = Path(root), cameras
         self._verified: dict[str, str | None] = {}  # folder of a rollout -> what is wrong with it
 
-    def labelled(self) -> list[RolloutInfo]:
-        return [info for info, _, _ in self._facts()]
+    def labelled(self) -> list[EpisodeFacts]:
+        """See [`RolloutStore`]."""
+        return [facts for facts, _, _ in self._labelled()]
 
     def load(self, episode_ids: Sequence[str]) -> list[Rollout]:
-        known = {info.episode_id: (info, root, index) for info, root, index in self._facts()}
-        missing = [name for name in episode_ids if name not in known]
+        """See [`RolloutStore`].
+
+        Raises:
+            ValueError: An episode is not there, or has no label.
+        """
+        from syvla.serving.recording.reader import read_rollouts
+
+        places = {facts.episode_id: (root, index) for facts, root, index in self._labelled()}
+        missing = [name for name in episode_ids if name not in places]
         if missing:
             raise ValueError(f"{self.root}: has no labelled episodes {missing[:5]}; was the recording moved or cut?")
         loaded: dict[str, Rollout] = {}
-        for root in dict.fromkeys(known[name][1] for name in episode_ids):
-            loaded |= self._load(root, {n: known[n] for n in episode_ids if known[n][1] == root})
+        for root in dict.fromkeys(places[name][0] for name in episode_ids):
+            numbers = [places[name][1] for name in episode_ids if places[name][0] == root]
+            rollouts = read_rollouts(root, cameras=self.cameras, episodes=numbers)
+            loaded |= {rollout.facts.episode_id: rollout for rollout in rollouts}
         return [loaded[name] for name in episode_ids]
-
-    def _load(self, root: Path, wanted: Mapping[str, tuple[RolloutInfo, Path, int]]) -> dict[str, Rollout]:
-        from syvla.processing.robot_data.robot_dataset import RobotDataset
-        from syvla.serving.recording.reader import read_rollouts
-
-        numbers = [index for _, _, index in wanted.values()]
-        cameras = None if self.cameras is None else dict(self.cameras)
-        dataset = RobotDataset(root, embodiment="", cameras=cameras, episodes=numbers)
-        episodes = {episode.episode_index: episode for episode in read_rollouts(root, start=min(numbers))}
-        return {
-            name: _rollout(info, episodes[index], dataset, position)
-            for position, (name, (info, _, index)) in enumerate(wanted.items())
-        }
 
     def _recordings(self) -> list[Path]:
         from syvla.processing.robot_data.lerobot_format import INFO_PATH
@@ -162,9 +80,9 @@ class LeRobotRolloutStore:
                 found.append(seal.parent)
         return found
 
-    def _facts(self) -> list[tuple[RolloutInfo, Path, int]]:
+    def _labelled(self) -> list[tuple[EpisodeFacts, Path, int]]:
+        """Facts, recording and number of every labelled episode, oldest first."""
         from syvla.processing.robot_data.lerobot_format import read_info
-        from syvla.serving.recording.recorder import read_facts
 
         found = []
         for root in self._recordings():
@@ -182,39 +100,5 @@ class LeRobotRolloutStore:
                     raise ValueError(
                         f"{root}: episode {facts.episode_id} has outcome {facts.outcome!r}, expected 0 or 1; label it anew"
                     )
-                info = RolloutInfo(
-                    facts.episode_id,
-                    tuple(facts.policy_versions),
-                    int(facts.outcome),
-                    facts.embodiment,
-                    facts.timed_out,
-                )
-                found.append((facts.ended_at, info, root, index))
-        return [entry[1:] for entry in sorted(found, key=lambda entry: entry[0])]
-
-
-def _rollout(info: RolloutInfo, episode: Any, dataset: Any, position: int) -> Rollout:
-    first = int(dataset.episode_starts[position])
-    own = np.arange(episode.chunks.shape[1])[None] >= episode.frozen_steps[:, None]  # not carried over
-    valid = episode.valid & own
-    offset = first - int(episode.frames[0])  # the first row of an episode is a decision
-
-    def decision(number: int, row: int, state: np.ndarray) -> Decision:
-        return Decision(
-            dataset,
-            row,
-            state,
-            episode.chunks[number],
-            valid[number],
-            dataset.tasks[dataset.task_indices[row]],
-            episode.thoughts[number] or None,
-            info.embodiment,
-            episode.chains[number],
-        )
-
-    decisions = [
-        decision(number, int(episode.frames[number]) + offset, episode.states[number])
-        for number in range(len(episode.frames))
-    ]
-    last = first + int(dataset.episode_lengths[position]) - 1
-    return Rollout(info, decisions, decision(len(decisions) - 1, last, dataset.states[last]))
+                found.append((facts, root, index))
+        return sorted(found, key=lambda entry: entry[0].ended_at)

@@ -21,6 +21,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from syvla.serving.policies.digests import weights_digest
+from syvla.serving.recording.decision import Decision
 from syvla.serving.rl.progress import RunSize
 from syvla.training.hub.model_card import write_model_card
 from syvla.training.run.checkpoints import AtomicCheckpointMixin
@@ -35,7 +36,7 @@ from .objective import policy_objective
 from .policy_and_value import PolicyAndValue
 from .policy_publisher import PolicyPublisher
 from .rollout_selection import check_family, wait_for_rollouts, wanted_sampler
-from .rollout_store import Decision, RolloutStore
+from .rollout_store import RolloutStore
 from .run_state import RLState, staleness
 from .step_metrics import StepMetrics
 from .update_data import DATA_FILE, UpdateData
@@ -199,7 +200,7 @@ class SyVLAPPOTrainer(AtomicCheckpointMixin, Trainer):
         check_family(rollouts, self.processing_class, wanted_sampler(self.args, module.base_policy.config))
         update, self._decisions = self.preparation.prepare(self.rl.updates, rollouts)
         self.update = update
-        stale = [staleness(self.rl.versions, rollout.info.policy_versions) or 0 for rollout in rollouts]
+        stale = [staleness(self.rl.versions, rollout.facts.policy_versions) or 0 for rollout in rollouts]
         update.metrics |= {
             "buffer/staleness_mean": float(np.mean(stale)),
             "buffer/staleness_max": float(np.max(stale)),

@@ -11,13 +11,13 @@ import torch
 from tqdm.auto import tqdm
 
 from syvla.serving.contract.rollout_sampler import ChainStep
+from syvla.serving.recording.decision import Decision, Rollout
 
 from .advantages import clip_advantages, decision_rewards, explained_variance, generalized_advantages
 from .config import SyVLAPPOConfig
 from .expert_samples import ExpertSamples
 from .flow_points import make_points
 from .policy_and_value import PolicyAndValue
-from .rollout_store import Decision, Rollout
 from .update_data import UpdateData, plan_experts, plan_rollouts, sample_seeds
 
 Gather = Callable[[list], list]
@@ -76,7 +76,7 @@ class UpdatePreparation:
             metrics["retrieval/unique_frac"] = len(rows) / expert_plan.size
         data = UpdateData(
             number=number,
-            episode_ids=[rollout.info.episode_id for rollout in rollouts],
+            episode_ids=[rollout.facts.episode_id for rollout in rollouts],
             advantages=advantages,
             returns=returns,
             old_values=values,
@@ -200,9 +200,9 @@ class UpdatePreparation:
                 continue
             count = int(np.flatnonzero(counted)[-1]) + 1
             own, counted = own[:count], counted[:count]
-            cut_off = args.bootstrap_timeouts and rollout.info.timed_out and rollout.info.reward == 0
+            cut_off = args.bootstrap_timeouts and rollout.facts.timed_out and rollout.facts.outcome == 0
             advantages, returns = generalized_advantages(
-                decision_rewards(count, rollout.info.reward),
+                decision_rewards(count, rollout.facts.outcome),
                 own,
                 gamma=args.gamma,
                 lam=args.lam,
@@ -211,7 +211,7 @@ class UpdatePreparation:
             found.append((advantages[counted], returns[counted], own[counted]))
         raw, returns, kept = (np.concatenate(part) for part in zip(*found, strict=True))
         clipped, share = clip_advantages(raw, args.advantage_clip)
-        success = float(np.mean([rollout.info.reward for rollout in rollouts]))
+        success = float(np.mean([rollout.facts.outcome for rollout in rollouts]))
         metrics = {
             "objective/success_rate": success,
             "objective/scores": success,
@@ -230,7 +230,7 @@ class UpdatePreparation:
         args = self.args
         if args.expert_mode == "none":
             return np.zeros((len(decisions), 1), np.int64), {}
-        tasks = [decision.text for decision in decisions] if args.same_task else None
+        tasks = [decision.instruction for decision in decisions] if args.same_task else None
         if args.expert_mode == "random":
             return self.experts.random(len(decisions), args.retrieval_top_k, tasks, generator).rows, {}
         if tasks is not None:
@@ -240,7 +240,7 @@ class UpdatePreparation:
         for low in range(own.start, own.stop, size):
             part = slice(low, min(low + size, own.stop))
             found = self.experts.similar(
-                [decision.images() for decision in decisions[part]],
+                [dict(decision.images) for decision in decisions[part]],
                 args.retrieval_top_k,
                 None if tasks is None else tasks[part],
             )

@@ -114,9 +114,9 @@ def test_an_executor_with_prefetch_tells_the_server_what_runs(serve, tmp_path, r
     np.testing.assert_array_equal(continued[0].actions[:, 0], [8, 9, 10])
     server.stop()
     (episode,) = read_rollouts(tmp_path / "rollouts")
-    assert episode.executed[:2].tolist() == [3, 3]
-    assert episode.executed_known.tolist() == [True, True, False]
-    assert episode.control_steps.tolist() == [0, 3, 6]
+    assert [d.executed for d in episode.decisions][:2] == [3, 3]
+    assert [d.executed_known for d in episode.decisions] == [True, True, False]
+    assert [d.control_step for d in episode.decisions] == [0, 3, 6]
 
 
 def test_an_asynchronous_executor_waits_where_its_chunk_has_run_out_and_the_loop_goes_on(serve):
@@ -198,7 +198,7 @@ def test_a_killed_server_leaves_the_episodes_that_had_ended(tmp_path):
     episodes = read_rollouts(root)
     assert len(episodes) == 2
     for episode in episodes:
-        assert episode.seeds.tolist() == [0, 1, 2, 3]
-        assert episode.executed.tolist() == [5, 5, 5, 6]
-        np.testing.assert_array_equal(episode.chunks[2][:, 0], np.arange(2, 8))
-        assert episode.facts.policy_versions == ["counting"]
+        assert [d.seed for d in episode.decisions] == [0, 1, 2, 3]
+        assert [d.executed for d in episode.decisions] == [5, 5, 5, 6]
+        np.testing.assert_array_equal(episode.decisions[2].chunk[:, 0], np.arange(2, 8))
+        assert episode.facts.policy_versions == ("counting",)

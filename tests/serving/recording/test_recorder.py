@@ -4,16 +4,16 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from syvla.processing import RobotDataset
-from syvla.serving.recording.format import ServedDecision
+from syvla.serving.recording.decision import Decision, Rollout
 from syvla.serving.recording.reader import read_rollouts
 from syvla.serving.recording.recorder import (
-    OutcomeConflict,
     RecordingError,
     RolloutRecorder,
     TooManyEpisodes,
@@ -30,11 +30,15 @@ def observation(seed: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
     return images, rng.normal(size=3).astype(np.float32)
 
 
-def decision(seed: int, **changes) -> ServedDecision:
+def decision(seed: int, **changes) -> Decision:
     images, state = observation(seed)
-    actions = np.random.default_rng(seed + 10_000).normal(size=(5, 2)).astype(np.float32)
+    chunk = np.random.default_rng(seed + 10_000).normal(size=(5, 2)).astype(np.float32)
     fields = {"instruction": "lift the cube", "seed": seed, "policy_version": "abc", "thought": f"thought {seed}"}
-    return ServedDecision(images, state, actions=actions, **{**fields, **changes})
+    return Decision(images, state, embodiment="arm", chunk=chunk, **{**fields, **changes})
+
+
+def seeds(rollout: Rollout) -> list[int]:
+    return [decision.seed for decision in rollout.decisions]
 
 
 def frames_of(root: Path) -> RobotDataset:
@@ -43,33 +47,37 @@ def frames_of(root: Path) -> RobotDataset:
 
 def test_a_client_that_sends_observations_per_chunk(tmp_path):
     recorder = RolloutRecorder(tmp_path / "set", **SETTINGS)
-    limited = decision(2, executed_before=3, thought=None, frozen_steps=2, query_age=0.25)
-    limited = ServedDecision(**{**vars(limited), "predicted": limited.actions * 2})
-    assert recorder.record("robot", decision(1)).decision_index == 0
-    assert recorder.record("robot", limited).chunk_id.endswith(":1")
+    limited = decision(2, thought=None, frozen_steps=2, query_age=0.25, limited=decision(2).chunk / 2)
+    first = recorder.record("robot", decision(1))
+    assert first["chunk_id"] == first["episode_id"] + ":0"
+    assert recorder.record("robot", limited, executed_before=3)["chunk_id"].endswith(":1")
     recorder.record("robot", decision(3))
     name = recorder.end("robot", executed=4, outcome=1)
     recorder.close()
 
     (episode,) = read_rollouts(tmp_path / "set")
     assert (episode.facts.episode_id, episode.facts.outcome, episode.facts.decisions) == (name, 1, 3)
-    assert (episode.facts.instruction, episode.facts.policy_versions) == ("lift the cube", ["abc"])
-    assert episode.executed.tolist() == [3, 5, 4]
-    assert episode.executed_known.tolist() == [True, False, True]
-    assert episode.control_steps.tolist() == [0, 3, 8]
-    assert episode.valid.tolist() == [[True] * 3 + [False] * 2, [True] * 5, [True] * 4 + [False]]
-    assert episode.seeds.tolist() == [1, 2, 3]
-    assert episode.thoughts == ["thought 1", "", "thought 3"]
-    assert (episode.frozen_steps.tolist(), episode.query_ages.tolist()) == ([0, 2, 0], [0, 0.25, 0])
+    assert (episode.facts.instruction, episode.facts.policy_versions) == ("lift the cube", ("abc",))
+    read = episode.decisions
+    assert [d.executed for d in read] == [3, 5, 4]
+    assert [d.executed_known for d in read] == [True, False, True]
+    assert [d.control_step for d in read] == [0, 3, 8]
+    own = [[True] * 3 + [False] * 2, [False] * 2 + [True] * 3, [True] * 4 + [False]]
+    assert [d.valid.tolist() for d in read] == own, "two of the second chunk are carried over from the first"
+    assert [d.thought for d in read] == ["thought 1", None, "thought 3"]
+    assert [(d.frozen_steps, d.query_age) for d in read] == [(0, 0), (2, 0.25), (0, 0)]
+    assert {(d.instruction, d.embodiment, d.policy_version) for d in read} == {("lift the cube", "arm", "abc")}
     dataset = frames_of(tmp_path / "set")
     served = [decision(1), limited, decision(3)]
-    np.testing.assert_array_equal(episode.chunks, [served[0].actions, limited.predicted, served[2].actions])
-    for row, was in zip(episode.frames, served, strict=True):
-        item = dataset[int(row)]
-        np.testing.assert_array_equal(item["images"]["center"], was.images["head"])
-        np.testing.assert_array_equal(item["images"]["left_wrist"], was.images["left_wrist"])
-        np.testing.assert_array_equal(item["state"], was.state)
-        np.testing.assert_array_equal(item["actions"][0], was.actions[0])
+    for row, (found, was) in enumerate(zip(read, served, strict=True)):
+        assert (found.seed, found.chain) == (was.seed, None)
+        np.testing.assert_array_equal(found.chunk, was.chunk)
+        np.testing.assert_array_equal(found.state, was.state)
+        assert found.images.keys() == {"center", "left_wrist"}
+        np.testing.assert_array_equal(found.images["center"], was.images["head"])
+        np.testing.assert_array_equal(found.images["left_wrist"], was.images["left_wrist"])
+        np.testing.assert_array_equal(dataset[row]["actions"][0], was.commands[0], "as the robot got it")
+    np.testing.assert_array_equal(episode.final.state, read[-1].state)
 
 
 def test_a_flood_of_sessions_leaves_files_for_the_sockets(tmp_path, monkeypatch):
@@ -105,10 +113,12 @@ def test_a_client_that_sends_every_step_leaves_an_ordinary_demonstration(tmp_pat
     recorder.close()
 
     (episode,) = read_rollouts(tmp_path / "set")
-    assert episode.executed.tolist() == [3, 5]
-    assert episode.executed_known.all()
+    assert [d.executed for d in episode.decisions] == [3, 5]
+    assert all(d.executed_known for d in episode.decisions)
+    np.testing.assert_array_equal(episode.final.images["center"], observation(63)[0]["head"])
+    np.testing.assert_array_equal(episode.final.state, observation(63)[1])
     dataset = frames_of(tmp_path / "set")
-    np.testing.assert_array_equal(dataset.actions, np.concatenate([decision(1).actions[:3], decision(2).actions]))
+    np.testing.assert_array_equal(dataset.actions, np.concatenate([decision(1).chunk[:3], decision(2).chunk]))
     np.testing.assert_array_equal(dataset[2]["images"]["center"], observation(51)[0]["head"])
     assert [dataset[index]["thought"] for index in (0, 2, 3)] == ["thought 1", "thought 1", "thought 2"]
 
@@ -129,50 +139,34 @@ def test_sessions_that_run_at_once_become_episodes_of_their_own(tmp_path):
     assert episodes["episode 0"].facts.ended == "new episode"
     assert episodes["episode 3"].facts.ended == "server stopped"
     for robot in (0, 2, 3):
-        assert episodes[f"episode {robot}"].seeds.tolist() == [10 * robot + step for step in range(3)]
-        assert episodes[f"episode {robot}"].executed.tolist() == [2, 2, 2]
+        assert seeds(episodes[f"episode {robot}"]) == [10 * robot + step for step in range(3)]
+        assert [d.executed for d in episodes[f"episode {robot}"].decisions] == [2, 2, 2]
 
 
 def test_a_repeated_request_is_recorded_once(tmp_path):
     recorder = RolloutRecorder(tmp_path / "set", **SETTINGS)
-    first = recorder.record("robot", decision(1, request_id="a"))
-    assert recorder.record("robot", decision(1, request_id="a")) == first
-    recorder.record("robot", decision(2, request_id="b", executed_before=5))
+    first = recorder.record("robot", decision(1), request_id="a")
+    assert recorder.record("robot", decision(1), request_id="a") == first
+    recorder.record("robot", decision(2), request_id="b", executed_before=5)
     with pytest.raises(ValueError, match="executed_steps: expected 0 to 5"):
-        recorder.record("robot", decision(3, executed_before=6))
+        recorder.record("robot", decision(3), executed_before=6)
     with pytest.raises(ValueError, match="executed_steps"):
         recorder.end("robot", executed=-1)
     recorder.close()
-    assert read_rollouts(tmp_path / "set")[0].seeds.tolist() == [1, 2]
+    assert seeds(read_rollouts(tmp_path / "set")[0]) == [1, 2]
 
 
-def test_outcomes_are_set_once_before_or_after_the_episode_is_saved(tmp_path):
+def test_an_outcome_that_is_known_at_the_end_is_kept(tmp_path):
     recorder = RolloutRecorder(tmp_path / "set", **SETTINGS)
-    names = []
-    for seed in range(3):
-        names.append(recorder.record("robot", decision(seed)).episode_id)
-        if seed == 0:
-            recorder.label(names[0], 0)
-        recorder.end("robot")
-    assert recorder.flush(30)
-    recorder.label(names[1], 1)
-    recorder.label(names[1], 1)
-    with pytest.raises(OutcomeConflict, match="already labelled 1, got 0"):
-        recorder.label(names[1], 0)
-    with pytest.raises(OutcomeConflict):
-        recorder.label(names[0], 1)
-    recorder.label(names[0], 1, override=True)
-    for wrong in (2, True, None, "1"):
-        with pytest.raises(ValueError, match="outcome"):
-            recorder.label(names[2], wrong)
-    with pytest.raises(KeyError, match="nobody"):
-        recorder.label("nobody", 1)
+    for seed, outcome in enumerate((1, 0, None)):
+        recorder.record("robot", decision(seed))
+        for wrong in (2, True, "1"):
+            with pytest.raises(ValueError, match="outcome"):
+                recorder.end("robot", outcome=wrong)
+        recorder.end("robot", outcome=outcome)
     recorder.close()
-    assert [episode.facts.outcome for episode in read_rollouts(tmp_path / "set")] == [1, 1, None]
-    reopened = RolloutRecorder(tmp_path / "set", **SETTINGS)
-    reopened.label(names[2], 0)
-    reopened.close()
-    assert read_rollouts(tmp_path / "set", start=2)[0].facts.outcome == 0
+    assert [episode.facts.outcome for episode in read_rollouts(tmp_path / "set")] == [1, 0, None]
+    assert [episode.facts.outcome for episode in read_rollouts(tmp_path / "set", episodes=[2, 0])] == [None, 1]
 
 
 def test_one_recorder_at_a_time_and_only_into_a_folder_of_its_own(tmp_path):
@@ -188,7 +182,7 @@ def test_one_recorder_at_a_time_and_only_into_a_folder_of_its_own(tmp_path):
 
 def test_frames_that_outrun_the_disk_cost_their_episode_and_nobody_waits(tmp_path):
     recorder = RolloutRecorder(tmp_path / "set", max_pending_bytes=3000, **SETTINGS)  # a decision has 4648 bytes
-    lost = recorder.record("robot", decision(1)).episode_id
+    lost = recorder.record("robot", decision(1))["episode_id"]
     recorder.record("robot", decision(2))
     recorder.end("robot")
     assert "too slow" in str(recorder.error)
@@ -213,12 +207,12 @@ def test_an_episode_that_does_not_fit_the_data_set_is_dropped_whole(tmp_path):
     assert (recorder.status()["saved"], recorder.status()["lost"]) == (2, 1)
     with pytest.raises(RecordingError):
         recorder.close()
-    assert [episode.seeds.tolist() for episode in read_rollouts(tmp_path / "set")] == [[1], [4]]
+    assert [seeds(episode) for episode in read_rollouts(tmp_path / "set")] == [[1], [4]]
 
 
-def wrong_size(seed: int) -> ServedDecision:
+def wrong_size(seed: int) -> Decision:
     images = {camera: image[:8] for camera, image in observation(seed)[0].items()}
-    return ServedDecision(**{**vars(decision(seed)), "images": images})
+    return replace(decision(seed), images=images)
 
 
 SCRIPT = """
@@ -278,9 +272,9 @@ def test_a_killed_process_leaves_every_episode_it_had_sealed(tmp_path):
     episodes = read_rollouts(root)
     assert len(episodes) >= acknowledged + 1
     for seed, episode in enumerate(episodes):
-        assert episode.seeds.tolist() == [100 * seed + step for step in range(3)]
-        np.testing.assert_array_equal(episode.chunks[2], decision(100 * seed + 2).actions)
-        image = frames_of(root)[int(episode.frames[2])]["images"]["center"]
+        assert seeds(episode) == [100 * seed + step for step in range(3)]
+        np.testing.assert_array_equal(episode.decisions[2].chunk, decision(100 * seed + 2).chunk)
+        image = episode.decisions[2].images["center"]
         np.testing.assert_array_equal(image, decision(100 * seed + 2).images["head"])
     recorder = RolloutRecorder(root, **SETTINGS)
     recorder.record("robot", decision(9))
@@ -299,4 +293,4 @@ def test_a_full_disk_is_reported_and_costs_only_the_episodes_of_its_time(tmp_pat
     assert second == "None"
     assert "lost 1 episode" in closing
     assert "is not recorded" in err
-    assert [episode.seeds[0] for episode in read_rollouts(root)] == [0, 200]
+    assert [seeds(episode)[0] for episode in read_rollouts(root)] == [0, 200]

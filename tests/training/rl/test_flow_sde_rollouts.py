@@ -110,7 +110,8 @@ def test_the_recorded_step_is_the_one_that_was_drawn(served):
     (folder,) = {path for path in (run / "rollouts").glob("[!.]*") if _seeds(path) == SEEDS[:2]}
     assert any(name.endswith(".parquet") for name in json.loads((folder / "seal.json").read_text())["files"])
     (episode,) = read_rollouts(folder)
-    for chain, seed in zip(episode.chains, SEEDS[:2], strict=True):
+    chains = [decision.chain for decision in episode.decisions]
+    for chain, seed in zip(chains, SEEDS[:2], strict=True):
         generator = torch.Generator().manual_seed(seed)
         torch.randn((2, 8, 14), generator=generator)
         assert chain.step == int(torch.randint(10, (), generator=generator))
@@ -122,7 +123,7 @@ def test_the_recorded_step_is_the_one_that_was_drawn(served):
 
 
 def _seeds(folder):
-    return [int(seed) for seed in read_rollouts(folder)[0].seeds]
+    return [decision.seed for decision in read_rollouts(folder)[0].decisions]
 
 
 def first_log(folder):

@@ -10,12 +10,13 @@ import pytest
 
 from syvla.processing import RobotDataset
 from syvla.serving.contract.rollout_sampler import ChainStep, RolloutSampler
-from syvla.serving.recording.format import ServedDecision
+from syvla.serving.recording.decision import Decision
+from syvla.serving.recording.episode_facts import EpisodeFacts
 from syvla.serving.recording.recorder import RolloutRecorder
 from syvla.serving.rl.published_policies import read_latest
 from syvla.training.rl.policy_publisher import FolderPublisher
 from syvla.training.rl.rollout_selection import check_family, choose_rollouts
-from syvla.training.rl.rollout_store import LeRobotRolloutStore, RolloutInfo
+from syvla.training.rl.rollout_store import LeRobotRolloutStore
 from syvla.training.rl.run_state import RLState, staleness
 
 
@@ -25,11 +26,12 @@ def decision(seed, version="v0", **changes):
         "images": {"head": rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)},
         "state": rng.normal(size=3).astype(np.float32),
         "instruction": "reach",
-        "actions": rng.normal(size=(5, 2)).astype(np.float32),
+        "embodiment": "arm",
+        "chunk": rng.normal(size=(5, 2)).astype(np.float32),
         "seed": seed,
         "policy_version": version,
     }
-    return ServedDecision(**{**fields, **changes})
+    return Decision(**{**fields, **changes})
 
 
 @pytest.fixture
@@ -40,8 +42,9 @@ def store(tmp_path):
         for step, version in enumerate(versions):
             recorder.record(
                 "robot",
-                decision(10 * number + step, version, executed_before=step * 3 or None, frozen_steps=step),
+                decision(10 * number + step, version, frozen_steps=step),
                 episode_id=f"episode {number}",
+                executed_before=step * 3 or None,
             )
         recorder.end("robot", executed=0 if number == 3 else 2, outcome=outcome)
     recorder.close()
@@ -49,12 +52,12 @@ def store(tmp_path):
 
 
 def info(name, *versions):
-    return RolloutInfo(name, versions, 1, "arm")
+    return EpisodeFacts(name, "robot", "arm", outcome=1, policy_versions=versions)
 
 
 def test_only_labelled_episodes_are_offered(store):
     found = store.labelled()
-    assert [(i.episode_id, i.reward, i.policy_versions) for i in found] == [
+    assert [(i.episode_id, i.outcome, i.policy_versions) for i in found] == [
         ("episode 0", 1, ("a",)),
         ("episode 2", 0, ("b",)),
         ("episode 3", 1, ("a", "b")),
@@ -64,22 +67,22 @@ def test_only_labelled_episodes_are_offered(store):
 
 def test_decisions_are_those_that_were_served(store):
     rollouts = store.load(["episode 3", "episode 0"])
-    assert [r.info.episode_id for r in rollouts] == ["episode 3", "episode 0"]
+    assert [r.facts.episode_id for r in rollouts] == ["episode 3", "episode 0"]
     for number, rollout in ((3, rollouts[0]), (0, rollouts[1])):
         assert len(rollout.decisions) == 2
         for step, found in enumerate(rollout.decisions):
             served = decision(10 * number + step)
-            np.testing.assert_array_equal(found.chunk, served.actions)
+            np.testing.assert_array_equal(found.chunk, served.chunk)
             np.testing.assert_array_equal(found.state, served.state)
-            np.testing.assert_array_equal(found.images()["center"], served.images["head"])
-            assert (found.text, found.embodiment) == ("reach", "arm")
+            np.testing.assert_array_equal(found.images["center"], served.images["head"])
+            assert (found.instruction, found.embodiment) == ("reach", "arm")
     first, last = rollouts[0].decisions
     assert first.valid.tolist() == [True, True, True, False, False], "three actions ran"
     assert not last.valid.any(), "none ran"
     assert rollouts[1].decisions[1].valid.tolist() == [False, True, False, False, False], "one carried over, two ran"
     item = first.item()
     assert item["action_is_pad"].tolist() == [False, False, False, True, True]
-    np.testing.assert_array_equal(rollouts[1].final.images()["center"], decision(1).images["head"])
+    np.testing.assert_array_equal(rollouts[1].final.images["center"], decision(1).images["head"])
 
 
 def test_an_episode_that_is_not_there_is_named(store):
@@ -205,4 +208,4 @@ def test_a_decision_keeps_the_instruction_that_it_was_made_for(tmp_path):
     recorder.end("robot", outcome=1)
     recorder.close()
     (rollout,) = LeRobotRolloutStore(tmp_path / "rollouts").load(["one"])
-    assert [d.text for d in rollout.decisions] == ["reach", "return"]
+    assert [d.instruction for d in rollout.decisions] == ["reach", "return"]

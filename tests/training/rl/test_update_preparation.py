@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from syvla.training.rl.rollout_store import Decision, Rollout, RolloutInfo
+from syvla.serving.recording.decision import Decision, Rollout
+from syvla.serving.recording.episode_facts import EpisodeFacts
 from syvla.training.rl.update_preparation import UpdatePreparation
 
 GAMMA, LAM = 0.9, 0.8
@@ -26,19 +27,16 @@ class KnownValues(UpdatePreparation):
         return self._advantages(rollouts)
 
 
-class NoImages:
-    cameras = ()
-
-
 def rollout(values, executed, reward, *, timed_out=False, final=0.0):
     """A rollout whose decisions have these values and numbers of executed steps, out of four."""
 
     def decision(value, steps):
-        valid, state = np.arange(4) < steps, np.array([value], np.float32)
-        return Decision(NoImages(), 0, state, np.zeros((4, 1), np.float32), valid, "reach", None, "arm")
+        state = np.array([value], np.float32)
+        return Decision({}, state, "reach", "arm", np.zeros((4, 1), np.float32), 0, "v", executed=steps)
 
-    info = RolloutInfo("one", ("v",), reward, "arm", timed_out)
-    return Rollout(info, [decision(*pair) for pair in zip(values, executed, strict=True)], decision(final, 0))
+    ended = "time limit" if timed_out else "client"
+    facts = EpisodeFacts("one", "robot", "arm", outcome=reward, ended=ended, policy_versions=("v",))
+    return Rollout(facts, [decision(*pair) for pair in zip(values, executed, strict=True)], decision(final, 0))
 
 
 def brute_force(rewards, values, following):

@@ -99,7 +99,7 @@ class Rollout:
 
 
 class StoredImages(Mapping[str, np.ndarray]):
-    """The images of one row of a data set, view to uint8 (H, W, 3); each is decoded anew whenever it is asked for.
+    """The images of one row of a dataset, view to uint8 (H, W, 3); each is decoded anew whenever it is asked for.
 
     Args:
         dataset: [`RobotDataset`].

@@ -18,7 +18,7 @@ class EpisodeFacts:
     """Contents of the file.
 
     Attributes:
-        episode_id: The client's or the server's name for it, unique in the data set.
+        episode_id: The client's or the server's name for it, unique in the dataset.
         session: Who ran it.
         embodiment: Name of the robot.
         instruction: The first one, if the client changed it on the way.

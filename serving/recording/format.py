@@ -47,13 +47,13 @@ CHAIN_COLUMNS: dict[str, str] = {
 }
 CHAIN_STATES = ("chain_before", "chain_after")
 """In recordings of a stochastic sampler (`rollout_sampler`) besides: the columns above, and x before and after the step,
-float32 (T, D) each, normalised as the model sees actions."""
+float32 (T, D) each, normalized as the model sees actions."""
 
 
 def rollout_features(
     decision: Decision, state_names: list[str] | None = None, action_names: list[str] | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Features of a data set that starts with this decision, as `RobotDatasetWriter` takes them."""
+    """Features of a dataset that starts with this decision, as `RobotDatasetWriter` takes them."""
     steps, width = decision.chunk.shape
     features: dict[str, dict[str, Any]] = {
         f"{IMAGE_PREFIX}{camera}": {

@@ -25,12 +25,12 @@ def read_rollouts(
     """The sealed episodes of a recording.
 
     Args:
-        root: Folder of the data set.
+        root: Folder of the dataset.
         cameras: View to camera feature; None: inferred from the features' names.
         episodes: Numbers of the episodes; None: all.
 
     Raises:
-        FileNotFoundError: There is no data set.
+        FileNotFoundError: There is no dataset.
         DatasetError, ValueError: It is damaged, or was not recorded by a policy server.
     """
     from syvla.processing.robot_data.metadata import read_metadata

@@ -1,8 +1,8 @@
-"""Records every served episode as an episode of a LeRobot v3.0 data set (`syvla-serve --record DIR`).
+"""Records every served episode as an episode of a LeRobot v3.0 dataset (`syvla-serve --record DIR`).
 
 Recording never delays an answer: `record` only queues what was answered. One thread puts frames of running episodes into
-nameless files, another turns finished episodes into the data set, which `RobotDatasetWriter` seals by renaming
-`info.json` last. A killed server therefore leaves a readable data set with every episode that was sealed, and nothing of
+nameless files, another turns finished episodes into the dataset, which `RobotDatasetWriter` seals by renaming
+`info.json` last. A killed server therefore leaves a readable dataset with every episode that was sealed, and nothing of
 those still running. What is stored per row: `format`; per episode: `episode_facts`.
 
 A frame that cannot be kept (memory limit reached, disk full) costs its episode, never a part of it: an episode is whole
@@ -79,11 +79,11 @@ class _Open:
 
 
 class RolloutRecorder:
-    """Records the episodes of any number of sessions into one data set of one robot. Every method may be called from any
+    """Records the episodes of any number of sessions into one dataset of one robot. Every method may be called from any
     thread.
 
     Args:
-        root: Folder of the data set: new, empty, or one that a recorder made, which is then extended.
+        root: Folder of the dataset: new, empty, or one that a recorder made, which is then extended.
         fps: Control rate in Hz, rounded to an integer as the format demands.
         embodiment: Name of the robot.
         state_names, action_names: Names of the dimensions, for `info.json`.
@@ -394,7 +394,7 @@ class RolloutRecorder:
         return self._writer
 
     def _give_up_writer(self, *, sound: bool) -> None:
-        """After an episode that did not fit the data set the writer goes on; after anything else a new one starts."""
+        """After an episode that did not fit the dataset the writer goes on; after anything else a new one starts."""
         if self._writer is None:
             return
         try:
@@ -411,7 +411,7 @@ def _lock(root: Path) -> Any:
     from filelock import FileLock, Timeout
 
     root.mkdir(parents=True, exist_ok=True)
-    # Beside it, since a new data set's folder has to be empty; another thread may let go of it than took it.
+    # Beside it, since a new dataset's folder has to be empty; another thread may let go of it than took it.
     lock = FileLock(root.parent / f".{root.name}.recording", thread_local=False)
     try:
         lock.acquire(timeout=0)
@@ -421,16 +421,16 @@ def _lock(root: Path) -> Any:
 
 
 def _known_episodes(root: Path) -> set[str]:
-    """Names of the episodes of the data set found in `root`."""
+    """Names of the episodes of the dataset found in `root`."""
     from syvla.processing.robot_data.lerobot_format import INFO_PATH, read_info
 
     if not (root / INFO_PATH).is_file():
         if any(path.name != ".recording" for path in root.iterdir()):
-            raise FileExistsError(f"{root} is not empty and no LeRobot data set; choose another folder")
+            raise FileExistsError(f"{root} is not empty and no LeRobot dataset; choose another folder")
         return set()
     info = read_info(root)
     if f"{PREFIX}chunk" not in info.features:
-        raise FileExistsError(f"{root} is a data set that no policy server recorded; choose another folder")
+        raise FileExistsError(f"{root} is a dataset that no policy server recorded; choose another folder")
     return {read_facts(root, index).episode_id for index in range(info.total_episodes)}
 
 

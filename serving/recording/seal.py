@@ -1,4 +1,4 @@
-"""Seals a rollout: a LeRobot data set of one episode in a folder of its own, whole or absent.
+"""Seals a rollout: a LeRobot dataset of one episode in a folder of its own, whole or absent.
 
 The episode is written aside, sealed with its facts and a list of its files (`syvla.sealed_folders`), and gets its name in one
 step. Only the episode's facts file (`episode_facts`) changes afterwards, when somebody labels the episode.
@@ -18,7 +18,7 @@ SEAL = "seal.json"
 
 
 def seal_rollout(folder: Path, target: Path, facts: EpisodeFacts) -> None:
-    """Seals the data set in `folder` and renames it to `target`."""
+    """Seals the dataset in `folder` and renames it to `target`."""
     seal_folder(folder, SEAL, {"facts": asdict(facts)}, changing=[facts_path(folder, 0)])
     publish_folder(folder, target)
 

@@ -29,7 +29,7 @@ class RolloutSpool:
     """Collects one episode.
 
     Args:
-        folder: Where the nameless file lives; on the disk of the data set, so that a full disk shows at once.
+        folder: Where the nameless file lives; on the disk of the dataset, so that a full disk shows at once.
         facts: Of the episode that begins.
         assumed_steps: Actions taken to be executed of a chunk whose client never says; None: the whole chunk.
     """
@@ -98,7 +98,7 @@ class RolloutSpool:
                 "policy_version": decision.policy_version if asked else "",
                 "thought": (decision.thought or "") if asked else "",
             }
-            if self._decisions[0].chain is not None:  # the data set has these columns
+            if self._decisions[0].chain is not None:  # the dataset has these columns
                 values |= chain_row(decision.chain if asked else None, decision.chunk)
             frame: dict[str, Any] = {PREFIX + name: value for name, value in values.items()}
             frame |= {IMAGE_PREFIX + camera: image for camera, image in self._images(row).items()}

@@ -6,7 +6,7 @@ in points, targets and weights only:
     score = -w * sum over executed steps of the mean over dimensions of (v(x, t) - target)^2
     log ratio = ratio_temperature * (score - old score)
 
-- "fpo" (flow policy optimisation): x on the straight path between noise and the chunk, target = chunk - noise, w = 1. The
+- "fpo" (flow policy optimization): x on the straight path between noise and the chunk, target = chunk - noise, w = 1. The
   score is the negative flow-matching loss, so it is defined for expert and rollout chunks alike.
 - "flow_sde": one step of the stochastic sampler (Flow-GRPO, pi_RL), x' ~ N(mean(x, v), std^2). Its log-density has the form
   above, since the mean is linear in v. Rollouts bring the step that was taken; for expert chunks it is drawn given the chunk

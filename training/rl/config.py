@@ -60,7 +60,7 @@ class SyVLAPPOConfig(TrainingArguments):
         default="no", metadata={"help": "Checkpoints within an update; after every update there is one in any case."}
     )
     max_steps: int = field(
-        default=-1, metadata={"help": "Optimisation steps of the whole run; -1: max_rl_updates decides."}
+        default=-1, metadata={"help": "Optimization steps of the whole run; -1: max_rl_updates decides."}
     )
     save_total_limit: int | None = field(default=2, metadata={"help": "Newest checkpoints that are kept."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off."})
@@ -149,7 +149,7 @@ class SyVLAPPOConfig(TrainingArguments):
     )
     num_ppo_epochs: int = field(default=4, metadata={"help": "Passes over an update's decisions."})
     steps_per_update: int | None = field(
-        default=None, metadata={"help": "Optimisation steps per update instead of whole passes."}
+        default=None, metadata={"help": "Optimization steps per update instead of whole passes."}
     )
     local_rollout_forward_batch_size: int = field(
         default=16, metadata={"help": "Samples per pass without gradients: values, old scores, image features."}

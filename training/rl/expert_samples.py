@@ -15,7 +15,7 @@ from syvla.training.retrieval.image_encoders import load_encoder
 
 
 class ExpertSamples:
-    """The imitation data as one list of rows, frame after frame and data set after data set.
+    """The imitation data as one list of rows, frame after frame and dataset after dataset.
 
     Failed demonstrations are left out, and some episodes are held out to measure how far a policy drifts.
 
@@ -66,7 +66,7 @@ class ExpertSamples:
         approximate: str | None = None,
         **recall: Any,
     ) -> None:
-        """Open the vectors of these data sets for `similar`; see [`SimilarSampleIndex`] for what is refused.
+        """Open the vectors of these datasets for `similar`; see [`SimilarSampleIndex`] for what is refused.
 
         `approximate` is the factory string of an [`ApproximateIndex`], whose further options are `recall`; None: exact.
         """

@@ -49,8 +49,8 @@ class PolicyAndValue(nn.Module):
             decoupling: See `action_scores`.
 
         Returns:
-            `scores` float32 (B, S), `query_mask` bool (B, N), `values` float32 (B',), and `zero`, a zero that depends on
-            every trained weight that these do not reach.
+            `scores` float32 (B, S), `query_mask` bool (B, N), `values` float32 (B',), and `zero`: the number 0, through
+            which every trained weight gets a gradient that gets none through the others. DDP waits for all gradients.
         """
         scores = query_mask = values = None
         if policy is not None:

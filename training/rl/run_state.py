@@ -1,4 +1,4 @@
-"""What a run of reinforcement learning remembers besides weights and optimisers: one JSON file in every checkpoint."""
+"""What a run of reinforcement learning remembers besides weights and optimizers: one JSON file in every checkpoint."""
 
 from __future__ import annotations
 

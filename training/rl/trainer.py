@@ -126,7 +126,7 @@ class SyVLAPPOTrainer(AtomicCheckpointMixin, Trainer):
     def _module(self) -> PolicyAndValue:
         return self.accelerator.unwrap_model(self.model)
 
-    # ------------------------------------------------------------------ optimiser
+    # ------------------------------------------------------------------ optimizer
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Policy and value model have learning rates of their own."""
@@ -146,7 +146,7 @@ class SyVLAPPOTrainer(AtomicCheckpointMixin, Trainer):
         return self.optimizer
 
     def _clip_grad_norm(self, model: Any) -> torch.Tensor | float:
-        """Clip the two models apart, and drop a step whose gradients are not finite: the optimiser then does nothing."""
+        """Clip the two models apart, and drop a step whose gradients are not finite: the optimizer then does nothing."""
         if self.is_deepspeed_enabled:
             return super()._clip_grad_norm(model)
         module = self._module

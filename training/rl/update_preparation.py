@@ -184,8 +184,9 @@ class UpdatePreparation:
     def _advantages(self, rollouts: Sequence[Rollout]) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, float]]:
         """Clipped advantages, returns and values of the decisions that count, and metrics.
 
-        A decision at the end of which nothing ran is none: the rollout ended at its observation, and the reward is the one
-        before's. One in the middle is passed through, as a state like any other.
+        A rollout's last decisions do not count if none of their actions ran: the rollout ended at their observation, and the
+        decision before them gets the reward. In the middle of a rollout such a decision gets no advantage, but its value
+        enters the advantages of the decisions before it.
         """
         args = self.args
         observed = [decision for rollout in rollouts for decision in (*rollout.decisions, rollout.final)]

@@ -1,4 +1,4 @@
-"""Whether a value model belongs to a policy: same robots, views and normalisation. Written beside it, checked before use."""
+"""Whether a value model belongs to a policy: same robots, views and normalization. Written beside it, checked before use."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def value_model_problems(folder: str | Path, value_config: Any, processor: Any, 
         if value_config.embodiments[name]["id"] != entry["id"] or known["state_dim"] != mine["state_dim"]:
             problems.append(f"embodiment {name!r}: id or state_dim differ from the policy's; {fix}")
         elif known["state_statistics"] != mine["state_statistics"]:
-            problems.append(f"embodiment {name!r}: states were normalised with other statistics; {fix}")
+            problems.append(f"embodiment {name!r}: states were normalized with other statistics; {fix}")
     return problems
 
 

@@ -53,11 +53,11 @@ def test_a_rollout_holds_every_observation_and_its_label(server, run):
     assert (record["success"], record["steps"], record["version"]) == (False, 6, 0)
     store = LeRobotRolloutStore(run / "rollouts")
     (info,) = store.labelled()
-    assert (info.reward, info.timed_out) == (0, True)
+    assert (info.outcome, info.timed_out) == (0, True)
     (rollout,) = store.load([record["episode_id"]])
     assert [decision.valid.sum() for decision in rollout.decisions] == [4, 2]
     observation, _ = environment.reset(seed=ROLLOUT_SEED_OFFSET)
-    first = rollout.decisions[0].images()
+    first = rollout.decisions[0].images
     for view, camera in environment.view_cameras.items():
         np.testing.assert_array_equal(first[view], observation["images"][camera])
     for _ in range(6):
@@ -80,5 +80,5 @@ def test_the_command_makes_rollouts_and_may_leave_the_labels(server, run, tmp_pa
     assert len(store.labelled()) == 1, "unlabelled, the other one waits"
     (waiting,) = client.status()["queue"]
     assert client.reward(1, waiting["episode_id"])["state"] == "sealed"
-    assert [info.reward for info in store.labelled()] == [0, 1]
+    assert [info.outcome for info in store.labelled()] == [0, 1]
     assert main([*options, "--seed", "-1"]) == 1

@@ -41,12 +41,12 @@ def test_an_episode_from_its_beginning_to_its_label(serve_run, run):
     assert (shown["instruction"], shown["outcome"], len(shown["frames"])) == ("lift", None, 2)
     assert shown["frames"][0]["center"].startswith("data:image/jpeg;base64,")
     assert robot.call(f"/rl/episodes/{name}/reward", {"reward": 1})["state"] == "sealed"
-    (info,) = store.labelled()
-    assert (info.episode_id, info.reward, info.policy_versions, info.timed_out) == (name, 1, ("hash 0",), True)
+    (facts,) = store.labelled()
+    assert (facts.episode_id, facts.outcome, facts.policy_versions, facts.timed_out) == (name, 1, ("hash 0",), True)
     (rollout,) = store.load([name])
     assert [d.valid.sum() for d in rollout.decisions] == [2, 5]
     np.testing.assert_array_equal(rollout.decisions[1].chunk[:, 0], 4 + np.arange(6))
-    assert store.load([name])[0].decisions[0].images()["center"][0, 0, 0] == 3
+    assert store.load([name])[0].decisions[0].images["center"][0, 0, 0] == 3
     (run / "checkpoint-7").mkdir()
     progress = {"updates": 1, "consumed": [name], "dropped": [], "versions": ["hash 0"]}
     (run / "checkpoint-7" / "rollout_state.json").write_text(json.dumps(progress))
@@ -324,7 +324,7 @@ def test_damaged_rollouts_are_set_aside_and_lost_labels_restored(serve_run, run)
     assert f"episode {names[3]}: damaged (data/" in notes
     assert f"episode {names[1]}: its facts were damaged and are restored; reward 1" in notes
     assert robot.refused(f"/rl/episodes/{names[3]}/reward", {"reward": 1})[0] == 410
-    found = {info.episode_id: info.reward for info in LeRobotRolloutStore(run / "rollouts").labelled()}
+    found = {info.episode_id: info.outcome for info in LeRobotRolloutStore(run / "rollouts").labelled()}
     assert found == {names[0]: 0, names[1]: 1}
 
 

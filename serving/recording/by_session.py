@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 class Recording(Protocol):
-    """What the server tells about its requests: `ServedRecording`, or `rl_episodes.RLEpisodes` in a run of RL.
+    """What the server tells about its requests: `ServedRecording`, or `serving.rl.episodes.RLEpisodes` in a run of RL.
 
     Attributes:
         robots: Robots whose requests can be recorded.

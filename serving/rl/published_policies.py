@@ -64,7 +64,7 @@ class PublishedPolicy:
 
 
 def publish_policy(root: Path, version: int, policy_version: str, save: Callable[[Path], None]) -> PublishedPolicy:
-    """Makes a version available and names it in `LATEST.json`; what a killed publication left is cleared away.
+    """Makes a version available, whole; `point_latest` then has it served. What a killed publication left is cleared away.
 
     Args:
         root: Folder of the policies.
@@ -80,7 +80,6 @@ def publish_policy(root: Path, version: int, policy_version: str, save: Callable
     seal_folder(aside / policy.name, POLICY_FILE, policy.facts)
     publish_folder(aside / policy.name, policy.folder)
     aside.rmdir()
-    point_latest(root, policy)
     return policy
 
 

@@ -11,7 +11,7 @@ pytest.importorskip("mujoco", reason="MuJoCo (extra sim) is not installed")
 from syvla.evaluation.environments import make_environment
 from syvla.evaluation.simulated_robot import ROLLOUT_SEED_OFFSET, RobotOptions, main, run_episode
 from syvla.serving import PolicyServer, RLClient
-from syvla.serving.rl.published_policies import publish_policy
+from syvla.serving.rl.published_policies import point_latest, publish_policy
 from syvla.serving.rl.scheduler import RLScheduler, RLSettings
 from syvla.serving.server.settings import ServerSettings
 from syvla.training.rl.rollout_store import LeRobotRolloutStore
@@ -33,8 +33,9 @@ class StillPolicy(CountingPolicy):
 
 @pytest.fixture
 def run(tmp_path):
-    publish_policy(
-        tmp_path / "policies", 0, "hash 0", lambda folder: (folder / "model.safetensors").write_bytes(b"weights")
+    policies = tmp_path / "policies"
+    point_latest(
+        policies, publish_policy(policies, 0, "hash 0", lambda f: (f / "model.safetensors").write_bytes(b"weights"))
     )
     return tmp_path
 

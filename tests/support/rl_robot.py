@@ -8,20 +8,19 @@ import pytest
 
 from syvla.serving.client.http_client import http_act, http_json
 from syvla.serving.client.retries import PolicyError
-from syvla.serving.rl.published_policies import point_latest, publish_policy, read_latest
+from syvla.serving.rl.published_policies import point_latest, publish_policy
 
 
 def publish(run, version, weights=b"weights", latest=True):
     """Publishes a policy of made-up weights, named in `LATEST.json` if `latest`; returns its folder."""
-    before = read_latest(run / "policies")
 
     def save(folder):
         (folder / "model.safetensors").write_bytes(weights + b" %d" % version)
         (folder / "config.json").write_text(json.dumps({"version": version}))
 
     policy = publish_policy(run / "policies", version, f"hash {version}", save)
-    if not latest and before is not None:
-        point_latest(run / "policies", before)
+    if latest:
+        point_latest(run / "policies", policy)
     return policy.folder
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from syvla.sealed_folders import remove_folder
-from syvla.serving.rl.published_policies import ASIDE, DamagedPolicy, publish_policy, read_latest
+from syvla.serving.rl.published_policies import ASIDE, DamagedPolicy, point_latest, publish_policy, read_latest
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +46,7 @@ class FolderPublisher:
         if self._published(version, policy_version):
             return
         policy = publish_policy(self.root, version, policy_version, save)
+        point_latest(self.root, policy)
         for old in sorted(self.root.glob("v[0-9]*"))[: -self.keep]:
             if old != policy.folder:
                 remove_folder(old, self.root / ASIDE)

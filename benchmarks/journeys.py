@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.rl_journey import rollout_to_policy
+from benchmarks.training_journey import row_to_step
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("modeling_syvla", "processing", "training", "evaluation", "serving", "model_cards", "syvla")
@@ -167,6 +168,7 @@ def frame_to_chunk(trace: Trace) -> None:
 JOURNEYS: dict[str, Callable[[Trace], None]] = {
     "frame_to_chunk": frame_to_chunk,
     "rollout_to_policy": rollout_to_policy,
+    "row_to_step": row_to_step,
 }
 
 

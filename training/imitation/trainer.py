@@ -6,10 +6,12 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.data_loader import prepare_data_loader
 from huggingface_hub import HfApi
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerState
@@ -26,7 +28,7 @@ from syvla.training.run.arguments import SyVLATrainingArguments
 from syvla.training.run.checkpoints import AtomicCheckpointMixin
 from syvla.training.run.collation import TrainingCollator, choose_padding_free
 from syvla.training.run.ema import RAW_FILE, WeightAverage, WeightAverageCallback, load_raw_weights
-from syvla.training.run.global_batch import StepTotals, plan_step
+from syvla.training.run.global_batch import count_samples, draw_noise_and_time, set_loss_divisors
 
 from .loss_metrics import LossMetrics, source_names
 
@@ -91,7 +93,7 @@ class SyVLATrainer(AtomicCheckpointMixin, Trainer):
         choose_padding_free(
             self.policy, args.padding_free, length_bucket=args.length_bucket, compiled=args.torch_compile
         )
-        self.model_accepts_loss_kwargs = True  # losses are divided by the numbers of the whole step, see `plan_step`
+        self._config = self.policy.config
         self._metrics = {"train": self._new_metrics(), "eval": self._new_metrics()}
         self._started, self._waited, self._samples = time.perf_counter(), 0.0, 0  # since the last log
         if self.args.ema_decay:
@@ -143,27 +145,35 @@ class SyVLATrainer(AtomicCheckpointMixin, Trainer):
             persistent_workers=self.args.dataloader_persistent_workers and workers > 0,
             prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
         )
-        prepared = self.accelerator.prepare(loader)
-        shard: Any = getattr(prepared, "batch_sampler", None)
-        if shard is not sampler and getattr(shard, "batch_sampler", None) is sampler:
-            shard.num_processes, shard.process_index = 1, 0  # the sampler already gives each rank its own batches
-            shard.set_epoch = sampler.set_epoch  # so that a run resumed in a later epoch begins there
-        return prepared
+        # `accelerator.prepare` would deal the batches out to the processes, but the sampler already gives each its own.
+        # For a loader of a single process it moves batches to the device and can skip them, and does nothing else.
+        return prepare_data_loader(
+            loader,
+            self.accelerator.device,
+            num_processes=1,
+            process_index=0,
+            put_on_device=self.accelerator.device_placement,
+            rng_types=list(self.accelerator.rng_types or ()),
+            non_blocking=self.accelerator.non_blocking,
+        )
 
-    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: Any) -> tuple[list, Any]:
-        """One optimiser step's micro-batches of this process, and by what its losses are to be divided."""
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: Any) -> tuple[list, None]:
+        """One optimizer step's micro-batches of this process, with the noise, times and divisors of their losses.
+
+        Returns:
+            (micro-batches, None); the second is where [`Trainer`] would expect the step's number of tokens. The batches
+            hold what their losses are divided by, so that the trainer's own mean over micro-batches is right.
+        """
         started = time.perf_counter()
-        batches = []
-        for _ in range(num_batches):
-            if (batch := next(epoch_iterator, None)) is None:
-                break
-            batches.append(batch)
+        batches = list(islice(epoch_iterator, num_batches))
         self._waited += time.perf_counter() - started
-        if not batches:
-            return batches, None
         self._samples += sum(len(batch["input_ids"]) for batch in batches)
-        seed = (self.args.data_seed if self.args.data_seed is not None else self.args.seed, self.state.global_step)
-        return batches, plan_step(batches, self._gather, self.args.process_index, self.policy.config, seed)
+        if batches:
+            counts = self.accelerator.gather(count_samples(batches).to(self.args.device)).cpu()
+            set_loss_divisors(batches, counts)
+            seed = (self.args.data_seed if self.args.data_seed is not None else self.args.seed, self.state.global_step)
+            draw_noise_and_time(batches, counts, self.args.process_index, self._config, seed)
+        return batches, None
 
     def _gather(self, tensor: torch.Tensor) -> torch.Tensor:
         """Every process's tensor, one after the other along the first dimension."""
@@ -178,19 +188,13 @@ class SyVLATrainer(AtomicCheckpointMixin, Trainer):
         return LossMetrics(ids, sources, config.action_loss_weight, config.lm_loss_weight)
 
     def compute_loss(
-        self,
-        model: Any,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: StepTotals | None = None,
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: None = None
     ) -> Any:
+        """Loss of a micro-batch, whose parts are also added to the metrics of the next log line."""
         inputs = dict(inputs)
         source_ids = inputs.pop("source_ids", None)
-        if num_items_in_batch is not None:
-            inputs["robot_samples"] = num_items_in_batch.robot_samples
-            inputs["answer_tokens"] = num_items_in_batch.label_tokens
         outputs = model(**inputs)
-        robots = (inputs["input_ids"] == self.policy.config.query_token_id).any(-1)
+        robots = (inputs["input_ids"] == self._config.query_token_id).any(-1)
         metrics = self._metrics["train" if model.training else "eval"]
         metrics.update(outputs, robots, inputs.get("embodiment_ids"), source_ids)
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
@@ -297,28 +301,34 @@ class SyVLATrainer(AtomicCheckpointMixin, Trainer):
             for _, dataset in self._counted():
                 dataset.begin_at(step)
 
+    # Only these two of [`Trainer`]'s methods for checkpoints run on every process, and each process has sums of its own.
+
     def _save_rng_state(self, output_dir: str) -> None:
-        """Adds what has been summed up for the next log line, so that a resumed run logs what an unbroken one does."""
         super()._save_rng_state(output_dir)
-        sums = {
-            "loss": self._tr_loss.item(),
-            "last_logged_step": self._globalstep_last_logged,
-            "metrics": self._metrics["train"].state_dict(),
-            "skipped_rows": {name: dataset.skipped.counts.tolist() for name, dataset in self._counted()},
-        }
         path = Path(output_dir) / f"unlogged_losses_{self.args.process_index}.json"
-        path.write_text(json.dumps(sums) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(self._unlogged_sums()) + "\n", encoding="utf-8")
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         super()._load_rng_state(checkpoint)
         path = Path(checkpoint or "") / f"unlogged_losses_{self.args.process_index}.json"
         if checkpoint is not None and path.is_file():
-            sums = json.loads(path.read_text(encoding="utf-8"))
-            self._tr_loss += sums["loss"]
-            self._globalstep_last_logged = sums["last_logged_step"]
-            self._metrics["train"].load_state_dict(sums["metrics"])
-            for name, dataset in self._counted():
-                dataset.skipped.restore(sums.get("skipped_rows", {}).get(name, []))
+            self._add_unlogged_sums(json.loads(path.read_text(encoding="utf-8")))
+
+    def _unlogged_sums(self) -> dict[str, Any]:
+        """What this process has summed up since the last log line; a resumed run then logs what an unbroken one does."""
+        return {
+            "loss": self._tr_loss.item(),
+            "last_logged_step": self._globalstep_last_logged,
+            "metrics": self._metrics["train"].state_dict(),
+            "skipped_rows": {name: dataset.skipped.counts.tolist() for name, dataset in self._counted()},
+        }
+
+    def _add_unlogged_sums(self, sums: dict[str, Any]) -> None:
+        self._tr_loss += sums["loss"]
+        self._globalstep_last_logged = sums["last_logged_step"]
+        self._metrics["train"].load_state_dict(sums["metrics"])
+        for name, dataset in self._counted():
+            dataset.skipped.restore(sums.get("skipped_rows", {}).get(name, []))
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)

@@ -1,14 +1,19 @@
-"""Makes an optimiser step a function of its samples alone, however processes and micro-batches share them.
+"""Makes an optimizer step a function of its samples alone, however processes and micro-batches share them.
 
-Both losses are means over the whole step: over all its robot samples, and over all its answer tokens. A mean of means, one
-per process, would weigh a token of a process with few of them higher than the same token elsewhere. Flow noise and time
-belong to the sample's place in the step, so that processes draw different ones and a resumed run draws the same again.
+Both losses are means over the whole step: over all its robot samples, and over all its answer tokens. Averaging one mean
+per micro-batch instead would weigh a token among few others higher than a token among many.
+
+Noise and time of the flow belong to a sample's place in the step. Processes therefore draw different ones, and a resumed
+run draws the same ones again.
+
+Three functions do it, in this order: `count_samples` before the step's samples are known to other processes,
+`set_loss_divisors` and `draw_noise_and_time` with the counts of all of them. The last two write into the batches, under
+names of `SyVLAModel.forward`'s arguments.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,65 +22,66 @@ import torch
 from syvla.modeling_syvla.flow_matching import sample_timesteps
 
 
-@dataclass(frozen=True)
-class StepTotals:
-    """Divisors of one process's loss sums; the mean of all processes' losses is then the loss of the step.
+def count_samples(batches: Sequence[Any]) -> torch.Tensor:
+    """Counts robot samples with actions, and answer tokens, of each micro-batch.
 
-    Attributes:
-        robot_samples: Robot samples of the step over the number of processes.
-        label_tokens: The same of answer tokens.
+    Returns:
+        int64 (1, micro-batches, 2); gathered along the first dimension it holds the counts of every process.
     """
-
-    robot_samples: float
-    label_tokens: float
-
-
-def count_samples(batch: Any) -> tuple[int, int]:
-    """Robot samples with actions and label tokens of a batch."""
-    robots = int((batch["embodiment_ids"] >= 0).sum()) if batch.get("actions") is not None else 0
-    labels = batch.get("labels")
-    return robots, 0 if labels is None else int((labels[:, 1:] != -100).sum())
+    counts = torch.zeros(1, len(batches), 2, dtype=torch.long)
+    for number, batch in enumerate(batches):
+        if batch.get("actions") is not None:
+            counts[0, number, 0] = (batch["embodiment_ids"] >= 0).sum()
+        if batch.get("labels") is not None:
+            counts[0, number, 1] = (batch["labels"][:, 1:] != -100).sum()
+    return counts
 
 
-def plan_step(
-    batches: Sequence[Any],
-    gather: Callable[[torch.Tensor], torch.Tensor],
-    rank: int,
-    config: Any,
-    seed: tuple[int, ...],
-) -> StepTotals:
-    """Count the step's samples over all processes, and give every robot sample its noise and time.
+def set_loss_divisors(batches: Sequence[Any], counts: torch.Tensor) -> None:
+    """Adds `robot_samples` and `answer_tokens` to this process's micro-batches.
+
+    They are what the model divides its loss sums by. With them the mean over processes and micro-batches, which is what
+    data-parallel training and gradient accumulation take, is the loss of the whole step.
 
     Args:
-        batches: This process's micro-batches of one optimiser step. `noise` (B, T, D_action_max) and `timestep` (B,) are
-            added where they are missing and the model has a flow to train.
-        gather: Concatenates a tensor of every process along its first dimension.
+        batches: Micro-batches of this process.
+        counts: Counts of every process, (processes, micro-batches, 2), from `count_samples`.
+    """
+    parts = counts.shape[0] * counts.shape[1]
+    robot_samples, answer_tokens = counts.sum(dim=(0, 1)).clamp(min=1).tolist()  # a step may lack one of them
+    for batch in batches:
+        batch["robot_samples"], batch["answer_tokens"] = robot_samples / parts, answer_tokens / parts
+
+
+def draw_noise_and_time(
+    batches: Sequence[Any], counts: torch.Tensor, rank: int, config: Any, seed: tuple[int, ...]
+) -> None:
+    """Adds `noise` (B, T, D_action_max) and `timestep` (B,) to this process's micro-batches that have actions.
+
+    A batch that already has noise keeps it. A model without a flow gets none.
+
+    Args:
+        batches: Micro-batches of this process.
+        counts: Counts of every process, (processes, micro-batches, 2), from `count_samples`.
         rank: Number of this process.
         config: The model's [`SyVLAConfig`].
         seed: Seed of the run and number of the step.
     """
-    own = torch.tensor([[count_samples(batch) for batch in batches]])  # (1, micro-batches, 2)
-    counts = gather(own).cpu().numpy()  # (processes, micro-batches, 2)
-    if config.action_head != "l1_regression":
-        robots = counts[:, :, 0].T  # in the order in which the sampler draws: process after process in a micro-batch
-        first = np.cumsum(robots) - robots.ravel()
-        for position, batch in enumerate(batches):
-            if batch.get("actions") is not None and "noise" not in batch:
-                add_noise(batch, int(first[position * len(counts) + rank]), config, seed)
-    robot_samples, label_tokens = counts.sum(axis=(0, 1)).tolist()
-    return StepTotals(max(robot_samples, 1) / len(counts), max(label_tokens, 1) / len(counts))
-
-
-def add_noise(batch: Any, first: int, config: Any, seed: tuple[int, ...]) -> None:
-    """Draw noise and time of a batch's robot samples, which are number `first` and following of their step."""
-    actions = batch["actions"]
-    noise = torch.zeros(len(actions), config.chunk_size, config.max_action_dim)
-    timestep = torch.zeros(len(actions))
-    rows = (batch["embodiment_ids"] >= 0).nonzero()[:, 0].tolist()
-    for number, row in enumerate(rows, start=first):
-        key = np.random.SeedSequence((*seed, number)).generate_state(1, dtype=np.uint64)
-        generator = torch.Generator().manual_seed(int(key[0]))
-        noise[row] = torch.randn(noise.shape[1:], generator=generator)
-        options = (config.time_beta_alpha, config.time_beta_beta, config.time_max)
-        timestep[row] = sample_timesteps(1, *options, torch.device("cpu"), generator)[0]
-    batch["noise"], batch["timestep"] = noise.to(actions.device), timestep.to(actions.device)
+    if config.action_head == "l1_regression":
+        return
+    robots = counts[:, :, 0].T  # in the order in which the sampler draws: process after process in a micro-batch
+    first = (robots.flatten().cumsum(0) - robots.flatten()).view_as(robots)[:, rank].tolist()
+    shape = (config.chunk_size, config.max_action_dim)
+    time_distribution = (config.time_beta_alpha, config.time_beta_beta, config.time_max)
+    for batch, begin in zip(batches, first, strict=True):
+        if batch.get("actions") is None or "noise" in batch:
+            continue
+        size, device = len(batch["actions"]), batch["actions"].device
+        noise, timestep = torch.zeros(size, *shape), torch.zeros(size)
+        rows = (batch["embodiment_ids"] >= 0).nonzero()[:, 0].tolist()
+        for number, row in enumerate(rows, start=begin):
+            key = np.random.SeedSequence((*seed, number)).generate_state(1, dtype=np.uint64)
+            generator = torch.Generator().manual_seed(int(key[0]))
+            noise[row] = torch.randn(shape, generator=generator)
+            timestep[row] = sample_timesteps(1, *time_distribution, torch.device("cpu"), generator)[0]
+        batch["noise"], batch["timestep"] = noise.to(device), timestep.to(device)

@@ -4,13 +4,15 @@ import pytest
 import torch
 
 from syvla.training.run.collation import TrainingCollator
-from syvla.training.run.global_batch import StepTotals, count_samples, plan_step
+from syvla.training.run.global_batch import count_samples, draw_noise_and_time, set_loss_divisors
 
 
-def plan(config, shares, step=3):
-    """Plans a step for every process: `shares[process][micro-batch]` are batches."""
-    counts = torch.tensor([[count_samples(batch) for batch in own] for own in shares])
-    return [plan_step(own, lambda _: counts, rank, config, (0, step)) for rank, own in enumerate(shares)]
+def complete(config, shares, step=3):
+    """Completes the batches of a step as their processes would: `shares[process][micro-batch]` are batches."""
+    counts = torch.cat([count_samples(own) for own in shares])
+    for rank, own in enumerate(shares):
+        set_loss_divisors(own, counts)
+        draw_noise_and_time(own, counts, rank, config, (0, step))
 
 
 @pytest.fixture
@@ -31,15 +33,16 @@ SHARES = {
 
 @pytest.mark.parametrize("share", list(SHARES)[1:])
 def test_loss_and_gradient_are_those_of_one_process(share, make_model, tiny_processor, items):
-    """Decoupling is on; the mean over processes of the sums over micro-batches is what DDP and accumulation give."""
+    """Decoupling is on; the mean over processes and micro-batches is what DDP and accumulation give."""
     model = make_model().train()
 
     def total(name):
         shares = [[tiny_processor.collate([items[i] for i in part]) for part in own] for own in SHARES[name]]
         loss = torch.zeros(())
-        for own, totals in zip(shares, plan(model.config, shares), strict=True):
+        complete(model.config, shares)
+        for own in shares:
             for batch in own:
-                loss = loss + model(**batch, **vars(totals)).loss / len(shares)
+                loss = loss + model(**batch).loss / (len(shares) * len(own))
         model.zero_grad()
         loss.backward()
         return loss.item(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
@@ -55,19 +58,22 @@ def test_noise_belongs_to_the_samples_place_in_the_step(make_model, tiny_process
     drawn = {}
     for name in ("one process", "two processes", "two by two"):
         shares = [[tiny_processor.collate([items[i] for i in part]) for part in own] for own in SHARES[name]]
-        plan(config, shares)
+        complete(config, shares)
         drawn[name] = torch.cat([b["noise"][b["embodiment_ids"] >= 0] for m in zip(*shares, strict=True) for b in m])
     assert all(torch.equal(drawn["one process"], noise) for noise in drawn.values())
     assert len(drawn["one process"].flatten(1).unique(dim=0)) == 5, "no two samples share their noise"
     batch = tiny_processor.collate(items)
-    plan(config, [[batch]], step=4)
+    complete(config, [[batch]], step=4)
     assert not torch.equal(batch["noise"][0], drawn["one process"][0])
 
 
 def test_a_step_without_robots_or_answers_divides_by_one(make_model, tiny_processor, make_item, make_chat):
     config = make_model().config
-    assert plan(config, [[tiny_processor.collate([make_chat(1)])]])[0].robot_samples == 1
-    assert plan(config, [[tiny_processor.collate([make_item(1)])]])[0] == StepTotals(1.0, 1.0)
+    chat, robot = tiny_processor.collate([make_chat(1)]), tiny_processor.collate([make_item(1)])
+    for batch in (chat, robot):
+        complete(config, [[batch]])
+    assert (chat["robot_samples"], chat["answer_tokens"]) == (1, (chat["labels"] != -100).sum())
+    assert (robot["robot_samples"], robot["answer_tokens"]) == (1, 1)
 
 
 @pytest.mark.parametrize("bucket", [1, 32])
@@ -79,5 +85,5 @@ def test_buckets_round_the_length_up_and_leave_the_loss(bucket, make_model, tiny
     assert 0 <= batch["input_ids"].shape[1] - exact["input_ids"].shape[1] < bucket
     model = make_model()
     for b in (batch, exact):
-        plan(model.config, [[b]])
+        complete(model.config, [[b]])
     torch.testing.assert_close(model(**batch).loss, model(**exact).loss, atol=1e-5, rtol=1e-5)

@@ -19,7 +19,7 @@ FORMAT_VERSION = 1
 CONDITIONINGS = ("query_states", "all_hidden_states")
 ACTION_HEADS = ("flow_matching", "l1_regression")
 
-_EMBODIMENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _RESERVED_NAMES = frozenset(("keys", "values", "items", "pop", "update", "clear", "type", "half", "float", "double"))
 
 # Qwen2.5-VL-3B-Instruct, as published in its config.json.
@@ -62,6 +62,20 @@ _QWEN2_5_VL_3B: dict[str, Any] = {
 
 # google/siglip-base-patch16-224, vision tower without its pooling head.
 SIGLIP_BASE: dict[str, Any] = {"model_type": "siglip_vision_model", "vision_use_head": False}
+
+
+def checked_views(views: Any) -> list[str]:
+    """Names of views as a list.
+
+    Raises:
+        ValueError: There is none, one is no usable name, or one comes twice.
+    """
+    names = list(views) if isinstance(views, (list, tuple)) else []
+    if not names or not all(isinstance(name, str) and _NAME.fullmatch(name) for name in names):
+        raise ValueError(f"views: expected at least one name of letters, digits, '_' and '-', got {views!r}")
+    if len(set(names)) < len(names):
+        raise ValueError(f"views: a name comes twice in {names}; give each view a name of its own")
+    return names
 
 
 class OwnModelTypeMixin:
@@ -154,7 +168,7 @@ class EmbodimentsMixin:
             self._register(name, **dims)
 
     def _register(self, name: str, state_dim: int, action_dim: int, id: int | None = None) -> None:
-        if not _EMBODIMENT_NAME.fullmatch(name) or name in _RESERVED_NAMES:
+        if not _NAME.fullmatch(name) or name in _RESERVED_NAMES:
             raise ValueError(
                 f"embodiments: {name!r} is not a usable name; use letters, digits, '_' and '-' (it becomes part of the "
                 "parameter names), for example 'cobot_magic'"
@@ -203,7 +217,8 @@ class SyVLAConfig(EmbodimentsMixin, OwnModelTypeMixin, PreTrainedConfig):
         expert_image_size: Side of the square low-resolution images of the expert, in pixels. None: the vision config's.
         embodiments: Maps an embodiment (dataset) name to `{"state_dim": int, "action_dim": int}`; an `"id"` is assigned
             in order of appearance and never changes afterwards.
-        views: Names of the camera views, in order.
+        views: Names of the camera views, in order; any number and any names of letters, digits, '_' and '-', since the
+            prompt holds them. The paper has three. `resize_views` changes them in a trained model.
         num_query_tokens: N, the number of Feature Query Tokens (paper: 20).
         query_token_id: Id of the placeholder token that marks a Feature Query Token in `input_ids`. 151665 is the first
             unused row of Qwen2.5-VL-3B's embedding matrix.
@@ -275,7 +290,7 @@ class SyVLAConfig(EmbodimentsMixin, OwnModelTypeMixin, PreTrainedConfig):
         self.expert_vision_config = sub_config(expert_vision_config, SIGLIP_BASE)
         self.expert_image_size: int = expert_image_size or int(getattr(self.expert_vision_config, "image_size", 224))
         self._set_embodiments(embodiments)
-        self.views = list(views)
+        self.views = checked_views(views)
         self.num_query_tokens = num_query_tokens
         self.query_token_id = query_token_id
         self.chunk_size = chunk_size

@@ -13,6 +13,7 @@ from .configuration_syvla import (
     EmbodimentsMixin,
     OwnModelTypeMixin,
     SyVLAExpertConfig,
+    checked_views,
     known_format_version,
     sub_config,
 )
@@ -63,7 +64,7 @@ class SyVLAValueConfig(EmbodimentsMixin, OwnModelTypeMixin, PreTrainedConfig):
         self.vision_config = sub_config(vision_config, SIGLIP_BASE)
         self.image_size: int = image_size or int(getattr(self.vision_config, "image_size", 224))
         self._set_embodiments(embodiments)
-        self.views = list(views)
+        self.views = checked_views(views)
         self.hidden_size = hidden_size
         self.num_hidden_layers = num_hidden_layers
         self.num_attention_heads = num_attention_heads

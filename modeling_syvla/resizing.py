@@ -1,11 +1,14 @@
-"""Changing the length of the action chunk, or the number of query tokens, of a trained model."""
+"""Changing the length of the action chunk, the number of query tokens, or the camera views of a trained model."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
+
+from .configuration_syvla import checked_views
 
 
 def resize_chunk(model: Any, chunk_size: int) -> None:
@@ -34,6 +37,36 @@ def resize_chunk(model: Any, chunk_size: int) -> None:
         new.weight = weight  # the constructor makes a parameter of its own, which always requires gradients
         model.expert.action_position_embedding = new.train(old.training)
     model.config.chunk_size = chunk_size
+
+
+def resize_views(model: Any, views: Sequence[str], renamed: Mapping[str, str] | None = None) -> None:
+    """Give a model other camera views, in place; every other weight stays as it is.
+
+    Only the expert's view embeddings depend on the views. Those of views that stay are kept, in whatever order; a new view
+    starts with the mean of all old ones (ours: within the range that the expert has seen). The processor's `views` must be
+    set to the same names.
+
+    Args:
+        model: A [`SyVLAModel`], not wrapped by an adapter or by distributed training.
+        views: The new names, in order.
+        renamed: New name to the old view whose embedding it takes over.
+
+    Raises:
+        ValueError: If the names are unusable, or one takes over a view that does not exist.
+    """
+    names, old = checked_views(views), list(model.config.views)
+    sources = {name: (renamed or {}).get(name, name) for name in names}
+    unknown = sorted(source for name, source in sources.items() if source != name and source not in old)
+    if unknown or set(renamed or {}) - set(names):
+        raise ValueError(f"views: expected to rename some of {old} to some of {names}, got {dict(renamed or {})}")
+    if model.config.action_head == "flow_matching":
+        embedding = model.expert.view_embedding
+        weight = embedding.weight.detach()
+        rows = [weight[old.index(source)] if source in old else weight.mean(dim=0) for source in sources.values()]
+        new = nn.Embedding(len(names), weight.shape[1], _weight=torch.stack(rows))
+        new.weight.requires_grad_(embedding.weight.requires_grad)
+        model.expert.view_embedding = new.train(embedding.training)
+    model.config.views = names
 
 
 def resize_queries(model: Any, num_query_tokens: int) -> None:

@@ -94,7 +94,7 @@ def load_checkpoint(model_args: ModelArguments) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoModel, AutoProcessor
 
     import syvla  # noqa: F401  registers the Auto classes
-    from syvla.modeling_syvla.resizing import resize_chunk, resize_queries
+    from syvla.modeling_syvla.resizing import resize_chunk, resize_queries, resize_views
 
     if (Path(model_args.model_path) / "adapter_config.json").is_file():
         raise ValueError(
@@ -111,6 +111,10 @@ def load_checkpoint(model_args: ModelArguments) -> tuple[Any, Any]:
     unknown = sorted(key for key in overrides if not hasattr(config, key))
     if unknown:
         raise ValueError(f"model_overrides: {unknown} are no fields of the model's config")
+    if "views" in overrides:
+        raise ValueError(
+            "model_overrides: views are changed with the option views, which changes their embeddings as well"
+        )
     for key, value in overrides.items():
         setattr(config, key, value)
     kwargs: dict[str, Any] = {"config": config, "revision": model_args.model_revision, "dtype": torch.float32}
@@ -121,6 +125,10 @@ def load_checkpoint(model_args: ModelArguments) -> tuple[Any, Any]:
     if model_args.chunk_size is not None:
         resize_chunk(model, model_args.chunk_size)
         processor.chunk_size = model_args.chunk_size
+    if model_args.views:
+        renamed = dict(entry.split("=", 1) for entry in model_args.views if "=" in entry)
+        resize_views(model, [entry.split("=", 1)[0] for entry in model_args.views], renamed)
+        processor.views = list(model.config.views)
     if model_args.num_query_tokens is not None:
         resize_queries(model, model_args.num_query_tokens)
         processor.num_query_tokens = model_args.num_query_tokens
@@ -138,6 +146,8 @@ def choose_trained_weights(model_args: ModelArguments, model: Any, embodiments: 
         trained_modules = [name for name in model_args.adapter_trained_modules if name != "none"]
         if model_args.chunk_size is not None:
             trained_modules.append("expert.action_position_embedding")
+        if model_args.views:
+            trained_modules.append("expert.view_embedding")
         model = add_adapter(
             model,
             model_args.adapter,

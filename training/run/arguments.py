@@ -64,6 +64,13 @@ class ModelArguments:
     chunk_size: int | None = field(
         default=None, metadata={"help": "Actions predicted at once, if other than the checkpoint's."}
     )
+    views: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Camera views, if other than the checkpoint's: names in order, any number of them. NEW=OLD gives a view "
+            "of the checkpoint another name; a view that it lacks starts from the mean of its own."
+        },
+    )
     num_query_tokens: int | None = field(
         default=None, metadata={"help": "Feature Query Tokens, if another number than the checkpoint's (Table 5)."}
     )

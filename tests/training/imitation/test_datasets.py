@@ -1,9 +1,15 @@
 """Data of a run: unusable rows of web data are skipped and named, and end the run only where they are many."""
 
 import json
+import logging
 
+import numpy as np
 import pytest
 from PIL import Image
+from transformers import AutoModel, AutoProcessor
+
+from syvla.processing import RobotDatasetWriter
+from syvla.training.finetune import main
 
 
 @pytest.fixture
@@ -52,3 +58,52 @@ def test_too_many_unusable_rows_end_the_run_with_their_causes(finetune, web_data
     assert "'control tokens':" in message
     assert "max_skipped_share=0.1" in message
     assert "skipped_rows.jsonl" in message
+
+
+@pytest.fixture
+def four_cameras(tmp_path):
+    """A recording with two scene cameras and two at the wrists."""
+    names = ("front", "side", "left_wrist", "right_wrist")
+    features = {
+        f"observation.images.{name}": {"dtype": "image", "shape": [32, 32, 3], "names": ["height", "width", "channels"]}
+        for name in names
+    }
+    features |= {key: {"dtype": "float32", "shape": [3], "names": None} for key in ("observation.state", "action")}
+    rng = np.random.default_rng(0)
+    with RobotDatasetWriter(tmp_path / "robot", fps=10, features=features, use_videos=False) as writer:
+        for _ in range(12):
+            frame = {key: rng.integers(0, 256, (32, 32, 3), dtype=np.uint8) for key in features if "images" in key}
+            vectors = {key: rng.normal(size=3).astype(np.float32) for key in ("observation.state", "action")}
+            writer.add_frame({**frame, **vectors}, task="go")
+        writer.save_episode()
+    return tmp_path / "robot"
+
+
+def test_two_scene_cameras_become_views_of_a_trained_checkpoint(finetune_arguments, four_cameras, tmp_path, caplog):
+    robot = json.dumps({"path": str(four_cameras), "embodiment": "arm"})
+    arguments = finetune_arguments(tmp_path / "out", robot_datasets=robot, max_steps=2)
+    views = ["front=center", "side", "left_wrist", "right_wrist"]
+    with caplog.at_level(logging.INFO, logger="syvla"):
+        assert main([*arguments, "--views", *views]) == 0
+    lines = [record.getMessage() for record in caplog.records if "unused" in record.getMessage()]
+    assert lines == [
+        f"{four_cameras}: cameras: front = observation.images.front, side = observation.images.side, left_wrist = "
+        "observation.images.left_wrist, right_wrist = observation.images.right_wrist; unused: none; views without a camera: "
+        "none"
+    ]
+    model, processor = AutoModel.from_pretrained(tmp_path / "out"), AutoProcessor.from_pretrained(tmp_path / "out")
+    assert model.config.views == processor.views == ["front", "side", "left_wrist", "right_wrist"]
+    assert model.expert.view_embedding.weight.shape[0] == 4
+    assert processor.embodiments["arm"]["cameras"]["side"] == "observation.images.side"
+
+
+def test_a_camera_that_no_view_shows_is_named(finetune_arguments, four_cameras, tmp_path, caplog):
+    robot = json.dumps({"path": str(four_cameras), "embodiment": "arm"})
+    with caplog.at_level(logging.INFO, logger="syvla"):
+        assert main(finetune_arguments(tmp_path / "out", robot_datasets=robot, max_steps=1)) == 0
+    assert any("unused: observation.images.side; views without" in record.getMessage() for record in caplog.records)
+
+
+def test_views_are_no_model_override(finetune, tmp_path, capsys):
+    assert finetune(tmp_path / "out", model_overrides=json.dumps({"views": ["front"]})) == 1
+    assert "the option views" in capsys.readouterr().err

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .server.action_limits import load_limits
+from .contract.action_limits import load_limits
 from .server.settings import ServerSettings, read_token
 from .wire.array_bytes import CodecLimits
 from .wire.request_reading import OptionCaps

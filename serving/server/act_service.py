@@ -16,7 +16,7 @@ from syvla.serving.wire.json_codec import decode_json, encode_json
 from syvla.serving.wire.msgpack_codec import pack, unpack
 from syvla.serving.wire.request_reading import RequestDefaults, read_request
 
-from .action_limits import UnsafeActions
+from syvla.serving.contract.action_limits import UnsafeActions
 from .batching import Job, internal_error
 from .memory_budget import Holding
 from .policy_service import PolicyService
@@ -73,7 +73,8 @@ class ActService(PolicyService):
                 # 3. queue and answer
                 answer, version = await self._answered(policy, request, started, gone)
                 seconds["wait"] = time.monotonic() - started - seconds["decode"]
-                actions, notes = self._within_limits(robots[request.embodiment], request, answer, version)
+                actions, notes = self._within_limits(robots[request.embodiment], session, request, answer, version)
+                session.sent = (request.embodiment, actions)
                 session.answered(answer.thought, bool(request.think), basis)
                 # 4. reply and record
                 reply = _reply(request, answer, actions, notes, version, seconds, previous_ms)
@@ -153,11 +154,20 @@ class ActService(PolicyService):
 
     @staticmethod
     def _within_limits(
-        robot: ServedRobot, request: ActRequest, answer: ActAnswer, version: str
+        robot: ServedRobot, session: Session, request: ActRequest, answer: ActAnswer, version: str
     ) -> tuple[np.ndarray, list[str]]:
-        """The actions as they may leave the server, and what was changed in them."""
+        """The actions as they may leave the server, and what was changed in them.
+
+        They go on from what runs before them, as far as the client says. What really ran the client alone knows, so it
+        limits again, see `ChunkExecutor`.
+        """
+        previous, entered = request.previous, 0
+        ran = session.commands_before(request.embodiment, request.executed_steps)
+        if previous is not None and previous.delay and previous.actions.shape[1:] == answer.actions.shape[1:]:
+            entered, running = previous.delay, previous.actions[: previous.delay]
+            ran = running if ran is None else np.concatenate([ran, running])
         try:
-            return robot.limits.apply(answer.actions, request.state)
+            return robot.limits.apply(answer.actions, request.state, ran, entered)
         except UnsafeActions as error:
             logger.error("%s (seed %d, policy %s)", error, request.seed, version)
             raise RequestError(str(error), status=500, cause="unsafe_actions") from None

@@ -10,7 +10,7 @@ from syvla.serving.contract.requests import PolicyBackend
 from syvla.serving.wire.dialect_files import load_dialect
 from syvla.serving.wire.dialects import Dialect
 
-from .action_limits import ActionLimits
+from syvla.serving.contract.action_limits import ActionLimits
 from .settings import ServerSettings
 
 PROTOCOL_VERSION = 1
@@ -67,10 +67,10 @@ def _robot(
         raise ValueError(f"dialects: none suits embodiment {name!r}: " + "; ".join(problems))
     given = settings.action_limits.get(name) or entry.get("limits")
     limits = ActionLimits.of(given, entry["action_dim"], entry.get("action_names"))
-    if limits.start_from_state and entry["state_dim"] != entry["action_dim"]:
+    if limits.needs_state and entry["state_dim"] != entry["action_dim"]:
         raise ValueError(
-            f"action_limits: start_from_state holds the first action against the state, so {name!r} would need as many state "
-            f"as action dimensions; got {entry['state_dim']} and {entry['action_dim']}"
+            f"action_limits: start_from_state and max_relative_target hold actions against the state, so {name!r} would need "
+            f"as many state as action dimensions; got {entry['state_dim']} and {entry['action_dim']}"
         )
     return ServedRobot(name, entry["state_dim"], tuple(suitable), limits)
 

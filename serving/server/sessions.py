@@ -6,8 +6,10 @@ import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
+import numpy as np
+
 MAX_SESSIONS = 4096
-"""Most sessions remembered; beyond it, the one that was silent longest is forgotten. Ours: a few hundred bytes each."""
+"""Most sessions remembered; beyond it, the one that was silent longest is forgotten. Ours: a few kilobytes each."""
 
 MAX_NAMED = 16
 """Most sessions that one connection keeps alive by being open; further ones expire when they are silent."""
@@ -24,6 +26,7 @@ class Session:
         thought_basis: Instruction, robot and policy version that the thought was made for. It holds for no others.
         thought_age: Calls since the thought was made.
         request_id: Of the last request. A request with the same id is the last one, sent again since its answer was lost.
+        sent: The last chunk that left the server, (T, D) in physical units, and its robot; None before the first one.
         last_seen: Monotonic time of the last request.
         named: For a connection's own session: the sessions that the connection's requests named, up to `MAX_NAMED`.
     """
@@ -34,9 +37,11 @@ class Session:
     thought_basis: tuple[str, ...] = ()
     thought_age: int = 0
     request_id: str | None = None
+    sent: tuple[str, np.ndarray] | None = None
     last_seen: float = field(default_factory=time.monotonic)
     named: set[str] = field(default_factory=set)
     _before: tuple[str | None, tuple[str, ...], int] = (None, (), 0)  # the thought as the last request found it
+    _sent_before: tuple[str, np.ndarray] | None = None  # the chunk before the last request's
 
     def repeats(self, request_id: str | None) -> bool:
         """Whether a request is the last one, sent again. The session then goes back to what it was the first time."""
@@ -44,8 +49,9 @@ class Session:
         now = (self.thought, self.thought_basis, self.thought_age)
         if again:
             self.thought, self.thought_basis, self.thought_age = self._before
+            self.sent = self._sent_before
         else:
-            self.request_id, self._before = request_id, now
+            self.request_id, self._before, self._sent_before = request_id, now, self.sent
         return again
 
     def forget_thought(self) -> None:
@@ -66,6 +72,12 @@ class Session:
         if self.thought is None or self.thought_basis != basis or self.thought_age + 1 >= every:
             return True, None
         return False, self.thought
+
+    def commands_before(self, embodiment: str, executed: int | None) -> np.ndarray | None:
+        """The commands that ran directly before a request, (n, D); None where the client did not say how many ran."""
+        if self.sent is None or self.sent[0] != embodiment or not executed:
+            return None
+        return self.sent[1][max(0, executed - 2) : executed]
 
     def answered(self, thought: str | None, fresh: bool, basis: tuple[str, ...]) -> None:
         """Keeps the thought of an answer, or counts a call on the thought that is kept."""

@@ -38,7 +38,7 @@ class ServerSettings:
         limits: Of decoded messages.
         caps: Of request options.
         max_pixels: Of one image.
-        action_limits: Embodiment to limits, used instead of the checkpoint's; see the module `action_limits`.
+        action_limits: Embodiment to limits, used instead of the checkpoint's; see `serving.contract.action_limits`.
         tls_certificate, tls_key: PEM files for `wss://` and `https://`.
     """
 

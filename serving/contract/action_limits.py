@@ -1,0 +1,313 @@
+"""Limits of commands: joint range, rate and acceleration, over the sequence that a robot really executes. numpy only.
+
+The limits are in the embodiment's entry of the processor (`action_limits`), or in a YAML file given to the server:
+
+    my_robot:
+      low: [-2.9, -1.8, null]        # physical units of the actions; null: no limit
+      high: [2.9, 1.8, 0.08]
+      max_step: [0.05, 0.05, null]   # largest change from one control step to the next
+      max_acceleration: [0.01, null, null]    # largest change of that change
+      max_relative_target: [0.2, 0.2, null]   # largest distance from the present state; for actions that are target states
+      on_violation: clamp            # or refuse
+      start_from_state: true         # the first command counts from the state; for actions that are target states
+
+`ActionLimits.apply` limits a chunk before it leaves the server, which may not know what ran before. `CommandLimiter` limits
+each command before it goes to the robot: it knows what ran, so the limits hold over seams, skipped steps and holds as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_BOUNDS = {"low": -np.inf, "high": np.inf}
+_RATES = {"max_step": np.inf, "max_acceleration": np.inf, "max_relative_target": np.inf}
+_CHOICES = ("on_violation", "start_from_state")
+
+
+class UnsafeActions(ValueError):
+    """Actions that must not reach a robot."""
+
+
+@dataclass(frozen=True)
+class ActionLimits:
+    """Limits of one embodiment. A dimension without a limit has an infinite one.
+
+    Attributes:
+        low, high: float32 (D,), physical units.
+        max_step: float32 (D,), physical units per control step.
+        max_acceleration: float32 (D,), physical units per control step squared.
+        max_relative_target: float32 (D,), physical units: largest distance of a command from the present state.
+        refuse: Whether to refuse actions beyond the limits instead of clamping them.
+        start_from_state: Whether the first command must be within `max_step` of the present state.
+        names: Names of the dimensions, for messages.
+    """
+
+    low: np.ndarray
+    high: np.ndarray
+    max_step: np.ndarray
+    max_acceleration: np.ndarray
+    max_relative_target: np.ndarray
+    refuse: bool = False
+    start_from_state: bool = False
+    names: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, entry: Mapping[str, Any] | None, dim: int, names: Sequence[str] | None = None) -> ActionLimits:
+        """Limits from plain data, see the module. Without an entry nothing is limited.
+
+        Raises:
+            ValueError: Unknown fields, other lengths than `dim`, a lower limit above the upper one, or a step, acceleration
+                or distance that is not positive.
+        """
+        entry = dict(entry or {})
+        known = (*_BOUNDS, *_RATES, *_CHOICES)
+        unknown = sorted(set(entry) - set(known))
+        action = entry.get("on_violation", "clamp")
+        if unknown or action not in ("clamp", "refuse"):
+            wrong = f"unknown fields {unknown}" if unknown else f"on_violation {action!r}"
+            raise ValueError(f"action_limits: expected {', '.join(known)} (on_violation: clamp or refuse), got {wrong}")
+        vectors = {
+            name: _vector(entry.get(name), name, dim, missing) for name, missing in {**_BOUNDS, **_RATES}.items()
+        }
+        if (vectors["low"] > vectors["high"]).any():
+            raise ValueError("action_limits: expected low <= high in every dimension")
+        for name in _RATES:
+            if (vectors[name] <= 0).any():
+                raise ValueError(f"action_limits: expected {name} > 0 in every dimension")
+        names = tuple(names or (f"action {i}" for i in range(dim)))
+        return cls(
+            **vectors,
+            refuse=action == "refuse",
+            start_from_state=bool(entry.get("start_from_state", False)),
+            names=names,
+        )
+
+    @property
+    def needs_state(self) -> bool:
+        """Whether commands are compared with the state, which then must have the same dimensions."""
+        return self.start_from_state or bool(np.isfinite(self.max_relative_target).any())
+
+    def describe(self) -> dict[str, Any]:
+        """Plain data for the metadata, which `of` reads; empty without limits."""
+        finite = {
+            name: [float(x) if np.isfinite(x) else None for x in getattr(self, name)]
+            for name in (*_BOUNDS, *_RATES)
+            if np.isfinite(getattr(self, name)).any()
+        }
+        if not finite:
+            return {}
+        return {
+            **finite,
+            "on_violation": "refuse" if self.refuse else "clamp",
+            "start_from_state": self.start_from_state,
+        }
+
+    def joined(self, other: ActionLimits) -> ActionLimits:
+        """Both limits at once: the tighter one in every dimension."""
+        tighter = {name: np.minimum(getattr(self, name), getattr(other, name)) for name in ("high", *_RATES)}
+        return ActionLimits(
+            low=np.maximum(self.low, other.low),
+            **tighter,
+            refuse=self.refuse or other.refuse,
+            start_from_state=self.start_from_state or other.start_from_state,
+            names=self.names,
+        )
+
+    def apply(
+        self, actions: np.ndarray, state: np.ndarray, ran: np.ndarray | None = None, entered: int = 0
+    ) -> tuple[np.ndarray, list[str]]:
+        """Clamps a chunk to the limits, or refuses it.
+
+        Args:
+            actions: float32 (T, D), physical units.
+            state: float32 (D_state,), physical units.
+            ran: (n, D), physical units: commands that run directly before row `entered`, as far as known.
+            entered: First row that can run. Rows before it are held to `low` and `high` only.
+
+        Returns:
+            (actions within the limits, one text for each limit and dimension that changed something). If nothing had to
+            change, the array is the given one itself.
+
+        Raises:
+            UnsafeActions: Numbers that are not finite, or actions beyond the limits if `refuse` is set.
+        """
+        self._require_finite(actions)
+        limited = np.clip(actions, self.low, self.high)
+        notes = self._notes("joint limit", actions, limited)
+        if np.isfinite(self.max_step).any() or np.isfinite(self.max_acceleration).any():
+            before_rate = limited.copy()
+            limiter = CommandLimiter(self)
+            limiter.begin_from(ran if ran is not None else np.zeros((0, actions.shape[1]), np.float32))
+            if ran is None and self.start_from_state:
+                limiter.begin_from(np.clip(state, self.low, self.high)[None])
+            for row in range(entered, len(limited)):
+                limited[row] = limiter.move(limited[row])
+            notes += self._notes("rate limit", before_rate, limited)
+        if notes and self.refuse:
+            raise UnsafeActions(f"actions: expected values within the limits, got {'; '.join(notes)}; nothing was sent")
+        return (limited, notes) if notes else (actions, [])
+
+    def _require_finite(self, actions: np.ndarray) -> None:
+        if not np.isfinite(actions).all():
+            step, dim = np.argwhere(~np.isfinite(actions))[0].tolist()
+            raise UnsafeActions(
+                f"actions: expected finite numbers, got {actions[step, dim]} for {self.names[dim]} at step {step}; nothing "
+                "was sent"
+            )
+
+    def _notes(self, what: str, before: np.ndarray, after: np.ndarray) -> list[str]:
+        changed = before != after
+        return [
+            f"{what}: {self.names[dim]}, {int(changed[:, dim].sum())} of {len(before)} steps, by up to "
+            f"{np.abs(before - after)[:, dim].max():.3g}"
+            for dim in np.flatnonzero(changed.any(axis=0))
+        ]
+
+
+class CommandLimiter:
+    """Limits commands one by one, from what was commanded before them.
+
+    With `max_acceleration` a command also leaves room to brake before `low` and `high`, so that no limit ever has to give
+    way. Only `max_relative_target` goes before the rate: a target that the robot cannot follow is moved towards the robot.
+
+    Args:
+        limits: What holds.
+
+    Attributes:
+        limits: The same.
+        last: The last command, float32 (D,); None before the first one.
+    """
+
+    def __init__(self, limits: ActionLimits) -> None:
+        self.limits = limits
+        self.last: np.ndarray | None = None
+        self._velocity = np.zeros(len(limits.low), np.float64)
+        self._new_episode = True
+
+    def begin_from(self, ran: np.ndarray) -> None:
+        """Takes note of commands that ran, float32 (n, D), the newest one last."""
+        self._velocity = np.zeros(len(self.limits.low), np.float64)
+        self.last = np.asarray(ran[-1], np.float32) if len(ran) else None
+        if len(ran) > 1:
+            self._velocity = np.asarray(ran[-1], np.float64) - np.asarray(ran[-2], np.float64)
+        self._new_episode = False
+
+    def new_episode(self) -> None:
+        """With `start_from_state`, the next command counts from the state; otherwise from the last command."""
+        self._new_episode = True
+
+    def limit(self, action: np.ndarray, state: np.ndarray) -> tuple[np.ndarray, list[str]]:
+        """The command to send in place of an action.
+
+        Args:
+            action: (D,), physical units.
+            state: (D_state,) at this step, physical units.
+
+        Returns:
+            (float32 (D,), one text for each limit and dimension that changed something).
+
+        Raises:
+            UnsafeActions: Numbers that are not finite; or the action is beyond the limits, and `refuse` is set. The robot
+                then still has its last command.
+        """
+        limits = self.limits
+        wanted = np.array(action, np.float32)
+        if wanted.shape != limits.low.shape:
+            raise UnsafeActions(f"action: expected shape {limits.low.shape}, got {wanted.shape}; nothing was sent")
+        limits._require_finite(wanted[None])
+        if limits.needs_state and np.shape(state) != wanted.shape:
+            raise ValueError(
+                f"action_limits: start_from_state and max_relative_target compare commands with the state, so they need "
+                f"{len(wanted)} dimensions of it; got shape {np.shape(state)}"
+            )
+        before = (self.last, self._velocity)
+        if self._new_episode and limits.start_from_state:
+            self.begin_from(np.clip(np.asarray(state, np.float32), limits.low, limits.high)[None])
+        within = np.clip(wanted, limits.low, limits.high)
+        moved = self.move(within)
+        command = self._near(moved, state)
+        stages = (("joint limit", wanted, within), ("rate limit", within, moved), ("relative target", moved, command))
+        notes = [note for what, a, b in stages for note in limits._notes(what, a[None], b[None])]
+        if notes and limits.refuse:
+            self.last, self._velocity = before
+            raise UnsafeActions(f"action: expected values within the limits, got {'; '.join(notes)}; nothing was sent")
+        self._new_episode = False
+        return command, notes
+
+    def move(self, wanted: np.ndarray) -> np.ndarray:
+        """The command nearest to `wanted`, float32 (D,), within rate and acceleration; it becomes the last command."""
+        limits, target = self.limits, np.asarray(wanted, np.float64)
+        if self.last is None:
+            self.last = np.asarray(wanted, np.float32)
+            return self.last.copy()
+        last = self.last.astype(np.float64)
+        step, most = limits.max_step.astype(np.float64), limits.max_acceleration.astype(np.float64)
+        up = np.minimum(np.minimum(step, self._velocity + most), _braking_velocity(limits.high - last, most))
+        down = np.minimum(np.minimum(step, most - self._velocity), _braking_velocity(last - limits.low, most))
+        command = np.asarray(np.clip(last + np.clip(target - last, -down, up), limits.low, limits.high), np.float32)
+        # A command within the limits is passed on as it came: the sum above rounds.
+        command = np.where((target - last <= up) & (target - last >= -down), np.asarray(wanted, np.float32), command)
+        self.last, self._velocity = command, command.astype(np.float64) - last
+        return command.copy()
+
+    def _near(self, command: np.ndarray, state: np.ndarray) -> np.ndarray:
+        """`command` within `max_relative_target` of the state. A dimension that had to be moved begins to move afresh."""
+        limits = self.limits
+        if not np.isfinite(limits.max_relative_target).any():
+            return command
+        present = np.clip(np.asarray(state, np.float32), limits.low, limits.high)
+        near = np.clip(command, present - limits.max_relative_target, present + limits.max_relative_target)
+        near = np.where(np.isfinite(limits.max_relative_target), near, command).astype(np.float32)
+        self.last, self._velocity = near, np.where(near != command, 0.0, self._velocity)
+        return near.copy()
+
+
+def _braking_velocity(room: np.ndarray, most: np.ndarray) -> np.ndarray:
+    """Largest change per step from which a dimension can still stop within `room`, slowing down by `most` per step.
+
+    From v, the steps v, v - a, v - 2a, ... cover (m + 1) v - a m (m + 1) / 2 with m = floor(v / a); solved for v.
+    Without a limit of the acceleration that is `room` itself.
+    """
+    room = np.maximum(np.asarray(room, np.float64), 0.0)
+    bounded = np.isfinite(most) & np.isfinite(room)
+    a, distance = np.where(bounded, most, 1.0), np.where(bounded, room, 0.0)
+    m = np.floor((np.sqrt(1 + 8 * distance / a) - 1) / 2)
+    return np.where(bounded, (distance + a * m * (m + 1) / 2) / (m + 1), room)
+
+
+def load_limits(path: str | Path) -> dict[str, dict[str, Any]]:
+    """Embodiment to limits, from a YAML file; see the module.
+
+    Raises:
+        ValueError: The file cannot be read or is no map of maps.
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"limits: cannot read {path}: {error}") from None
+    if not isinstance(content, dict) or not all(isinstance(entry, dict) for entry in content.values()):
+        raise ValueError(f"limits: {path}: expected a map from embodiment to limits")
+    return content
+
+
+def _vector(values: Any, name: str, dim: int, missing: float) -> np.ndarray:
+    if values is None:
+        return np.full(dim, missing, np.float32)
+    if not isinstance(values, list) or len(values) != dim:
+        raise ValueError(f"action_limits.{name}: expected a list of {dim} numbers or nulls, got {str(values)[:80]}")
+    try:
+        vector = np.array([missing if value is None else float(value) for value in values], np.float32)
+        if np.isnan(
+            vector
+        ).any():  # every comparison with it is false: no action would be limited, or all would be lost
+            raise ValueError
+        return vector
+    except (TypeError, ValueError):
+        raise ValueError(f"action_limits.{name}: expected numbers or nulls, got {str(values)[:80]}") from None

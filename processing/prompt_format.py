@@ -61,6 +61,7 @@ def checked_messages(messages: list[dict[str, Any]], tokenizer: Any) -> list[dic
     """
     checked = []
     for i, message in enumerate(messages):
+        require_plain_text(f"messages[{i}].role", message["role"], tokenizer)
         content, answers = message["content"], message["role"] == "assistant"
         parts = [{"type": "text", "text": content}] if not isinstance(content, (list, tuple)) else list(content)
         for part in parts:

@@ -20,6 +20,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from syvla.durable_files import write_json
+from syvla.processing.lfs_pointers import require_contents
 from syvla.processing.robot_data.frame_filter import FrameFilter, dataset_digest
 from syvla.processing.robot_data.lerobot_format import DatasetError
 from syvla.processing.robot_data.metadata import DatasetMetadata, read_metadata
@@ -100,6 +101,7 @@ def _open(root: Path, metadata: DatasetMetadata, reader: Mapping[str, Any]) -> t
         _dataset(root, everything, reader)
         return everything, []
     except DatasetError as error:
+        require_contents(root / metadata.data_path(episode) for episode in everything)
         readable, findings = [], []
         for episode in tqdm(everything, desc="Looking for unreadable episodes", leave=False):
             try:

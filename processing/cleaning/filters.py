@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from syvla.processing.robot_data.video import NotFetchedError, TooManyOpenFilesError
+
 from .action_jumps import SpikeLimits
 
 logger = logging.getLogger(__name__)
@@ -299,6 +301,8 @@ def _pictures(episode: Episode, view: str, scales: Scales, settings: CleaningSet
     for frame in range(len(episode)):
         try:
             picture = episode.pictures(view, frame)
+        except (TooManyOpenFilesError, NotFetchedError):
+            raise  # says nothing about the recording
         except ValueError as error:
             yield episode.remove("undecodable", f"{view}: {error}")
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import math
 from collections.abc import Iterator, Mapping
@@ -160,6 +161,8 @@ def read_image(image: Any, folder: ImageFolder) -> Any:
     except BrokenRow:
         raise
     except Exception as error:  # of a damaged file Pillow raises nearly anything
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            raise  # says nothing about the image
         if isinstance(image, Path) and is_lfs_pointer(image):
             raise BrokenRow("missing image", f"images: {image}: {reading_problem(image, '')}") from error
         raise BrokenRow("unreadable image", f"images: {error or type(error).__name__}") from error

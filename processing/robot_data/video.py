@@ -14,7 +14,7 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from syvla.processing.lfs_pointers import reading_problem
+from syvla.processing.lfs_pointers import is_lfs_pointer, reading_problem
 
 # Settings of LeRobot 0.6 (`VideoEncoderConfig`): a key frame every second frame makes random access cheap.
 CODEC_OPTIONS: dict[str, dict[str, str]] = {
@@ -31,6 +31,10 @@ class VideoError(ValueError):
 
 class TooManyOpenFilesError(VideoError):
     """A video that cannot be opened because the process holds as many files as it may; nothing is wrong with the video."""
+
+
+class NotFetchedError(VideoError):
+    """A video whose contents were not fetched: a Git LFS pointer lies in its place."""
 
 
 @cache
@@ -327,5 +331,8 @@ def _reading_error(path: Path, error: Exception, time: float | None = None) -> V
             f"{path}: too many open files: {whose}; raise the limit with `ulimit -n 65536`, or use fewer data-loader workers"
         )
     where = "" if time is None else f" at {time:.6f} s"
-    damaged = f"the video cannot be read{where} ({error}); the file is damaged, download or record it again"
-    return VideoError(f"{path}: {reading_problem(path, damaged)}")
+    if is_lfs_pointer(path):
+        return NotFetchedError(f"{path}: {reading_problem(path, '')}")
+    return VideoError(
+        f"{path}: the video cannot be read{where} ({error}); the file is damaged, download or record it again"
+    )

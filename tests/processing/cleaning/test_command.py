@@ -15,6 +15,7 @@ from syvla.processing.cleaning.command import clean_dataset, main
 from syvla.processing.cleaning.filters import FILTERS, CleaningSettings, Finding
 from syvla.processing.cleaning.report import full_chunks
 from syvla.processing.robot_data.frame_filter import merge_ranges
+from syvla.processing.robot_data.video import TooManyOpenFilesError
 
 FPS, LENGTH = 10, 60
 FEATURES = {
@@ -166,6 +167,32 @@ def test_a_missing_video_file_removes_the_episodes_in_it(tmp_path):
         path.write_bytes(path.read_bytes()[:200])
     found = clean_dataset(root, tmp_path / "after", progress=False).findings
     assert {finding.filter for finding in found} == {"undecodable"}
+
+
+def test_what_says_nothing_about_a_recording_removes_nothing(tmp_path, monkeypatch):
+    """A limit of the process and files that were not fetched are errors, not faults of episodes."""
+    root = Path(shutil.copytree(Path(__file__).parents[2] / "data" / "lerobot_v21_tiny", tmp_path / "data"))
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
+    settings = CleaningSettings(skip=("too_short", "blank_camera"))
+    video = next((root / "videos").rglob("*.mp4"))
+    kept = video.read_bytes()
+    video.write_text(pointer)
+    with pytest.raises(ValueError, match="git lfs pull"):
+        clean_dataset(root, tmp_path / "out", settings, progress=False)
+    video.write_bytes(kept)
+    data = root / "data/chunk-000/episode_000001.parquet"
+    kept = data.read_bytes()
+    data.write_text(pointer)
+    with pytest.raises(ValueError, match="git lfs pull"):
+        clean_dataset(root, tmp_path / "out", settings, progress=False)
+    data.write_bytes(kept)
+
+    def full(*_args, **_options):
+        raise TooManyOpenFilesError("too many open files: this process may hold 64")
+
+    monkeypatch.setattr(RobotDataset, "read_image", full)
+    with pytest.raises(ValueError, match="this process may hold 64"):
+        clean_dataset(root, tmp_path / "out", settings, progress=False)
 
 
 def test_an_unreadable_parquet_file_removes_its_episodes_alone(tmp_path):

@@ -1,5 +1,6 @@
 """Rows that the processor does not take never reach it: each is skipped, counted by cause, and named in a file."""
 
+import errno
 import io
 import json
 import logging
@@ -136,6 +137,18 @@ def test_too_many_unusable_rows_end_the_run_with_their_causes(tiny_processor, tm
     assert 100 <= int(data.skipped.read) <= 102  # not judged before
     patient = opened(tmp_path, tiny_processor, [GOOD, gone] * 100, max_skipped_share=0.7)
     assert len([patient[row] for row in range(len(patient))]) == 200
+
+
+def test_a_limit_of_the_process_is_no_fault_of_an_image(tiny_processor, tmp_path, monkeypatch):
+    data = opened(tmp_path, tiny_processor)
+
+    def full(*_args, **_options):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(Image, "open", full)
+    with pytest.raises(OSError, match="Too many open files"):
+        data[0]
+    assert data.report() == {}
 
 
 def test_counts_of_a_checkpoint_with_fewer_causes_go_on(tiny_processor, tmp_path):

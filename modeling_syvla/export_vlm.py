@@ -1,5 +1,7 @@
 """The VLM inside a SyVLA checkpoint as a plain checkpoint of its family, for vLLM, lmms-eval and `transformers` alone.
 
+transformers 4.57 and 5 read it.
+
 `python -m syvla.modeling_syvla.export_vlm CHECKPOINT OUTPUT`
 """
 
@@ -92,6 +94,7 @@ def export_vlm(
     size = sum(nbytes(source, target_dtype) for source in renamed.values())
     with new_checkpoint_folder(output, size) as staging:
         save_without_weights(vlm, staging, target_dtype or part.dtype)
+        _name_as_published(staging / "config.json")
         write_checkpoint(staging, renamed, max_shard_size, target_dtype)
         _copy_processor(folder, staging, _processor_class(family))
         files = sorted(path.name for path in staging.iterdir())
@@ -111,6 +114,22 @@ def _syvla_config(folder: Path) -> SyVLAConfig:
     return SyVLAConfig.from_pretrained(folder)
 
 
+def _name_as_published(path: Path) -> None:
+    """Give the language model's entries the names of the published checkpoints as well.
+
+    transformers 4.57 and 5, vLLM and SGLang all read those; `rope_parameters`, and a `tie_word_embeddings` outside of
+    `text_config`, are read by transformers 5 alone. Without them 4.57 fails in its first layer, or has a head of its own.
+    """
+    config = _read_json(path)
+    text = config.get("text_config", config)
+    rope = dict(text.get("rope_parameters") or {})
+    if "mrope_section" in rope:
+        text["rope_theta"] = rope.pop("rope_theta")
+        text["rope_scaling"] = {**rope, "type": "mrope"}
+    text.setdefault("tie_word_embeddings", bool(config.get("tie_word_embeddings", False)))
+    _write_json(path, config)
+
+
 def _processor_class(family: str) -> str:
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
@@ -118,7 +137,7 @@ def _processor_class(family: str) -> str:
 
 
 def _copy_processor(source: Path, target: Path, processor_class: str) -> None:
-    """Tokenizer and image processor in the files that every version of transformers reads."""
+    """Tokenizer and image processor in the files that transformers 4.57 and 5 read."""
     for name in _TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)

@@ -70,9 +70,10 @@ class StrictPreTrainedModel(PreTrainedModel):
                 weight ruins a policy.
 
         Raises:
-            ValueError: If weights are missing, unexpected or of another shape, which the message names all, or if a file
-                is damaged.
+            ValueError: If weights are missing, unexpected or of another shape, which the message names all, if a file is
+                damaged, or if it is an adapter of SyVLA.
         """
+        _require_no_adapter(pretrained_model_name_or_path, kwargs)
         wants_info = kwargs.pop("output_loading_info", False)
         other_shapes = kwargs.pop("ignore_mismatched_sizes", False)
         if _nests_image_encoder():
@@ -137,6 +138,16 @@ def _nests_image_encoder() -> bool:
     return hasattr(encoder, "vision_model") and any(
         n.startswith("vision_model.") for n, _ in encoder.named_parameters()
     )
+
+
+def _require_no_adapter(name: Any, options: dict[str, Any]) -> None:
+    """An adapter of ours may bring robots, a chunk size or queries that `transformers` would not add to its base."""
+    adapter = (options.get("adapter_kwargs") or {}).get("_adapter_model_path", name)
+    if adapter is not None and (Path(adapter) / "syvla_config.json").is_file():
+        raise ValueError(
+            f"{adapter}: this is the folder of a SyVLA adapter, not of a whole checkpoint; load it onto its base with "
+            "syvla.training.run.adapters.load_adapter, or make a checkpoint of both: syvla-adapters merge BASE ADAPTER OUTPUT"
+        )
 
 
 def _commit(name: Any, hub_options: dict[str, Any]) -> dict[str, str]:

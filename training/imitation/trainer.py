@@ -24,6 +24,11 @@ from syvla.processing.multimodal.sources import CAUSES
 from syvla.training.hub.model_card import RECIPE_FIELDS, write_model_card
 from syvla.training.hub.push_to_hub import push_checkpoint
 from syvla.training.run.adapters import base_model, describe_adapter, is_adapted, save_config
+from syvla.training.run.argument_fields import (
+    REFUSED_BY_TRAINER,
+    require_read_fields,
+    require_read_options,
+)
 from syvla.training.run.arguments import SyVLATrainingArguments
 from syvla.training.run.checkpoints import AtomicCheckpointMixin
 from syvla.training.run.collation import TrainingCollator, choose_padding_free
@@ -78,6 +83,8 @@ class SyVLATrainer(AtomicCheckpointMixin, Trainer):
         self.card = card or {}
         self.average: WeightAverage | None = None  # of the trained weights, with `ema_decay`
         args = args or SyVLATrainingArguments()
+        require_read_fields(args, REFUSED_BY_TRAINER, type(self).__name__)
+        require_read_options(kwargs, type(self).__name__)
         kwargs.setdefault("data_collator", TrainingCollator(processing_class.collate, args.length_bucket))
         super().__init__(
             model=model,
@@ -144,6 +151,7 @@ class SyVLATrainer(AtomicCheckpointMixin, Trainer):
             pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
             persistent_workers=self.args.dataloader_persistent_workers and workers > 0,
             prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
+            **self._worker_options(),
         )
         # `accelerator.prepare` would deal the batches out to the processes, but the sampler already gives each its own.
         # For a loader of a single process it moves batches to the device and can skip them, and does nothing else.
@@ -156,6 +164,14 @@ class SyVLATrainer(AtomicCheckpointMixin, Trainer):
             rng_types=list(self.accelerator.rng_types or ()),
             non_blocking=self.accelerator.non_blocking,
         )
+
+    def _worker_options(self) -> dict[str, Any]:
+        """Options of the loader's processes that newer versions of transformers have."""
+        names = {"multiprocessing_context": "dataloader_multiprocessing_context", "in_order": "dataloader_in_order"}
+        given = {option: getattr(self.args, name, None) for option, name in names.items()}
+        return {
+            option: value for option, value in given.items() if value is not None and self.args.dataloader_num_workers
+        }
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: Any) -> tuple[list, None]:
         """One optimizer step's micro-batches of this process, with the noise, times and divisors of their losses.

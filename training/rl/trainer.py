@@ -24,6 +24,12 @@ from syvla.serving.policies.digests import weights_digest
 from syvla.serving.recording.decision import Decision
 from syvla.serving.rl.progress import RunSize
 from syvla.training.hub.model_card import write_model_card
+from syvla.training.run.argument_fields import (
+    NO_EVALUATION_SET,
+    REFUSED_BY_PPO_TRAINER,
+    require_read_fields,
+    require_read_options,
+)
 from syvla.training.run.checkpoints import AtomicCheckpointMixin
 from syvla.training.run.collation import choose_padding_free
 
@@ -87,6 +93,8 @@ class SyVLAPPOTrainer(AtomicCheckpointMixin, Trainer):
         card: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
+        require_read_fields(args, REFUSED_BY_PPO_TRAINER, type(self).__name__)
+        require_read_options(kwargs, type(self).__name__, unread=NO_EVALUATION_SET)
         self.store, self.experts, self.publisher = rollout_store, experts, publisher
         self.value_fit, self.card = value_fit, card or {}
         self.rl = RLState()

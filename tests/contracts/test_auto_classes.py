@@ -38,7 +38,7 @@ def test_a_pipeline_answers_as_generate_does(task, checkpoint):
     processor = answering.processor
     plain = [{"role": "user", "content": [{"type": "image"}, question[1]]}]
     text = processor.apply_chat_template(plain, add_generation_prompt=True)
-    inputs = processor(text=[text], images=[image])
+    inputs = processor(text=[text], images=[image], return_tensors="pt")
     ids = answering.model.generate(**inputs, **free)[:, inputs["input_ids"].shape[1] :]
     assert got["generated_text"].strip() == processor.tokenizer.decode(ids[0], skip_special_tokens=True).strip()
 

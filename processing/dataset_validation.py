@@ -162,7 +162,10 @@ def _view_problems(dataset: RobotDataset, config: Any, processor: Any) -> Iterat
         return
     for view in dataset.cameras:
         if view not in views:
-            yield f"cameras: {view!r} is no view of the model, which has {list(views)}; rename it"
+            yield (
+                f"cameras: {view!r} is no view of the model, which has {list(views)}; rename it, or give the model other"
+                " views (syvla-finetune --views)"
+            )
     if missing := [view for view in views if view not in dataset.cameras]:
         yield f"{WARNING}cameras: no camera for {missing}; these views are masked"
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
+
+from syvla.processing.lfs_pointers import require_contents
 
 
 def load_for_inference(
@@ -23,11 +26,15 @@ def load_for_inference(
         dtype: Parameter dtype; "auto": see `inference_dtype`.
         compile: See `SyVLAModel.optimize_for_inference`.
         revision: Commit, branch or tag on the Hub.
+
+    Raises:
+        ValueError: Files of the folder are Git LFS pointers.
     """
     from transformers import AutoConfig, AutoModel, AutoProcessor
 
     import syvla  # noqa: F401  registers the Auto classes
 
+    require_contents(file for file in sorted(Path(path).glob("*")) if file.is_file())
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     hub = {"revision": revision} if revision else {}
     chosen = inference_dtype(dtype, place, AutoConfig.from_pretrained(path, **hub).dtype)

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from syvla.serving.contract.action_limits import UnsafeActions
 from syvla.serving.contract.requests import ActAnswer, ActRequest, PolicyBackend, RequestError
 from syvla.serving.wire.json_codec import decode_json, encode_json
 from syvla.serving.wire.msgpack_codec import pack, unpack
 from syvla.serving.wire.request_reading import RequestDefaults, read_request
 
-from syvla.serving.contract.action_limits import UnsafeActions
 from .batching import Job, internal_error
 from .memory_budget import Holding
 from .policy_service import PolicyService

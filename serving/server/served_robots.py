@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from syvla.serving.contract.action_limits import ActionLimits
 from syvla.serving.contract.requests import PolicyBackend
 from syvla.serving.wire.dialect_files import load_dialect
 from syvla.serving.wire.dialects import Dialect
 
-from syvla.serving.contract.action_limits import ActionLimits
 from .settings import ServerSettings
 
 PROTOCOL_VERSION = 1

@@ -11,6 +11,9 @@ from syvla.modeling_syvla.tensor_files import _read_header
 from syvla.processing import MultimodalDataset, RobotDataset
 from syvla.processing.lfs_pointers import is_lfs_pointer
 from syvla.processing.multimodal.sources import BrokenRow
+from syvla.serving.policies.loading import load_for_inference
+from syvla.training.imitation.command import load_checkpoint
+from syvla.training.run.arguments import ModelArguments
 
 POINTER = """version https://git-lfs.github.com/spec/v1
 oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393
@@ -70,6 +73,13 @@ def test_weights(tmp_path):
         SyVLAModel.from_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"git lfs pull"):
         _read_header(path)
+
+
+def test_other_files_of_a_checkpoint(tmp_path):
+    (tmp_path / "config.json").write_text(POINTER)
+    for load in (lambda: load_for_inference(str(tmp_path)), lambda: load_checkpoint(ModelArguments(str(tmp_path)))):
+        with pytest.raises(ValueError, match=r"config\.json: Git LFS pointers.*git lfs pull"):
+            load()
 
 
 def test_what_is_no_pointer(tmp_path):

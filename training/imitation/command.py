@@ -95,6 +95,7 @@ def load_checkpoint(model_args: ModelArguments) -> tuple[Any, Any]:
 
     import syvla  # noqa: F401  registers the Auto classes
     from syvla.modeling_syvla.resizing import resize_chunk, resize_queries, resize_views
+    from syvla.processing.lfs_pointers import require_contents
 
     if (Path(model_args.model_path) / "adapter_config.json").is_file():
         raise ValueError(
@@ -103,6 +104,7 @@ def load_checkpoint(model_args: ModelArguments) -> tuple[Any, Any]:
         )
     if not Path(model_args.model_path).exists() and len(Path(model_args.model_path).parts) > 2:
         raise ValueError(f"model_path: {model_args.model_path} is no folder; pass a checkpoint folder or a Hub id")
+    require_contents(path for path in sorted(Path(model_args.model_path).glob("*")) if path.is_file())
     try:
         overrides = json.loads(model_args.model_overrides or "{}")
     except json.JSONDecodeError as error:

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from transformers import AutoModel, AutoProcessor
 
-from syvla.processing import RobotDatasetWriter
+from syvla.processing import RobotDataset, RobotDatasetWriter
 from syvla.training.finetune import main
 
 
@@ -102,6 +102,23 @@ def test_a_camera_that_no_view_shows_is_named(finetune_arguments, four_cameras, 
     with caplog.at_level(logging.INFO, logger="syvla"):
         assert main(finetune_arguments(tmp_path / "out", robot_datasets=robot, max_steps=1)) == 0
     assert any("unused: observation.images.side; views without" in record.getMessage() for record in caplog.records)
+
+
+def test_vectors_and_delta_actions_come_from_the_recipe(finetune, four_cameras, tmp_path):
+    robot = {
+        "path": str(four_cameras),
+        "embodiment": "arm",
+        "cameras": {"center": "observation.images.side"},
+        "state_key": ["observation.state", {"key": "action", "start": 2}],
+        "action_key": [{"key": "action", "start": 1}],
+        "delta_actions": {"1": 0},
+    }
+    assert finetune(tmp_path / "out", robot_datasets=json.dumps(robot), max_steps=1) == 0
+    entry = AutoProcessor.from_pretrained(tmp_path / "out").embodiments["arm"]
+    assert (entry["state_dim"], entry["action_dim"], entry["delta_actions"]) == (4, 2, [-1, 0])
+    data = RobotDataset(four_cameras, embodiment="x", cameras=robot["cameras"])
+    np.testing.assert_allclose(entry["statistics"]["state"]["mean"][:3], data.states.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(entry["statistics"]["state"]["mean"][3], data.actions[:, 2].mean(), rtol=1e-5)
 
 
 def test_views_are_no_model_override(finetune, tmp_path, capsys):

@@ -40,7 +40,9 @@ from syvla.training.rl.advantages import explained_variance, monte_carlo_returns
 from syvla.training.rl.value_fit import write_fit
 from syvla.training.run.arguments import ROBOT_KEYS, dataset_spec
 from syvla.training.run.checkpoints import RESUME_HELP, AtomicCheckpointMixin
+from syvla.training.run.finite_steps import NONFINITE_HELP, FiniteStepsMixin, row_name
 from syvla.training.run.recipe import parse_recipe
+from syvla.training.run.run_settings import OVERWRITE_HELP, settings_of
 
 logger = logging.getLogger("syvla.training.value_warmup")
 
@@ -105,6 +107,8 @@ class ValueTrainingArguments(TrainingArguments):
         default=False, metadata={"help": "Must stay off: samples are dicts of raw data."}
     )
     resume_from_checkpoint: str | None = field(default=None, metadata={"help": RESUME_HELP})
+    overwrite_output_dir: bool = field(default=False, metadata={"help": OVERWRITE_HELP})
+    max_nonfinite_steps: int = field(default=3, metadata={"help": NONFINITE_HELP})
     logging_steps: float = field(default=10, metadata={"help": "Steps between log lines."})
     report_to: None | str | list[str] = field(  # noqa: RUF036  (HfArgumentParser wants this order)
         default="none", metadata={"help": "Trackers, e.g. trackio or wandb."}
@@ -137,10 +141,11 @@ class ReturnDataset(torch.utils.data.Dataset):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {**self.dataset[int(self.rows[index])], "returns": float(self.returns[index])}
+        item = self.dataset[int(self.rows[index])]
+        return {**item, "dataset": Path(self.dataset.root).name, "returns": float(self.returns[index])}
 
 
-class ValueTrainer(AtomicCheckpointMixin, Trainer):
+class ValueTrainer(FiniteStepsMixin, AtomicCheckpointMixin, Trainer):
     """Trains [`SyVLAValueModel`]; every checkpoint says which processor it belongs to.
 
     Args:
@@ -159,7 +164,20 @@ class ValueTrainer(AtomicCheckpointMixin, Trainer):
     def collate(self, items: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """What the value model reads, and the targets; the instruction is not tokenised."""
         batch = self.processor.expert_inputs(items)
-        return {**batch, "returns": torch.tensor([item["returns"] for item in items])}
+        rows = [f"{item.get('dataset', item['embodiment'])}: {row_name(item)}" for item in items]
+        return {**batch, "returns": torch.tensor([item["returns"] for item in items]), "rows": rows}
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """As [`Trainer.compute_loss`]; notes the rows of the batch."""
+        inputs = dict(inputs)
+        rows = inputs.pop("rows", None)
+        if model.training and rows is not None:
+            self.note_rows(rows)
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def run_settings(self) -> dict[str, dict[str, Any]]:
+        data = ("gamma", "decision_steps", "episodes", "successes", "heldout_share", "datasets")
+        return settings_of(self.args, {name: self.facts[name] for name in data if name in self.facts})
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)

@@ -113,7 +113,7 @@ class MultimodalDataset(Dataset):
         return self._length
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """The row's chat, or that of the next usable row.
+        """The row's chat, or that of the next usable row, whose number is `row`.
 
         Raises:
             ValueError: If `MAX_SKIPPED` rows in a row, or all of them, are unusable, or more than `max_skipped_share`.
@@ -128,7 +128,7 @@ class MultimodalDataset(Dataset):
                 self.skipped.add(error)
                 continue
             self.skipped.add_usable()
-            return item
+            return {**item, "row": (index + offset) % len(self)}
         raise ValueError(f"{self.name}: {tries} rows in a row are unusable: {self.report()}")
 
     def begin_at(self, step: int) -> None:

@@ -53,8 +53,9 @@ def write_model_card(folder: str | Path, config: Any, processor: Any, fields: di
         folder: Checkpoint folder.
         config: [`SyVLAConfig`].
         processor: [`SyVLAProcessor`].
-        fields: JSON values of the run, all optional: `step`, `world_size`, `final` (last logged losses), `arguments` (the
-            `RECIPE_FIELDS`), `freeze`, `multimodal_share`, `datasets` (see `syvla.training.hub.run_description`), `base_model`
+        fields: JSON values of the run, all optional: `step`, `nonfinite_steps` (skipped ones), `world_size`, `final` (last
+            logged losses), `arguments` (the `RECIPE_FIELDS`), `freeze`, `multimodal_share`, `datasets` (see
+            `syvla.training.hub.run_description`), `base_model`
             (Hub id), `adapter` (`{"kind", "scope", "rank", "alpha"}`), `evaluations` (summaries of `syvla-eval`),
             `model_name`, `model_id`, `instruction`, `reinforcement_learning` (facts by name), `tags` (further ones).
 
@@ -81,6 +82,7 @@ def write_model_card(folder: str | Path, config: Any, processor: Any, fields: di
         datasets=fields.get("datasets") or [],
         multimodal_share=fields.get("multimodal_share"),
         step=fields.get("step"),
+        nonfinite_steps=fields.get("nonfinite_steps"),
         world_size=fields.get("world_size"),
         freeze=fields.get("freeze"),
         final=fields.get("final") or {},

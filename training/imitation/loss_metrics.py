@@ -44,6 +44,8 @@ class LossMetrics:
         if lm_sums is not None:
             values[:, 2] = lm_sums.detach().float()
             values[:, 3] = outputs["label_tokens"].float()
+        # Of a step that is skipped; one such sample would hide all others of its robot and dataset.
+        values = torch.where(torch.isfinite(values).all(-1, keepdim=True), values, 0.0)
         table = torch.zeros(1 + len(self.embodiments) + len(self.sources), _PARTS, device=values.device)
         table[0] = values.sum(0)
         if embodiment_ids is not None and len(self._ids):
@@ -88,6 +90,21 @@ class LossMetrics:
         """Goes on with sums of a process with the same robots and datasets; others are dropped."""
         if len(sums) == len(self.sums):
             self.sums = torch.tensor(sums)
+
+
+def nonfinite_samples(outputs: Any, is_robot: torch.Tensor) -> torch.Tensor:
+    """Samples whose own loss is not finite, bool (B,).
+
+    Args:
+        outputs: [`SyVLAOutput`].
+        is_robot: bool (B,), samples with an action loss.
+    """
+    found = torch.zeros_like(is_robot)
+    if (per_sample := outputs.get("action_loss_per_sample")) is not None:
+        found[is_robot] = ~torch.isfinite(per_sample.detach())
+    if (lm_sums := outputs.get("lm_loss_sums")) is not None:
+        found |= ~torch.isfinite(lm_sums.detach())
+    return found
 
 
 def source_names(datasets: Sequence[Any]) -> list[str]:

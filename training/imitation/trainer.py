@@ -33,12 +33,14 @@ from syvla.training.run.arguments import SyVLATrainingArguments
 from syvla.training.run.checkpoints import AtomicCheckpointMixin
 from syvla.training.run.collation import TrainingCollator, choose_padding_free
 from syvla.training.run.ema import RAW_FILE, WeightAverage, WeightAverageCallback, load_raw_weights
+from syvla.training.run.finite_steps import FiniteStepsMixin
 from syvla.training.run.global_batch import count_samples, draw_noise_and_time, set_loss_divisors
+from syvla.training.run.run_settings import settings_of
 
-from .loss_metrics import LossMetrics, source_names
+from .loss_metrics import LossMetrics, nonfinite_samples, source_names
 
 
-class SyVLATrainer(AtomicCheckpointMixin, Trainer):
+class SyVLATrainer(FiniteStepsMixin, AtomicCheckpointMixin, Trainer):
     """Trains [`SyVLAModel`] on robot data mixed with multi-modal data.
 
     A step's loss and gradient depend on its samples alone, not on the numbers of processes and micro-batches that share
@@ -101,6 +103,7 @@ class SyVLATrainer(AtomicCheckpointMixin, Trainer):
             self.policy, args.padding_free, length_bucket=args.length_bucket, compiled=args.torch_compile
         )
         self._config = self.policy.config
+        self._sources = source_names(getattr(self.train_dataset, "datasets", ()))
         self._metrics = {"train": self._new_metrics(), "eval": self._new_metrics()}
         self._started, self._waited, self._samples = time.perf_counter(), 0.0, 0  # since the last log
         if self.args.ema_decay:
@@ -208,9 +211,12 @@ class SyVLATrainer(AtomicCheckpointMixin, Trainer):
     ) -> Any:
         """Loss of a micro-batch, whose parts are also added to the metrics of the next log line."""
         inputs = dict(inputs)
-        source_ids = inputs.pop("source_ids", None)
+        source_ids, rows = inputs.pop("source_ids", None), inputs.pop("rows", None)
         outputs = model(**inputs)
         robots = (inputs["input_ids"] == self._config.query_token_id).any(-1)
+        if model.training and rows is not None:
+            names = [f"{self._sources[int(source)]}: {row}" for source, row in zip(source_ids, rows, strict=True)]
+            self.note_rows(names, nonfinite_samples(outputs, robots))
         metrics = self._metrics["train" if model.training else "eval"]
         metrics.update(outputs, robots, inputs.get("embodiment_ids"), source_ids)
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
@@ -309,6 +315,20 @@ class SyVLATrainer(AtomicCheckpointMixin, Trainer):
 
     # ------------------------------------------------------------------ saving and resuming
 
+    def run_settings(self) -> dict[str, dict[str, Any]]:
+        datasets = getattr(self.train_dataset, "datasets", ())
+        lengths = [[name, len(dataset)] for name, dataset in zip(source_names(datasets), datasets, strict=True)]
+        data = {
+            "datasets": lengths,
+            "robot_weights": self.robot_weights,
+            "multimodal_weights": self.multimodal_weights,
+            "multimodal_share": self.multimodal_share,
+            "embodiments": self.policy.config.embodiments,
+            "freeze": self.card.get("freeze", "none"),
+            "adapter": describe_adapter(self.accelerator.unwrap_model(self.model)),
+        }
+        return settings_of(self.args, data)
+
     def prepare_to_continue(self, checkpoint: Path | None) -> None:
         """Starts the clock, and the multi-modal datasets at the step of the checkpoint."""
         self._started, self._waited, self._samples = time.perf_counter(), 0.0, 0
@@ -336,12 +356,14 @@ class SyVLATrainer(AtomicCheckpointMixin, Trainer):
             "loss": self._tr_loss.item(),
             "last_logged_step": self._globalstep_last_logged,
             "metrics": self._metrics["train"].state_dict(),
+            "nonfinite_steps": self.nonfinite_steps,
             "skipped_rows": {name: dataset.skipped.counts.tolist() for name, dataset in self._counted()},
         }
 
     def _add_unlogged_sums(self, sums: dict[str, Any]) -> None:
         self._tr_loss += sums["loss"]
         self._globalstep_last_logged = sums["last_logged_step"]
+        self.nonfinite_steps = sums.get("nonfinite_steps", 0)
         self._metrics["train"].load_state_dict(sums["metrics"])
         for name, dataset in self._counted():
             dataset.skipped.restore(sums.get("skipped_rows", {}).get(name, []))
@@ -397,6 +419,7 @@ class SyVLATrainer(AtomicCheckpointMixin, Trainer):
         kept = ("loss", "action_loss", "lm_loss")
         return {
             "step": self.state.global_step,
+            "nonfinite_steps": self.nonfinite_steps,
             "world_size": self.args.world_size,
             "final": {key: losses[-1][key] for key in kept if key in losses[-1]} if losses else {},
             "multimodal_share": self.multimodal_share,

@@ -8,6 +8,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from syvla.training.run.checkpoints import RESUME_HELP
+from syvla.training.run.run_settings import OVERWRITE_HELP
 
 from .advantages import ADVANTAGE_CLIP, EXPERT_ADVANTAGE
 from .flow_points import METHODS
@@ -65,6 +66,7 @@ class SyVLAPPOConfig(TrainingArguments):
     save_total_limit: int | None = field(default=2, metadata={"help": "Newest checkpoints that are kept."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off."})
     resume_from_checkpoint: str | None = field(default="auto", metadata={"help": RESUME_HELP})
+    overwrite_output_dir: bool = field(default=False, metadata={"help": OVERWRITE_HELP})
     ignore_data_skip: bool = field(default=True, metadata={"help": "Must stay on: a resumed update knows its place."})
     report_to: None | str | list[str] = field(  # noqa: RUF036  (HfArgumentParser wants this order)
         default="none", metadata={"help": "Trackers, e.g. trackio or wandb."}

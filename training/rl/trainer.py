@@ -32,6 +32,7 @@ from syvla.training.run.argument_fields import (
 )
 from syvla.training.run.checkpoints import AtomicCheckpointMixin
 from syvla.training.run.collation import choose_padding_free
+from syvla.training.run.run_settings import settings_of
 
 from .action_likelihood import require_scored_design
 from .checkpoint import load_policy_and_value, merged_policy, ppo_card_fields, save_policy_and_value
@@ -404,6 +405,11 @@ class SyVLAPPOTrainer(AtomicCheckpointMixin, Trainer):
         super()._save_checkpoint(model, trial)
         if self.update is None:
             self._publish()
+
+    def run_settings(self) -> dict[str, dict[str, Any]]:
+        """The demonstrations may not change; settings may between updates, see `RLState.require_settings`."""
+        datasets = [[Path(dataset.root).name, len(dataset)] for dataset in self.experts.datasets]
+        return settings_of(self.args, {"demonstrations": datasets}, fixed=())
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         if not self.args.should_save:

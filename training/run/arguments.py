@@ -12,7 +12,9 @@ from transformers import TrainingArguments
 
 from .adapters import ADAPTERS, SCOPES, TRAINED_MODULES
 from .checkpoints import RESUME_HELP
+from .finite_steps import NONFINITE_HELP
 from .freezing import FREEZE_PRESETS
+from .run_settings import OVERWRITE_HELP
 
 ROBOT_KEYS = (
     "path",
@@ -212,6 +214,7 @@ class SyVLATrainingArguments(TrainingArguments):
         default=0.0,
         metadata={"help": "Decay of an exponential moving average of the weights, which is saved instead; 0: off."},
     )
+    max_nonfinite_steps: int = field(default=3, metadata={"help": NONFINITE_HELP})
     vlm_eval_steps: int = field(
         default=0,
         metadata={"help": "Steps between measurements of what the VLM still knows (eval_vlm/<benchmark>); 0: off."},
@@ -241,6 +244,7 @@ class SyVLATrainingArguments(TrainingArguments):
         },
     )
     resume_from_checkpoint: str | None = field(default=None, metadata={"help": RESUME_HELP})
+    overwrite_output_dir: bool = field(default=False, metadata={"help": OVERWRITE_HELP})
     logging_steps: float = field(default=10, metadata={"help": "Steps between log lines."})
     report_to: None | str | list[str] = field(  # noqa: RUF036  (HfArgumentParser wants this order)
         default="none", metadata={"help": "Trackers, e.g. trackio or wandb."}
@@ -251,6 +255,8 @@ class SyVLATrainingArguments(TrainingArguments):
             raise ValueError(f"ema_decay: expected a number in [0, 1), got {self.ema_decay}")
         if self.length_bucket < 1:
             raise ValueError(f"length_bucket: expected a number of tokens of at least 1, got {self.length_bucket}")
+        if self.max_nonfinite_steps < 0:
+            raise ValueError(f"max_nonfinite_steps: expected 0 or more, got {self.max_nonfinite_steps}")
         if self.vlm_eval_steps < 0:
             raise ValueError(f"vlm_eval_steps: expected 0 (off) or more, got {self.vlm_eval_steps}")
         if self.lr_scheduler_type == "cosine_with_min_lr" and not getattr(self, "lr_scheduler_kwargs", None):

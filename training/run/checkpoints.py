@@ -23,6 +23,9 @@ from accelerate.utils import gather_object
 
 from syvla.sealed_folders import folder_problems, publish_folder, remove_folder, seal_folder, undo_replacement
 
+from .finite_steps import require_finite_weights
+from .run_settings import require_same_settings, save_settings, settings_of, step_of, used_folder_problem
+
 logger = logging.getLogger(__name__)
 
 Gather = Callable[[list[Any]], list[Any]]
@@ -135,13 +138,16 @@ def publish(unfinished: str | Path, final: str | Path, stage: str | None = None)
 
 
 def rotate(output_dir: str | Path, limit: int | None, best: str | None) -> None:
-    """Delete the earliest checkpoints beyond `limit`; the latest and the best one stay.
+    """Delete the earliest whole checkpoints beyond `limit`; the latest and the best one stay.
 
-    A checkpoint is moved aside before its files are deleted, so that a kill leaves no half of one behind.
+    One that is not whole is passed over by a resumed run, so it neither counts nor displaces a whole one. A checkpoint is
+    moved aside before its files are deleted, so that a kill leaves no half of one behind.
     """
     if not limit or limit < 1:
         return
-    found = checkpoints_of(output_dir)
+    found = [path for path in checkpoints_of(output_dir) if not problems_of(path)]
+    if not found:
+        return
     kept = {found[-1]} | {path for path in found if best is not None and path.resolve() == Path(best).resolve()}
     surplus = len(found) - max(limit, len(kept))
     aside = Path(output_dir) / UNFINISHED_FOLDER
@@ -162,18 +168,63 @@ class AtomicCheckpointMixin:
 
     stage: str
     _unfinished: Path | None = None
+    _began = False
 
     def train(self, resume_from_checkpoint: str | bool | Path | None = None, *args: Any, **kwargs: Any) -> Any:
         """As [`Trainer.train`]; see `find_checkpoint` for what `resume_from_checkpoint` may be."""
         output: str = self.args.output_dir  # type: ignore[attr-defined]
         found = find_checkpoint(resume_from_checkpoint, output, self.stage, gather_object)
+        if not self._began:
+            self._claim_output(found, str(resume_from_checkpoint).lower() == "auto")
+            self._began = True
         if found is not None:
+            require_same_settings(found, self.run_settings())
             logger.info("continuing %s", found)
         self.prepare_to_continue(found)
         return super().train(None if found is None else str(found), *args, **kwargs)  # type: ignore[misc]
 
+    def run_settings(self) -> dict[str, dict[str, Any]]:
+        """What every checkpoint notes about its run, see `run_settings.settings_of`."""
+        return settings_of(self.args, {})  # type: ignore[attr-defined]
+
+    def _claim_output(self, resumed: Path | None, auto: bool) -> None:
+        """Makes sure that the run does not mix with another one in its folder.
+
+        Raises:
+            ValueError: If it would, and `overwrite_output_dir` is not set.
+        """
+        trainer: Any = self
+        args, accelerator = trainer.args, trainer.accelerator
+        found = checkpoints_of(args.output_dir)
+        if auto:  # the newest whole one is continued; what is broken is passed over and replaced
+            found = [path for path in found if not problems_of(path)]
+        problem = used_folder_problem(args.output_dir, found, resumed)
+        if auto and resumed is None and not found:
+            problem = None  # a finished run without checkpoints is run again by the command that ran it
+        overwrite = getattr(args, "overwrite_output_dir", False)
+        problems = [text for text in gather_object([problem]) if text]
+        if problems and not overwrite:
+            raise ValueError(f"output_dir: {problems[0]}")
+        if problems and args.should_save:
+            inside = resumed is not None and resumed.resolve().parent == Path(args.output_dir).resolve()
+            for path in found:
+                if not inside or (resumed is not None and step_of(path) > step_of(resumed)):
+                    logger.warning("overwrite_output_dir: deleting %s", path)
+                    remove_folder(path, Path(args.output_dir) / UNFINISHED_FOLDER)
+        accelerator.wait_for_everyone()
+
     def prepare_to_continue(self, checkpoint: Path | None) -> None:
         """Called before training with the checkpoint that is continued, None at the start of a run. Does nothing here."""
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As [`Trainer.save_model`].
+
+        Raises:
+            NonFiniteError: If weights are not finite; nothing is written then, and earlier checkpoints stay.
+        """
+        trainer: Any = self
+        require_finite_weights(trainer.model, gather_object)
+        super().save_model(output_dir, _internal_call)  # type: ignore[misc]
 
     def _get_output_dir(self, trial: Any) -> str:
         run: str = super()._get_output_dir(trial)  # type: ignore[misc]
@@ -195,6 +246,7 @@ class AtomicCheckpointMixin:
             unfinished, self._unfinished = self._unfinished / final.name, None
         if args.should_save:
             self._name_best_checkpoint(run, unfinished)
+            save_settings(unfinished, self.run_settings())
         accelerator.wait_for_everyone()
         if args.should_save:
             publish(unfinished, final, self.stage)

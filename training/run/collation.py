@@ -10,6 +10,8 @@ import torch
 
 from syvla.modeling_syvla.padding_free import padding_free_problem, set_padding_free
 
+from .finite_steps import row_name
+
 logger = logging.getLogger(__name__)
 
 
@@ -27,10 +29,11 @@ class TrainingCollator:
         self.collate, self.length_bucket = collate, length_bucket
 
     def __call__(self, items: Sequence[Mapping[str, Any]]) -> Any:
-        """The processor's batch, with `source_ids` int64 (B,) where the items have a source."""
+        """The processor's batch; where the items have a source, with `source_ids` int64 (B,) and `rows`, B names."""
         batch = self.collate(items, length_bucket=self.length_bucket)
         if all("source" in item for item in items):
             batch["source_ids"] = torch.tensor([item["source"] for item in items])
+            batch["rows"] = [row_name(item) for item in items]
         return batch
 
 

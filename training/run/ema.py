@@ -126,7 +126,7 @@ def load_raw_weights(folder: str | Path, model: nn.Module) -> None:
 
 
 class WeightAverageCallback(TrainerCallback):
-    """Updates a trainer's `average` after every optimizer step, and none that gradient scaling skipped."""
+    """Updates a trainer's `average` after every optimizer step that was taken."""
 
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
@@ -136,7 +136,7 @@ class WeightAverageCallback(TrainerCallback):
             self.trainer.average = WeightAverage(self.trainer.model, args.ema_decay)
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if not self.trainer.accelerator.optimizer_step_was_skipped:
+        if not (self.trainer.accelerator.optimizer_step_was_skipped or self.trainer.step_was_skipped):
             self.trainer.average.update(self.trainer.model)
 
 

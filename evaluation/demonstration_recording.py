@@ -245,7 +245,7 @@ def _validate(settings: RecordingSettings, episodes: int, workers: int) -> Any:
 
 
 def _frames_per_second(env: Any) -> int:
-    rate = round(env.control_hz)
+    rate: int = round(env.control_hz)
     if abs(rate - env.control_hz) > 1e-6:
         raise ValueError(f"control_hz: expected a whole number for a dataset's frame rate, got {env.control_hz:g}")
     return rate

@@ -171,7 +171,8 @@ class WorkerProcess:
     def receive(self) -> tuple[int, dict[str, Any]] | None:
         """The next answer as (slot, message); None if the process has died."""
         try:
-            return self.connection.recv()
+            message: tuple[int, dict[str, Any]] | None = self.connection.recv()
+            return message
         except (EOFError, OSError):
             return None
 
@@ -182,7 +183,8 @@ class WorkerProcess:
         process.join(0.5)  # a process that died by itself has an exit code of its own
         process.kill()
         process.join()
-        return process.exitcode
+        exit_code: int | None = process.exitcode
+        return exit_code
 
     def stop(self, patience: float = 10.0) -> None:
         """Lets the process close its environments, within `patience` seconds."""

@@ -161,7 +161,8 @@ class PolicyServer:
         """The port that the server listens on."""
         if self._socket is None:
             raise RuntimeError("the server does not listen yet; call start")
-        return self._socket.getsockname()[1]
+        port: int = self._socket.getsockname()[1]
+        return port
 
     @property
     def url(self) -> str:

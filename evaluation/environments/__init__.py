@@ -105,7 +105,8 @@ def make_expert(env: Any, **kwargs: Any) -> ScriptedExpert:
         if type(base).__module__ == module and type(base).__name__ == attribute:
             if backend.expert is None:
                 raise ValueError(f"environment {name!r} has no scripted expert")
-            return _load(name, backend.expert)(base, **kwargs)
+            expert: ScriptedExpert = _load(name, backend.expert)(base, **kwargs)
+            return expert
     raise ValueError(f"{type(base).__name__}: expected an environment of one of {sorted(ENVIRONMENTS)}")
 
 

@@ -86,7 +86,7 @@ class KinematicChain:
             tolerance: Largest remaining error (m and rad together, Euclidean) to stop at.
             damping: Damping factor; larger is safer near singular poses and slower.
         """
-        joints = np.clip(np.asarray(start, dtype=float), self._low, self._high)
+        joints: np.ndarray = np.clip(np.asarray(start, dtype=float), self._low, self._high)
         for _ in range(iterations):
             present, orientation = self.forward(joints)
             error = np.concatenate([position - present, rotation_vector(rotation @ orientation.T)])

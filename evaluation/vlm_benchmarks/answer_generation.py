@@ -192,7 +192,8 @@ def generation_settings(wanted: dict[str, Any]) -> dict[str, Any]:
 
 
 def _max_new_tokens(question: Question) -> int:
-    return generation_settings(question.generation)["max_new_tokens"]
+    limit: int = generation_settings(question.generation)["max_new_tokens"]
+    return limit
 
 
 def _end_tokens(model: Any) -> set[int]:

@@ -228,7 +228,8 @@ def _text(sample: dict[str, Any]) -> str:
     answer = sample["resps"]
     while isinstance(answer, (list, tuple)):
         answer = answer[0]
-    return answer
+    text: str = answer
+    return text
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -66,7 +66,7 @@ def contained_changes() -> Iterator[None]:
 _SSL = ("__reduce__", "_orig_reduce")
 
 
-def _to_logging(message) -> None:
+def _to_logging(message: Any) -> None:
     record = message.record
     logging.getLogger("lmms_eval").log(record["level"].no, record["message"])
 

@@ -70,7 +70,8 @@ class SyVLAForLmms(lmms):
     @property
     def device(self) -> torch.device:
         """Where lmms-eval puts what the processes exchange."""
-        return self.generator.model.device
+        device: torch.device = self.generator.model.device
+        return device
 
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
         """Answers to requests of one or several tasks, in their order."""
@@ -98,7 +99,8 @@ def _load_chat(to_messages: Any, rows: Any, doc_id: int) -> list[dict[str, Any]]
     _, videos, audios = chat.extract_media()
     if videos or audios:
         raise ValueError("SyVLA reads images and text; this task holds videos or audio")
-    return chat.to_hf_messages()
+    messages: list[dict[str, Any]] = chat.to_hf_messages()
+    return messages
 
 
 def process_rank() -> int:

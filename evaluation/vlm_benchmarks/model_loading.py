@@ -39,7 +39,8 @@ def load_generator(
     import syvla
     from syvla.modeling_syvla.vlm_positions import use_right_image_positions
 
-    vlm = AutoModelForImageTextToText.from_pretrained(model, dtype=dtype)
+    # Any: the annotations of transformers lose `self` in `PreTrainedModel.to`.
+    vlm: Any = AutoModelForImageTextToText.from_pretrained(model, dtype=dtype)
     if not isinstance(vlm, syvla.SyVLAForConditionalGeneration):
         use_right_image_positions(vlm)
     vlm = vlm.to(device or default_device())

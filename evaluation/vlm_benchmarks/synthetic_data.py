@@ -95,12 +95,14 @@ def write_chats(folder: str | Path, rows: int = 1000, seed: int = 0, tasks: Sequ
 def oracle_answer(name: str, row: Row) -> str:
     """The right answer to a row of benchmark `name`, in the form its prompt asks for."""
     if name == "docvqa":
-        return row["answers"][0]
+        first: str = row["answers"][0]
+        return first
     if name == "ai2d":
         return "ABCDEFGH"[int(row["answer"])]
     if name == "hallusionbench":
         return "Yes" if str(row["gt_answer"]) == "1" else "No"
-    return row["answer"]
+    answer: str = row["answer"]
+    return answer
 
 
 Chat = tuple[list[dict[str, str]], list[Any], str]

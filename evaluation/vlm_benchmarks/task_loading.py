@@ -64,7 +64,8 @@ def _mmmu_process_results() -> Callable[[dict[str, Any], list[str]], dict[str, A
 
     def process_results(doc: dict[str, Any], results: list[str]) -> dict[str, Any]:
         random.seed(f"mmmu/{doc['id']}")
-        return mmmu_process_results(doc, results)
+        scores: dict[str, Any] = mmmu_process_results(doc, results)
+        return scores
 
     return process_results
 

@@ -19,7 +19,8 @@ def is_unparsable(name: str, row: dict[str, Any], answer: str, judged: bool = Fa
     if name == "mme":
         from lmms_eval.tasks.mme.utils import parse_pred_ans
 
-        return parse_pred_ans(answer) == "other"
+        unparsable: bool = parse_pred_ans(answer) == "other"
+        return unparsable
     if name == "ai2d":
         letters = "ABCDEFGHIJ"[: len(row["options"])]
         starts_with_letter = re.match(r"^\s*([A-Z])\.", answer)

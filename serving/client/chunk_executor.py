@@ -105,7 +105,7 @@ class _Execution(Generic[Answer]):
 
     def _next(self) -> np.ndarray:
         assert self._chunk is not None
-        action = self._chunk[self._position]
+        action: np.ndarray = self._chunk[self._position]
         self._position += 1
         self._since += 1
         return action
@@ -183,7 +183,7 @@ class AsyncChunkExecutor(_Execution[asyncio.Task[dict[str, Any]]]):
         """See `ChunkExecutor.step`. Canceling it gives up the answer that it waits for; the next step asks again."""
         options = self._due(extras)
         if options is not None and self._ahead:
-            self._asked(asyncio.create_task(self.client.act(images, state, prompt, **options)))  # type: ignore[arg-type]
+            self._asked(asyncio.create_task(self.client.act(images, state, prompt, **options)))
         elif options is not None:
             self._use(await self.client.act(images, state, prompt, **options), 0)
         if self._pending is not None:

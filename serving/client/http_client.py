@@ -35,12 +35,14 @@ def http_act(
         PolicyError: The server refuses the request; holds status and reason.
         OSError: No server, or no answer in time.
     """
-    return unpack(_call(url, "/v1/act", pack(dict(request)), _MSGPACK, token, timeout))[0]
+    answer: dict[str, Any] = unpack(_call(url, "/v1/act", pack(dict(request)), _MSGPACK, token, timeout))[0]
+    return answer
 
 
 def http_metadata(url: str, *, token: str | None = None, timeout: float = 10.0) -> dict[str, Any]:
     """`GET /v1/metadata`."""
-    return json.loads(_call(url, "/v1/metadata", None, "application/json", token, timeout))
+    metadata: dict[str, Any] = json.loads(_call(url, "/v1/metadata", None, "application/json", token, timeout))
+    return metadata
 
 
 def http_json(
@@ -53,7 +55,8 @@ def http_json(
         OSError: No server, or no answer in time.
     """
     data = None if body is None else json.dumps(body).encode()
-    return json.loads(_call(url, path, data, "application/json", token, timeout))
+    answer: dict[str, Any] = json.loads(_call(url, path, data, "application/json", token, timeout))
+    return answer
 
 
 def http_ready(url: str, *, timeout: float = 5.0) -> bool:

@@ -68,7 +68,8 @@ class _Conversation:
     def metadata(message: str | bytes) -> dict[str, Any]:
         if isinstance(message, str):
             raise PolicyError(message)
-        return unpack(message, _REPLY_LIMITS)[0]
+        metadata: dict[str, Any] = unpack(message, _REPLY_LIMITS)[0]
+        return metadata
 
     @staticmethod
     def reply(message: str | bytes, request_id: str) -> dict[str, Any]:
@@ -122,7 +123,7 @@ class PolicyClient:
             socket.send(message)
             return self._conversation.reply(socket.recv(timeout=self.options.read_timeout), request_id)
 
-        reply = self._attempts(ask)
+        reply: dict[str, Any] = self._attempts(ask)
         self._conversation.answered()
         return reply
 
@@ -205,7 +206,7 @@ class AsyncPolicyClient:
                 return self._conversation.reply(await socket.recv(), request_id)
 
         async with self._turn:
-            reply = await self._attempts(ask)
+            reply: dict[str, Any] = await self._attempts(ask)
         self._conversation.answered()
         return reply
 

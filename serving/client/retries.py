@@ -54,7 +54,8 @@ class ClientOptions:
 
     def pause(self, failures: int) -> float:
         """Seconds to sleep after that many failed attempts, at least one."""
-        return min(self.max_backoff, self.backoff * 2 ** (failures - 1)) * random.uniform(0.75, 1.25)
+        seconds: float = min(self.max_backoff, self.backoff * 2 ** (failures - 1)) * random.uniform(0.75, 1.25)
+        return seconds
 
 
 def retrying(options: ClientOptions, url: str, may_pass: Callable[[BaseException], bool]) -> dict[str, Any]:

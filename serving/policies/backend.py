@@ -187,7 +187,7 @@ class SyVLABackend:
         else:
             actions = policy.denoise(inputs, intention, seeds=seeds, previous=previous, num_steps=first.num_steps)
         seconds = {**intention.seconds, "denoise": time.monotonic() - started}
-        thoughts = intention.thoughts or [request.thought for request in requests]
+        thoughts: Sequence[str | None] = intention.thoughts or [request.thought for request in requests]
         rows = zip(requests, actions, thoughts, chains, strict=True)
         return [
             ActAnswer(chunk, thought, dict(seconds), _extras(request), chain) for request, chunk, thought, chain in rows

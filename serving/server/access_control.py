@@ -31,7 +31,7 @@ class AccessControl:
         service: Gives settings, metrics and the number of connections.
     """
 
-    def __init__(self, app: Callable[..., Any], service: ActService) -> None:
+    def __init__(self, app: Callable[..., Coroutine[Any, Any, None]], service: ActService) -> None:
         self.app, self.service = app, service
         token = service.settings.token
         self._expected = _digest(token.encode()) if token else None

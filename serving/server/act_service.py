@@ -150,7 +150,8 @@ class ActService(PolicyService):
         except ValueError as error:
             raise RequestError(str(error)[:2000]) from None
         self.worker.submit(job)
-        return await job.result(job.answer, gone)
+        answered: tuple[ActAnswer, str] = await job.result(job.answer, gone)
+        return answered
 
     @staticmethod
     def _within_limits(

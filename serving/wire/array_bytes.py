@@ -162,7 +162,8 @@ def scalar_of(value: Any, dtype: Any) -> np.generic:
     if kind.kind in "iu" and not np.iinfo(kind.str).min <= value <= np.iinfo(kind.str).max:
         raise ArrayError(f"data: expected a number within the range of {kind.name}, got {value}")
     with np.errstate(over="ignore"):
-        return kind.newbyteorder("=").type(value)
+        scalar: np.generic = kind.newbyteorder("=").type(value)
+        return scalar
 
 
 def array_from_npy(data: Any, max_bytes: int, max_dims: int) -> np.ndarray:

@@ -40,7 +40,8 @@ def pack(obj: Any, codec: str = "openpi") -> bytes:
     """
     if codec not in _ENCODERS:
         raise ValueError(f"codec: expected one of {', '.join(CODECS)}, got {codec!r}")
-    return msgpack.packb(obj, default=_ENCODERS[codec], use_bin_type=True)
+    packed: bytes = msgpack.packb(obj, default=_ENCODERS[codec], use_bin_type=True)
+    return packed
 
 
 def _checked_kind(value: Any) -> Any:

@@ -32,7 +32,10 @@ APART = 0.09  # metres from there to each centre before the insertion
 def facing(side: str, pitch: float = 0.0, roll: float = 0.0) -> np.ndarray:
     """Rotation (3, 3) of a gripper that points away from its base, then down by `pitch`, turned by `roll` [rad]."""
     base = np.diag([1.0, 1.0, 1.0]) if side == "left" else np.diag([-1.0, -1.0, 1.0])
-    return base @ rotation_matrix(np.array([0.0, pitch, 0.0])) @ rotation_matrix(np.array([roll, 0.0, 0.0]))
+    rotation: np.ndarray = (
+        base @ rotation_matrix(np.array([0.0, pitch, 0.0])) @ rotation_matrix(np.array([roll, 0.0, 0.0]))
+    )
+    return rotation
 
 
 class AlohaArm(KinematicChain):
@@ -108,7 +111,8 @@ class AlohaExpert:
         raise NotImplementedError
 
     def _object(self, name: str) -> np.ndarray:
-        return self._env.data.body(name).xpos.copy()
+        position: np.ndarray = self._env.data.body(name).xpos.copy()
+        return position
 
     def _enter(self, phase: str) -> None:
         self._phase = phase

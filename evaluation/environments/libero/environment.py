@@ -201,4 +201,5 @@ def axis_angle(quaternion: np.ndarray) -> np.ndarray:
     sine = np.sqrt(1.0 - w * w)
     if np.isclose(sine, 0.0):
         return np.zeros(3)
-    return np.asarray(quaternion[:3]) / sine * 2.0 * np.arccos(w)
+    rotation: np.ndarray = np.asarray(quaternion[:3]) / sine * 2.0 * np.arccos(w)
+    return rotation

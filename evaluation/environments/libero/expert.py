@@ -112,11 +112,13 @@ class PickAndPlaceExpert:
         self._phase_steps = 0
 
     def _position(self, name: str) -> np.ndarray:
-        return self._env.data.xpos[self._env.simulator.obj_body_id[name]].copy()
+        position: np.ndarray = self._env.data.xpos[self._env.simulator.obj_body_id[name]].copy()
+        return position
 
 
 def _raised(point: np.ndarray, height: float) -> np.ndarray:
-    return point + np.array([0.0, 0.0, height])
+    raised: np.ndarray = point + np.array([0.0, 0.0, height])
+    return raised
 
 
 def make_libero_expert(env: LiberoEnv) -> PickAndPlaceExpert:

@@ -17,17 +17,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import metaworld
 import mujoco
 import numpy as np
 from gymnasium import spaces
+from metaworld.env_dict import ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE
 
 from syvla.evaluation.environments.simulator import SimulatorEnv, check_options
 
 from .tasks import TASK_WORDS
 
 MAX_PATH_LENGTH = 500
-_GOAL_OBSERVABLE: dict[str, Any] = metaworld.ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE
+_GOAL_OBSERVABLE: dict[str, Any] = ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE
 CORNER_POSITION = (0.75, 0.075, 0.7)  # metres
 
 
@@ -72,7 +72,8 @@ class MetaWorldEnv(SimulatorEnv):
 
     @property
     def state(self) -> np.ndarray:
-        return self.full_state[:4]
+        state: np.ndarray = self.full_state[:4]
+        return state
 
     @property
     def instruction(self) -> str:

@@ -240,7 +240,8 @@ class TabletopEnv(gymnasium.Env):
                 goal_position, goal_rotation = self.kinematics[side].forward(targets[part])
                 action[part] = [*(goal_position - position), *rotation_vector(goal_rotation @ rotation.T)]
                 action[part.stop] = targets[part.stop]
-        return np.clip(action, self.action_space.low, self.action_space.high).astype(np.float32)
+        limited: np.ndarray = np.clip(action, self.action_space.low, self.action_space.high).astype(np.float32)
+        return limited
 
     @property
     def state(self) -> np.ndarray:

@@ -213,7 +213,8 @@ class PlaceExpert(LiftExpert):
 
     @property
     def _goal(self) -> np.ndarray:
-        return self._env.data.body("pad").xpos
+        position: np.ndarray = self._env.data.body("pad").xpos
+        return position
 
     def _height_above_goal(self, distance: float) -> float:
         """Height [m] of the tool point while the object is `distance` [m] away from the goal sideways."""
@@ -245,7 +246,8 @@ class CalculatingExpert(PlaceExpert):
 
     @property
     def _goal(self) -> np.ndarray:
-        return self._env.data.body("goal").xpos
+        position: np.ndarray = self._env.data.body("goal").xpos
+        return position
 
     def _height_above_goal(self, distance: float) -> float:
         return GRASP_HEIGHT + min(0.08, 3.0 * max(0.0, distance - 0.01))

@@ -67,4 +67,5 @@ class RayCamera:
         height, width, samples = self._shape
         if samples > 1:
             colour = colour.reshape(height, samples, width, samples, 3).mean(axis=(1, 3))
-        return (np.clip(colour, 0, 1) * 255 + 0.5).astype(np.uint8).reshape(height, width, 3)
+        image: np.ndarray = (np.clip(colour, 0, 1) * 255 + 0.5).astype(np.uint8).reshape(height, width, 3)
+        return image

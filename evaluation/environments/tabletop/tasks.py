@@ -85,7 +85,7 @@ class Draw:
     def choice(self, key: str, values: Sequence[str]) -> str:
         """The option `key`, or one of `values` at random (drawn in any case, so that options do not shift the rest)."""
         drawn = values[int(self.rng.integers(len(values)))]
-        value = self.options.get(key, drawn)
+        value: str = self.options.get(key, drawn)
         if value not in values:
             raise ValueError(f"options[{key!r}]: expected one of {list(values)}, got {value!r}")
         return value

@@ -1,9 +1,9 @@
 """Camera frames per second of the training loader: `python -m benchmarks.data_loading`.
 
-Records a data set with three cameras as videos, and compares, with the same number of processes:
+Records a dataset with three cameras as videos, and compares, with the same number of processes:
 - a plain sequential decode of the same videos from first to last frame, the least work that yields every frame once;
 - reading the same frames as JPEG files extracted beforehand, in random order;
-- the data set in sequence and in random order, without collation;
+- the dataset in sequence and in random order, without collation;
 - the training loader: the mixture sampler's random order, decoding and collation in workers, sequences padded to buckets.
 Counts frames, not samples: a sample has one frame per camera. Every image is decoded once and used for both the VLM and the
 expert's low-resolution views.
@@ -103,8 +103,8 @@ def measure(size: int, options: argparse.Namespace, folder: Path) -> dict[str, f
     variants = {
         "plain sequential decode": lambda: sequential_decode(videos),
         "extracted JPEG files, random": lambda: extracted_images(data, np.tile(order, 20)),
-        "data set, in sequence": lambda: reader(data, np.arange(len(data))),
-        "data set, random": lambda: reader(data, np.tile(order, 20)),
+        "dataset, in sequence": lambda: reader(data, np.arange(len(data))),
+        "dataset, random": lambda: reader(data, np.tile(order, 20)),
         "training loader, 0 workers": lambda: loader(data, 0, options.batch_size),
         **{f"training loader, {n} workers": (lambda n=n: loader(data, n, options.batch_size)) for n in options.workers},
     }

@@ -1,7 +1,7 @@
-"""Samples per second of the data set reader, with three views and one process: `python -m benchmarks.reader`.
+"""Samples per second of the dataset reader, with three views and one process: `python -m benchmarks.reader`.
 
 Each recording is read in random order, as training does, and in sequence. Variants: PNG images in parquet held in memory,
-the same through the memory-mapped cache that larger data sets use, decoded images kept in memory, and videos. "opening"
+the same through the memory-mapped cache that larger datasets use, decoded images kept in memory, and videos. "opening"
 is the time to open the recording (with decoding, where images are kept decoded). The pictures are moving shapes on a
 smooth background, which compress like camera images rather than like noise.
 """
@@ -40,7 +40,7 @@ def picture(size: int, time_step: float, camera: int) -> np.ndarray:
 
 
 def record(root: Path, size: int, use_videos: bool, episodes: int, length: int) -> float:
-    """Records a data set; returns the seconds per frame that the writer took."""
+    """Records a dataset; returns the seconds per frame that the writer took."""
     camera = {"dtype": "image", "shape": [size, size, 3], "names": ["height", "width", "channels"]}
     vector = {"dtype": "float32", "shape": [14], "names": None}
     features = {

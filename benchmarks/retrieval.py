@@ -1,4 +1,4 @@
-"""Exact search of similar samples in a large data set: `python -m benchmarks.retrieval`.
+"""Exact search of similar samples in a large dataset: `python -m benchmarks.retrieval`.
 
 1,000,000 frames with three views of 512 features (6 GB on disk; `--rows` makes it smaller) and a batch of 64 observations.
 Compared in one run, taking turns: the shipped search (FAISS over the memory-mapped file), and a plain torch product of the

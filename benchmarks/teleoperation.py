@@ -140,7 +140,7 @@ ROBOTS: dict[str, tuple[float, list[str], Callable[[np.random.Generator, np.ndar
 
 
 def record(name: str, episodes: int, seed: int) -> Recording:
-    """A data set without faults: 8 to 20 seconds per episode; a third of them over a slow or a stuttering link."""
+    """A dataset without faults: 8 to 20 seconds per episode; a third of them over a slow or a stuttering link."""
     fps, names, motion = ROBOTS[name]
     rng = np.random.default_rng(seed)
     states, actions, pictures = [], [], []

@@ -77,13 +77,13 @@ def assemble_checkpoint(
     """Write a SyVLA checkpoint, tensor by tensor; memory stays below one shard, whatever the model's size.
 
     The VLM's tensors are its source's, bit for bit; so are the image encoder's (text tower and pooling head are left
-    out). All else is initialised as the model initialises itself, in float32, the same for the same seed. `output`
+    out). All else is initialized as the model initializes itself, in float32, the same for the same seed. `output`
     appears when it is complete.
 
     Args:
         vlm: Qwen-VL checkpoint: folder, Hub id, or model. See `VLM_FAMILIES` for the families.
         vision_tower: SigLIP checkpoint (vision only or two-tower), or another vision model that takes `pixel_values`.
-            None initialises the config's image encoder.
+            None initializes the config's image encoder.
         output: Folder to create; must not exist or be empty.
         dtype: Convert all floating-point tensors; None keeps each one's own.
         max_shard_size: Largest file, in bytes or like "5GB".
@@ -280,10 +280,10 @@ def _generation_config(vlm: Part) -> GenerationConfig:
 
 
 def _parameter_counts(model: PreTrainedModel, has_tower: bool) -> dict[str, int]:
-    counts = {"vlm": 0, "vision_tower": 0, "initialised": 0}
+    counts = {"vlm": 0, "vision_tower": 0, "initialized": 0}
     for name, parameter in model.named_parameters():
         given = "vlm" if name.startswith(_VLM) else "vision_tower" if has_tower and name.startswith(_TOWER) else None
-        counts[given or "initialised"] += parameter.numel()
+        counts[given or "initialized"] += parameter.numel()
     return counts
 
 

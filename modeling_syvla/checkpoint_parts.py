@@ -71,7 +71,7 @@ def open_part(name: str, source: str | Path | PreTrainedModel, revision: str | N
     """Find a part and read its config and tensor headers.
 
     Raises:
-        ValueError: If it is neither a folder, a Hub id nor a model, is quantised, or holds no readable safetensors.
+        ValueError: If it is neither a folder, a Hub id nor a model, is quantized, or holds no readable safetensors.
     """
     if isinstance(source, PreTrainedModel):
         config = copy.deepcopy(source.config)
@@ -85,7 +85,7 @@ def open_part(name: str, source: str | Path | PreTrainedModel, revision: str | N
         config = AutoConfig.from_pretrained(folder)
         part = Part(name, origin, commit, config, read_checkpoint(folder), folder)
     if getattr(part.config, "quantization_config", None) is not None:
-        raise ValueError(f"{name}: {part.origin} is quantised; take the unquantised checkpoint and quantise on loading")
+        raise ValueError(f"{name}: {part.origin} is quantized; take the unquantized checkpoint and quantize on loading")
     return part
 
 

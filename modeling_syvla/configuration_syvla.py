@@ -11,7 +11,7 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 
 VIEWS = ("center", "left_wrist", "right_wrist")
-"""Camera views in the order in which the model receives them (paper, appendix A: centre and two wrist cameras)."""
+"""Camera views in the order in which the model receives them (paper, appendix A: center and two wrist cameras)."""
 
 FORMAT_VERSION = 1
 """Version of what config and weights mean. It rises when code of this version would misread newer checkpoints."""

@@ -35,7 +35,7 @@ def sample_timesteps(
 
     With alpha = 1.5, beta = 1 it is pi0's distribution in this module's direction of time: noisy points come more often.
     """
-    # Inverse CDF where it is closed (beta = 1): it honours a generator and runs on any device.
+    # Inverse CDF where it is closed (beta = 1): it honors a generator and runs on any device.
     if beta == 1.0:
         uniform = torch.rand(batch_size, device=device, dtype=torch.float32, generator=generator)
         draw = uniform.pow(1.0 / alpha)
@@ -55,7 +55,7 @@ def flow_matching_loss(
     Args:
         velocity: Predicted velocity, (B, T, D).
         noise: (B, T, D).
-        actions: Normalised actions, (B, T, D).
+        actions: Normalized actions, (B, T, D).
         action_mask: bool (B, T, D), True where step and dimension are real.
 
     Returns:

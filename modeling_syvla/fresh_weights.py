@@ -35,12 +35,12 @@ class FreshWeights:
         """float32 tensor of that name; the module's others are kept until another module is asked for."""
         module_name, _, own_name = name.rpartition(".")
         if module_name != self._name:
-            self._tensors = self._initialise(module_name)
+            self._tensors = self._initialize(module_name)
             self._name = module_name
         return self._tensors[own_name]
 
     @torch.no_grad()
-    def _initialise(self, name: str) -> dict[str, torch.Tensor]:
+    def _initialize(self, name: str) -> dict[str, torch.Tensor]:
         module = copy.deepcopy(self.model.get_submodule(name)).float().to_empty(device="cpu", recurse=False)
         tensors = dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
         for tensor in tensors.values():
@@ -50,14 +50,14 @@ class FreshWeights:
         for own_name, tensor in tensors.items():
             if tensor.isnan().any():
                 raise RuntimeError(
-                    f"{name}.{own_name}: {type(self.model).__name__}._init_weights does not initialise it"
+                    f"{name}.{own_name}: {type(self.model).__name__}._init_weights does not initialize it"
                 )
         return {own_name: tensor.detach() for own_name, tensor in tensors.items()}
 
 
 @dataclass(frozen=True)
 class FreshTensor:
-    """A tensor that is initialised when it is read."""
+    """A tensor that is initialized when it is read."""
 
     weights: FreshWeights
     name: str

@@ -42,7 +42,7 @@ class SyVLAActionOutput(ModelOutput):
     """Output of `SyVLAModel.predict_actions`.
 
     Attributes:
-        actions: Normalised action chunks, float32 (B, T, D_action_max); `processor.decode_actions` gives physical units.
+        actions: Normalized action chunks, float32 (B, T, D_action_max); `processor.decode_actions` gives physical units.
         thoughts: Chain of thought per sample, or None without thinking.
         thought_ids: Its token ids, (B, G), padded after the end token; None without thinking.
         query_states: (B, N, D_vlm); with `conditioning="all_hidden_states"` all of them, (B, L, D_vlm).

@@ -172,7 +172,7 @@ class SyVLAModel(ThinkingMixin, InferenceOptimizationMixin, SyVLAPreTrainedModel
         """
         target = labels[:, 1:]
         keep = target != -100
-        logits = self.get_output_embeddings()(hidden[:, :-1][keep])  # (labelled tokens, vocabulary)
+        logits = self.get_output_embeddings()(hidden[:, :-1][keep])  # (labeled tokens, vocabulary)
         losses = F.cross_entropy(logits.float(), target[keep], reduction="none")
         sums = losses.new_zeros(len(labels)).index_add(0, keep.nonzero()[:, 0], losses)
         return sums, keep.sum(dim=-1)
@@ -213,9 +213,9 @@ class SyVLAModel(ThinkingMixin, InferenceOptimizationMixin, SyVLAPreTrainedModel
             input_ids, attention_mask, mm_token_type_ids: (B, L); robot samples hold N query placeholders.
             pixel_values, image_grid_thw: Images of the VLM, as Qwen2.5-VL takes them.
             labels: (B, L), -100 where no text is to be learned.
-            state: Normalised, zero-padded, (B, D_state_max).
+            state: Normalized, zero-padded, (B, D_state_max).
             embodiment_ids: (B,), -1 for samples without actions.
-            actions: Normalised, zero-padded, (B, T, D_action_max).
+            actions: Normalized, zero-padded, (B, T, D_action_max).
             action_mask: bool (B, T, D_action_max), True where real. None: all steps, the embodiment's dimensions.
             expert_pixel_values: (B, V, 3, h, w); expert_view_mask: bool (B, V), None: all views present.
             noise, timestep: Flow noise (B, T, D_action_max) and time (B,); drawn when not given.
@@ -361,7 +361,7 @@ class SyVLAModel(ThinkingMixin, InferenceOptimizationMixin, SyVLAPreTrainedModel
             noise: Initial noise (B, chunk_size, D_action_max), else drawn from `generator`; regression needs none.
             query_states: Skip the VLM and act on these states, (B, N, D_vlm) (asynchronous use, section 3.1).
             condition_mask: That of the output which gave these states; None where all are real.
-            continuation: Normalised actions (B, chunk_size, D_action_max) that the chunk shall continue, and how strongly
+            continuation: Normalized actions (B, chunk_size, D_action_max) that the chunk shall continue, and how strongly
                 at each step (B, chunk_size); see `flow_matching.euler_sample`.
             tokenizer: Turns thoughts into text; None: `self.tokenizer`, else the one saved with the checkpoint.
             generate_kwargs: Further arguments of `generate` for the thought, such as `do_sample`, `stopping_criteria` or a

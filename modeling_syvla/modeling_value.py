@@ -113,7 +113,7 @@ class SyVLAValueModel(StrictPreTrainedModel):
 
         Args:
             expert_pixel_values: (B, V, 3, h, w).
-            state: Normalised, zero-padded, (B, D_state_max).
+            state: Normalized, zero-padded, (B, D_state_max).
             embodiment_ids: (B,).
             expert_view_mask: bool (B, V); what a missing view holds does not matter. None: all views present.
             returns: Targets, for example Monte-Carlo returns, (B,).

@@ -1,4 +1,4 @@
-"""What all SyVLA models share: initialisation, strict loading, saving, text generation."""
+"""What all SyVLA models share: initialization, strict loading, saving, text generation."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HUB_OPTIONS = ("revision", "cache_dir", "subfolder", "token", "local_files_only"
 
 
 class StrictPreTrainedModel(PreTrainedModel):
-    """Initialisation of our modules, loading that never invents a weight, saving with the code of all Auto classes."""
+    """Initialization of our modules, loading that never invents a weight, saving with the code of all Auto classes."""
 
     supports_gradient_checkpointing = True
     reentrant_checkpointing = True
@@ -37,7 +37,7 @@ class StrictPreTrainedModel(PreTrainedModel):
     hub_options: dict[str, Any] = {}  # where `from_pretrained` took the weights from
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Only our own modules come here; VLM and image encoder initialise theirs."""
+        """Only our own modules come here; VLM and image encoder initialize theirs."""
         if isinstance(module, nn.Linear):
             init.normal_(module.weight, mean=0.0, std=module.in_features**-0.5)
             if module.bias is not None:
@@ -66,7 +66,7 @@ class StrictPreTrainedModel(PreTrainedModel):
 
         Args:
             allow_missing_weights: Accept a checkpoint that lacks weights or has them in another shape (they are then
-                initialised), or has some that the model does not know. Off by default, since a silently re-initialised
+                initialized), or has some that the model does not know. Off by default, since a silently re-initialized
                 weight ruins a policy.
 
         Raises:
@@ -201,5 +201,5 @@ def _require_complete(info: Any, name: Any, other_shapes: bool, saved_by: str) -
     if problems:
         raise ValueError(
             f"{name}: the checkpoint does not fit the model. {'; '.join(problems)}.{saved_by} "
-            "Pass allow_missing_weights=True to load it all the same; missing weights are then initialised at random."
+            "Pass allow_missing_weights=True to load it all the same; missing weights are then initialized at random."
         )

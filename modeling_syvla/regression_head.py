@@ -73,7 +73,7 @@ def l1_loss(predicted: torch.Tensor, actions: torch.Tensor, action_mask: torch.T
 
     Args:
         predicted: (B, T', D); a chunk longer than `actions` is cut.
-        actions: Normalised actions, (B, T, D).
+        actions: Normalized actions, (B, T, D).
         action_mask: bool (B, T, D), True where step and dimension are real.
 
     Returns:

@@ -104,7 +104,7 @@ def _expert_image_processor(vision_tower: str | Path | None, revision: str | Non
     else:
         raise ValueError(
             f"vision_tower: {vision_tower}: expected an image processor that makes square images (size height and width, or "
-            f"shortest_edge with a centre crop), got size {size}"
+            f"shortest_edge with a center crop), got size {size}"
         )
     return processor
 

@@ -1,4 +1,4 @@
-"""Checks a data set against itself, the model and the processor before training, and lists every problem at once."""
+"""Checks a dataset against itself, the model and the processor before training, and lists every problem at once."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def validate_dataset(
     max_tokens: int | None = None,
     images: str = "ends",
 ) -> list[str]:
-    """Collects everything wrong with a data set in one pass.
+    """Collects everything wrong with a dataset in one pass.
 
     Files, metadata and column sizes are checked when a `RobotDataset` is opened; this adds values, images and the fit to
     the model.
 
     Args:
-        dataset: The data set.
+        dataset: The dataset.
         config: The model's `SyVLAConfig`: its embodiments, views and chunk size are compared.
         processor: The `SyVLAProcessor`: its statistics are compared and the longest sample is put through it.
         count_tokens: Number of tokens of a text; None takes the processor's tokenizer.
@@ -67,10 +67,10 @@ def validate_dataset(
 def require_valid(
     datasets: RobotDataset | Sequence[RobotDataset], config: Any = None, processor: Any = None, **options: Any
 ) -> None:
-    """Validates one or more data sets (options of `validate_dataset`) and logs warnings.
+    """Validates one or more datasets (options of `validate_dataset`) and logs warnings.
 
     Raises:
-        DatasetError: A ValueError that lists every problem of every data set with its fix.
+        DatasetError: A ValueError that lists every problem of every dataset with its fix.
     """
     members = [datasets] if isinstance(datasets, RobotDataset) else list(datasets)
     found: list[str] = []
@@ -81,21 +81,21 @@ def require_valid(
                 logger.warning("%s: %s", dataset.root, problem.removeprefix(WARNING))
         found += [problem if len(members) == 1 else f"{dataset.root}: {problem}" for problem in _errors(problems)]
     if found:
-        raise DatasetError(members[0].root if len(members) == 1 else f"{len(members)} data sets", found)
+        raise DatasetError(members[0].root if len(members) == 1 else f"{len(members)} datasets", found)
 
 
 def require_valid_chats(datasets: Sequence[MultimodalDataset], processor: Any, rows: int = 64) -> None:
-    """Reads rows spread evenly over each multi-modal data set and puts each through the processor.
+    """Reads rows spread evenly over each multi-modal dataset and puts each through the processor.
 
     Rows that cannot be used are skipped in training and only logged here, with the share that they make up.
 
     Args:
-        datasets: Multi-modal data sets.
+        datasets: Multi-modal datasets.
         processor: The `SyVLAProcessor`.
-        rows: Rows to try of each data set; the first and the last are among them.
+        rows: Rows to try of each dataset; the first and the last are among them.
 
     Raises:
-        DatasetError: A ValueError that lists every row which the processor refuses, and every data set without rows or of
+        DatasetError: A ValueError that lists every row which the processor refuses, and every dataset without rows or of
             which no row that was tried can be used.
     """
     problems = []
@@ -194,7 +194,7 @@ def _statistics_problems(dataset: RobotDataset, processor: Any) -> Iterator[str]
             continue
         if size != getattr(dataset, f"{kind}_dim"):
             yield (
-                f"statistics: {kind} of embodiment {dataset.embodiment!r} has {size} dimensions, the data set has"
+                f"statistics: {kind} of embodiment {dataset.embodiment!r} has {size} dimensions, the dataset has"
                 f" {getattr(dataset, f'{kind}_dim')}; {fix}"
             )
 
@@ -250,7 +250,7 @@ def _text_problems(
             longest = max(too_long, key=counts.__getitem__)
             yield (
                 f"{name}: {len(too_long)} of {len(members)} have more than the {limit} tokens that fit, the longest"
-                f" {counts[longest]} ({longest[:60]!r}...); shorten them in the data set or raise processor.max_length"
+                f" {counts[longest]} ({longest[:60]!r}...); shorten them in the dataset or raise processor.max_length"
             )
 
 

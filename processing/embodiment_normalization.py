@@ -94,7 +94,7 @@ class EmbodimentNormalization:
         """Model output to physical units.
 
         Args:
-            actions: Normalised chunk, (T, D) or (B, T, D), possibly zero-padded in the last dimension.
+            actions: Normalized chunk, (T, D) or (B, T, D), possibly zero-padded in the last dimension.
             embodiment: Robot whose units to restore; may be left out when there is only one.
             state: Raw state that the chunk was predicted from, (D_state,) or (B, D_state); needed where the embodiment has
                 delta actions, ignored elsewhere.

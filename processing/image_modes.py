@@ -16,7 +16,7 @@ def to_rgb(image: Any) -> Any:
     """A PIL image as it is shown: upright, 8 bits per channel, RGB; of an animation the current frame.
 
     - The orientation of EXIF is applied: annotators saw the picture upright, so that is where their points lie.
-    - Grey pictures of 16 bits are scaled to 8; Pillow would cut every value above 255.
+    - Gray pictures of 16 bits are scaled to 8; Pillow would cut every value above 255.
     - What is transparent becomes white, as on the pages that such pictures were drawn for (and as Qwen's own
       preprocessing has it). Dropping the transparency leaves what the file holds there, mostly black, on which dark
       text and lines vanish.

@@ -1,8 +1,8 @@
-"""State and action normalisation with statistics that travel with the checkpoint.
+"""State and action normalization with statistics that travel with the checkpoint.
 
 Numpy and torch only, and no import of anything else here: this file ships with checkpoints as remote code.
 
-The paper normalises actions by the data set's mean and standard deviation (mode `mean_std`); `quantile` and `min_max`
+The paper normalizes actions by the dataset's mean and standard deviation (mode `mean_std`); `quantile` and `min_max`
 map a range to [-1, 1] instead, and `identity` leaves values as they are.
 """
 
@@ -172,7 +172,7 @@ def _prepare(x: Array, stats: Mapping[str, Any], mode: str) -> tuple[Array, Arra
     if x.ndim == 0 or x.shape[-1] != len(offset):
         raise ValueError(
             f"normalization: statistics have {len(offset)} dimensions, got an array of shape {tuple(x.shape)};"
-            " its last dimension must match. Use the statistics of the data set or embodiment that the values come from"
+            " its last dimension must match. Use the statistics of the dataset or embodiment that the values come from"
         )
     if isinstance(x, torch.Tensor):
         x = x if x.is_floating_point() else x.float()

@@ -81,7 +81,7 @@ def _with_special_tokens(tokenizer):
 
 def _corpus() -> list[str]:
     """The demo's own vocabulary, so that its prompts are short."""
-    colours = ("red", "green", "blue", "yellow", "orange", "purple", "white", "black")
+    colors = ("red", "green", "blue", "yellow", "orange", "purple", "white", "black")
     things = ("cube", "bar", "pad", "ball", "block")
     verbs = ("lift", "reach", "grasp", "raise", "place", "put", "move", "release", "hold", "carry", "lower")
     arms = ("left arm", "right arm", "both arms")
@@ -92,10 +92,10 @@ def _corpus() -> list[str]:
         "center view: \nleft wrist view: \nright wrist view: \n",
     ]
     lines *= 50
-    lines += [f"{v} the {c} {t} with the {a}" for v, c, t, a in product(verbs, colours, things, arms)]
+    lines += [f"{v} the {c} {t} with the {a}" for v, c, t, a in product(verbs, colors, things, arms)]
     lines += [
         f"How many {c} {t}s are there on the table? Where is it? Point at the {c} {t}."
-        for c, t in product(colours, things)
+        for c, t in product(colors, things)
     ]
     lines += [
         "place it on the marked pad from the table to the pad with both arms and the grippers open, then close"

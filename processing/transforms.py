@@ -1,4 +1,4 @@
-"""Small transforms between data sets, environments and robots on one side and the model's views on the other."""
+"""Small transforms between datasets, environments and robots on one side and the model's views on the other."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image
 
 DEFAULT_VIEWS = ("center", "left_wrist", "right_wrist")
 
-# Name parts that cameras carry in public data sets, per view. A single wrist camera counts as the left one, as in
+# Name parts that cameras carry in public datasets, per view. A single wrist camera counts as the left one, as in
 # openpi's LIBERO policies.
 _LEFT, _RIGHT, _WRIST = {"left"}, {"right"}, {"wrist", "hand", "gripper", "arm", "eye_in_hand"}
 _CENTER = {

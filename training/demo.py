@@ -59,7 +59,7 @@ class DemoSettings:
         task: Task of the tabletop.
         demonstrations: Recorded episodes.
         episodes: Evaluation episodes, before and after.
-        train_steps: Optimiser steps; None takes the recipe's.
+        train_steps: Optimizer steps; None takes the recipe's.
         replan_steps: Actions executed of each chunk.
         think: Whether the policy thinks before it acts during evaluation.
         max_new_tokens: Longest thought, in tokens; the longest of the experts has 14.
@@ -329,7 +329,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--task", default=defaults.task, help="task of the tabletop")
     parser.add_argument("--demonstrations", type=int, help=f"recorded episodes (default: {defaults.demonstrations})")
     parser.add_argument("--episodes", type=int, help=f"evaluation episodes (default: {defaults.episodes})")
-    parser.add_argument("--train-steps", type=int, help="optimiser steps; by default the recipe's")
+    parser.add_argument("--train-steps", type=int, help="optimizer steps; by default the recipe's")
     parser.add_argument("--video-episodes", type=int, help=f"recorded episodes (default: {defaults.video_episodes})")
     parser.add_argument("--seed", type=int, default=defaults.seed, help="seed of initial weights and training")
     return parser

@@ -1,9 +1,9 @@
-"""Similar-Sample Guided RL: improve a policy with its own labelled rollouts (paper, section 3.3).
+"""Similar-Sample Guided RL: improve a policy with its own labeled rollouts (paper, section 3.3).
 
     accelerate launch training/ppo.py --model_path outputs/my_task --value_model_path outputs/my_value \
         --robot_datasets path/to/demonstrations --encoder clip:openai/clip-vit-base-patch16 --output_dir outputs/my_rl
 
-Publishes its policy in `output_dir/policies`, waits for labelled rollouts of it in `output_dir/rollouts` (recorded by
+Publishes its policy in `output_dir/policies`, waits for labeled rollouts of it in `output_dir/rollouts` (recorded by
 `syvla-serve --rl-run`), takes an update, publishes the next policy, and so on. Started again it goes on with its newest
 checkpoint.
 """

@@ -1,9 +1,9 @@
 """Pretraining in small, on a CPU: `python -m syvla.training.pretraining_demo`.
 
 Records three robots that differ in dimensions, cameras and rate, writes small files in the schemas of the paper's five
-multi-modal data sets, and pretrains a tiny SyVLA on their mixture with the settings of `recipes/pretrain.yaml` where size
+multi-modal datasets, and pretrains a tiny SyVLA on their mixture with the settings of `recipes/pretrain.yaml` where size
 allows. The run is done twice: once unbroken, once killed (SIGKILL) half-way and started again with the same command. Prints the
-losses per robot and data set, and whether the two runs agree; writes `report.json`.
+losses per robot and dataset, and whether the two runs agree; writes `report.json`.
 """
 
 from __future__ import annotations
@@ -212,7 +212,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--output", type=Path, default=Path("outputs/pretraining_demo"), help="folder of all it writes")
-    parser.add_argument("--steps", type=int, default=40, help="optimiser steps, at least 4")
+    parser.add_argument("--steps", type=int, default=40, help="optimizer steps, at least 4")
     parser.add_argument("--episodes", type=int, default=6, help="recorded episodes per robot")
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")

@@ -98,7 +98,7 @@ class ValueTrainingArguments(TrainingArguments):
     """
 
     learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate (FPO++ and pi_RL use 1e-4)."})
-    max_steps: int = field(default=2000, metadata={"help": "Optimisation steps."})
+    max_steps: int = field(default=2000, metadata={"help": "Optimization steps."})
     warmup_steps: float = field(default=100, metadata={"help": "Warm-up steps, or a share of all steps if below 1."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rate."})
     per_device_train_batch_size: int = field(default=32, metadata={"help": "Batch per process."})
@@ -119,7 +119,7 @@ class ReturnDataset(torch.utils.data.Dataset):
     """Observations of chosen episodes of a [`RobotDataset`], each with its Monte-Carlo return.
 
     Args:
-        dataset: The data set.
+        dataset: The dataset.
         positions: Which of its episodes, by position in its selection.
         rewards: Outcome of every episode of its selection.
         decision_steps: Control steps per decision.

@@ -41,7 +41,7 @@ def contained_changes() -> Iterator[None]:
     """Takes back what lmms-eval 0.7.3 changes in other libraries, whose users rely on it being otherwise.
 
     It makes Pillow fill up truncated images in silence, gives every user of a file lock's path the same lock (so that a second
-    writer of a data set is not kept out), and replaces how SSL contexts are pickled.
+    writer of a dataset is not kept out), and replaces how SSL contexts are pickled.
     """
     import ssl
 

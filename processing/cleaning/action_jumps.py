@@ -17,14 +17,14 @@ _PERIODS = (2 * math.pi, 360.0)  # of angles in radians and in degrees
 _COMMON_SHARE = 0.01  # a step that more frames make is how the dimension moves, whether it lasts or not
 _MOVING_RATE = 0.05  # a dimension moves above this, in ranges per second
 _RESTING_SHARE = 0.2  # the least range of a dimension, as a share of the usual one, in case it hardly moves
-_FEW = 8  # frames that are few in a data set of any size
+_FEW = 8  # frames that are few in a dataset of any size
 _NOISE_DEVIATIONS = 8.0
 _LARGEST_SHARE = 0.01  # more frames than this in what looks like spikes: none of them is isolated
 
 
 @dataclass(frozen=True)
 class SpikeLimits:
-    """What counts as a spike in a data set.
+    """What counts as a spike in a dataset.
 
     Attributes:
         limit: float64 (D,), height that a spike exceeds, raw units; infinite where a dimension is not looked at.
@@ -52,7 +52,7 @@ class SpikeLimits:
         noise: Mapping[int, float] | None = None,
         ignored: Sequence[int] = (),
     ) -> SpikeLimits:
-        """Limits from all frames of a data set; values that are not finite are left out.
+        """Limits from all frames of a dataset; values that are not finite are left out.
 
         Args:
             actions: (N, D), raw units.

@@ -1,4 +1,4 @@
-"""Finds unusable demonstrations in a LeRobot data set (`syvla-clean`); never changes the data set.
+"""Finds unusable demonstrations in a LeRobot dataset (`syvla-clean`); never changes the dataset.
 
 Writes into the output folder `filter.json`, which `RobotDataset(filter_file=...)` and the key `filter_file` of a recipe
 apply, `report.json` and `report.md`.
@@ -43,11 +43,11 @@ def clean_dataset(
     chunk_size: int = DEFAULT_CHUNK_SIZE,
     **reader: Any,
 ) -> CleaningReport:
-    """Applies all filters to a data set and writes filter file and reports.
+    """Applies all filters to a dataset and writes filter file and reports.
 
     Args:
         root_or_repo_id: See `RobotDataset`.
-        output: Folder of `filter.json`, `report.json` and `report.md`; not inside the data set.
+        output: Folder of `filter.json`, `report.json` and `report.md`; not inside the dataset.
         settings: Thresholds; None takes the defaults.
         workers: Processes that inspect episodes; the result is the same for any number.
         progress: Whether to show a progress bar.
@@ -58,9 +58,9 @@ def clean_dataset(
         The report.
 
     Raises:
-        FileNotFoundError: No data set there.
-        DatasetError: The arguments do not fit the data set, or none of its episodes can be read.
-        ValueError: `output` lies inside the data set.
+        FileNotFoundError: No dataset there.
+        DatasetError: The arguments do not fit the dataset, or none of its episodes can be read.
+        ValueError: `output` lies inside the dataset.
     """
     if workers < 1:
         raise ValueError(f"workers: expected at least 1, got {workers}")
@@ -70,7 +70,7 @@ def clean_dataset(
     root = locate_dataset(root_or_repo_id, revision=reader.pop("revision", None))
     folder = Path(output)
     if folder.resolve().is_relative_to(root.resolve()):
-        raise ValueError(f"output: {output} lies inside the data set, which stays as it is; name another folder")
+        raise ValueError(f"output: {output} lies inside the dataset, which stays as it is; name another folder")
     metadata = read_metadata(root)
     readable, findings = _open(root, metadata, reader)
     inspector = _Inspector(root, readable, reader, chosen)
@@ -192,11 +192,11 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line of `syvla-clean`."""
     parser = argparse.ArgumentParser(
         prog="syvla-clean",
-        description="Find unusable demonstrations in a LeRobot data set and write a filter file that training applies. "
-        "The data set stays as it is.",
+        description="Find unusable demonstrations in a LeRobot dataset and write a filter file that training applies. "
+        "The dataset stays as it is.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("dataset", help="folder or Hub id of the data set")
+    parser.add_argument("dataset", help="folder or Hub id of the dataset")
     parser.add_argument("--output", type=Path, required=True, default=argparse.SUPPRESS, help="folder of the results")
     parser.add_argument("--config", type=Path, help="YAML file with settings; options of the command line win")
     parser.add_argument(

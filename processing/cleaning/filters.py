@@ -54,9 +54,9 @@ class CleaningSettings:
         frozen_seconds: `frozen_camera`: a picture that stays the same for longer while the robot moves is removed.
         frozen_motion: Motion during such a stretch from which on the picture should have changed, as a share of a
             dimension's range.
-        same_picture: Largest mean absolute difference of two pictures, in grey levels, that counts as the same; above 0
+        same_picture: Largest mean absolute difference of two pictures, in gray levels, that counts as the same; above 0
             because video adds noise.
-        blank_deviation: `blank_camera`: pictures with a standard deviation up to this, in grey levels, show nothing.
+        blank_deviation: `blank_camera`: pictures with a standard deviation up to this, in gray levels, show nothing.
         blank_share: Share of blank pictures of a camera from which on the episode is removed.
     """
 
@@ -139,7 +139,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Scales:
-    """Properties of the whole data set that episodes are judged by.
+    """Properties of the whole dataset that episodes are judged by.
 
     Attributes:
         state_range, action_range: float64 (D,), distance of the 1% and 99% quantiles of each dimension.
@@ -160,7 +160,7 @@ class Scales:
         names: Sequence[str] | None,
         settings: CleaningSettings,
     ) -> Scales:
-        """Scales of a data set from all its frames, those that are not finite left out.
+        """Scales of a dataset from all its frames, those that are not finite left out.
 
         Args:
             states, actions: (N, D).
@@ -325,18 +325,18 @@ def _pictures(episode: Episode, view: str, scales: Scales, settings: CleaningSet
 
 def _moves(episode: Episode, start: int, stop: int, scales: Scales, settings: CleaningSettings) -> bool:
     part = episode.states[start : stop + 1].astype(np.float64)
-    travelled = part.max(axis=0) - part.min(axis=0)
+    traveled = part.max(axis=0) - part.min(axis=0)
     return bool(
-        (travelled > settings.frozen_motion * np.where(scales.state_range > 0, scales.state_range, np.inf)).any()
+        (traveled > settings.frozen_motion * np.where(scales.state_range > 0, scales.state_range, np.inf)).any()
     )
 
 
 def _thumbnail(picture: np.ndarray, side: int = 64) -> np.ndarray:
-    """Grey picture of at most about `side` x `side` pixels, float32; averages, so that no region goes unseen."""
-    grey = picture.mean(axis=2, dtype=np.float32)
-    step = max(1, max(grey.shape) // side)
-    height, width = (length - length % step for length in grey.shape)
-    return grey[:height, :width].reshape(height // step, step, width // step, step).mean(axis=(1, 3))
+    """Gray picture of at most about `side` x `side` pixels, float32; averages, so that no region goes unseen."""
+    gray = picture.mean(axis=2, dtype=np.float32)
+    step = max(1, max(gray.shape) // side)
+    height, width = (length - length % step for length in gray.shape)
+    return gray[:height, :width].reshape(height // step, step, width // step, step).mean(axis=(1, 3))
 
 
 def _runs(flags: np.ndarray) -> list[tuple[int, int]]:

@@ -53,10 +53,10 @@ def full_chunks(findings: Sequence[Finding], lengths: Sequence[int], chunk_size:
 
 @dataclass(frozen=True)
 class CleaningReport:
-    """Result of cleaning a data set.
+    """Result of cleaning a dataset.
 
     Attributes:
-        name: Name of the data set's folder, or its Hub id.
+        name: Name of the dataset's folder, or its Hub id.
         lengths: Frames of each episode.
         fps: Frames per second.
         settings: What the filters were told.

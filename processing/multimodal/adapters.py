@@ -1,8 +1,8 @@
-"""Rows of the paper's five multi-modal data sets, and of chats, to one chat format (paper, appendix A).
+"""Rows of the paper's five multi-modal datasets, and of chats, to one chat format (paper, appendix A).
 
 Each adapter turns a row of the published schema into `{"messages": [...], "images": [...]}`. Points become absolute pixels
 of the image as the VLM sees it, after resizing: the convention of Qwen2.5-VL, `[{"point_2d": [x, y], "label": ...}]`.
-The data sets' own points are per cent of width and height, whatever their card says.
+The datasets' own points are per cent of width and height, whatever their card says.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _ATTRIBUTE = re.compile(r"([a-z]+\d*)\s*=\s*\"([^\"]*)\"")
 
 
 class MissingSizeError(ValueError):
-    """The data set was opened without the size that its points need; nothing is wrong with its rows."""
+    """The dataset was opened without the size that its points need; nothing is wrong with its rows."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ Adapter = Callable[[Mapping[str, Any], AdapterContext], dict[str, Any]]
 
 
 def chats(row: Mapping[str, Any], context: AdapterContext) -> dict[str, Any]:
-    """Columns `messages` and `images`: any data set in the OpenAI/`transformers` chat form."""
+    """Columns `messages` and `images`: any dataset in the OpenAI/`transformers` chat form."""
     try:
         messages = [_message(message) for message in row["messages"]]
     except (KeyError, TypeError, AttributeError) as error:

@@ -22,14 +22,14 @@ from .sources import MAX_PIXELS, BrokenRow, ImageFolder, json_rows, open_rows, o
 logger = logging.getLogger(__name__)
 
 MAX_SKIPPED = 1000
-"""Rows skipped in a row after which the data set counts as unusable."""
+"""Rows skipped in a row after which the dataset counts as unusable."""
 
 SMALLEST_BUDGET = 28 * 28
 """Pixels of one token of Qwen2.5-VL."""
 
 
 class MultimodalDataset(Dataset):
-    """A vision-language data set.
+    """A vision-language dataset.
 
     Args:
         path: A `.jsonl`, `.json` or `.parquet` file, a folder written by `datasets.save_to_disk` or of parquet files, or a
@@ -44,7 +44,7 @@ class MultimodalDataset(Dataset):
             relative paths, and files named by the SHA-256 of `image_sha256` are found.
         annotations: JSON file with the answers, for the official question files of VQA-v2.
         resized_size: Size that the VLM resizes an image to, for points; see `resized_size`.
-        streaming: Read the rows of a Hub data set as they come instead of downloading them first. They then come in the
+        streaming: Read the rows of a Hub dataset as they come instead of downloading them first. They then come in the
             order of the stream whatever the index; a resumed run begins it anew in another order, see `begin_at`.
         rows: Number of rows of a stream, which cannot be asked.
         shuffle_buffer: Rows of a stream among which the next is drawn.
@@ -55,7 +55,7 @@ class MultimodalDataset(Dataset):
 
     Attributes:
         name: The path or Hub id.
-        folder: Folder of the data set, where its card lies.
+        folder: Folder of the dataset, where its card lies.
         skipped: Rows skipped so far, see `SkippedRows`.
 
     Raises:

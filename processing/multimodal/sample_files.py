@@ -1,6 +1,6 @@
-"""Small local files in the published schemas of the paper's five multi-modal data sets, for demonstrations without downloads.
+"""Small local files in the published schemas of the paper's five multi-modal datasets, for demonstrations without downloads.
 
-Each row asks about a picture of coloured squares. Every file also holds a row that cannot be used.
+Each row asks about a picture of colored squares. Every file also holds a row that cannot be used.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-COLOURS = {"red": (200, 40, 40), "green": (40, 170, 60), "blue": (50, 70, 200)}
+COLORS = {"red": (200, 40, 40), "green": (40, 170, 60), "blue": (50, 70, 200)}
 SIDE = 48
 
 
 def square_picture(seed: int) -> tuple[Image.Image, str, tuple[float, float]]:
-    """A grey picture with one square; its colour and its centre in per cent of width and height."""
+    """A gray picture with one square; its color and its center in per cent of width and height."""
     rng = np.random.default_rng(seed)
     pixels = np.full((SIDE, SIDE, 3), 150, np.uint8)
-    colour = list(COLOURS)[int(rng.integers(len(COLOURS)))]
+    color = list(COLORS)[int(rng.integers(len(COLORS)))]
     x, y = (int(v) for v in rng.integers(8, SIDE - 8, size=2))
-    pixels[y - 5 : y + 5, x - 5 : x + 5] = COLOURS[colour]
-    return Image.fromarray(pixels), colour, (100 * x / SIDE, 100 * y / SIDE)
+    pixels[y - 5 : y + 5, x - 5 : x + 5] = COLORS[color]
+    return Image.fromarray(pixels), color, (100 * x / SIDE, 100 * y / SIDE)
 
 
 def write_samples(folder: str | Path, rows: int = 24) -> list[dict[str, Any]]:
@@ -44,16 +44,16 @@ def write_samples(folder: str | Path, rows: int = 24) -> list[dict[str, Any]]:
     images.mkdir(parents=True, exist_ok=True)
     tables: dict[str, list[dict[str, Any]]] = {name: [] for name in _ROWS}
     for number in range(rows):
-        picture, colour, (x, y) = square_picture(number)
+        picture, color, (x, y) = square_picture(number)
         data = io.BytesIO()
         picture.save(data, "PNG")
         digest = hashlib.sha256(data.getvalue()).hexdigest()
         for name in (f"{number:012d}.jpg", digest):
             (images / name).write_bytes(data.getvalue())
-        facts = {"number": number, "colour": colour, "x": x, "y": y, "digest": digest}
+        facts = {"number": number, "color": color, "x": x, "y": y, "digest": digest}
         for name, make in _ROWS.items():
             tables[name].append(make(facts))
-    broken = {"number": 999_999, "colour": "red", "x": 1.0, "y": 1.0, "digest": "0" * 64}
+    broken = {"number": 999_999, "color": "red", "x": 1.0, "y": 1.0, "digest": "0" * 64}
     specs = []
     for name, make in _ROWS.items():
         lines = [json.dumps(row) for row in (*tables[name], make(broken))]
@@ -64,15 +64,15 @@ def write_samples(folder: str | Path, rows: int = 24) -> list[dict[str, Any]]:
 
 
 def _caption(facts: dict[str, Any]) -> dict[str, Any]:
-    return {"image_id": facts["number"], "id": facts["number"], "caption": f"A {facts['colour']} square on grey."}
+    return {"image_id": facts["number"], "id": facts["number"], "caption": f"A {facts['color']} square on gray."}
 
 
 def _question(facts: dict[str, Any]) -> dict[str, Any]:
     return {
         "image_id": facts["number"],
         "question_id": facts["number"],
-        "question": "What colour is the square?",
-        "multiple_choice_answer": facts["colour"],
+        "question": "What color is the square?",
+        "multiple_choice_answer": facts["color"],
     }
 
 
@@ -82,7 +82,7 @@ def _points(facts: dict[str, Any]) -> dict[str, Any]:
         "image_sha256": facts["digest"],
         "points": [{"x": facts["x"], "y": facts["y"]}],
         "count": 1,
-        "label": f"{facts['colour']} square",
+        "label": f"{facts['color']} square",
     }
 
 
@@ -92,13 +92,13 @@ def _explanation(facts: dict[str, Any]) -> dict[str, Any]:
         "image_url": f"https://example.org/{facts['number']}.png",
         "image_sha256": facts["digest"],
         "question": "Which thing stands out, and why?",
-        "response": f"{tag} does, since it is {facts['colour']} and everything else is grey.",
+        "response": f"{tag} does, since it is {facts['color']} and everything else is gray.",
     }
 
 
 def _conversation(facts: dict[str, Any]) -> dict[str, Any]:
     turns: Iterator[tuple[str, str]] = iter(
-        [("human", "<image>\nIs the square red?"), ("gpt", "yes" if facts["colour"] == "red" else "no")]
+        [("human", "<image>\nIs the square red?"), ("gpt", "yes" if facts["color"] == "red" else "no")]
     )
     return {
         "image": f"{facts['number']:012d}.jpg",

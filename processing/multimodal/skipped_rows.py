@@ -1,4 +1,4 @@
-"""Counts the rows of a data set that cannot be used, names them in a file, and ends the run if they are too many."""
+"""Counts the rows of a dataset that cannot be used, names them in a file, and ends the run if they are too many."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ FEWEST = 100
 
 
 class SkippedRows:
-    """The unusable rows of one data set, in all worker processes together.
+    """The unusable rows of one dataset, in all worker processes together.
 
     Args:
-        name: Of the data set.
+        name: Of the dataset.
         largest_share: Share of unusable rows among those read above which the run ends.
         log: JSON lines to append to, one per row with `path`, `row`, `cause` and `detail`; None: none.
 
@@ -61,7 +61,7 @@ class SkippedRows:
             named = f"; they are named in {self.log}" if self.log else ""
             raise ValueError(
                 f"{self.name}: {skipped} of {read} rows cannot be used ({self.report()}), more than the share of "
-                f"max_skipped_share={self.largest_share:g}{named}; repair the data set, leave it out, or raise the share"
+                f"max_skipped_share={self.largest_share:g}{named}; repair the dataset, leave it out, or raise the share"
             )
 
     def report(self) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Opens vision-language data sets with `datasets`: files, folders, Hub ids, streams; and the images that rows refer to."""
+"""Opens vision-language datasets with `datasets`: files, folders, Hub ids, streams; and the images that rows refer to."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def open_rows(path: str | Path, split: str = "train", revision: str | None = Non
 
 
 def open_stream(path: str | Path, split: str = "train", revision: str | None = None) -> Any:
-    """Rows one after the other, without downloading the whole data set: a `datasets.IterableDataset`."""
+    """Rows one after the other, without downloading the whole dataset: a `datasets.IterableDataset`."""
     import datasets
 
     source = Path(path)

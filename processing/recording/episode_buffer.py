@@ -21,7 +21,7 @@ class EpisodeBuffer:
     """Frames of one episode until it is saved. Video goes to `staging` while it is recorded, one file per camera.
 
     Args:
-        features: All features of the data set.
+        features: All features of the dataset.
         fps: Frames per second.
         staging: Folder for unfinished videos.
         codec: Video encoder.

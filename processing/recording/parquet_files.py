@@ -19,7 +19,7 @@ class GrowingTable:
     """A numbered series of parquet files of which the last one grows.
 
     Args:
-        root: Root of the data set.
+        root: Root of the dataset.
         template: Path of each file, with `chunk_index` and `file_index`.
         schema: Arrow schema with its footer metadata.
         last: Chunk and file index of the last file in use; None where there is none yet.

@@ -2,7 +2,7 @@
 
 `save_episode()` writes in the order videos, data, tasks, episode row, statistics, `info.json`, each file put in place
 in one step. `info.json` with its episode count comes last: what a kill leaves beyond that count is ignored by the reader
-and cleared away when the data set is opened for recording again.
+and cleared away when the dataset is opened for recording again.
 """
 
 from __future__ import annotations
@@ -39,22 +39,22 @@ _STATISTICS_GROWTH = 1.1  # stats.json is renewed when the data has grown by a t
 
 
 class RobotDatasetWriter:
-    """Records episodes into a LeRobot v3.0 data set; reopening an existing one goes on after its last saved episode.
+    """Records episodes into a LeRobot v3.0 dataset; reopening an existing one goes on after its last saved episode.
 
     Args:
-        root: Folder of the data set: new, empty, or one that this format has been recorded into.
+        root: Folder of the dataset: new, empty, or one that this format has been recorded into.
         fps: Frames per second, an integer; frame k of an episode gets the timestamp k / fps.
         features: As in LeRobot's `info.json`, the user's own ones: `{key: {"dtype", "shape", "names"}}`. Cameras have
             dtype "image" or "video" and shape (H, W, 3).
         robot_type: Name of the robot, for `info.json`.
         use_videos: True: cameras become mp4 files. False: PNG images inside the parquet files (lossless). None: each
             camera as its own dtype says.
-        thoughts: Whether the data set has thoughts (LeRobot's `language_persistent` column). None: it has if the first
+        thoughts: Whether the dataset has thoughts (LeRobot's `language_persistent` column). None: it has if the first
             saved episode has any.
-        video_codec: "libsvtav1" or "h264"; None takes the first that PyAV has, or that of the existing data set.
+        video_codec: "libsvtav1" or "h264"; None takes the first that PyAV has, or that of the existing dataset.
 
     Raises:
-        ValueError: Features out of the format, or other than those of the existing data set.
+        ValueError: Features out of the format, or other than those of the existing dataset.
         FileExistsError: `root` holds something else.
         RuntimeError: Another process is recording there.
     """
@@ -73,7 +73,7 @@ class RobotDatasetWriter:
         self.root = Path(root)
         existing = (self.root / fmt.INFO_PATH).is_file()
         if not existing and self.root.exists() and any(path.name != _STAGING for path in self.root.iterdir()):
-            raise FileExistsError(f"{self.root} is not empty and no LeRobot data set; choose another folder")
+            raise FileExistsError(f"{self.root} is not empty and no LeRobot dataset; choose another folder")
         self._info = new_info(fps, features, robot_type, use_videos)
         self._thoughts = thoughts
         self._codec = video_codec
@@ -120,7 +120,7 @@ class RobotDatasetWriter:
             raise RuntimeError(f"{self.root}: the writer is finalized; open a new RobotDatasetWriter to record more")
         if thought is not None and self._thoughts is False:
             raise ValueError(
-                f"thought: {self.root} has no {fmt.LANGUAGE_PERSISTENT} column, and a data set's columns are fixed by"
+                f"thought: {self.root} has no {fmt.LANGUAGE_PERSISTENT} column, and a dataset's columns are fixed by"
                 " its first episode; record into a new folder with thoughts=True"
             )
         if self._buffer is None:
@@ -160,7 +160,7 @@ class RobotDatasetWriter:
             self._buffer = None
 
     def finalize(self) -> None:
-        """Brings `stats.json` up to date, writes a data set card and lets go of the folder. May be called twice."""
+        """Brings `stats.json` up to date, writes a dataset card and lets go of the folder. May be called twice."""
         if self._lock is None:
             return
         try:
@@ -203,7 +203,7 @@ class RobotDatasetWriter:
             self._lock = None  # type: ignore[assignment]
 
     def _resume(self) -> None:
-        """Takes over the state of the existing data set after checking that it is the same kind of recording."""
+        """Takes over the state of the existing dataset after checking that it is the same kind of recording."""
         info = fmt.read_info(self.root)
         if not info.is_v3:
             raise ValueError(f"{self.root}: format {info.codebase_version} can be read but not extended; record anew")
@@ -213,10 +213,10 @@ class RobotDatasetWriter:
             ("features", comparable(self._info["features"]), comparable(info.features)),
         ):
             if wanted != found:
-                raise ValueError(f"{self.root}: the existing data set has {name} {found}, expected {wanted}; match it")
+                raise ValueError(f"{self.root}: the existing dataset has {name} {found}, expected {wanted}; match it")
         if info.total_episodes or has_language:
             if self._thoughts and not has_language:
-                raise ValueError(f"{self.root}: the existing data set has no thoughts; record into a new folder")
+                raise ValueError(f"{self.root}: the existing dataset has no thoughts; record into a new folder")
             self._thoughts = has_language
         elif self._thoughts:
             self._add_language_column()

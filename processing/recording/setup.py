@@ -1,4 +1,4 @@
-"""What a recording starts from: a new `info.json`, or the episodes of the data set it goes on with."""
+"""What a recording starts from: a new `info.json`, or the episodes of the dataset it goes on with."""
 
 from __future__ import annotations
 

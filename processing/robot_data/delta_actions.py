@@ -60,7 +60,7 @@ def delta_references(
             references[dimension] = dimension
         else:
             raise ValueError(
-                f"delta_actions: the data set names no dimensions, and state and action have {state_dim} and {action_dim}, so "
+                f"delta_actions: the dataset names no dimensions, and state and action have {state_dim} and {action_dim}, so "
                 "that they cannot be matched by number; give a mapping of action to state dimensions, or keep actions absolute"
             )
     return references
@@ -85,7 +85,7 @@ def delta_vectors(
         stride: Frames per step.
 
     Yields:
-        float32 (n, D_action); of very large data sets every k-th step of the chunk only.
+        float32 (n, D_action); of very large datasets every k-th step of the chunk only.
     """
     base = np.zeros_like(actions)
     for dimension, reference in enumerate(references):

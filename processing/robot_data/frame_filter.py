@@ -1,7 +1,7 @@
-"""Which frames of a data set training leaves out: the filter file that cleaning writes and the reader applies.
+"""Which frames of a dataset training leaves out: the filter file that cleaning writes and the reader applies.
 
 A removed frame counts as never recorded: no chunk starts there, none runs across it (a chunk is padded, and its loss
-masked, from the gap on), and statistics do not see it. The data set itself is never changed.
+masked, from the gap on), and statistics do not see it. The dataset itself is never changed.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _MAX_BYTES = 2**30
 
 @dataclass(frozen=True)
 class FrameFilter:
-    """Removed episodes and frames of one data set.
+    """Removed episodes and frames of one dataset.
 
     Attributes:
-        dataset: What the data set was when the filter was made, see `dataset_digest`.
+        dataset: What the dataset was when the filter was made, see `dataset_digest`.
         episodes: Removed episodes, with the reason of each.
         frames: Episode to its removed ranges (start, stop), `stop` exclusive, counted by `frame_index`.
     """
@@ -82,7 +82,7 @@ class FrameFilter:
         write_json(path, content)
 
     def check(self, metadata: DatasetMetadata) -> None:
-        """Makes sure that the filter was made for this data set as it is now.
+        """Makes sure that the filter was made for this dataset as it is now.
 
         Raises:
             ValueError: It was made for another one, or names frames that do not exist.
@@ -92,7 +92,7 @@ class FrameFilter:
             changed = {key: (self.dataset.get(key), value) for key, value in found.items()}
             differing = ", ".join(f"{k} was {a}, is {b}" for k, (a, b) in changed.items() if a != b)
             raise ValueError(
-                f"filter_file: made for another data set or an earlier state of {metadata.root} ({differing}); run "
+                f"filter_file: made for another dataset or an earlier state of {metadata.root} ({differing}); run "
                 "`syvla-clean` on it again"
             )
         for episode, ranges in self.frames.items():
@@ -127,7 +127,7 @@ class FrameFilter:
 
 
 def dataset_digest(metadata: DatasetMetadata) -> dict[str, Any]:
-    """What tells one state of a data set from another: its size, and a digest of `info.json` and the episodes' lengths."""
+    """What tells one state of a dataset from another: its size, and a digest of `info.json` and the episodes' lengths."""
     digest = hashlib.sha256((metadata.root / INFO_PATH).read_bytes())
     digest.update(np.ascontiguousarray(metadata.lengths, dtype=np.int64).tobytes())
     return {

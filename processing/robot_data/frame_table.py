@@ -31,7 +31,7 @@ class FrameTable:
         action: float32 (N, D_action), raw units.
         timestamp: float64 (N,), seconds since the start of the episode.
         frame_index: int64 (N,), within the episode.
-        index: int64 (N,), within the whole data set.
+        index: int64 (N,), within the whole dataset.
         task_index: int64 (N,).
         position: int32 (N,), which of the selected episodes.
         starts: int64 (episodes + 1,), first frame of each selected episode, then N.
@@ -70,7 +70,7 @@ def load_frames(
     """Reads the numeric columns of the selected episodes from their parquet files.
 
     Args:
-        metadata: Of the data set.
+        metadata: Of the dataset.
         episodes: Which, in which order.
         state, action: A feature, or the parts to put together.
         thought_column: Text column of the thoughts, or None.

@@ -1,6 +1,6 @@
 """Random access to the images inside parquet files.
 
-Parquet can only be decoded in pages of many rows. Small data sets are therefore held in memory as they are stored (PNG);
+Parquet can only be decoded in pages of many rows. Small datasets are therefore held in memory as they are stored (PNG);
 larger ones are rewritten once as Arrow files in a cache folder, which the operating system maps into memory.
 """
 
@@ -31,7 +31,7 @@ class ImageStore:
     Forked workers share what is in memory; spawned ones load it themselves on first use.
 
     Args:
-        root: Root of the data set.
+        root: Root of the dataset.
         files: Parquet files relative to it.
         sizes: Expected (height, width) per camera feature.
         memory_limit: Bytes up to which all images are held in memory.
@@ -107,7 +107,7 @@ class ImageStore:
 def decode_image(data: bytes | None, size: tuple[int, int]) -> np.ndarray:
     """Decodes PNG or JPEG to uint8 (H, W, 3) after checking that it has the expected size (height, width)."""
     if data is None:
-        raise ValueError("the image is not embedded in the parquet file; convert the data set so that it is")
+        raise ValueError("the image is not embedded in the parquet file; convert the dataset so that it is")
     image = to_rgb(Image.open(io.BytesIO(data), formats=_FORMATS))
     if image.size != (size[1], size[0]):
         raise ValueError(

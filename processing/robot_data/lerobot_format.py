@@ -1,4 +1,4 @@
-"""The LeRobot data set format on disk: names, path templates, `meta/info.json`, column types, atomic files.
+"""The LeRobot dataset format on disk: names, path templates, `meta/info.json`, column types, atomic files.
 
 Format v3.0 as LeRobot 0.6 writes it, and v2.1 for reading. `info.json` is untrusted input: sizes are bounded, path
 templates may only name the fields that the format has, and no path they give can leave the root.
@@ -44,7 +44,7 @@ _PATH_FIELDS = {"chunk_index", "file_index", "video_key", "episode_chunk", "epis
 
 
 class DatasetError(ValueError):
-    """A data set that cannot be used, with every problem found: `problems` is a list of messages, each with its fix."""
+    """A dataset that cannot be used, with every problem found: `problems` is a list of messages, each with its fix."""
 
     def __init__(self, root: Path | str, problems: list[str]):
         self.problems = list(problems)
@@ -73,7 +73,7 @@ class DatasetInfo:
 
     @property
     def camera_keys(self) -> list[str]:
-        """Features that hold colour images or video; depth maps are not views."""
+        """Features that hold color images or video; depth maps are not views."""
         return [key for key, value in self.features.items() if value["dtype"] in IMAGE_DTYPES and not is_depth(value)]
 
 
@@ -86,7 +86,7 @@ def read_info(root: Path) -> DatasetInfo:
     """
     path = root / INFO_PATH
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: {root} holds no LeRobot data set; pass the folder that has meta/")
+        raise FileNotFoundError(f"{path} is missing: {root} holds no LeRobot dataset; pass the folder that has meta/")
     if path.stat().st_size > _MAX_INFO_BYTES:
         raise DatasetError(root, [f"{INFO_PATH}: {path.stat().st_size} bytes, expected at most {_MAX_INFO_BYTES}"])
     try:
@@ -101,7 +101,7 @@ def read_info(root: Path) -> DatasetInfo:
         raise DatasetError(
             root,
             [
-                f"{INFO_PATH}: codebase_version is {version!r}, expected 'v3.x' or 'v2.1'; convert the data set with"
+                f"{INFO_PATH}: codebase_version is {version!r}, expected 'v3.x' or 'v2.1'; convert the dataset with"
                 " LeRobot's conversion scripts (lerobot.scripts.convert_dataset_v21_to_v30 and its predecessors)"
             ],
         )
@@ -175,7 +175,7 @@ def template_problems(key: str, template: Any) -> list[str]:
         if name is not None and (name not in _PATH_FIELDS or conversion or not re.fullmatch(r"(0?\d?d)?", spec or "")):
             return [f"{where}: field {{{name}}} is not allowed; use {', '.join(sorted(_PATH_FIELDS))} with e.g. ':03d'"]
     if not is_safe_path("".join(text for text, *_ in parts) or "x") or ".." in PurePosixPath(template).parts:
-        return [f"{where}: the path must be relative and stay inside the data set (no '..'); correct it"]
+        return [f"{where}: the path must be relative and stay inside the dataset (no '..'); correct it"]
     return []
 
 
@@ -195,7 +195,7 @@ def render_path(template: str, **fields: Any) -> str:
     """Fills a checked template; checks the result too, since a key is part of it (ValueError if it escapes)."""
     path = template.format(**fields)
     if not is_safe_path(path):
-        raise ValueError(f"path {path!r} from template {template!r} leaves the data set; correct {INFO_PATH}")
+        raise ValueError(f"path {path!r} from template {template!r} leaves the dataset; correct {INFO_PATH}")
     return path
 
 
@@ -220,7 +220,7 @@ def image_size(feature: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def dimension_names(feature: Mapping[str, Any]) -> list[str] | None:
-    """Names of a vector's dimensions as a flat list; None where the data set gives none, or not one per dimension.
+    """Names of a vector's dimensions as a flat list; None where the dataset gives none, or not one per dimension.
 
     Known forms: `["a", "b"]`, `[["a", "b"]]` (Unitree), `{"motors": ["a", "b"]}`, and `{"a": 0, "b": 1}` with positions.
     """

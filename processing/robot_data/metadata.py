@@ -1,4 +1,4 @@
-"""What a LeRobot data set says about itself: its episodes, where their frames lie, its instructions (v3.0 and v2.1)."""
+"""What a LeRobot dataset says about itself: its episodes, where their frames lie, its instructions (v3.0 and v2.1)."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class VideoSegment:
 
 @dataclass(frozen=True)
 class DatasetMetadata:
-    """Episodes of a data set. Paths always come from the episode's own row and the templates in `info.json`.
+    """Episodes of a dataset. Paths always come from the episode's own row and the templates in `info.json`.
 
     Attributes:
-        root: Folder of the data set.
+        root: Folder of the dataset.
         info: Contents of `meta/info.json`.
         tasks: Instruction per task index.
         lengths: int64 (episodes,), frames per episode.
@@ -65,10 +65,10 @@ class DatasetMetadata:
 
 
 def read_metadata(root: Path) -> DatasetMetadata:
-    """Reads `meta/` of a data set.
+    """Reads `meta/` of a dataset.
 
     Raises:
-        FileNotFoundError: No data set there.
+        FileNotFoundError: No dataset there.
         DatasetError: Metadata missing, of another version or contradicting each other; lists every problem.
     """
     info = read_info(root)

@@ -1,4 +1,4 @@
-"""Open video files of a process: one budget over all data sets, from the process's own limit of open files."""
+"""Open video files of a process: one budget over all datasets, from the process's own limit of open files."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ class OpenVideos:
 
 
 OPEN_VIDEOS = OpenVideos()
-"""Those of this process, which all data sets share."""
+"""Those of this process, which all datasets share."""
 
 
 def _budget() -> int:

@@ -1,4 +1,4 @@
-"""Robot demonstrations as training samples: a map-style reader of LeRobot data sets (v3.0 and v2.1)."""
+"""Robot demonstrations as training samples: a map-style reader of LeRobot datasets (v3.0 and v2.1)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 class RobotDataset(torch.utils.data.Dataset):
-    """Frames of a LeRobot data set, each with the chunk of actions that starts there.
+    """Frames of a LeRobot dataset, each with the chunk of actions that starts there.
 
     An item is a dict: `images` {view: uint8 (H, W, 3)}, `text` (the instruction), `thought` (str or None), `embodiment`,
     `state` float32 (D_state,) and `actions` float32 (T, D_action) in raw physical units, `action_is_pad` bool (T,), True
@@ -40,23 +40,23 @@ class RobotDataset(torch.utils.data.Dataset):
     data-loader workers: open files are never shared between processes.
 
     Args:
-        root_or_repo_id: Folder of the data set, or "organisation/name" on the Hub.
+        root_or_repo_id: Folder of the dataset, or "organization/name" on the Hub.
         embodiment: Name under which the processor and the model know this robot's dimensions.
         cameras: View to camera feature, for example `{"center": "observation.images.head"}`; views left out are absent
             from the items. None infers it from the features' names.
         state_key: Feature that is the robot's state, or a list of features, parts of `meta/modality.json` and slices that
-            are put together, see `VectorKey`. Of a data set with that file the default takes all its parts.
+            are put together, see `VectorKey`. Of a dataset with that file the default takes all its parts.
         action_key: The same of the action.
         chunk_size: Number of actions T in a chunk.
         episodes: Which episodes, in which order; None takes all.
         thought_source: "auto": the sub-tasks of LeRobot's `language_persistent` column if there is one, else no
             thoughts; None: no thoughts; otherwise the name of a text column.
-        revision: Revision of a Hub data set; None takes the tag "v3.0".
+        revision: Revision of a Hub dataset; None takes the tag "v3.0".
         tolerance_s: Largest distance in seconds between a frame's timestamp and its video frame.
         cache_images: Decode all images once and keep them in memory (N x H x W x 3 bytes per view); for small images.
         memory_limit: Bytes of images stored in parquet up to which they are held in memory undecoded.
         cache_dir: Folder for the memory-mapped copies of larger ones; None is `syvla/arrow` in the Hugging Face cache.
-        control_hz: Steps per second of the action chunks, where other than the data set's frame rate; the target at a step
+        control_hz: Steps per second of the action chunks, where other than the dataset's frame rate; the target at a step
             between two frames is interpolated. For actions that are target positions: ones that are increments per frame
             (velocities, end-effector deltas) would need scaling: keep their own rate.
         resample: "linear" interpolation between frames, or the "nearest" frame's action.
@@ -64,8 +64,8 @@ class RobotDataset(torch.utils.data.Dataset):
         views: The model's views, which `cameras` is inferred for.
 
     Raises:
-        FileNotFoundError: No data set there.
-        DatasetError: The data set contradicts itself or the arguments; lists every problem with its fix.
+        FileNotFoundError: No dataset there.
+        DatasetError: The dataset contradicts itself or the arguments; lists every problem with its fix.
     """
 
     def __init__(
@@ -174,7 +174,7 @@ class RobotDataset(torch.utils.data.Dataset):
         high = np.minimum(low + 1, np.ceil(positions).astype(np.int64))
         return self._frames.action[low] * (1 - share) + self._frames.action[high] * share
 
-    # -- what the data set is -----------------------------------------------------------------------------------------
+    # -- what the dataset is -----------------------------------------------------------------------------------------
 
     @property
     def fps(self) -> float:
@@ -188,7 +188,7 @@ class RobotDataset(torch.utils.data.Dataset):
 
     @property
     def tasks(self) -> list[str]:
-        """Every instruction of the data set, by task index."""
+        """Every instruction of the dataset, by task index."""
         return self.metadata.tasks
 
     @property
@@ -206,7 +206,7 @@ class RobotDataset(torch.utils.data.Dataset):
 
     @property
     def episode_starts(self) -> np.ndarray:
-        """int64 (episodes,), this data set's index of each selected episode's first frame."""
+        """int64 (episodes,), this dataset's index of each selected episode's first frame."""
         return self._frames.starts[:-1]
 
     @property
@@ -229,12 +229,12 @@ class RobotDataset(torch.utils.data.Dataset):
 
     @property
     def state_names(self) -> list[str] | None:
-        """Names of the state's dimensions; None if the data set gives none."""
+        """Names of the state's dimensions; None if the dataset gives none."""
         return part_names(self._vectors["state"], self.features)
 
     @property
     def action_names(self) -> list[str] | None:
-        """Names of the action's dimensions; None if the data set gives none."""
+        """Names of the action's dimensions; None if the dataset gives none."""
         return part_names(self._vectors["action"], self.features)
 
     @property
@@ -334,10 +334,10 @@ class RobotDataset(torch.utils.data.Dataset):
 def pooled_statistics(
     datasets: Sequence[RobotDataset], delta_actions: Sequence[int] | None = None
 ) -> dict[str, dict[str, list[float]]]:
-    """Exact statistics over the frames of several data sets of one embodiment; see `RobotDataset.statistics`.
+    """Exact statistics over the frames of several datasets of one embodiment; see `RobotDataset.statistics`.
 
     Raises:
-        ValueError: A value is NaN or infinite, or the data sets have different dimensions; names them.
+        ValueError: A value is NaN or infinite, or the datasets have different dimensions; names them.
     """
     result = {}
     for kind in ("state", "action"):
@@ -345,7 +345,7 @@ def pooled_statistics(
         if len(set(dims.values())) > 1:
             listed = ", ".join(f"{root} has {dim}" for root, dim in dims.items())
             raise ValueError(
-                f"{kind}: data sets of embodiment {datasets[0].embodiment!r} have different dimensions: {listed}; give each "
+                f"{kind}: datasets of embodiment {datasets[0].embodiment!r} have different dimensions: {listed}; give each "
                 "kind of robot an embodiment of its own"
             )
         running = RunningStatistics(getattr(datasets[0], f"{kind}_dim"))
@@ -390,9 +390,9 @@ def _argument_problems(
     features, total = metadata.info.features, metadata.info.total_episodes
     problems = []
     if not total:
-        problems.append("the data set has no episodes; record some")
+        problems.append("the dataset has no episodes; record some")
     if outside := [episode for episode in episodes if not 0 <= episode < total]:
-        problems.append(f"episodes: {outside[:10]} do not exist; the data set has episodes 0 to {total - 1}")
+        problems.append(f"episodes: {outside[:10]} do not exist; the dataset has episodes 0 to {total - 1}")
     if total and not len(episodes):
         problems.append("episodes: the list is empty; select at least one, or None for all")
     if len(set(episodes)) < len(episodes):
@@ -401,7 +401,7 @@ def _argument_problems(
     if cameras is None:
         try:
             infer_cameras(available, views) if available else problems.append(
-                "cameras: the data set has no camera feature"
+                "cameras: the dataset has no camera feature"
             )
         except ValueError as error:
             problems.append(str(error))
@@ -410,12 +410,12 @@ def _argument_problems(
             if key not in available:
                 depth = " (a depth map)" if key in features and is_depth(features[key]) else ""
                 problems.append(
-                    f"cameras: {view}: {key!r}{depth} is no camera of this data set; choose from {available}"
+                    f"cameras: {view}: {key!r}{depth} is no camera of this dataset; choose from {available}"
                 )
     if thought_source not in (None, "auto") and features.get(thought_source, {}).get("dtype") not in (
         "string",
         "language",
     ):
         texts = [key for key, feature in features.items() if feature["dtype"] in ("string", "language")]
-        problems.append(f"thought_source: {thought_source!r} is no text column of this data set; choose from {texts}")
+        problems.append(f"thought_source: {thought_source!r} is no text column of this dataset; choose from {texts}")
     return problems

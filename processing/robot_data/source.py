@@ -1,4 +1,4 @@
-"""Finds a data set: a local folder, or a repository on the Hub that is downloaded into the cache."""
+"""Finds a dataset: a local folder, or a repository on the Hub that is downloaded into the cache."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def locate_dataset(
     episodes: Iterable[int] | None = None,
     cameras: Iterable[str] | None = None,
 ) -> Path:
-    """Returns the local folder of a data set, downloading what is needed of a Hub repository.
+    """Returns the local folder of a dataset, downloading what is needed of a Hub repository.
 
     Args:
-        root_or_repo_id: A folder with `meta/info.json`, or "organisation/name" on the Hub.
+        root_or_repo_id: A folder with `meta/info.json`, or "organization/name" on the Hub.
         revision: Hub tag, branch or commit; None takes the tag that LeRobot sets for its format, "v3.0".
         episodes: Download only the files that hold these; None takes all.
         cameras: Download only these cameras' videos; None takes all.
@@ -36,7 +36,7 @@ def locate_dataset(
     repo_id = str(root_or_repo_id)
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", repo_id):
         raise FileNotFoundError(
-            f"{repo_id}: no such folder; pass a folder that holds {INFO_PATH} or a Hub data set 'organisation/name'"
+            f"{repo_id}: no such folder; pass a folder that holds {INFO_PATH} or a Hub dataset 'organization/name'"
         )
     root = _download(repo_id, revision, ["meta/*"])
     metadata = read_metadata(root)
@@ -60,6 +60,6 @@ def _download(repo_id: str, revision: str | None, patterns: list[str]) -> Path:
         return Path(snapshot_download(repo_id, revision=revision or CODEBASE_VERSION, **arguments))
     except RevisionNotFoundError as error:
         raise ValueError(
-            f"{repo_id}: the Hub data set has no revision {revision or CODEBASE_VERSION!r}; data sets of this format"
+            f"{repo_id}: the Hub dataset has no revision {revision or CODEBASE_VERSION!r}; datasets of this format"
             " carry the tag 'v3.0' (older ones 'v2.1'): pass revision='v2.1', or revision='main' for an untagged one"
         ) from error

@@ -1,7 +1,7 @@
 """Statistics as LeRobot keeps them, per episode and in `meta/stats.json`, but exact over all frames.
 
 Vectors: mean, population standard deviation, extremes and quantiles of all values. Images: per channel in [0, 1], shape
-(C, 1, 1), exact per episode by histogram; over the data set mean, deviation and extremes are exact and quantiles are
+(C, 1, 1), exact per episode by histogram; over the dataset mean, deviation and extremes are exact and quantiles are
 those of the mixture of the episodes' distributions, each taken as linear between its stored quantiles.
 """
 
@@ -70,7 +70,7 @@ class ImageStatistics:
 
 
 class DatasetStatistics:
-    """Statistics of a growing data set: exact values for vectors, a mixture of the episodes' summaries for images."""
+    """Statistics of a growing dataset: exact values for vectors, a mixture of the episodes' summaries for images."""
 
     def __init__(self, features: Mapping[str, Mapping[str, Any]]):
         self._features = {key: feature for key, feature in features.items() if has_statistics(feature)}

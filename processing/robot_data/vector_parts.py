@@ -37,7 +37,7 @@ class VectorPart:
 
 
 def read_modality(root: Path) -> dict[str, dict[str, Any]]:
-    """`meta/modality.json` of a data set; empty without one.
+    """`meta/modality.json` of a dataset; empty without one.
 
     Raises:
         ValueError: It is no JSON object of objects.
@@ -138,7 +138,7 @@ def _part(where: str, key: Any, start: Any, stop: Any, features: Mapping[str, Ma
     feature = features.get(key) if isinstance(key, str) else None
     if feature is None or feature["dtype"] in (*IMAGE_DTYPES, "string", "language") or len(feature["shape"]) != 1:
         vectors = [k for k, f in features.items() if f["dtype"].startswith("float") and len(f["shape"]) == 1]
-        raise ValueError(f"{where}: {key!r} is no vector feature of this data set; choose one of {vectors}")
+        raise ValueError(f"{where}: {key!r} is no vector feature of this dataset; choose one of {vectors}")
     size = feature["shape"][0]
     start, stop = 0 if start is None else start, size if stop is None else stop
     if type(start) is not int or type(stop) is not int or not 0 <= start < stop <= size:

@@ -211,7 +211,7 @@ class VideoReader:
                 found = "the video holds none" if frame is None else f"the nearest one found is at {frame.time:.6f} s"
                 raise VideoError(
                     f"{self.path}: no frame at {time:.6f} s (tolerance {tolerance} s), {found}; the video does not"
-                    " match the data set's timestamps, or tolerance_s is too small for its clock"
+                    " match the dataset's timestamps, or tolerance_s is too small for its clock"
                 )
             return self._to_rgb(frame)
         except (av.FFmpegError, OSError) as error:

@@ -1,4 +1,4 @@
-"""Makes the two tiny data sets beside this file, with pandas, pyarrow, datasets, Pillow and PyAV only.
+"""Makes the two tiny datasets beside this file, with pandas, pyarrow, datasets, Pillow and PyAV only.
 
 It follows the description of LeRobot's formats v3.0 and v2.1 and shares no code with this project's reader and writer, so
 that each can be checked against it. Run `python tests/data/make_golden_dataset.py`; the result is committed.

@@ -166,10 +166,10 @@ def disk_tensors_of(path):
     return load_file(path)
 
 
-# ---------------------------------------------------------------------- what is initialised
+# ---------------------------------------------------------------------- what is initialized
 
 
-def initialised(folder):
+def initialized(folder):
     given = ("vlm.", "expert.vision_tower.")
     return {key: value for key, value in disk_tensors(folder).items() if not key.startswith(given)}
 
@@ -179,7 +179,7 @@ def test_new_weights_follow_the_models_own_initialisation(assembled):
     config = SyVLAModel.from_pretrained(assembled).config
     config.dtype = config.vlm_config.dtype = torch.float32
     usual = SyVLAModel(config).state_dict()
-    for name, tensor in initialised(assembled).items():
+    for name, tensor in initialized(assembled).items():
         assert tensor.dtype == torch.float32, name
         if tensor.numel() >= 1000:
             assert tensor.std().item() == pytest.approx(usual[name].std().item(), rel=0.15), name
@@ -193,7 +193,7 @@ def test_same_seed_same_weights_whatever_the_shards_and_robots(parts, assembled,
     more = {**ARM, "tabletop": {"state_dim": 14, "action_dim": 14}}
     assemble_checkpoint(parts / "vlm", parts / "siglip", tmp_path / "again", embodiments=more, seed=0, **common)
     assemble_checkpoint(parts / "vlm", parts / "siglip", tmp_path / "other", embodiments=ARM, seed=1, **common)
-    first, again, other = initialised(assembled), initialised(tmp_path / "again"), initialised(tmp_path / "other")
+    first, again, other = initialized(assembled), initialized(tmp_path / "again"), initialized(tmp_path / "other")
     assert same(first, {name: again[name] for name in first})
     drawn = [name for name, tensor in first.items() if tensor.std() > 0]
     assert drawn
@@ -420,9 +420,9 @@ DAMAGE = {
         r"tokenizer: none could be loaded",
     ),
     "no room": (lambda r: full_embedding(r / "vlm"), r"id is 488, but .* 488 rows.*resize_token_embeddings\(489"),
-    "quantised": (
+    "quantized": (
         lambda r: edit_config(r / "vlm", quantization_config={"quant_method": "awq", "bits": 4}),
-        r"vlm: vlm is quantised",
+        r"vlm: vlm is quantized",
     ),
     "needs masks": (
         lambda r: siglip2(r / "siglip"),

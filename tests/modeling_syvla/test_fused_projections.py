@@ -77,7 +77,7 @@ def test_training_after_fusing_reaches_the_same_weights(make_model, tiny_process
             optimizer.step()
     for (name, plain), fused in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
         assert torch.equal(plain, fused), name
-    assert all(f.intact() for f in fusions(models[1])), "the optimiser writes into the views"
+    assert all(f.intact() for f in fusions(models[1])), "the optimizer writes into the views"
 
 
 @pytest.mark.parametrize("change", ["dtype", "assign", "copy", "adapter"])

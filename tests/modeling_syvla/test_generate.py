@@ -17,7 +17,7 @@ FREE = {"max_new_tokens": 12, "eos_token_id": None}  # never ends early, so that
 
 @pytest.fixture
 def tiny_model(tiny_model):
-    """With stronger layers than at initialisation, where a tied head only repeats the last token."""
+    """With stronger layers than at initialization, where a tied head only repeats the last token."""
     for name, p in tiny_model.vlm.model.named_parameters():
         if p.ndim == 2 and ".layers." in name:
             p.data.mul_(8.0)

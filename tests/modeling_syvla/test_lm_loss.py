@@ -1,4 +1,4 @@
-"""The language loss is Qwen2.5-VL's own, computed at the labelled positions alone, and is weighed as configured."""
+"""The language loss is Qwen2.5-VL's own, computed at the labeled positions alone, and is weighed as configured."""
 
 import pytest
 import torch

@@ -143,7 +143,7 @@ def test_checkpoints_that_do_not_fit_are_refused_by_name(tiny_model, tmp_path, m
         assert value.shape == before[key].shape
         if key != name:
             assert torch.equal(value, before[key]), key
-    if name == "adapter.0.weight":  # initialised as a new model would be, not left as it lay in memory
+    if name == "adapter.0.weight":  # initialized as a new model would be, not left as it lay in memory
         assert after[name].std().item() == pytest.approx(64**-0.5, rel=0.05)
 
 

@@ -1,4 +1,4 @@
-"""Small recordings for the tests of the data set reader, writer and validation."""
+"""Small recordings for the tests of the dataset reader, writer and validation."""
 
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ def record(
     fps: int = 10,
     **options: Any,
 ) -> Path:
-    """A finished data set whose values are those of `frame`; returns its root."""
+    """A finished dataset whose values are those of `frame`; returns its root."""
     with RobotDatasetWriter(root, fps=fps, features=features(size), use_videos=use_videos, **options) as writer:
         for episode, length in enumerate(lengths):
             record_episode(writer, episode, length, size, thoughts)

@@ -95,7 +95,7 @@ def test_everything_wrong_is_listed_at_once(copy):
         "observation.state: 3 dimensions, but the model's embodiment 'toy' has state_dim 14",
         "action: 2 dimensions, but the model's embodiment 'toy' has action_dim 14",
         "cameras: 'wrist' is no view of the model",
-        "statistics: state of embodiment 'toy' has 1 dimensions, the data set has 3",
+        "statistics: state of embodiment 'toy' has 1 dimensions, the dataset has 3",
         "mode 'mean_std' needs 'std', which is missing",
         "observation.state: 2 values are NaN or infinite, in dimensions [1] of episodes 1",
         "chunk_size: 6 here, 4 in the model",
@@ -153,7 +153,7 @@ def test_too_few_frames_in_a_shared_video_are_counted(tmp_path):
 def test_several_data_sets_are_checked_together(copy, video_set):
     next(copy.glob("videos/*/*/*.mp4")).unlink()
     change_state(copy, 0, np.nan)
-    with pytest.raises(ValueError, match=r"2 data sets: 2 problems") as caught:
+    with pytest.raises(ValueError, match=r"2 datasets: 2 problems") as caught:
         require_valid([open_set(video_set), open_set(copy)])
     assert str(copy) in str(caught.value)
 

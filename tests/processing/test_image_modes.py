@@ -71,8 +71,8 @@ def test_transparency_is_shown_over_white():
     image = Image.fromarray(rgba)
     for picture in (image, reopened(image, "png"), reopened(image, "webp", lossless=True, exact=True)):
         np.testing.assert_allclose(np.asarray(to_rgb(picture))[0], expected, atol=1)
-    grey = Image.fromarray(np.array([[[0, 255], [0, 0]]], np.uint8), "LA")
-    assert np.asarray(to_rgb(reopened(grey, "png")))[0].tolist() == [[0] * 3, [255] * 3]
+    gray = Image.fromarray(np.array([[[0, 255], [0, 0]]], np.uint8), "LA")
+    assert np.asarray(to_rgb(reopened(gray, "png")))[0].tolist() == [[0] * 3, [255] * 3]
 
 
 def test_transparent_colors_of_palettes_and_of_plain_pictures():

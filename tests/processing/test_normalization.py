@@ -1,4 +1,4 @@
-"""Normalisation: inverse, the ranges each mode promises, constant dimensions, exact statistics, errors."""
+"""Normalization: inverse, the ranges each mode promises, constant dimensions, exact statistics, errors."""
 
 import numpy as np
 import pytest

@@ -34,7 +34,7 @@ def rendered(processor, batch, row: int = 0) -> str:
     return text
 
 
-def labelled(processor, batch, row: int = 0) -> str:
+def labeled(processor, batch, row: int = 0) -> str:
     labels = batch["labels"][row]
     assert ((labels == -100) | (labels == batch["input_ids"][row])).all()
     return processor.tokenizer.decode(labels[labels != -100])
@@ -64,7 +64,7 @@ def test_prompt_of_an_observation(tiny_processor):
 def test_thought_and_queries_follow_the_prompt_and_only_the_thought_is_learned(tiny_processor, make_item):
     with_thought = tiny_processor.collate([make_item(1, thought="  reach the cube ")])
     assert rendered(tiny_processor, with_thought).endswith(f"<|im_start|>assistant\nreach the cube<|im_end|>{QUERIES}")
-    assert labelled(tiny_processor, with_thought) == "reach the cube<|im_end|>"
+    assert labeled(tiny_processor, with_thought) == "reach the cube<|im_end|>"
     without = tiny_processor.collate([make_item(1)])
     assert rendered(tiny_processor, without).endswith(f"<|im_start|>assistant\n{QUERIES}")
     assert without["labels"].eq(-100).all()
@@ -95,7 +95,7 @@ def test_views_go_to_their_slots_in_order_and_missing_ones_are_masked(tiny_proce
 
 
 def test_pictures_arrive_as_they_are(tiny_processor, make_item):
-    """PIL and array give the same; sizes may differ between views; grey and transparent PIL pictures become RGB."""
+    """PIL and array give the same; sizes may differ between views; gray and transparent PIL pictures become RGB."""
     item = make_item(1)
     as_pil = {view: Image.fromarray(image) for view, image in item["images"].items()}
     arrays, pil = (tiny_processor.collate([{**item, "images": images}]) for images in (item["images"], as_pil))
@@ -188,7 +188,7 @@ def test_padding_goes_where_it_is_asked_for(tiny_processor, unequal_items):
         length = int(left["attention_mask"][row].sum())
         assert left["attention_mask"][row, -length:].all()
         assert right["attention_mask"][row, :length].all()
-    assert labelled(tiny_processor, left) == labelled(tiny_processor, right)
+    assert labeled(tiny_processor, left) == labeled(tiny_processor, right)
     texts = {
         "text": ["a", "b c d e"],
         "state": np.zeros((2, 3)),
@@ -207,10 +207,10 @@ def test_robots_and_chats_share_a_batch(tiny_processor, unequal_items, make_chat
     assert batch["embodiment_ids"].tolist() == [-1, 0, 1, -1]
     assert not batch["expert_view_mask"][[0, 3]].any()
     assert not batch["action_mask"][[0, 3]].any()
-    assert labelled(tiny_processor, batch, 0) == "three<|im_end|>"
-    assert labelled(tiny_processor, batch, 1) == f"{unequal_items[0]['thought']}<|im_end|>"
-    assert labelled(tiny_processor, batch, 2) == ""
-    assert labelled(tiny_processor, batch, 3) == "at (3, 4)<|im_end|>"
+    assert labeled(tiny_processor, batch, 0) == "three<|im_end|>"
+    assert labeled(tiny_processor, batch, 1) == f"{unequal_items[0]['thought']}<|im_end|>"
+    assert labeled(tiny_processor, batch, 2) == ""
+    assert labeled(tiny_processor, batch, 3) == "at (3, 4)<|im_end|>"
     queries = (batch["input_ids"] == tiny_processor.query_token_id).sum(-1)
     assert queries.tolist() == [0, 8, 8, 0]
     grids = [tiny_processor.collate([item])["image_grid_thw"] for item in items]
@@ -234,7 +234,7 @@ def test_answers_of_every_turn_are_learned(tiny_processor):
         {"role": "assistant", "content": "\n\n - left\n"},
     ]
     batch = tiny_processor.collate([{"messages": messages, "images": [picture(3)]}])
-    assert labelled(tiny_processor, batch) == "A red cube.<|im_end|>- left<|im_end|>"
+    assert labeled(tiny_processor, batch) == "A red cube.<|im_end|>- left<|im_end|>"
 
 
 def test_answers_that_begin_with_line_breaks_are_learned(tiny_processor, make_chat):
@@ -249,7 +249,7 @@ def test_answers_that_begin_with_line_breaks_are_learned(tiny_processor, make_ch
         tiny_processor.image_processor, tokenizer, tiny_processor.expert_image_processor, num_query_tokens=8
     )
     batch = processor.collate([make_chat(1, answer="\n\n- one\n- two")])
-    assert labelled(processor, batch) == "- one\n- two<|im_end|>"
+    assert labeled(processor, batch) == "- one\n- two<|im_end|>"
 
 
 def test_chats_without_pictures_and_with_several(tiny_processor):

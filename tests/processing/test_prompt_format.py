@@ -40,7 +40,7 @@ RENDERED = {
         [
             {"role": "user", "content": [IMAGE, text("What?")]},
             {"role": "assistant", "content": [text("A cube.")]},
-            {"role": "user", "content": "Colour?"},
+            {"role": "user", "content": "Color?"},
             {"role": "assistant", "content": "Red."},
         ],
         f"{SYSTEM}<|im_start|>user\n{PICTURE}What?<|im_end|>\n<|im_start|>assistant\nA cube.<|im_end|>\n"
@@ -93,7 +93,7 @@ def test_robot_prompt_names_each_view_and_ends_with_the_instruction(tokenizer):
     )
 
 
-def labelled(tokenizer, rendered: str) -> str:
+def labeled(tokenizer, rendered: str) -> str:
     """The text on which loss falls, parts joined by '|'."""
     query = tokenizer.convert_tokens_to_ids("<|action_query|>")
     ids = tokenizer(rendered)["input_ids"]
@@ -111,15 +111,15 @@ def labelled(tokenizer, rendered: str) -> str:
 
 
 def test_loss_falls_on_answers_and_their_end_token(tokenizer):
-    assert labelled(tokenizer, RENDERED["several turns"][1]) == "A cube.<|im_end|>|Red.<|im_end|>"
-    assert labelled(tokenizer, RENDERED["images between texts"][1]) == ""
+    assert labeled(tokenizer, RENDERED["several turns"][1]) == "A cube.<|im_end|>|Red.<|im_end|>"
+    assert labeled(tokenizer, RENDERED["images between texts"][1]) == ""
     queries = "<|action_query|>" * 3
     thought = f"{SYSTEM}<|im_start|>user\nlift<|im_end|>\n<|im_start|>assistant\nreach it<|im_end|>"
-    assert labelled(tokenizer, thought + queries) == "reach it<|im_end|>"
-    assert labelled(tokenizer, f"<|im_start|>user\nlift<|im_end|>\n<|im_start|>assistant\n{queries}") == ""
-    assert labelled(tokenizer, "<|im_start|>assistant\ncut off") == "", "an answer without its end is not learned"
-    assert labelled(tokenizer, "<|im_start|>user\nassistant\nno<|im_end|>\n") == ""
-    assert labelled(tokenizer, "<|im_start|>assistant\n<|im_end|>") == "<|im_end|>"
+    assert labeled(tokenizer, thought + queries) == "reach it<|im_end|>"
+    assert labeled(tokenizer, f"<|im_start|>user\nlift<|im_end|>\n<|im_start|>assistant\n{queries}") == ""
+    assert labeled(tokenizer, "<|im_start|>assistant\ncut off") == "", "an answer without its end is not learned"
+    assert labeled(tokenizer, "<|im_start|>user\nassistant\nno<|im_end|>\n") == ""
+    assert labeled(tokenizer, "<|im_start|>assistant\n<|im_end|>") == "<|im_end|>"
 
 
 def test_control_tokens_in_plain_text_are_refused(tokenizer):

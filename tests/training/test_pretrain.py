@@ -68,9 +68,9 @@ def test_robots_of_different_dimensions_cameras_and_rates_share_every_batch(
         (
             {"cameras": {"center": "top"}},
             {},
-            "'top' is no camera of this data set; choose from ['observation.images.head'",
+            "'top' is no camera of this dataset; choose from ['observation.images.head'",
         ),
-        ({"state_key": "qpos"}, {}, "state_key: 'qpos' is no vector feature of this data set; choose one of"),
+        ({"state_key": "qpos"}, {}, "state_key: 'qpos' is no vector feature of this dataset; choose one of"),
         ({"action_key": "qpos"}, {}, "'observation.state', 'action'"),
         ({}, {"multimodal_share": 1.0}, "multimodal_share: expected a number in [0, 1), got 1.0"),
         ({}, {"multimodal_share": -0.1}, "multimodal_share: expected a number in [0, 1), got -0.1"),

@@ -21,8 +21,8 @@ def test_every_file_is_read_but_for_its_unusable_row(tiny_processor, tmp_path):
         assert sum(data.report().values()) == 1, spec["format"]
         tiny_processor.collate(items)
         answer = items[0]["messages"][-1]["content"]
-        colour = square_picture(0)[1]
-        expected = {"cambrian": "yes" if colour == "red" else "no"}.get(spec["format"], colour)
+        color = square_picture(0)[1]
+        expected = {"cambrian": "yes" if color == "red" else "no"}.get(spec["format"], color)
         assert expected in (answer if isinstance(answer, str) else answer[0]["text"])
     assert len(formats) == 5
 

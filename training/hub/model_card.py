@@ -19,9 +19,9 @@ RUN_FILE = "training_run.json"
 """What a run told the card about itself."""
 
 STATISTICS_FILE = "dataset_statistics.json"
-"""Normalisation statistics for people and other programs; the processor's own copy is the one in use."""
+"""Normalization statistics for people and other programs; the processor's own copy is the one in use."""
 
-# Width and depth of the language model of Qwen2.5-VL-3B, whose weights carry a research licence.
+# Width and depth of the language model of Qwen2.5-VL-3B, whose weights carry a research license.
 _QWEN_3B = {"hidden_size": 2048, "num_hidden_layers": 36}
 RECIPE_FIELDS = {
     "max_steps": "planned steps",

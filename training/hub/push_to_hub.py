@@ -1,7 +1,7 @@
 """Upload checkpoints, adapters and datasets to the Hugging Face Hub, each with its card.
 
-python -m syvla.training.hub.push_to_hub CHECKPOINT organisation/name
-python -m syvla.training.hub.push_to_hub --dataset DATASET organisation/name
+python -m syvla.training.hub.push_to_hub CHECKPOINT organization/name
+python -m syvla.training.hub.push_to_hub --dataset DATASET organization/name
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def push_checkpoint(
     Args:
         folder: A folder that `save_pretrained` of model and processor, or a trainer, wrote: SyVLA checkpoints, value
             models, adapters.
-        repo_id: "organisation/name".
+        repo_id: "organization/name".
         private: Visibility of a new repository; None: the account's default.
         revision: Branch; None: main.
         commit_message: Title of the commit.
@@ -94,7 +94,7 @@ def push_dataset(
     root: str | Path,
     repo_id: str,
     *,
-    licence: str | None = None,
+    license: str | None = None,
     private: bool | None = None,
     commit_message: str = "Upload dataset",
     token: str | None = None,
@@ -103,8 +103,8 @@ def push_dataset(
 
     Args:
         root: Folder with `meta/info.json`.
-        repo_id: "organisation/name".
-        licence: Licence to write into the dataset's card, for example "cc-by-4.0"; None leaves the card as it is.
+        repo_id: "organization/name".
+        license: License to write into the dataset's card, for example "cc-by-4.0"; None leaves the card as it is.
         private: Visibility of a new repository; None: the account's default.
         commit_message: Title of the commit.
         token: Access token; None: the one that `hf auth login` stored.
@@ -114,7 +114,7 @@ def push_dataset(
     """
     root = Path(root)
     version = _dataset_version(root)
-    _write_dataset_card(root, licence)
+    _write_dataset_card(root, license)
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True).repo_id
     commit = api.upload_folder(
@@ -204,7 +204,7 @@ def _dataset_version(root: Path) -> str:
     return str(version)
 
 
-def _write_dataset_card(root: Path, licence: str | None) -> None:
+def _write_dataset_card(root: Path, license: str | None) -> None:
     from huggingface_hub import DatasetCard, DatasetCardData
 
     path = root / "README.md"
@@ -217,13 +217,13 @@ def _write_dataset_card(root: Path, licence: str | None) -> None:
             configs=[{"config_name": "default", "data_files": "data/*/*.parquet"}],
         )
         card = DatasetCard(f"---\n{data.to_yaml()}\n---\n\n# {root.resolve().name}\n")
-    if licence is None:
+    if license is None:
         if not card.data.to_dict().get("license"):
-            logger.warning("%s: its card names no licence, so that nobody may use it; pass licence=", root)
+            logger.warning("%s: its card names no license, so that nobody may use it; pass license=", root)
         if path.is_file():
             return
     else:
-        card.data.license = licence
+        card.data.license = license
     card.save(path)
 
 
@@ -234,9 +234,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Upload a checkpoint, an adapter or a dataset to the Hub.",
     )
     parser.add_argument("folder", help="checkpoint, adapter or dataset")
-    parser.add_argument("repo_id", help="organisation/name")
+    parser.add_argument("repo_id", help="organization/name")
     parser.add_argument("--dataset", action="store_true", help="the folder is a LeRobot dataset")
-    parser.add_argument("--license", dest="licence", help="licence for the card of a dataset, such as cc-by-4.0")
+    parser.add_argument("--license", dest="license", help="license for the card of a dataset, such as cc-by-4.0")
     parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
     parser.add_argument("--revision", help="branch of a checkpoint (default: main)")
     parser.add_argument("--create-pr", action="store_true", help="open a pull request for a checkpoint")
@@ -247,7 +247,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         options["commit_message"] = arguments.message
     try:
         if arguments.dataset:
-            commit = push_dataset(arguments.folder, arguments.repo_id, licence=arguments.licence, **options)
+            commit = push_dataset(arguments.folder, arguments.repo_id, license=arguments.license, **options)
         else:
             more = {"revision": arguments.revision, "create_pr": arguments.create_pr}
             commit = push_checkpoint(arguments.folder, arguments.repo_id, **more, **options)

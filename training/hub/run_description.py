@@ -46,22 +46,22 @@ def describe_multimodal_dataset(spec: dict[str, Any], dataset: Any) -> dict[str,
 
 
 def hub_id(path: str | Path) -> str | None:
-    """`organisation/name` if that is what `path` means, None for a local file or folder."""
+    """`organization/name` if that is what `path` means, None for a local file or folder."""
     text = str(path)
     return text if not Path(text).exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", text) else None
 
 
-def dataset_licence(folder: str | Path | None, repo_id: str | None = None, revision: str | None = None) -> str:
-    """Licence that a dataset's card names, "unknown" where it names none or cannot be read."""
+def dataset_license(folder: str | Path | None, repo_id: str | None = None, revision: str | None = None) -> str:
+    """License that a dataset's card names, "unknown" where it names none or cannot be read."""
     try:
         card = _card(folder, repo_id, revision)
     except Exception as error:  # a card is a courtesy: no network and no broken YAML may stop a training run
         logger.info("%s: no dataset card could be read (%s)", repo_id or folder, error)
         return UNKNOWN
     data = card.data.to_dict() if card is not None else {}
-    licence = data.get("license") or UNKNOWN
-    licence = ", ".join(map(str, licence)) if isinstance(licence, list) else str(licence)
-    return str(data.get("license_name") or licence) if licence == "other" else licence
+    license = data.get("license") or UNKNOWN
+    license = ", ".join(map(str, license)) if isinstance(license, list) else str(license)
+    return str(data.get("license_name") or license) if license == "other" else license
 
 
 def _card(folder: str | Path | None, repo_id: str | None, revision: str | None) -> RepoCard | None:
@@ -80,5 +80,5 @@ def _source(spec: dict[str, Any], folder: str | Path) -> dict[str, Any]:
     return {
         "name": repo_id or Path(spec["path"]).name,
         "id": repo_id,
-        "licence": dataset_licence(local, repo_id, spec.get("revision")),
+        "license": dataset_license(local, repo_id, spec.get("revision")),
     }

@@ -46,7 +46,7 @@ def load_robot_data(data_args: DataArguments, model: Any, processor: Any) -> lis
         mode = spec.get("normalization")
         modes.setdefault(name, {"state": mode, "action": mode} if isinstance(mode, str) else mode)
         if deltas.setdefault(name, references) != references:
-            problems.append(f"{spec['path']}: delta_actions differs from that of other data sets of {name!r}; use one")
+            problems.append(f"{spec['path']}: delta_actions differs from that of other datasets of {name!r}; use one")
     if problems:
         raise ValueError("robot_datasets: not all of them can be opened:\n" + "\n".join(problems))
     if data_args.validate_data:
@@ -80,7 +80,7 @@ def load_robot_data(data_args: DataArguments, model: Any, processor: Any) -> lis
 
 
 def _delta_references(spec: dict[str, Any], dataset: Any, known: dict[str, Any]) -> list[int] | None:
-    """What the data set's actions are relative to; where its entry does not say, as the checkpoint was trained."""
+    """What the dataset's actions are relative to; where its entry does not say, as the checkpoint was trained."""
     if "delta_actions" not in spec:
         return known.get("delta_actions")
     from syvla.processing.robot_data.delta_actions import ABSOLUTE, delta_references

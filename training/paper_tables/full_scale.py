@@ -25,7 +25,7 @@ class FullScale(Scale):
         model_path: Pretrained SyVLA, after the first stage of training.
         regression_model_path: One with `action_head="l1_regression"`, for that baseline.
         multimodal_datasets: The data mixed in.
-        libero_datasets: LIBERO's demonstrations as LeRobot data sets (paths, Hub ids or JSON objects), for Table 8.
+        libero_datasets: LIBERO's demonstrations as LeRobot datasets (paths, Hub ids or JSON objects), for Table 8.
         data_root: Folder of the VLM benchmarks; None: the Hub.
         accelerate_config: File of `accelerate launch`.
     """
@@ -64,7 +64,7 @@ class FullScale(Scale):
         if not self.multimodal_datasets and any("multimodal_share" not in ARMS[arm].options for arm in arms):
             missing.append("--multimodal-datasets: chats to mix in (the paper: COCO, VQA-v2, PixMo, Cambrian)")
         if measures == "libero" and not self.libero_datasets:
-            missing.append("--libero-datasets: LIBERO's demonstrations as LeRobot data sets")
+            missing.append("--libero-datasets: LIBERO's demonstrations as LeRobot datasets")
         return missing
 
     def prepare(self, arms: Sequence[str], measures: str) -> list[Job]:

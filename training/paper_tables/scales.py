@@ -37,13 +37,13 @@ class Scale:
 
     Attributes:
         output: Folder of everything.
-        train_steps: Optimiser steps of each run; None: the recipe's.
+        train_steps: Optimizer steps of each run; None: the recipe's.
         episodes: Evaluation episodes per task; None: the scale's own.
         demonstrations: Recorded per task; None: the scale's own.
         rl_updates, rl_rollouts: Updates of an RL run and rollouts of each; None: the scale's own.
-        rl_steps: Optimiser steps of an update; None: the recipe's.
+        rl_steps: Optimizer steps of an update; None: the recipe's.
         rollout_steps: Control steps after which a rollout has failed; None: the environment's.
-        value_steps: Optimiser steps of the value model's warm-up; None: the recipe's.
+        value_steps: Optimizer steps of the value model's warm-up; None: the recipe's.
     """
 
     output: Path

@@ -21,7 +21,7 @@ class TinyScale(Scale):
     """1.2 million parameters, a simulator, synthetic benchmarks; everything is made here.
 
     Attributes:
-        base_steps: Optimiser steps of the common base; None: the recipe's.
+        base_steps: Optimizer steps of the common base; None: the recipe's.
         chats: Chats of the multi-modal data.
         rows: Rows of each synthetic benchmark; a multiple of four keeps HallusionBench's sets whole.
     """

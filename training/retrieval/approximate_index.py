@@ -1,4 +1,4 @@
-"""An approximate index over the stored vectors, for data sets too large to search exactly; it reports its recall."""
+"""An approximate index over the stored vectors, for datasets too large to search exactly; it reports its recall."""
 
 from __future__ import annotations
 

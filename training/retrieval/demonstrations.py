@@ -1,4 +1,4 @@
-"""The imitation-learning data set in reinforcement learning: opened for a checkpoint, with the outcome of every episode."""
+"""The imitation-learning dataset in reinforcement learning: opened for a checkpoint, with the outcome of every episode."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Ours: a subset of the episodes that a checkpoint was trained on stays well below
 def open_expert_datasets(
     specs: Sequence[dict[str, Any]], processor: Any, *, tolerance: float | None = STATISTICS_TOLERANCE
 ) -> list[RobotDataset]:
-    """Open the data sets that a checkpoint was trained on by imitation.
+    """Open the datasets that a checkpoint was trained on by imitation.
 
     Args:
         specs: Entries of `robot_datasets`, see `syvla.training.run.arguments.ROBOT_KEYS`; `embodiment` may be left out when the
@@ -33,11 +33,11 @@ def open_expert_datasets(
         tolerance: See `STATISTICS_TOLERANCE`; None: statistics are not compared.
 
     Raises:
-        ValueError: With the problems of all data sets: not to be opened, an unknown robot, other dimensions, statistics
+        ValueError: With the problems of all datasets: not to be opened, an unknown robot, other dimensions, statistics
             that differ from the checkpoint's.
     """
     if not specs:
-        raise ValueError("robot_datasets: none given; pass the data set that the policy was fine-tuned on")
+        raise ValueError("robot_datasets: none given; pass the dataset that the policy was fine-tuned on")
     datasets, problems = [], []
     for spec in specs:
         left_out = ("path", "weight", "normalization", "units", "delta_actions")  # the checkpoint has its own
@@ -68,7 +68,7 @@ def open_expert_datasets(
 
 
 def fit_problems(dataset: RobotDataset, processor: Any, tolerance: float | None = STATISTICS_TOLERANCE) -> list[str]:
-    """Why a data set cannot stand for what the checkpoint learned from; empty if it can."""
+    """Why a dataset cannot stand for what the checkpoint learned from; empty if it can."""
     entry = processor.embodiments[dataset.embodiment]
     problems = []
     unknown = sorted(set(dataset.cameras) - set(processor.views))
@@ -83,7 +83,7 @@ def fit_problems(dataset: RobotDataset, processor: Any, tolerance: float | None 
         elif tolerance is not None and (difference := _difference(values, entry, kind)) > tolerance:
             problems.append(
                 f"{kind}: statistics differ from the checkpoint's (by {difference:.2g}, at most {tolerance} is accepted); use "
-                "the data set that it was fine-tuned on, or fine-tune it on this one with recompute_statistics"
+                "the dataset that it was fine-tuned on, or fine-tune it on this one with recompute_statistics"
             )
     return problems
 
@@ -106,13 +106,13 @@ def episode_rewards(dataset: RobotDataset, outcome_key: str | None = "auto") -> 
     """Reward at the end of each selected episode: 1 for success, 0 for failure. float64 (episodes,)
 
     Args:
-        dataset: The data set.
+        dataset: The dataset.
         outcome_key: Feature whose value at an episode's last frame says whether it succeeded: a truth value, or a number
             of at least 0.5, such as LeRobot's `next.success` or `next.reward`. "auto": the first of `OUTCOME_KEYS` that
-            the data set has; without one all episodes count as successes. None: all succeeded.
+            the dataset has; without one all episodes count as successes. None: all succeeded.
 
     Raises:
-        ValueError: If the data set has no such feature, or no episode succeeded.
+        ValueError: If the dataset has no such feature, or no episode succeeded.
     """
     if outcome_key == "auto":
         outcome_key = next((key for key in OUTCOME_KEYS if key in dataset.features), None)

@@ -1,4 +1,4 @@
-"""Feature vectors of a whole data set on disk, in numpy's open format, with what they were made from.
+"""Feature vectors of a whole dataset on disk, in numpy's open format, with what they were made from.
 
 A folder holds `manifest.json`, `vectors.npy` (rows, views * dim) float32, `view_mask.npy` (rows, views) bool,
 `task_index.npy` (rows,) int32 and, until it is complete, `progress.json`. A row's vector is the concatenation over the
@@ -30,7 +30,7 @@ class Manifest:
 
     Attributes:
         dataset, encoder: Fingerprints.
-        rows: Frames of all data sets, in their order.
+        rows: Frames of all datasets, in their order.
         views: Names, in the order of the blocks of a vector.
         view_weights: Weight of each view; their square roots are in the vectors.
         dim: Features per view.
@@ -130,9 +130,9 @@ class EmbeddingStore:
             path.unlink(missing_ok=True)
 
     def require(self, dataset: str, encoder: str) -> None:
-        """Raises ValueError unless the vectors were made from this data set by this encoder."""
+        """Raises ValueError unless the vectors were made from this dataset by this encoder."""
         for name, wanted, found in (
-            ("data set", dataset, self.manifest.dataset),
+            ("dataset", dataset, self.manifest.dataset),
             ("encoder", encoder, self.manifest.encoder),
         ):
             if wanted != found:
@@ -211,9 +211,9 @@ def checked_weights(weights: Mapping[str, float], views: Sequence[str]) -> list[
 
 
 def dataset_fingerprint(datasets: Sequence[Any]) -> str:
-    """Digest of the frames of data sets: what is selected, every state and action, names and sizes of the image files.
+    """Digest of the frames of datasets: what is selected, every state and action, names and sizes of the image files.
 
-    It does not depend on where a data set lies.
+    It does not depend on where a dataset lies.
     """
     digest = hashlib.sha256()
     for dataset in datasets:

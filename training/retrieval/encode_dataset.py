@@ -1,4 +1,4 @@
-"""Encode the images of the imitation data set once, for the retrieval of similar samples (paper, appendix A).
+"""Encode the images of the imitation dataset once, for the retrieval of similar samples (paper, appendix A).
 
     syvla-encode --policy_path outputs/my_task --robot_datasets path/to/dataset --encoder clip:openai/clip-vit-base-patch16 \
         --output outputs/my_task_vectors --workers 4
@@ -64,7 +64,7 @@ def encode_datasets(
         progress: Whether to show a progress bar.
 
     Raises:
-        ValueError: If `folder` holds vectors of another data set, encoder or weights.
+        ValueError: If `folder` holds vectors of another dataset, encoder or weights.
     """
     from tqdm.auto import tqdm
 
@@ -94,7 +94,7 @@ def plan(
     view_weights: Mapping[str, float],
     shard_rows: int = SHARD_ROWS,
 ) -> tuple[Manifest, np.ndarray]:
-    """Manifest of the vectors of data sets, and the instruction's number of each row."""
+    """Manifest of the vectors of datasets, and the instruction's number of each row."""
     tasks = list(dict.fromkeys(task for dataset in datasets for task in dataset.tasks))
     numbers = [
         np.array([tasks.index(task) for task in dataset.tasks])[dataset.task_indices]
@@ -212,7 +212,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line of `syvla-encode`."""
     parser = argparse.ArgumentParser(
         prog="syvla-encode",
-        description="Encode the images of a data set for the retrieval of similar samples.",
+        description="Encode the images of a dataset for the retrieval of similar samples.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--policy_path", required=True, help="checkpoint of the policy: its robots and views")

@@ -1,9 +1,9 @@
-"""Similar samples of the imitation data set for the observations of a rollout (paper, section 3.3 and appendix A).
+"""Similar samples of the imitation dataset for the observations of a rollout (paper, section 3.3 and appendix A).
 
     sim(x, y) = sum over views of weight * cosine(E(x), E(y))
 
 is one inner product of concatenated, weighted vectors, so the search is a single exact maximum-inner-product search, here
-with FAISS over blocks of the memory-mapped file: no copy of the data set's vectors is held.
+with FAISS over blocks of the memory-mapped file: no copy of the dataset's vectors is held.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Neighbours:
     """Best rows of each query, best first.
 
     Attributes:
-        rows: int64 (queries, k), numbers of frames in the data sets' order; -1 where fewer than k exist.
+        rows: int64 (queries, k), numbers of frames in the datasets' order; -1 where fewer than k exist.
         similarities: float32 (queries, k); -inf where the row is -1.
     """
 
@@ -48,12 +48,12 @@ class SimilarSampleIndex:
     Args:
         folder: Folder of the store.
         encoder: Encoder of the queries; the one that made the store.
-        datasets: Data sets that the rows belong to; None: not compared.
+        datasets: Datasets that the rows belong to; None: not compared.
         view_weights: Weight of each view; None: those of the store. Others need no new vectors.
         allowed: bool (rows,), False for rows that are never found; None: all may be.
 
     Raises:
-        ValueError: If the store is unfinished, or was made from another data set or by another encoder.
+        ValueError: If the store is unfinished, or was made from another dataset or by another encoder.
         ImportError: If FAISS is not installed.
     """
 

@@ -73,7 +73,7 @@ class SyVLAPPOConfig(TrainingArguments):
     )
 
     # rollouts
-    rollouts_per_update: int = field(default=20, metadata={"help": "Labelled rollouts that an update takes."})
+    rollouts_per_update: int = field(default=20, metadata={"help": "Labeled rollouts that an update takes."})
     max_rl_updates: int = field(default=10, metadata={"help": "Updates of the run (the paper's RL episodes)."})
     max_staleness: int = field(
         default=0, metadata={"help": "Rollouts of policies that are older by more than this many versions are dropped."}
@@ -85,7 +85,7 @@ class SyVLAPPOConfig(TrainingArguments):
     bootstrap_timeouts: bool = field(
         default=True,
         metadata={
-            "help": "Value the last state of a rollout that a time limit cut off and that is labelled 0, instead of taking it "
+            "help": "Value the last state of a rollout that a time limit cut off and that is labeled 0, instead of taking it "
             "for a failure. A person's F on the page /rl means failure, whatever the limit."
         },
     )

@@ -93,7 +93,7 @@ def fpo_points(actions: torch.Tensor, seeds: Sequence[int], num_samples: int, co
     """Points of "fpo": times from the model's training distribution and noise, from each sample's own seed.
 
     Args:
-        actions: Normalised chunks, (B, T, D).
+        actions: Normalized chunks, (B, T, D).
         seeds: One per sample; the same seed gives the same points in any batch and on any device.
         num_samples: S.
         config: [`SyVLAConfig`] with the distribution of times.
@@ -125,7 +125,7 @@ def flow_sde_points(
     """Points of "flow_sde" for chunks without a chain: S steps of pseudo-chains that end in the chunk.
 
     Args:
-        actions: Normalised chunks, (B, T, D).
+        actions: Normalized chunks, (B, T, D).
         seeds: One per sample.
         num_samples: S, each at a random one of the sampler's steps.
         num_steps: K, steps of the sampler.

@@ -21,12 +21,12 @@ logger = logging.getLogger(__name__)
 
 
 def choose_rollouts(
-    labelled: Sequence[EpisodeFacts], state: RLState, count: int, max_staleness: int
+    labeled: Sequence[EpisodeFacts], state: RLState, count: int, max_staleness: int
 ) -> tuple[list[str], list[str]]:
     """Rollouts for the next update, and those that turned out to be too old.
 
     Args:
-        labelled: Sealed episodes with an outcome, oldest first.
+        labeled: Sealed episodes with an outcome, oldest first.
         state: Knows which ones have been used and which policies were published.
         count: How many an update takes.
         max_staleness: Largest number of versions that a rollout's policy may be behind.
@@ -40,7 +40,7 @@ def choose_rollouts(
     seen = {*state.consumed, *state.dropped}
     chosen: list[str] = []
     dropped: list[str] = []
-    for facts in labelled:
+    for facts in labeled:
         if facts.episode_id in seen:
             continue
         behind = staleness(state.versions, facts.policy_versions)
@@ -69,7 +69,7 @@ def wait_for_rollouts(store: RolloutStore, state: RLState, args: SyVLAPPOConfig,
         message: list[Any] = [None, None, False]
         if looks:
             try:
-                message[0] = choose_rollouts(store.labelled(), state, args.rollouts_per_update, args.max_staleness)
+                message[0] = choose_rollouts(store.labeled(), state, args.rollouts_per_update, args.max_staleness)
             except ValueError as error:  # all processes have to end
                 message[1] = str(error)
             message[2] = deadline is not None and time.monotonic() > deadline
@@ -85,7 +85,7 @@ def wait_for_rollouts(store: RolloutStore, state: RLState, args: SyVLAPPOConfig,
         if late:
             return None
         if not announced:
-            logger.info("waiting: %d of %d labelled rollouts", len(chosen), args.rollouts_per_update)
+            logger.info("waiting: %d of %d labeled rollouts", len(chosen), args.rollouts_per_update)
             announced = True
         time.sleep(args.poll_seconds)
 

@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 class RolloutStore(Protocol):
     """Where rollouts come from. Implementations may be asked by several processes at once."""
 
-    def labelled(self) -> list[EpisodeFacts]:
+    def labeled(self) -> list[EpisodeFacts]:
         """Sealed episodes with an outcome, oldest first."""
         ...
 
@@ -38,9 +38,9 @@ class LeRobotRolloutStore:
         self.root, self.cameras = Path(root), cameras
         self._verified: dict[str, str | None] = {}  # folder of a rollout -> what is wrong with it
 
-    def labelled(self) -> list[EpisodeFacts]:
+    def labeled(self) -> list[EpisodeFacts]:
         """See [`RolloutStore`]."""
-        return [facts for facts, _, _ in self._labelled()]
+        return [facts for facts, _, _ in self._labeled()]
 
     def load(self, episode_ids: Sequence[str]) -> list[Rollout]:
         """See [`RolloutStore`].
@@ -50,10 +50,10 @@ class LeRobotRolloutStore:
         """
         from syvla.serving.recording.reader import read_rollouts
 
-        places = {facts.episode_id: (root, index) for facts, root, index in self._labelled()}
+        places = {facts.episode_id: (root, index) for facts, root, index in self._labeled()}
         missing = [name for name in episode_ids if name not in places]
         if missing:
-            raise ValueError(f"{self.root}: has no labelled episodes {missing[:5]}; was the recording moved or cut?")
+            raise ValueError(f"{self.root}: has no labeled episodes {missing[:5]}; was the recording moved or cut?")
         loaded: dict[str, Rollout] = {}
         for root in dict.fromkeys(places[name][0] for name in episode_ids):
             numbers = [places[name][1] for name in episode_ids if places[name][0] == root]
@@ -80,8 +80,8 @@ class LeRobotRolloutStore:
                 found.append(seal.parent)
         return found
 
-    def _labelled(self) -> list[tuple[EpisodeFacts, Path, int]]:
-        """Facts, recording and number of every labelled episode, oldest first."""
+    def _labeled(self) -> list[tuple[EpisodeFacts, Path, int]]:
+        """Facts, recording and number of every labeled episode, oldest first."""
         from syvla.processing.robot_data.lerobot_format import read_info
 
         found = []

@@ -1,7 +1,7 @@
 """SyVLAPPOTrainer: Similar-Sample Guided RL on `transformers.Trainer` (paper, section 3.3 and appendix A).
 
 TRL has dropped its PPO trainer; this one keeps TRL's names and conventions and stands on its own. An update takes sealed,
-labelled rollouts of the present policy, joins them with expert samples, takes clipped steps and, if the guard agrees,
+labeled rollouts of the present policy, joins them with expert samples, takes clipped steps and, if the guard agrees,
 publishes the next policy. `Trainer.train()` is used as it is: the updates are its data loader.
 """
 

@@ -34,7 +34,7 @@ _TARGETS = {
     "expert": r"expert\.layers\.\d+\.(self_attn|cross_attn|mlp)",
 }
 # Fields of the config that a run may change and that alter no weight's shape.
-_BEHAVIOUR = (
+_BEHAVIOR = (
     "num_inference_steps",
     "time_beta_alpha",
     "time_beta_beta",
@@ -214,7 +214,7 @@ def _extend_as_saved(model: Any, config_path: Path) -> None:
             )
     resize_chunk(model, saved.chunk_size)
     resize_queries(model, saved.num_query_tokens)
-    for key in _BEHAVIOUR:
+    for key in _BEHAVIOR:
         setattr(model.config, key, getattr(saved, key))
 
 

@@ -1,4 +1,4 @@
-"""Arguments of the training scripts: model, data and optimisation, with the fine-tuning column of Table 7 as defaults."""
+"""Arguments of the training scripts: model, data and optimization, with the fine-tuning column of Table 7 as defaults."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ class DataArguments:
     )
     recompute_statistics: bool = field(
         default=False,
-        metadata={"help": "Replace the normalisation statistics that the checkpoint has for an embodiment."},
+        metadata={"help": "Replace the normalization statistics that the checkpoint has for an embodiment."},
     )
     cache_images: bool = field(default=False, metadata={"help": "Keep decoded frames in memory (small datasets)."})
     validate_data: bool = field(default=True, metadata={"help": "Check all data against the model before training."})
@@ -206,7 +206,7 @@ class SyVLATrainingArguments(TrainingArguments):
     per_device_train_batch_size: int = field(
         default=4, metadata={"help": "Batch per process; Table 7's 32 is 4 on each of 8 GPUs."}
     )
-    max_steps: int = field(default=-1, metadata={"help": "Optimisation steps; -1: num_train_epochs decides."})
+    max_steps: int = field(default=-1, metadata={"help": "Optimization steps; -1: num_train_epochs decides."})
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Must stay off: samples are dicts of raw data."}
     )
@@ -260,7 +260,7 @@ class SyVLATrainingArguments(TrainingArguments):
         if self.vlm_eval_steps < 0:
             raise ValueError(f"vlm_eval_steps: expected 0 (off) or more, got {self.vlm_eval_steps}")
         if self.lr_scheduler_type == "cosine_with_min_lr" and not getattr(self, "lr_scheduler_kwargs", None):
-            # A share rather than `min_lr`, for which the schedule asks the optimiser, and DeepSpeed's does not answer.
+            # A share rather than `min_lr`, for which the schedule asks the optimizer, and DeepSpeed's does not answer.
             self.lr_scheduler_kwargs: Any = {"min_lr_rate": self.final_learning_rate / (self.learning_rate or 1.0)}
         super().__post_init__()
 

@@ -19,7 +19,7 @@ FREEZE_PRESETS = ("none", "vlm", "vision", "vlm_and_vision", "all_but_embodiment
 
 
 def freeze(model: Any, preset: str = "none", embodiments: Collection[str] | None = None) -> None:
-    """Set `requires_grad` of all weights; a frozen weight gets no gradient and no optimiser state.
+    """Set `requires_grad` of all weights; a frozen weight gets no gradient and no optimizer state.
 
     Args:
         model: A [`SyVLAModel`].

@@ -13,7 +13,7 @@ Tasks, with gym-aloha's reward of 0 to 4, of which 4 is success and ends the epi
 - `insertion`: the arms pick up peg (right) and socket (left) (2), bring them together (3) and insert the peg until it
   touches the pin inside the socket (4).
 
-Episodes are cut at 400 steps, as in ALOHA's own simulated data sets (gym-aloha registers 300), or where wild actions make
+Episodes are cut at 400 steps, as in ALOHA's own simulated datasets (gym-aloha registers 300), or where wild actions make
 the simulation unstable, which counts as a failure.
 """
 

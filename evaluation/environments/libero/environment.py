@@ -1,4 +1,4 @@
-"""LIBERO (Liu et al. 2023, MIT licence): the suites spatial, object, goal and 10, ten tasks each, with a Panda arm.
+"""LIBERO (Liu et al. 2023, MIT license): the suites spatial, object, goal and 10, ten tasks each, with a Panda arm.
 
 The conventions are those of the published results (OpenVLA's `run_libero_eval.py`, openpi, LeRobot); each has cost
 somebody points:
@@ -10,7 +10,7 @@ somebody points:
 - The first `SETTLING_STEPS` steps, in which things fall into place, apply the no-op action (all zero, gripper open) and
   count neither as steps nor as observations.
 - Pictures: `agentview` and `robot0_eye_in_hand` as OpenGL stores them (bottom row first), turned by 180 degrees. Against
-  the world that is a mirror image, left and right exchanged; data sets and checkpoints of LIBERO are all like that.
+  the world that is a mirror image, left and right exchanged; datasets and checkpoints of LIBERO are all like that.
 - Action (7-D, each -1 to 1, at 20 Hz): the OSC_POSE controller's move of the end effector (1 is 5 cm per step) and turn
   as rotation vector (1 is 0.5 rad), both in the world frame, then the gripper: -1 opens, +1 closes.
 - State (8-D): end effector position [m], its orientation as axis times angle [rad], the two finger positions [m]. The

@@ -1,4 +1,4 @@
-"""MetaWorld (Yu et al. 2019, MIT licence): 50 tasks of a Sawyer arm, with the scripted experts that come with it.
+"""MetaWorld (Yu et al. 2019, MIT license): 50 tasks of a Sawyer arm, with the scripted experts that come with it.
 
 Observation: pictures of MetaWorld's cameras `corner2`, `gripperPOV` and `topview`, called "center", "left_wrist" and
 "right_wrist" (the arm has one hand; the view from above takes the free place), and the 4-dimensional state: hand x, y, z

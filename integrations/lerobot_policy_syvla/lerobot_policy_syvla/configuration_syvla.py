@@ -35,10 +35,10 @@ class LeRobotSyVLAConfig(PreTrainedConfig):
             the checkpoint's only robot, or "robot" where it has none.
         cameras: View to camera feature, `{"center": "observation.images.head"}`. None infers it from the names.
         statistics: Normalise with the statistics of the "checkpoint" or of the "dataset"; "auto": the checkpoint's if it
-            knows the embodiment, else the data set's. Both travel with the saved checkpoint.
-        normalization: How the data set's statistics are used: "mean_std" (the paper), "quantile",
+            knows the embodiment, else the dataset's. Both travel with the saved checkpoint.
+        normalization: How the dataset's statistics are used: "mean_std" (the paper), "quantile",
             "min_max" or "identity".
-        thought_source: Thoughts to train: "auto" takes the sub-tasks of `language_persistent` where the data set has them,
+        thought_source: Thoughts to train: "auto" takes the sub-tasks of `language_persistent` where the dataset has them,
             another text is the name of a text column, None trains actions alone.
         chunk_size: Actions predicted at once; always the checkpoint's, None reads it there.
         n_action_steps: How many of them are executed before the next prediction; None: all.
@@ -48,7 +48,7 @@ class LeRobotSyVLAConfig(PreTrainedConfig):
         dtype: "bfloat16" runs training and inference under autocast; weights are held in float32 either way.
         gradient_checkpointing: Save memory in training, at the cost of a second forward pass.
         syvla_config: The model's own config; filled in, so that a saved policy does not need `syvla_checkpoint`.
-        action_feature_names: Names of the action's dimensions; filled in from the data set.
+        action_feature_names: Names of the action's dimensions; filled in from the dataset.
         normalization_mapping: LeRobot's own normalisation: none, since SyVLA's processor does it.
         optimizer_lr ... scheduler_decay_lr: The paper's fine-tuning (table 7), as in `training/recipes/finetune.yaml`.
     """

@@ -242,7 +242,7 @@ def _images(key: str, value: Any) -> np.ndarray:
 def _dataset_statistics(
     config: LeRobotSyVLAConfig, dataset_stats: dict[str, dict[str, Any]] | None
 ) -> dict[str, dict[str, list[float]]]:
-    """Statistics of "state" and "action": exact ones where the data set is at hand, else LeRobot's."""
+    """Statistics of "state" and "action": exact ones where the dataset is at hand, else LeRobot's."""
     meta = getattr(config, "_runtime_dataset_meta", None)  # set by LeRobot's make_policy
     exact = None if meta is None else TrainingData(meta.root, None).statistics()
     if exact is not None:
@@ -251,7 +251,7 @@ def _dataset_statistics(
     if missing := [key for key in (OBS_STATE, ACTION) if key not in stats]:
         raise ValueError(
             f"dataset_stats: {missing} missing; the checkpoint has no statistics for embodiment {config.embodiment!r}, so "
-            "they must come from a data set"
+            "they must come from a dataset"
         )
     return {
         kind: {name: np.asarray(value, dtype=np.float64).ravel().tolist() for name, value in stats[key].items()}

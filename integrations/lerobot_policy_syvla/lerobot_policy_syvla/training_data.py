@@ -1,7 +1,7 @@
 """What LeRobot does not pass on about the training data: thoughts, and exact statistics.
 
-LeRobot 0.6 drops a data set's language columns when it collates frames, and its quantiles are averages of the episodes'
-quantiles. Both are read from the data set's files instead, with SyVLA's reader.
+LeRobot 0.6 drops a dataset's language columns when it collates frames, and its quantiles are averages of the episodes'
+quantiles. Both are read from the dataset's files instead, with SyVLA's reader.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ logger = logging.getLogger(__name__)
 
 
 class TrainingData:
-    """Numbers and thoughts of a LeRobot data set, of the episodes whose files are on this disk.
+    """Numbers and thoughts of a LeRobot dataset, of the episodes whose files are on this disk.
 
     Args:
-        root: Folder of the data set.
-        thought_source: "auto" for the sub-tasks of `language_persistent` where the data set has them, a text column, or
+        root: Folder of the dataset.
+        thought_source: "auto" for the sub-tasks of `language_persistent` where the dataset has them, a text column, or
             None for no thoughts.
 
     Raises:
@@ -85,19 +85,19 @@ def _thought_column(features: dict[str, Any], source: str | None, root: str | Pa
     raise ValueError(f"thought_source: {source!r} is no text column of {root}; choose from {texts}")
 
 
-# The data set being trained on in this process. LeRobot gives it to the policy, but makes the preprocessor of a continued
+# The dataset being trained on in this process. LeRobot gives it to the policy, but makes the preprocessor of a continued
 # checkpoint from files alone, so there is no other way from one to the other.
 _current: TrainingData | None = None
 
 
 def train_on(data: TrainingData | None) -> None:
-    """Makes a data set the one whose thoughts `training_thoughts` looks up."""
+    """Makes a dataset the one whose thoughts `training_thoughts` looks up."""
     global _current
     _current = data
 
 
 def training_thoughts(index: Tensor | None) -> list[str | None] | None:
-    """Thoughts of training frames; None when no data set with thoughts is being trained on."""
+    """Thoughts of training frames; None when no dataset with thoughts is being trained on."""
     if _current is None or index is None or not _current.has_thoughts:
         return None
     return _current.thoughts(index)

@@ -1,4 +1,4 @@
-"""A recorded data set, a SyVLA checkpoint and a saved LeRobot policy that the tests share."""
+"""A recorded dataset, a SyVLA checkpoint and a saved LeRobot policy that the tests share."""
 
 from __future__ import annotations
 

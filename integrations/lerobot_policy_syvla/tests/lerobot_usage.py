@@ -19,7 +19,7 @@ def policy_config(**fields: Any) -> Any:
 
 
 def make(root: Path, config: Any) -> tuple[Any, Any, Any, Any]:
-    """(policy, preprocessor, postprocessor, data set), made as lerobot-train makes them."""
+    """(policy, preprocessor, postprocessor, dataset), made as lerobot-train makes them."""
     from lerobot.datasets.lerobot_dataset import LeRobotDataset, LeRobotDatasetMetadata
     from lerobot.policies.factory import make_policy, make_pre_post_processors
 

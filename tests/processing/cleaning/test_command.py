@@ -1,4 +1,4 @@
-"""Cleaning: every filter finds its fault and nothing else, the reader applies the filter file, the data set stays."""
+"""Cleaning: every filter finds its fault and nothing else, the reader applies the filter file, the dataset stays."""
 
 import hashlib
 import json
@@ -275,7 +275,7 @@ def test_command_writes_report_filter_and_table(tmp_path, capsys):
         (["--camera", "center=observation.images.nose"], "choose from ['observation.images.head']"),
         (["--camera", "center"], "expected VIEW=KEY"),
         (["--chunk-size", "0"], "chunk_size: expected at least 1"),
-        (["--output", "{root}/cleaning"], "lies inside the data set"),
+        (["--output", "{root}/cleaning"], "lies inside the dataset"),
     ],
 )
 def test_bad_input_is_refused(tmp_path, capsys, arguments, message):

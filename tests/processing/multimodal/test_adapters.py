@@ -1,4 +1,4 @@
-"""The paper's five multi-modal data sets in their published schemas, written as small files and read back as chats."""
+"""The paper's five multi-modal datasets in their published schemas, written as small files and read back as chats."""
 
 import hashlib
 import io

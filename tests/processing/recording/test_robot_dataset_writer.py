@@ -34,12 +34,12 @@ def test_what_was_recorded_is_read_back(tmp_path, use_videos):
         np.testing.assert_array_equal(dataset[6]["images"]["center"], frame(1, 1)["observation.images.head"])
 
 
-# -- the golden data set ----------------------------------------------------------------------------------------------
+# -- the golden dataset ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def like_golden(tmp_path_factory) -> Path:
-    """The golden data set's frames, recorded by this writer."""
+    """The golden dataset's frames, recorded by this writer."""
     root = tmp_path_factory.mktemp("recorded") / "set"
     golden = RobotDataset(GOLDEN, embodiment="toy")
     table = pq.read_table(GOLDEN / "data/chunk-000/file-000.parquet")

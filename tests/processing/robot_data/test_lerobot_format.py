@@ -1,4 +1,4 @@
-"""Names of dimensions in the forms that data sets on the Hub have."""
+"""Names of dimensions in the forms that datasets on the Hub have."""
 
 import pytest
 

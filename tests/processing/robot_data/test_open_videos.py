@@ -1,4 +1,4 @@
-"""One budget of open videos per process, from its own limit; data sets beyond it work, and no good file is called damaged."""
+"""One budget of open videos per process, from its own limit; datasets beyond it work, and no good file is called damaged."""
 
 import os
 import pickle
@@ -155,7 +155,7 @@ except ValueError as error:
 
 
 def test_many_data_sets_are_read_under_a_low_limit(tmp_path):
-    """24 data sets with two cameras each are 48 videos; 64 files may be open."""
+    """24 datasets with two cameras each are 48 videos; 64 files may be open."""
     first = record(tmp_path / "0", (5,), use_videos=True, video_codec="h264")
     for number in range(1, 24):
         (tmp_path / str(number)).mkdir()

@@ -1,4 +1,4 @@
-"""The reader: every field of the golden data sets, chunks, workers, caches, Hub ids and clear errors."""
+"""The reader: every field of the golden datasets, chunks, workers, caches, Hub ids and clear errors."""
 
 import json
 import pickle
@@ -24,7 +24,7 @@ CAMERAS = {"center": "observation.images.head", "left_wrist": "observation.image
 
 @pytest.fixture
 def golden(tmp_path) -> Path:
-    """A copy of the golden v3.0 data set to damage."""
+    """A copy of the golden v3.0 dataset to damage."""
     return Path(shutil.copytree(V3, tmp_path / "golden"))
 
 
@@ -232,9 +232,9 @@ def test_other_versions_are_refused_with_the_fix(golden, version):
         ({"chunks_size": 0}, "chunks_size is 0"),
         ({"features": {}}, "features"),
         ({"features": {"x": {"dtype": "video", "shape": [2, 2, 3], "info": ["depth"]}}}, "expected an object or null"),
-        ({"data_path": "../../{chunk_index}/x.parquet"}, "stay inside the data set"),
-        ({"data_path": "/etc/{chunk_index:03d}"}, "stay inside the data set"),
-        ({"data_path": "C:/{chunk_index:03d}"}, "stay inside the data set"),
+        ({"data_path": "../../{chunk_index}/x.parquet"}, "stay inside the dataset"),
+        ({"data_path": "/etc/{chunk_index:03d}"}, "stay inside the dataset"),
+        ({"data_path": "C:/{chunk_index:03d}"}, "stay inside the dataset"),
         ({"data_path": "data/{chunk_index.__class__}"}, "not allowed"),
         ({"data_path": "data/{chunk_index:9999999999d}"}, "not allowed"),
         ({"video_path": "videos/{video_key!r}"}, "not allowed"),
@@ -329,7 +329,7 @@ def test_image_of_another_size_is_named_before_it_is_decoded(golden):
         ({"state_key": "qpos"}, r"state_key: 'qpos' is no vector feature.*observation\.state"),
         ({"action_key": "observation.images.head"}, "action_key"),
         ({"cameras": {"center": "observation.images.top"}}, r"no camera.*observation\.images\.head"),
-        ({"episodes": [0, 5]}, r"episodes: \[5\] do not exist; the data set has episodes 0 to 1"),
+        ({"episodes": [0, 5]}, r"episodes: \[5\] do not exist; the dataset has episodes 0 to 1"),
         ({"episodes": []}, "list is empty"),
         ({"episodes": [1, 1]}, "twice"),
         ({"thought_source": "subtask"}, "thought_source"),

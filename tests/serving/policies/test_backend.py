@@ -39,7 +39,7 @@ def dataset():
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory, dataset):
-    """A tiny SyVLA with random weights and the statistics of the golden data set, saved."""
+    """A tiny SyVLA with random weights and the statistics of the golden dataset, saved."""
     torch.manual_seed(0)
     config = SyVLAConfig.tiny(embodiments={"golden": {"state_dim": 2, "action_dim": 3}})
     processor = build_tiny_processor(config)
@@ -64,7 +64,7 @@ def server(policy):
 
 
 def request_of(dataset, index: int, **options) -> dict:
-    """What a robot sends that stands where the data set's frame was taken, under the data set's own names."""
+    """What a robot sends that stands where the dataset's frame was taken, under the dataset's own names."""
     item = dataset[index]
     images = {dataset.cameras[view]: image for view, image in item["images"].items()}
     return {**images, "observation.state": item["state"], "task": item["text"], "seed": SEED, **options}
@@ -72,7 +72,7 @@ def request_of(dataset, index: int, **options) -> dict:
 
 @pytest.mark.parametrize("index", [0, 5])
 def test_training_path_process_and_server_give_the_same_action(policy, server, checkpoint, dataset, index):
-    """One frame of a data set: as a training sample, through the policy of evaluation, and over both protocols."""
+    """One frame of a dataset: as a training sample, through the policy of evaluation, and over both protocols."""
     item = dataset[index]
     model, processor = policy.model, policy.processor
     sample = processor.collate([{**item, "thought": None}])  # with actions: the prompt of training, queries included

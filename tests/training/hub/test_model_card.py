@@ -11,7 +11,7 @@ from transformers import AutoModel, AutoProcessor
 from syvla.modeling_syvla import SyVLAConfig
 from syvla.training.hub.evaluation_results import results_table
 from syvla.training.hub.model_card import STATISTICS_FILE, add_results, main, write_model_card
-from syvla.training.hub.run_description import UNKNOWN, dataset_licence, hub_id
+from syvla.training.hub.run_description import UNKNOWN, dataset_license, hub_id
 
 SUMMARY = {
     "tasks": {"lift": {"successes": 28, "episodes": 40, "success_rate": 0.7, "interval": [0.5457, 0.8193]}},
@@ -29,7 +29,7 @@ RUN = {
         {
             "name": "someone/lift",
             "id": "someone/lift",
-            "licence": "cc-by-4.0",
+            "license": "cc-by-4.0",
             "kind": "robot",
             "samples": 36,
             "episodes": 3,
@@ -37,7 +37,7 @@ RUN = {
             "embodiment": "tabletop",
             "cameras": {"center": "observation.images.head"},
         },
-        {"name": "chats.jsonl", "id": None, "licence": UNKNOWN, "kind": "multi-modal", "samples": 8},
+        {"name": "chats.jsonl", "id": None, "license": UNKNOWN, "kind": "multi-modal", "samples": 8},
     ],
 }
 
@@ -77,7 +77,7 @@ def test_metadata_survives_the_hubs_own_parser(write, changes, evaluations):
     assert all(isinstance(value, (str, list)) for value in metadata.values())
 
 
-def test_weights_of_qwen_3b_carry_its_licence(write):
+def test_weights_of_qwen_3b_carry_its_license(write):
     data = metadata_load(write(config=SyVLAConfig(embodiments={})))
     assert (data["license"], data["license_name"]) == ("other", "qwen-research")
     assert data["license_link"].startswith("https://huggingface.co/Qwen/")
@@ -98,7 +98,7 @@ def test_card_states_data_robots_recipe_and_citation(write, tiny_processor):
     assert "2606.09009" in text
     assert "Ye, Nanyang" in text
     assert "Not evaluated: no success rate is claimed." in text
-    for heading in ("Use", "Intended use", "Robots", "Training", "Results", "Limits and safety", "Licence", "Citation"):
+    for heading in ("Use", "Intended use", "Robots", "Training", "Results", "Limits and safety", "License", "Citation"):
         assert f"\n## {heading}\n" in text
     assert not re.search(r"\{[{%]|[%}]\}\s", text), "nothing of the template is left"
 
@@ -186,10 +186,10 @@ def test_no_result_no_claim():
     assert results_table([]) == "Not evaluated: no success rate is claimed."
 
 
-def test_licence_comes_from_the_datasets_own_card(tmp_path):
+def test_license_comes_from_the_datasets_own_card(tmp_path):
     card = tmp_path / "README.md"
-    assert dataset_licence(tmp_path) == UNKNOWN
-    for text, licence in (
+    assert dataset_license(tmp_path) == UNKNOWN
+    for text, license in (
         ("license: cc-by-4.0", "cc-by-4.0"),
         ("license: [mit, apache-2.0]", "mit, apache-2.0"),
         ("license: other\nlicense_name: robot-terms", "robot-terms"),
@@ -197,7 +197,7 @@ def test_licence_comes_from_the_datasets_own_card(tmp_path):
         ("license: [", UNKNOWN),
     ):
         card.write_text(f"---\n{text}\n---\n")
-        assert dataset_licence(tmp_path) == licence
+        assert dataset_license(tmp_path) == license
 
 
 def test_only_names_on_the_hub_count_as_hub_ids(tmp_path, monkeypatch):

@@ -172,7 +172,7 @@ def test_the_trainer_pushes_our_card_with_every_save(run, hub, base_checkpoint, 
 
 
 def test_a_dataset_arrives_with_its_card_and_the_tag_of_its_format(run, hub, robot_dataset_path, tmp_path):
-    root = shutil.copytree(robot_dataset_path, tmp_path / "lift")  # its card gets the licence
+    root = shutil.copytree(robot_dataset_path, tmp_path / "lift")  # its card gets the license
     for _ in range(2):  # the tag moves with a second upload
         arguments = ("--dataset", root, "someone/lift", "--license", "cc-by-4.0")
         run("-m", "syvla.training.hub.push_to_hub", *arguments)

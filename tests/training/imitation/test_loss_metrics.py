@@ -1,4 +1,4 @@
-"""Losses per robot and data set equal those of their samples alone, wherever the samples fell."""
+"""Losses per robot and dataset equal those of their samples alone, wherever the samples fell."""
 
 import itertools
 from types import SimpleNamespace
@@ -11,7 +11,7 @@ from syvla.training.imitation.loss_metrics import LossMetrics, source_names
 
 @pytest.fixture
 def mixed(make_model, tiny_processor, make_item, make_chat):
-    """Model and items of two robots and three data sets: (item, data set)."""
+    """Model and items of two robots and three datasets: (item, dataset)."""
     items = [(make_item(1, thought="reach it"), 0), (make_item(2, "arm"), 1), (make_item(3, "arm"), 1)]
     items += [(make_chat(4), 2), (make_chat(5, answer="a much longer answer than that"), 2)]
     return make_model(), items

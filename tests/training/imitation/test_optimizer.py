@@ -1,4 +1,4 @@
-"""The optimiser of training: fused AdamW unless another is asked for."""
+"""The optimizer of training: fused AdamW unless another is asked for."""
 
 import pytest
 import torch

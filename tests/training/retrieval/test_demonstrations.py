@@ -1,4 +1,4 @@
-"""The imitation data set in reinforcement learning: fit to the checkpoint, outcomes, held-out episodes."""
+"""The imitation dataset in reinforcement learning: fit to the checkpoint, outcomes, held-out episodes."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def processor(robot_dataset_path):
     return processor
 
 
-def labelled(folder, outcomes, key="next.success", dtype="bool"):
+def labeled(folder, outcomes, key="next.success", dtype="bool"):
     """Episodes of three frames each, of which the last frame says the outcome."""
     features = {name: {"dtype": "float32", "shape": [2], "names": None} for name in ("observation.state", "action")}
     features["observation.images.head"] = {"dtype": "image", "shape": [8, 8, 3], "names": ["h", "w", "c"]}
@@ -87,7 +87,7 @@ def test_a_checkpoint_that_knows_no_robot_is_refused(spec):
 def test_an_empty_set_of_expert_samples_is_refused(tmp_path):
     """One success is held out, so that none is left to learn from; failures are no expert samples."""
     with pytest.raises(ValueError, match=r"robot_datasets: 1 successful episode\(s\) in all.* needs at least 2"):
-        ExpertSamples([labelled(tmp_path / "data", [True, False, False])])
+        ExpertSamples([labeled(tmp_path / "data", [True, False, False])])
 
 
 def test_nothing_given_is_an_error(processor):
@@ -97,7 +97,7 @@ def test_nothing_given_is_an_error(processor):
 
 @pytest.mark.parametrize(("key", "dtype"), [("next.success", "bool"), ("next.reward", "float32")])
 def test_labels_of_failure_are_honoured(tmp_path, key, dtype):
-    dataset = labelled(tmp_path / "data", [True, False, True], key, dtype)
+    dataset = labeled(tmp_path / "data", [True, False, True], key, dtype)
     found = "auto" if key == "next.success" else key
     assert episode_rewards(dataset, found).tolist() == [1, 0, 1]
     assert episode_rewards(dataset, None).tolist() == [1, 1, 1]
@@ -114,7 +114,7 @@ def test_without_labels_all_episodes_are_successes(robot_dataset_path):
 
 def test_a_label_by_which_nothing_succeeds_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"no episode of .* succeeded by 'next.success'"):
-        episode_rewards(labelled(tmp_path / "data", [False, False]))
+        episode_rewards(labeled(tmp_path / "data", [False, False]))
 
 
 @pytest.mark.parametrize(("count", "share", "expected"), [(10, 0.2, 2), (2, 0.01, 1), (3, 0.99, 2)])

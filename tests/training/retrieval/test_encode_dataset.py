@@ -1,4 +1,4 @@
-"""Encoding a data set: complete, equal however it was split, resumed after a kill."""
+"""Encoding a dataset: complete, equal however it was split, resumed after a kill."""
 
 import json
 import os
@@ -55,7 +55,7 @@ def test_rows_are_weighted_unit_vectors_of_each_view(dataset, encoder, tmp_path)
             weight = (0.83, 0.083)[column]
             expected = np.sqrt(weight) * feature / np.linalg.norm(feature)
             np.testing.assert_allclose(vectors[row, column], expected, atol=1e-5)
-    assert not vectors[:, 2].any(), "the data set has no right wrist camera"
+    assert not vectors[:, 2].any(), "the dataset has no right wrist camera"
     assert store.array("view_mask").tolist() == [[True, True, False]] * 36
     assert store.manifest.tasks == ["lift the red cube"]
 
@@ -108,7 +108,7 @@ def test_another_data_set_encoder_or_weighting_is_refused(dataset, encoder, robo
     folder = tmp_path / "store"
     encode(dataset, encoder, folder)
     part = RobotDataset(robot_dataset_path, embodiment="two_arms", cameras=CAMERAS, episodes=[0, 1])
-    with pytest.raises(ValueError, match=re.escape("was made from another data set (fingerprint ")):
+    with pytest.raises(ValueError, match=re.escape("was made from another dataset (fingerprint ")):
         encode(part, encoder, folder)
     torch_policy = SyVLAModel(SyVLAConfig.tiny(embodiments={"two_arms": {"state_dim": 14, "action_dim": 14}}))
     torch_policy.save_pretrained(policy)

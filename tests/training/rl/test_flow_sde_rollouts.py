@@ -163,7 +163,7 @@ def test_the_ratio_is_one_with_intention_decoupling_too(served, options, tmp_pat
 def test_a_chain_is_ignored_by_fpo(served, options):
     run, _ = served
     store = LeRobotRolloutStore(run / "rollouts")
-    decision = store.load([store.labelled()[0].episode_id])[0].decisions[0]
+    decision = store.load([store.labeled()[0].episode_id])[0].decisions[0]
     assert decision.chain is not None
     processor = AutoProcessor.from_pretrained(options["model_path"])
     batches = {}

@@ -1,4 +1,4 @@
-"""Which rollouts train: sealed, labelled, of this run's policies, not too old, and each one once."""
+"""Which rollouts train: sealed, labeled, of this run's policies, not too old, and each one once."""
 
 import hashlib
 import json
@@ -56,13 +56,13 @@ def info(name, *versions):
 
 
 def test_only_labelled_episodes_are_offered(store):
-    found = store.labelled()
+    found = store.labeled()
     assert [(i.episode_id, i.outcome, i.policy_versions) for i in found] == [
         ("episode 0", 1, ("a",)),
         ("episode 2", 0, ("b",)),
         ("episode 3", 1, ("a", "b")),
     ]
-    assert LeRobotRolloutStore(store.root / "none").labelled() == []
+    assert LeRobotRolloutStore(store.root / "none").labeled() == []
 
 
 def test_decisions_are_those_that_were_served(store):
@@ -86,7 +86,7 @@ def test_decisions_are_those_that_were_served(store):
 
 
 def test_an_episode_that_is_not_there_is_named(store):
-    with pytest.raises(ValueError, match=r"no labelled episodes \['episode 1'\]"):
+    with pytest.raises(ValueError, match=r"no labeled episodes \['episode 1'\]"):
         store.load(["episode 0", "episode 1"])
 
 
@@ -105,10 +105,10 @@ def test_staleness_counts_published_versions():
 
 def test_each_rollout_trains_once_and_stale_ones_never():
     state = RLState(versions=["a", "b"], consumed=["1"], dropped=["2"])
-    labelled = [info("1", "b"), info("2", "a"), info("3", "a"), info("4", "b"), info("5", "a", "b"), info("6", "b")]
-    assert choose_rollouts(labelled, state, 20, 0) == (["4", "6"], ["3", "5"])
-    assert choose_rollouts(labelled, state, 1, 0) == (["4"], ["3", "5"])
-    assert choose_rollouts(labelled, state, 20, 1) == (["3", "4", "5", "6"], [])
+    labeled = [info("1", "b"), info("2", "a"), info("3", "a"), info("4", "b"), info("5", "a", "b"), info("6", "b")]
+    assert choose_rollouts(labeled, state, 20, 0) == (["4", "6"], ["3", "5"])
+    assert choose_rollouts(labeled, state, 1, 0) == (["4"], ["3", "5"])
+    assert choose_rollouts(labeled, state, 20, 1) == (["3", "4", "5", "6"], [])
 
 
 def test_rollouts_of_a_policy_that_was_never_published_are_refused():
@@ -168,7 +168,7 @@ def test_rewards_other_than_zero_and_one_are_refused(store, reward):
     path = store.root / "meta" / "rollouts" / "episode-000002.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "outcome": reward}))
     with pytest.raises(ValueError, match=r"episode episode 2 has outcome .*, expected 0 or 1; label it anew"):
-        store.labelled()
+        store.labeled()
 
 
 def test_rollouts_of_another_policy_family_are_refused(store):

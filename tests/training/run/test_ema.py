@@ -102,7 +102,7 @@ def test_decay_out_of_range_is_refused(decay, finetune, tmp_path, capsys):
 
 @pytest.mark.parametrize("adapter", ["none", "lora"])
 def test_saved_weights_are_the_average_and_resume_is_bit_exact(finetune, tmp_path, adapter):
-    """Two micro-batches per step: the average follows optimiser steps, not micro-batches."""
+    """Two micro-batches per step: the average follows optimizer steps, not micro-batches."""
     options = {"ema_decay": 0.9, "gradient_accumulation_steps": 2, "save_strategy": "steps", "save_steps": 2}
     options |= {"max_steps": 4, "adapter": adapter}
     file = "model.safetensors" if adapter == "none" else "adapter_model.safetensors"

@@ -42,8 +42,8 @@ def test_frozen_weights_get_no_gradient_and_no_optimiser_state(tiny_model, tiny_
     trainer = SyVLATrainer(tiny_model, args, processing_class=tiny_processor, train_dataset=data)
     trainer.train()
     names = {id(p): name for name, p in tiny_model.named_parameters()}
-    optimised = {names[id(p)] for group in trainer.optimizer.param_groups for p in group["params"]}
-    assert optimised == {name for name in before if not is_frozen(name, preset)}
+    optimized = {names[id(p)] for group in trainer.optimizer.param_groups for p in group["params"]}
+    assert optimized == {name for name in before if not is_frozen(name, preset)}
     assert {id(p) for p in trainer.optimizer.state} <= {id(p) for p in tiny_model.parameters() if p.requires_grad}
     for name, parameter in tiny_model.named_parameters():
         if is_frozen(name, preset):

@@ -52,7 +52,7 @@ class Plan:
         """Demonstrations, policy, value model and vectors, in order."""
         scale = TinyScale(output=self.tables, **self.base)
         needed = ("lift", "synthetic", "random", "pretrained")  # the rest is for other tables
-        jobs = [job for job in scale.prepare(("all",), "ablation") if job.output.name in needed]
+        jobs = [job for job in scale.preparation_jobs(("all",), "ablation") if job.output.name in needed]
         value = {
             "policy_path": self.il,
             "output_dir": self.output / "value",

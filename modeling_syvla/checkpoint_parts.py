@@ -46,7 +46,7 @@ class Part:
         config: Its config, a copy.
         tensors: Its tensors by the names they have there.
         folder: Where it lies, None for a model in memory.
-        model: The model in memory, if it is one.
+        model: The model, if it is in memory; None if it is a folder or Hub id.
     """
 
     name: str

@@ -35,7 +35,7 @@ def sample_timesteps(
 
     With alpha = 1.5, beta = 1 it is pi0's distribution in this module's direction of time: noisy points come more often.
     """
-    # Inverse CDF where it is closed (beta = 1): it honors a generator and runs on any device.
+    # With beta = 1 the inverse CDF has a closed form. It accepts a generator and runs on every device, unlike Beta.sample.
     if beta == 1.0:
         uniform = torch.rand(batch_size, device=device, dtype=torch.float32, generator=generator)
         draw = uniform.pow(1.0 / alpha)

@@ -174,13 +174,24 @@ class MixtureBatchSampler(Sampler):
 
     def _sources(self, kind: int, begin: int, end: int) -> np.ndarray:
         """Dataset numbers of draws begin..end of a kind: a low-discrepancy sequence through the weights."""
-        golden = 0.6180339887498949
+        golden = 0.6180339887498949  # golden ratio - 1: multiples of it spread most evenly over [0, 1)
         start = _round_keys((self.seed, kind))[0] / 2**64
         points = (start + np.arange(begin, end) * golden) % 1.0
         return np.searchsorted(self.cumulative[kind], points, side="right") + (self.num_robot if kind else 0)
 
     def _indices(self, sources: np.ndarray, draws: np.ndarray) -> np.ndarray:
-        """Samples that the draws (n,) of datasets (n,) stand for; every pass over a dataset is shuffled anew."""
+        """Turns draws into indices of samples.
+
+        The d-th draw from a dataset of size n is entry d % n of a permutation that belongs to pass d // n. Every sample of
+        a dataset is therefore drawn once before any is drawn again.
+
+        Args:
+            sources: Number of the dataset of each draw, int64 (n,).
+            draws: How many samples were drawn from that dataset before, int64 (n,).
+
+        Returns:
+            int64 (n,).
+        """
         sizes = np.asarray(self.sizes, dtype=np.int64)[sources]
         passes, positions = np.divmod(draws, sizes)
         keys = np.empty((4, len(draws)), dtype=np.uint64)

@@ -51,13 +51,13 @@ def robot_messages(views: list[str], instruction: str) -> list[dict[str, Any]]:
 
 
 def checked_messages(messages: list[dict[str, Any]], tokenizer: Any) -> list[dict[str, Any]]:
-    """A chat for training: texts without control tokens, answers without outer whitespace.
+    """Checks the texts of a chat for control tokens and strips outer whitespace from its answers.
 
-    The tokenizer would join a line break at the start of an answer with the one that ends the role, and the answer's start
-    would be neither what `generate` sees nor found by `answer_labels`.
+    Stripping is needed because the tokenizer merges a line break at the start of an answer with the one that ends the role.
+    The answer would then begin with another token than `generate` produces, and `answer_labels` would not find it.
 
     Raises:
-        ValueError: If a text is none or holds control tokens; it names the message.
+        ValueError: If a text is no string or holds control tokens; the error names the message.
     """
     checked = []
     for i, message in enumerate(messages):

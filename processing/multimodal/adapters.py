@@ -97,7 +97,7 @@ def vqa_v2(row: Mapping[str, Any], context: AdapterContext) -> dict[str, Any]:
 def pixmo_points(row: Mapping[str, Any], context: AdapterContext) -> dict[str, Any]:
     """PixMo-Points: `{image_url, image_sha256, points: [{x, y}], count, label}`; images by SHA-256 or in `image`.
 
-    Only a row that counts none says that there is none.
+    A row without points is valid only if its count is 0.
     """
     label = str(row.get("label") or "").strip()
     if not label:

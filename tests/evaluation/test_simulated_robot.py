@@ -53,7 +53,7 @@ def test_a_rollout_holds_every_observation_and_its_label(server, run):
     record = run_episode(client, environment, ROLLOUT_SEED_OFFSET, RobotOptions(replan_steps=4))
     assert (record["success"], record["steps"], record["version"]) == (False, 6, 0)
     store = LeRobotRolloutStore(run / "rollouts")
-    (info,) = store.labelled()
+    (info,) = store.labeled()
     assert (info.outcome, info.timed_out) == (0, True)
     (rollout,) = store.load([record["episode_id"]])
     assert [decision.valid.sum() for decision in rollout.decisions] == [4, 2]
@@ -78,8 +78,8 @@ def test_the_command_makes_rollouts_and_may_leave_the_labels(server, run, tmp_pa
     assert main([*options, "--wait-s", "0.1"]) == 1, "the update has its rollouts"
     assert "no episode could begin within 0.1 s" in capsys.readouterr().err
     store = LeRobotRolloutStore(run / "rollouts")
-    assert len(store.labelled()) == 1, "unlabelled, the other one waits"
+    assert len(store.labeled()) == 1, "unlabelled, the other one waits"
     (waiting,) = client.status()["queue"]
     assert client.reward(1, waiting["episode_id"])["state"] == "sealed"
-    assert [info.outcome for info in store.labelled()] == [0, 1]
+    assert [info.outcome for info in store.labeled()] == [0, 1]
     assert main([*options, "--seed", "-1"]) == 1

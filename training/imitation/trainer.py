@@ -276,11 +276,11 @@ class SyVLATrainer(FiniteStepsMixin, AtomicCheckpointMixin, Trainer):
     # ------------------------------------------------------------------ average of the weights
 
     def averaged_weights(self) -> AbstractContextManager[None]:
-        """Within it the model holds the average of the weights, where there is one."""
+        """Puts the average of the weights into the model until the `with` block ends; does nothing without `ema_decay`."""
         return nullcontext() if self.average is None else self.average.applied(self.model)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """As [`Trainer.evaluate`], of the average where there is one, since that is what is saved."""
+        """As [`Trainer.evaluate`], with the average of the weights, since the average is what is saved."""
         with self.averaged_weights():
             return super().evaluate(*args, **kwargs)
 

@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 def jobs_of(plan: Plan, scale: Scale, seeds: Sequence[int], arms: Sequence[str]) -> list[Job]:
     """Every job of a table, each once, in the order in which they run."""
-    jobs = [job for measures in plan.all_measures for job in scale.prepare(arms, measures)] if arms else []
+    jobs = [job for measures in plan.all_measures for job in scale.preparation_jobs(arms, measures)] if arms else []
     for seed, measures, arm in product(seeds, plan.all_measures, arms):
         jobs += scale.training(arm, seed, measures)
         for name in (measures, *(["ablation"] if plan.also_success else [])):
@@ -101,7 +101,7 @@ def _changed(scale: Scale) -> list[str]:
 
 
 def _measured_by(plan: Plan, scale: Scale) -> list[str]:
-    """What a number of ours is, where it is not what the paper measures."""
+    """Sentences below a table about how our measurement differs from the paper's; none if it does not."""
     if plan.measures == "ablation":
         tiny = "`lift` with a second object on the table, of which only the instruction tells the right one"
         where = tiny if scale.name == "tiny" else "`calculating`"
@@ -118,7 +118,7 @@ def _measured_by(plan: Plan, scale: Scale) -> list[str]:
 
 
 def _rl_note(plan: Plan, scale: Scale) -> list[str]:
-    """How much RL there was, in a table with RL stages."""
+    """A sentence about the budget of RL; none for a table without an arm that uses RL."""
     if not any(ARMS[arm].rl is not None for arm in plan.arms):
         return []
     updates, rollouts = scale.budget

@@ -67,7 +67,7 @@ class FullScale(Scale):
             missing.append("--libero-datasets: LIBERO's demonstrations as LeRobot datasets")
         return missing
 
-    def prepare(self, arms: Sequence[str], measures: str) -> list[Job]:
+    def preparation_jobs(self, arms: Sequence[str], measures: str) -> list[Job]:
         data = self._data(measures)
         tasks = {"tasks": list(TASKS.values()), "calculating": ["calculating"], "libero": []}[data]
         pictures = ("--image-size", "224", "--videos")

@@ -19,11 +19,11 @@ class Arm:
     Attributes:
         overrides: Fields of [`SyVLAConfig`].
         options: Further options of `training/finetune.py`, on top of the recipe.
-        thinks: Whether it thinks before it acts when it is measured.
-        base: Which checkpoint it starts from: "flow", or "regression" for the head that a flow checkpoint lacks.
-        start: Arm whose finished policy it goes on from instead, in the stage of RL.
-        rl: Options of `training/ppo.py`, on top of the recipe, for an arm that goes on by RL. An arm that goes on without
-            goes on by imitation, with as many further demonstrations as RL makes rollouts.
+        thinks: Whether the policy thinks before it acts when it is measured.
+        base: Checkpoint that training starts from: "flow", or "regression" for the head that a flow checkpoint lacks.
+        start: Another arm. Training starts from that arm's finished policy instead of `base`.
+        rl: Options of `training/ppo.py`, on top of the recipe. An arm with `start` but without `rl` continues by imitation,
+            on as many additional demonstrations as RL would collect rollouts.
     """
 
     overrides: Mapping[str, Any] = field(default_factory=lambda: DECOUPLING)
@@ -35,7 +35,7 @@ class Arm:
 
 
 def rl_arm(start: str = "all", **options: Any) -> Arm:
-    """What becomes of another arm's policy by RL."""
+    """An arm that continues the policy of the arm `start` by RL with the given options."""
     return Arm({}, thinks=ARMS[start].thinks, start=start, rl=options)
 
 

@@ -62,8 +62,8 @@ class Scale:
     rl_budget = (0, 0)  # updates of an RL run and rollouts of each, by default
     rl_differs = ""  # from the paper's RL
 
-    def prepare(self, arms: Sequence[str], measures: str) -> list[Job]:
-        """What has to be there before any of the arms is trained, in order."""
+    def preparation_jobs(self, arms: Sequence[str], measures: str) -> list[Job]:
+        """Jobs that make what the arms start from, in order: demonstrations and base checkpoints."""
         raise NotImplementedError
 
     def train(self, arm: str, seed: int, measures: str) -> Job:
@@ -71,7 +71,7 @@ class Scale:
         return self.training(arm, seed, measures)[-1]
 
     def training(self, arm: str, seed: int, measures: str) -> list[Job]:
-        """Every job that an arm's policy needs beyond what `prepare` makes, the last one makes it."""
+        """Every job that an arm's policy needs beyond `preparation_jobs`; the last of them makes the policy."""
         start, rl = ARMS[arm].start, ARMS[arm].rl
         if start is None or rl is None:
             before = [] if start is None else self.training(start, seed, measures)

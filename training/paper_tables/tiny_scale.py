@@ -49,7 +49,7 @@ class TinyScale(Scale):
             return []
         return ["--scale full: what it measures has no tiny counterpart that fits a CPU"]
 
-    def prepare(self, arms: Sequence[str], measures: str) -> list[Job]:
+    def preparation_jobs(self, arms: Sequence[str], measures: str) -> list[Job]:
         root = self.output / self.name
         data = self._data(measures)
         jobs = [self._record("lift", ["lift"], 120)]  # of the base, which is the same for every table

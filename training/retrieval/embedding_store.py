@@ -66,7 +66,7 @@ class EmbeddingStore:
         folder: The folder.
 
     Raises:
-        ValueError: If it is none, or of another format.
+        ValueError: If the folder is no embedding store, or one of another format.
     """
 
     def __init__(self, folder: str | Path) -> None:

@@ -43,7 +43,7 @@ def load_encoder(spec: str, device: str | torch.device = "cpu") -> ImageEncoder:
     """Encoder of a spec.
 
     Raises:
-        ValueError: If the spec is none.
+        ValueError: If `spec` names no image encoder.
         ImportError: If it needs open_clip and that is not installed.
     """
     kind, _, rest = spec.partition(":")

@@ -40,7 +40,7 @@ class PolicyAndValue(nn.Module):
         value: Mapping[str, torch.Tensor] | None = None,
         decoupling: bool | None = None,
     ) -> dict[str, torch.Tensor | None]:
-        """Scores of chunks and values of observations; either may be left out.
+        """Computes scores of chunks and values of observations; either may be left out.
 
         Args:
             policy: Batch for the policy, see `action_scores`.
@@ -49,8 +49,9 @@ class PolicyAndValue(nn.Module):
             decoupling: See `action_scores`.
 
         Returns:
-            `scores` float32 (B, S), `query_mask` bool (B, N), `values` float32 (B',), and `zero`: the number 0, through
-            which every trained weight gets a gradient that gets none through the others. DDP waits for all gradients.
+            `scores` float32 (B, S), `query_mask` bool (B, N), `values` float32 (B',), and `zero`, a scalar of value 0. Adding
+            `zero` to the loss gives a gradient to every trained weight that the other outputs do not depend on; DDP waits
+            for the gradients of all weights.
         """
         scores = query_mask = values = None
         if policy is not None:

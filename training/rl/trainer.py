@@ -207,7 +207,7 @@ class SyVLAPPOTrainer(AtomicCheckpointMixin, Trainer):
         self.rl.settings = fixed_settings(self.args)  # between updates they may have changed
         rollouts = self.store.load(ids)
         check_family(rollouts, self.processing_class, wanted_sampler(self.args, module.base_policy.config))
-        update, self._decisions = self.preparation.prepare(self.rl.updates, rollouts)
+        update, self._decisions = self.preparation.build_update(self.rl.updates, rollouts)
         self.update = update
         stale = [staleness(self.rl.versions, rollout.facts.policy_versions) or 0 for rollout in rollouts]
         update.metrics |= {

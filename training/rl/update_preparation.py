@@ -51,8 +51,8 @@ class UpdatePreparation:
         self.args, self.model, self.processor, self.experts = args, model, processor, experts
         self._gather, self._precision, self._expert_steps = gather, precision, expert_decision_steps
 
-    def prepare(self, number: int, rollouts: Sequence[Rollout]) -> tuple[UpdateData, list[Decision]]:
-        """Everything about one update that the first step must not change, and the decisions that it numbers."""
+    def build_update(self, number: int, rollouts: Sequence[Rollout]) -> tuple[UpdateData, list[Decision]]:
+        """Computes everything about an update that stays fixed during its steps, and lists its decisions."""
         args = self.args
         kept = [(rollout, [d for d in rollout.decisions if d.valid.any()]) for rollout in rollouts]
         decisions = [decision for _, part in kept for decision in part]
@@ -107,8 +107,11 @@ class UpdatePreparation:
         return self.experts.item(row, thoughts=self.args.use_thoughts)
 
     def policy_batch(self, items: Sequence[dict[str, Any]], is_expert: Sequence[bool]) -> dict[str, torch.Tensor]:
-        """Batch for the policy. Beyond the end of an expert's episode actions are zeros, as in imitation; of a rollout's
-        chunk the steps that never ran stay, since the policy attended to them, but do not count."""
+        """Collates items into a batch for the policy.
+
+        Actions after the end of an expert's episode are zeros, as in imitation. Actions of a rollout's chunk that were never
+        executed stay, since the policy attended to them when it sampled the others; `action_mask` excludes them.
+        """
         batch = dict(self.processor.collate(items))
         batch.pop("labels", None)
         expert = torch.tensor(list(is_expert))[:, None, None]

@@ -38,7 +38,7 @@ def read_fit(folder: str | Path) -> dict[str, Any]:
     """Contents of `value_fit.json`.
 
     Raises:
-        ValueError: If there is none, or it cannot be read.
+        ValueError: If the checkpoint has no value fit, or the file cannot be read.
     """
     path = Path(folder) / FIT_FILE
     try:

@@ -57,9 +57,16 @@ def recipe_parser(
 
 
 def shipped_path(text: str) -> Path:
-    """A file as it is named, or the one that comes with the package where the working directory has none of that name.
+    """Finds a file in the working directory, or else among those that come with the package.
 
-    So `training/recipes/ppo.yaml` can be written anywhere, not only in a clone of the repository.
+    `training/recipes/ppo.yaml` is then found from any folder, not only from a clone of the repository.
+
+    Args:
+        text: Path as the user wrote it.
+
+    Returns:
+        The package's own file if `text` begins with `training/` and the working directory has no such file; otherwise
+        `text` unchanged.
     """
     path = Path(text)
     shipped = Path(__file__).parents[2] / path

@@ -31,17 +31,17 @@ def test_an_episode_from_its_beginning_to_its_label(serve_run, run):
     assert (reply["policy_version"], reply["chunk_id"]) == ("hash 0", f"{name}:0")
     robot.act(name, seed=4, executed_steps=2, session_id="robot")
     store = LeRobotRolloutStore(run / "rollouts")
-    assert (states(robot)["open"], store.labelled()) == (1, [])
+    assert (states(robot)["open"], store.labeled()) == (1, [])
     ended = robot.call(f"/rl/episodes/{name}/end", {"executed_steps": 5, "timed_out": True})
     assert (ended["state"], ended["decisions"]) == ("awaiting_reward", 2)
     assert robot.call(f"/rl/episodes/{name}/end", {})["state"] == "awaiting_reward", "the same end, sent again"
     assert states(robot)["awaiting_reward"] == 1
-    assert store.labelled() == [], "unlabelled, it waits"
+    assert store.labeled() == [], "unlabelled, it waits"
     shown = robot.call(f"/rl/episodes/{name}")
     assert (shown["instruction"], shown["outcome"], len(shown["frames"])) == ("lift", None, 2)
     assert shown["frames"][0]["center"].startswith("data:image/jpeg;base64,")
     assert robot.call(f"/rl/episodes/{name}/reward", {"reward": 1})["state"] == "sealed"
-    (facts,) = store.labelled()
+    (facts,) = store.labeled()
     assert (facts.episode_id, facts.outcome, facts.policy_versions, facts.timed_out) == (name, 1, ("hash 0",), True)
     (rollout,) = store.load([name])
     assert [d.valid.sum() for d in rollout.decisions] == [2, 5]
@@ -130,7 +130,7 @@ def test_whether_a_zero_means_failure_is_the_word_of_who_labels(serve_run, run):
         assert robot.call(f"/rl/episodes/{name}/reward", label)["state"] == "sealed", "the same label, sent again"
         names.append(name)
     wanted = [True, False, False, True]
-    assert [info.timed_out for info in LeRobotRolloutStore(run / "rollouts").labelled()] == wanted
+    assert [info.timed_out for info in LeRobotRolloutStore(run / "rollouts").labeled()] == wanted
     status, text = robot.refused(f"/rl/episodes/{names[1]}/reward", {"reward": 0, "timed_out": True})
     assert (status, "already labelled 0 (timed_out false), got 0 (timed_out true)" in text) == (409, True)
     assert robot.refused(f"/rl/episodes/{names[0]}/reward", {"reward": 0, "timed_out": 1})[0] == 422
@@ -138,7 +138,7 @@ def test_whether_a_zero_means_failure_is_the_word_of_who_labels(serve_run, run):
     facts = run / "rollouts" / names[1] / "meta" / "rollouts" / "episode-000000.json"
     facts.write_text(facts.read_text()[:20])
     serve_run()
-    assert [info.timed_out for info in LeRobotRolloutStore(run / "rollouts").labelled()] == wanted, "from the journal"
+    assert [info.timed_out for info in LeRobotRolloutStore(run / "rollouts").labeled()] == wanted, "from the journal"
 
 
 def test_aborted_episodes_stop_their_robot(serve_run, run):
@@ -304,7 +304,7 @@ def test_a_stopped_server_is_found_again(serve_run, run):
     assert "recovered 1 labelled rollout(s) and 1 that wait for a reward" in notes
     assert robot.refused(f"/rl/episodes/{still_open}/end", {})[0] == 410
     assert robot.call(f"/rl/episodes/{waiting}/reward", {"reward": 1})["state"] == "sealed"
-    assert len(LeRobotRolloutStore(run / "rollouts").labelled()) == 2
+    assert len(LeRobotRolloutStore(run / "rollouts").labeled()) == 2
 
 
 def test_damaged_rollouts_are_set_aside_and_lost_labels_restored(serve_run, run):
@@ -318,13 +318,13 @@ def test_damaged_rollouts_are_set_aside_and_lost_labels_restored(serve_run, run)
     cut.write_bytes(cut.read_bytes()[:-100])
     facts = run / "rollouts" / names[1] / "meta" / "rollouts" / "episode-000000.json"
     facts.write_text(facts.read_text()[:20])
-    assert [i.episode_id for i in LeRobotRolloutStore(run / "rollouts").labelled()] == names[:1], "left out till then"
+    assert [i.episode_id for i in LeRobotRolloutStore(run / "rollouts").labeled()] == names[:1], "left out till then"
     robot = Robot(serve_run())
     notes = " ".join(robot.call("/rl/status")["notes"])
     assert f"episode {names[3]}: damaged (data/" in notes
     assert f"episode {names[1]}: its facts were damaged and are restored; reward 1" in notes
     assert robot.refused(f"/rl/episodes/{names[3]}/reward", {"reward": 1})[0] == 410
-    found = {info.episode_id: info.outcome for info in LeRobotRolloutStore(run / "rollouts").labelled()}
+    found = {info.episode_id: info.outcome for info in LeRobotRolloutStore(run / "rollouts").labeled()}
     assert found == {names[0]: 0, names[1]: 1}
 
 
@@ -335,7 +335,7 @@ def test_the_store_leaves_out_a_damaged_rollout(serve_run, run, caplog):
         robot.call(f"/rl/episodes/{name}/reward", {"reward": 1})
     cut = next((run / "rollouts" / names[1] / "data").rglob("*.parquet"))
     cut.write_bytes(cut.read_bytes()[:-100])
-    assert [info.episode_id for info in LeRobotRolloutStore(run / "rollouts").labelled()] == names[:1]
+    assert [info.episode_id for info in LeRobotRolloutStore(run / "rollouts").labeled()] == names[:1]
     assert "is damaged and left out" in caplog.text
 
 

@@ -40,7 +40,7 @@ RENDERED = {
         [
             {"role": "user", "content": [IMAGE, text("What?")]},
             {"role": "assistant", "content": [text("A cube.")]},
-            {"role": "user", "content": "Color?"},
+            {"role": "user", "content": "Colour?"},
             {"role": "assistant", "content": "Red."},
         ],
         f"{SYSTEM}<|im_start|>user\n{PICTURE}What?<|im_end|>\n<|im_start|>assistant\nA cube.<|im_end|>\n"

@@ -204,9 +204,11 @@ class UpdatePreparation:
                 continue
             count = int(np.flatnonzero(counted)[-1]) + 1
             own, counted = own[:count], counted[:count]
-            cut_off = args.bootstrap_timeouts and rollout.facts.timed_out and rollout.facts.outcome == 0
+            outcome = rollout.facts.outcome
+            assert outcome is not None  # the store lists labeled rollouts only
+            cut_off = args.bootstrap_timeouts and rollout.facts.timed_out and outcome == 0
             advantages, returns = generalized_advantages(
-                decision_rewards(count, rollout.facts.outcome),
+                decision_rewards(count, outcome),
                 own,
                 gamma=args.gamma,
                 lam=args.lam,

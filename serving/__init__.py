@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .client.chunk_execution import Watchdog
     from .client.chunk_executor import AsyncChunkExecutor, ChunkExecutor
     from .client.policy_client import AsyncPolicyClient, PolicyClient
     from .client.retries import PolicyError
@@ -26,6 +27,7 @@ _MODULES = {
     "RLClient": "client.rl_client",
     "RolloutRecorder": "recording.recorder",
     "SyVLAPolicy": "policies.in_process",
+    "Watchdog": "client.chunk_execution",
 }
 
 __all__ = [
@@ -39,6 +41,7 @@ __all__ = [
     "RLClient",
     "RolloutRecorder",
     "SyVLAPolicy",
+    "Watchdog",
 ]
 
 

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Generic, Protocol, TypeVar
+from concurrent.futures import Future, wait
+from typing import Any, Protocol
 
 import numpy as np
+
+from syvla.serving.contract.action_limits import ActionLimits
+
+from .chunk_execution import ChunkExecution, Watchdog
+
+_LAST_WAIT_S = 1.0
+"""Seconds that `close` waits for a request that is under way, so that its client can be used afterwards."""
 
 
 class _Client(Protocol):
@@ -28,96 +36,23 @@ class _AsyncClient(Protocol):
         """See `AsyncPolicyClient.reset`."""
 
 
-class _Answer(Protocol):
-    def done(self) -> bool:
-        """Whether waiting for it takes no time."""
+class ChunkExecutor(ChunkExecution[Future[dict[str, Any]]]):
+    """Executes `replan_steps` actions of each chunk, and goes on where the policy is silent.
 
+    Without prefetch the robot waits for every chunk, as long as its watchdog allows. With `prefetch` = d the old chunk goes
+    on for d steps after the observation of the next request. The request then carries d and the part of the old chunk that
+    has not run, so that the server makes the new chunk continue the old one (`syvla.serving.policies.chunk_stitching`). The
+    new chunk is entered at the step that is due when it arrives.
 
-Answer = TypeVar("Answer", bound=_Answer)
+    Requests run in a thread. A step never takes longer than `Watchdog.max_wait_s`, whatever becomes of server and network,
+    but for the first chunk of an episode: before it there is no command to hold. A failed request raises only then. From
+    then on, failures and late answers lead to what `Watchdog.on_silence` says; `report` and `counts` tell of them.
 
+    Every command is within the limits of `syvla.serving.contract.action_limits` over the whole sequence that runs, seams,
+    holds and new episodes included. A chunk whose action must not run (numbers that are not finite, or beyond limits with
+    `on_violation: refuse`) is dropped, and the robot rests.
 
-class _Execution(Generic[Answer]):
-    """Decides which action of which chunk comes next, and when to ask for another chunk. Subclasses send the requests.
-
-    Attributes:
-        last_reply: The reply whose chunk is in use; None before the first one.
-        seam: Largest difference of the two chunks' commands for the step at which the last one was entered, physical
-            units: the jump that the robot saw. None before the second chunk.
-    """
-
-    def __init__(self, replan_steps: int, prefetch: int, stitch: bool) -> None:
-        if replan_steps < 1 or not 0 <= prefetch < replan_steps:
-            raise ValueError(
-                f"expected replan_steps >= 1 and 0 <= prefetch < replan_steps, got {replan_steps=} {prefetch=}"
-            )
-        self.replan_steps, self.prefetch, self.stitch = replan_steps, prefetch, stitch
-        self._begin()
-
-    def _begin(self) -> None:
-        """Forgets chunk and pending request, for a new episode."""
-        self.last_reply: dict[str, Any] | None = None
-        self.seam: float | None = None
-        self._chunk: np.ndarray | None = None
-        self._position = 0  # step of the chunk that comes next, from the observation that it answers
-        self._pending: Answer | None = None
-        self._since = 0  # steps since the pending request's observation
-
-    @property
-    def _ahead(self) -> bool:
-        """Whether requests are sent while a chunk runs."""
-        return self.prefetch > 0 and self._chunk is not None
-
-    def _due(self, extras: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Options of the request with this step's observation; None if this step sends no request."""
-        if self._chunk is None:
-            return {**extras}
-        left = len(self._chunk) - self._position
-        if self._pending is not None or (self._position < self.replan_steps and left > self.prefetch):
-            return None
-        options: dict[str, Any] = {**extras, "executed_steps": self._position}
-        if self.prefetch and self.stitch and left:
-            options |= {"prev_chunk": self._chunk[self._position :], "delay_steps": min(self.prefetch, left)}
-        return options
-
-    def _asked(self, answer: Answer) -> None:
-        self._pending, self._since = answer, 0
-
-    def _taken(self) -> Answer | None:
-        """Takes the pending answer if this step needs it, or if it is due and has arrived; otherwise None."""
-        answer = self._pending
-        if answer is None or self._chunk is None:
-            return None
-        if self._position < len(self._chunk) and (self._since < self.prefetch or not answer.done()):
-            return None
-        self._pending = None
-        return answer
-
-    def _use(self, reply: dict[str, Any], position: int) -> None:
-        chunk = np.asarray(reply["actions"])
-        if position >= len(chunk):
-            raise RuntimeError(
-                f"the answer came {position} steps after its observation, but the chunk has {len(chunk)}; lower the "
-                "control rate or replan_steps"
-            )
-        if self._chunk is not None and self._position < len(self._chunk):
-            self.seam = float(np.abs(chunk[position] - self._chunk[self._position]).max())
-        self._chunk, self._position, self.last_reply = chunk, position, reply
-
-    def _next(self) -> np.ndarray:
-        assert self._chunk is not None
-        action: np.ndarray = self._chunk[self._position]
-        self._position += 1
-        self._since += 1
-        return action
-
-
-class ChunkExecutor(_Execution[Future[dict[str, Any]]]):
-    """Executes `replan_steps` actions of each chunk.
-
-    Without prefetch the robot waits for every chunk. With `prefetch` = d the old chunk goes on for d steps after the
-    observation of the next request. The request then carries d and the part of the old chunk that has not run, so that the
-    server makes the new chunk continue the old one (`syvla.serving.policies.chunk_stitching`). The new chunk is entered at
-    the step that is due when it arrives. If it arrives late, the robot waits for it only when the old chunk has run out.
+    A new instruction ends the old one's chunk and asks at once; an answer to the old one that is still under way is dropped.
 
     Args:
         client: A `PolicyClient`, or anything with its `act`.
@@ -125,81 +60,136 @@ class ChunkExecutor(_Execution[Future[dict[str, Any]]]):
         prefetch: d, less than `replan_steps`; 0: wait for every chunk. A good value is control rate times latency, rounded
             up. Chunks need at least `replan_steps + prefetch` actions.
         stitch: With prefetch, whether to send the old chunk.
+        watchdog: Limits of time, and what happens beyond them.
+        limits: Further limits of the commands, beside those that the server names.
 
     Attributes:
-        last_reply, seam: See `_Execution`.
+        last_reply, seam, report, counts: See `ChunkExecution`.
     """
 
-    def __init__(self, client: _Client, replan_steps: int, *, prefetch: int = 0, stitch: bool = True) -> None:
-        super().__init__(replan_steps, prefetch, stitch)
-        self.client = client
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="policy") if prefetch else None
+    def __init__(
+        self,
+        client: _Client,
+        replan_steps: int,
+        *,
+        prefetch: int = 0,
+        stitch: bool = True,
+        watchdog: Watchdog | None = None,
+        limits: ActionLimits | Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(client, replan_steps, prefetch, stitch, watchdog, limits)
 
     def step(self, images: Mapping[str, np.ndarray], state: np.ndarray, prompt: str, **extras: Any) -> np.ndarray:
-        """The action for this control step, (D,), physical units; arguments as for `PolicyClient.act`."""
-        options = self._due(extras)
-        if options is not None and self._ahead:
-            assert self._pool is not None
-            self._asked(self._pool.submit(self.client.act, images, state, prompt, **options))
-        elif options is not None:
-            self._use(self.client.act(images, state, prompt, **options), 0)
-        answer = self._taken()
-        if answer is not None:
-            self._use(answer.result(), self._since)
-        return self._next()
+        """The action for this control step, (D,), physical units; arguments as for `PolicyClient.act`.
+
+        Raises:
+            PolicyError, Unreachable: The first request of the episode failed.
+            TimeoutError: The first chunk of the episode did not come in time.
+            UnsafeActions: The first action of the episode must not run.
+        """
+        self._embodiment = extras.get("embodiment")
+        self._begin_step(prompt)
+        if self._abandoned is not None:
+            wait([self._abandoned], timeout=self._patience())
+        options = self._request(extras)
+        if options is not None:
+            self._asked(_in_thread(self.client, images, state, prompt, options))
+        if self._pending is not None:
+            wait([self._pending], timeout=self._patience())
+        self._collect()
+        return self._command(state)
 
     def reset(self) -> None:
-        """Begins a new episode: forgets chunk and pending request, and tells the server."""
-        if self._pending is not None and not self._pending.cancel():
-            self._pending.exception()  # waits: the connection answers one request at a time
+        """Begins a new episode: forgets chunk and pending request, and tells the server. Returns at once."""
         self._begin()
         self.client.reset()
 
     def close(self) -> None:
-        """Waits for a pending request and ends the thread; the client stays open."""
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+        """Waits a moment for a request that is under way; the client stays open."""
+        wait([answer for answer in (self._pending, self._abandoned) if answer is not None], timeout=_LAST_WAIT_S)
 
 
-class AsyncChunkExecutor(_Execution[asyncio.Task[dict[str, Any]]]):
+def _in_thread(
+    client: _Client, images: Mapping[str, np.ndarray], state: np.ndarray, prompt: str, options: dict[str, Any]
+) -> Future[dict[str, Any]]:
+    """Sends a request in a thread that does not keep the process alive: a robot's program must be able to end."""
+    answer: Future[dict[str, Any]] = Future()
+
+    def ask() -> None:
+        try:
+            reply = client.act(images, state, prompt, **options)
+        except BaseException as error:
+            answer.set_exception(error)
+        else:
+            answer.set_result(reply)
+
+    threading.Thread(target=ask, name="policy", daemon=True).start()
+    return answer
+
+
+class AsyncChunkExecutor(ChunkExecution[asyncio.Task[dict[str, Any]]]):
     """`ChunkExecutor` for asyncio: `action = await executor.step(...)`.
 
-    Requests that are sent while a chunk runs are tasks of the event loop, which go on while the caller sleeps until its
-    next step. Call all methods from one task.
+    Requests are tasks of the event loop, which go on while the caller sleeps until its next step. Call all methods from one
+    task.
 
     Args:
         client: An `AsyncPolicyClient`, or anything with its `act`.
-        replan_steps, prefetch, stitch: See `ChunkExecutor`.
+        replan_steps, prefetch, stitch, watchdog, limits: See `ChunkExecutor`.
 
     Attributes:
-        last_reply, seam: See `_Execution`.
+        last_reply, seam, report, counts: See `ChunkExecution`.
     """
 
-    def __init__(self, client: _AsyncClient, replan_steps: int, *, prefetch: int = 0, stitch: bool = True) -> None:
-        super().__init__(replan_steps, prefetch, stitch)
-        self.client = client
+    def __init__(
+        self,
+        client: _AsyncClient,
+        replan_steps: int,
+        *,
+        prefetch: int = 0,
+        stitch: bool = True,
+        watchdog: Watchdog | None = None,
+        limits: ActionLimits | Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(client, replan_steps, prefetch, stitch, watchdog, limits)
 
     async def step(self, images: Mapping[str, np.ndarray], state: np.ndarray, prompt: str, **extras: Any) -> np.ndarray:
-        """See `ChunkExecutor.step`. Canceling it gives up the answer that it waits for; the next step asks again."""
-        options = self._due(extras)
-        if options is not None and self._ahead:
-            self._asked(asyncio.create_task(self.client.act(images, state, prompt, **options)))
-        elif options is not None:
-            self._use(await self.client.act(images, state, prompt, **options), 0)
+        """See `ChunkExecutor.step`. Canceling it keeps the request that is under way for the next step."""
+        self._embodiment = extras.get("embodiment")
+        self._begin_step(prompt)
+        if self._abandoned is not None:
+            await _wait(self._abandoned, self._patience())
+        options = self._request(extras)
+        if options is not None:
+            task = asyncio.create_task(self.client.act(images, state, prompt, **options))
+            task.add_done_callback(_noticed)
+            self._asked(task)
         if self._pending is not None:
-            await asyncio.sleep(0)  # the request makes progress even if the caller never sleeps
-        answer = self._taken()
-        if answer is not None:
-            self._use(await answer, self._since)
-        return self._next()
+            await _wait(self._pending, self._patience())
+        self._collect()
+        return self._command(state)
 
     async def reset(self) -> None:
-        """See `ChunkExecutor.reset`. Waits for a pending request, since canceling it would close the connection."""
-        await self.close()
+        """See `ChunkExecutor.reset`."""
         self._begin()
         self.client.reset()
 
     async def close(self) -> None:
-        """Waits for a pending request; the client stays open."""
-        if self._pending is not None:
-            await asyncio.gather(self._pending, return_exceptions=True)
+        """Waits a moment for a request that is under way, then cancels it; the client stays open."""
+        tasks = [task for task in (self._pending, self._abandoned) if task is not None]
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=_LAST_WAIT_S)
+            for task in late:
+                task.cancel()
+
+
+async def _wait(task: asyncio.Task[dict[str, Any]], seconds: float) -> None:
+    await asyncio.sleep(0)  # the request makes progress even if the caller never sleeps
+    if seconds:
+        await asyncio.wait({task}, timeout=seconds)
+
+
+def _noticed(task: asyncio.Task[dict[str, Any]]) -> None:
+    """Fetches the error of a request that nobody may ask for any more; asyncio would log it as forgotten."""
+    if not task.cancelled():
+        task.exception()

@@ -47,22 +47,24 @@ class _Conversation:
     def __init__(self, extras: bool) -> None:
         self.session = uuid.uuid4().hex
         self._extras = extras
-        self._reset = False
+        self._resets = self._told = 0  # asked for, and answered by the server
+        self._sent = 0
 
     def request(self, request: Mapping[str, Any]) -> tuple[bytes, str]:
         """The message, and its request id."""
         if not self._extras:
             return pack(dict(request)), ""
         full = {"seed": secrets.randbits(31), "request_id": uuid.uuid4().hex, "session_id": self.session, **request}
-        if self._reset:
+        self._sent = self._resets
+        if self._resets > self._told:
             full.setdefault("reset", True)
         return pack(full), str(full["request_id"])
 
     def answered(self) -> None:
-        self._reset = False
+        self._told = self._sent  # a reset that came while the request was under way is still to be told
 
     def reset(self) -> None:
-        self._reset = True
+        self._resets += 1
 
     @staticmethod
     def metadata(message: str | bytes) -> dict[str, Any]:

@@ -189,6 +189,16 @@ class CommandLimiter:
         self._velocity = np.zeros(len(limits.low), np.float64)
         self._new_episode = True
 
+    @property
+    def velocity(self) -> np.ndarray:
+        """The last change of the command, (D,), per control step."""
+        return self._velocity
+
+    def follow(self, other: CommandLimiter) -> None:
+        """Goes on from where another limiter of the same robot is."""
+        if other.last is not None and len(other.last) == len(self._velocity):
+            self.last, self._velocity, self._new_episode = other.last, other._velocity, other._new_episode
+
     def begin_from(self, ran: np.ndarray) -> None:
         """Takes note of commands that ran, float32 (n, D), the newest one last."""
         self._velocity = np.zeros(len(self.limits.low), np.float64)
@@ -237,7 +247,7 @@ class CommandLimiter:
             self.last, self._velocity = before
             raise UnsafeActions(f"action: expected values within the limits, got {'; '.join(notes)}; nothing was sent")
         self._new_episode = False
-        return command, notes
+        return (command if notes else np.array(action)), notes
 
     def move(self, wanted: np.ndarray) -> np.ndarray:
         """The command nearest to `wanted`, float32 (D,), within rate and acceleration; it becomes the last command."""

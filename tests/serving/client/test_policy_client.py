@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from websockets.sync.server import serve
 
-from syvla.serving.client.chunk_executor import ChunkExecutor
 from syvla.serving.client.policy_client import AsyncPolicyClient, PolicyClient
 from syvla.serving.client.retries import PolicyError, Unreachable
 from syvla.serving.wire.msgpack_codec import pack, unpack
@@ -144,72 +143,6 @@ def test_the_asynchronous_client_does_the_same():
     with ScriptedServer("answer", "drop", "answer", "refuse", "silence", token="secret") as server:
         asyncio.run(talk(server.url))
     assert server.requests[1]["request_id"] == server.requests[2]["request_id"]
-
-
-class Recorder:
-    """A policy whose action is (decision, step); notes what it was asked."""
-
-    def __init__(self, steps: int = 8) -> None:
-        self.steps, self.asked, self.resets = steps, [], 0
-        self.free = threading.Event()
-        self.free.set()
-
-    def act(self, images, state, prompt, **extras):
-        self.asked.append((int(state[0]), extras))
-        assert self.free.wait(120)
-        return {"actions": np.array([[len(self.asked) - 1, step] for step in range(self.steps)], np.float32)}
-
-    def reset(self) -> None:
-        self.resets += 1
-
-
-def test_chunks_are_executed_up_to_the_next_request():
-    client = Recorder()
-    executor = ChunkExecutor(client, 3)
-    actions = [executor.step(IMAGES, np.array([step]), "lift").tolist() for step in range(7)]
-    assert actions == [[0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [1, 2], [2, 0]]
-    assert client.asked == [(0, {}), (3, {"executed_steps": 3}), (6, {"executed_steps": 3})]
-    executor.reset()
-    assert (client.resets, executor.last_reply) == (1, None)
-    assert executor.step(IMAGES, np.array([7]), "lift").tolist() == [3, 0]
-
-
-def answered(executor: ChunkExecutor) -> None:
-    """Waits until the answer to a pending request is there, as it is within two control periods of a real robot."""
-    if executor._pending is not None:
-        executor._pending.exception(timeout=60)
-
-
-def test_with_prefetch_the_old_chunk_goes_on_and_the_new_one_is_entered_in_time():
-    client = Recorder()
-    executor = ChunkExecutor(client, 4, prefetch=2)
-    actions = []
-    for step in range(11):
-        actions.append(executor.step(IMAGES, np.array([step]), "lift").tolist())
-        answered(executor)
-    executor.close()
-    old, new, newer = [[0, step] for step in range(6)], [[1, step] for step in range(2, 6)], [[2, 2]]
-    assert actions == old + new + newer
-    (_, first), (observed, second), (again, third) = client.asked
-    assert (first, observed, again) == ({}, 4, 8)
-    assert (second["executed_steps"], second["delay_steps"]) == (4, 2)
-    np.testing.assert_array_equal(second["prev_chunk"], [[0, step] for step in range(4, 8)])
-    np.testing.assert_array_equal(third["prev_chunk"], [[1, step] for step in range(4, 8)])
-    assert executor.seam == 4.0  # step 2 of chunk 2 where step 6 of chunk 1 would have come
-
-
-def test_a_late_answer_is_waited_for_only_when_the_old_chunk_has_run_out():
-    client = Recorder(steps=6)
-    executor = ChunkExecutor(client, 3, prefetch=1)
-    actions = [executor.step(IMAGES, np.array([0]), "lift").tolist()]
-    client.free.clear()
-    actions += [executor.step(IMAGES, np.array([step]), "lift").tolist() for step in range(1, 6)]
-    threading.Timer(0.1, client.free.set).start()
-    actions.append(executor.step(IMAGES, np.array([6]), "lift").tolist())
-    assert actions == [[0, step] for step in range(6)] + [[1, 3]]
-    executor.close()
-    with pytest.raises(ValueError, match="prefetch < replan_steps"):
-        ChunkExecutor(client, 3, prefetch=3)
 
 
 def test_a_client_needs_no_torch():

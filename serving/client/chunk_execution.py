@@ -1,0 +1,417 @@
+"""Which command a robot gets at each control step: from a chunk, or at rest where the policy is silent. numpy only.
+
+`ChunkExecution` decides; `chunk_executor` sends the requests.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, Protocol, TypeVar
+
+import numpy as np
+
+from syvla.serving.contract.action_limits import ActionLimits, CommandLimiter, UnsafeActions
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Silence:
+    """What a callback of `Watchdog.on_silence` gets.
+
+    Attributes:
+        seconds: How long the policy has been silent.
+        reason: Why nothing new is there.
+        last: The last command, (D,), physical units; None before the first one.
+        rest: Actions of the last chunk that have not run, (L, D); empty where they are over or too old.
+        state: The robot's state at this step, (D_state,).
+    """
+
+    seconds: float
+    reason: str
+    last: np.ndarray | None
+    rest: np.ndarray
+    state: np.ndarray
+
+
+@dataclass(frozen=True)
+class Watchdog:
+    """How long a robot waits for its policy, and what it does meanwhile. Defaults are ours.
+
+    Attributes:
+        max_wait_s: Longest time that a step waits for an answer. None: 0.8 of the control period that the server names, or
+            of 0.1 s. `math.inf` for simulators, whose time stands still while they wait.
+        max_age_s: Oldest observation whose actions may run.
+        max_query_age_s: Oldest observation whose query states may act, where the VLM runs in the background.
+        first_wait_s: Longest wait for the first chunk of an episode, before which there is no command to hold; then
+            TimeoutError.
+        retry_s: Pause after a failed request.
+        on_silence: What to do when an answer is due and not there. "finish": run the rest of the chunk, then rest. "hold":
+            rest at once. "slow": slow down over `stop_steps` steps, then rest. Or a function that returns the command.
+        stop_steps: Steps of "slow".
+        rest: Command of a robot at rest: the last one (for target states) or zero (for velocities and differences).
+        continue_across_instructions: Whether the old chunk runs until the answer to a new instruction is there, and is
+            continued by that answer. Otherwise a new instruction ends the old chunk.
+    """
+
+    max_wait_s: float | None = None
+    max_age_s: float = 10.0
+    max_query_age_s: float = math.inf
+    first_wait_s: float = 30.0
+    retry_s: float = 0.5
+    on_silence: Literal["finish", "hold", "slow"] | Callable[[Silence], np.ndarray] = "finish"
+    stop_steps: int = 5
+    rest: Literal["last", "zero"] = "last"
+    continue_across_instructions: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("max_age_s", "max_query_age_s", "first_wait_s"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}: expected more than 0 seconds, got {getattr(self, name)}")
+        if self.max_wait_s is not None and not self.max_wait_s >= 0:
+            raise ValueError(f"max_wait_s: expected at least 0 seconds, got {self.max_wait_s}")
+        if not self.retry_s >= 0 or self.stop_steps < 1:
+            raise ValueError(f"expected retry_s >= 0 and stop_steps >= 1, got {self.retry_s} and {self.stop_steps}")
+        if not callable(self.on_silence) and self.on_silence not in ("finish", "hold", "slow"):
+            raise ValueError(f"on_silence: expected finish, hold, slow or a function, got {self.on_silence!r}")
+        if self.rest not in ("last", "zero"):
+            raise ValueError(f"rest: expected last or zero, got {self.rest!r}")
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one control step did.
+
+    Attributes:
+        source: Where the command is from: "chunk", "hold", "slow" or "callback".
+        chunk_age_s: Seconds since the observation that the chunk in use answers; None without a chunk.
+        query_age_s: Seconds since the observation of the query states in use; None where the server names none.
+        silent_s: Seconds since an answer became due that is not there; 0 otherwise.
+        reason: Why the command is not from a new chunk; empty if nothing is missing.
+        dropped: Why an answer was dropped at this step; empty if none was.
+        limits: What the limits changed, one text each.
+        policy_version: Of the chunk in use, where the server names it.
+    """
+
+    source: str
+    chunk_age_s: float | None = None
+    query_age_s: float | None = None
+    silent_s: float = 0.0
+    reason: str = ""
+    dropped: str = ""
+    limits: list[str] = field(default_factory=list)
+    policy_version: str | None = None
+
+
+class _Answer(Protocol):
+    def done(self) -> bool:
+        """Whether waiting for it takes no time."""
+
+    def exception(self) -> BaseException | None:
+        """Why there is none, once done."""
+
+    def result(self) -> dict[str, Any]:
+        """The reply, once done."""
+
+
+Answer = TypeVar("Answer", bound=_Answer)
+
+
+class ChunkExecution(Generic[Answer]):
+    """Decides which action of which chunk comes next, and when to ask for another chunk. Subclasses send the requests.
+
+    Attributes:
+        last_reply: The reply whose chunk is in use or was last; None before the first one.
+        seam: Largest difference of the two chunks' commands for the step at which the last one was entered, physical
+            units, before limits. None before the second chunk.
+        report: What the last step did.
+        counts: How often what happened, since the executor was made: `steps`, the sources `chunk`, `hold`, `slow` and
+            `callback`, `limited`, `requests`, `failures`, `dropped_late`, `dropped_query_age`, `dropped_instruction`,
+            `refused`.
+    """
+
+    def __init__(
+        self,
+        client: Any,
+        replan_steps: int,
+        prefetch: int,
+        stitch: bool,
+        watchdog: Watchdog | None,
+        limits: ActionLimits | Mapping[str, Any] | None,
+    ) -> None:
+        if replan_steps < 1 or not 0 <= prefetch < replan_steps:
+            raise ValueError(
+                f"expected replan_steps >= 1 and 0 <= prefetch < replan_steps, got {replan_steps=} {prefetch=}"
+            )
+        self.client = client
+        self.replan_steps, self.prefetch, self.stitch = replan_steps, prefetch, stitch
+        self.watchdog = watchdog or Watchdog()
+        self.report = StepReport("hold")
+        self.counts: Counter[str] = Counter()
+        self._own_limits = limits
+        self._limiter: CommandLimiter | None = None
+        self._limits_of: Any = None  # the metadata that the limits were read from
+        self._pending: Answer | None = None
+        self._abandoned: Answer | None = None  # still under way, though nobody wants it: a connection has one at a time
+        self._begin()
+
+    def _begin(self) -> None:
+        """Forgets chunk and pending request, for a new episode."""
+        self.last_reply: dict[str, Any] | None = None
+        self.seam: float | None = None
+        self._chunk: np.ndarray | None = None
+        self._chunk_time = 0.0  # of the observation that it answers
+        self._position = 0  # step of the chunk that comes next, from that observation
+        self._ran: int | None = None  # steps of the last answer that ran; None before the first answer
+        self._asked_at = 0.0
+        self._since = 0  # steps of the chunk since the pending request's observation
+        self._instruction: str | None = None
+        self._replan = False
+        self._error, self._retry_at = "", 0.0
+        self._silent_since: float | None = None
+        self._slowing: list[np.ndarray] | None = None
+        self._dropped = ""
+        self._moved = False  # whether the episode has had a command
+        self._abandon()
+        if self._limiter is not None:
+            self._limiter.new_episode()
+
+    # ------------------------------------------------------------------ asking
+
+    def _begin_step(self, prompt: str) -> None:
+        """Takes note of the instruction; a new one ends the old one's chunk and request."""
+        self._dropped, self._step_time = "", time.monotonic()
+        if self._instruction is not None and prompt != self._instruction:
+            self._replan, self._error, self._retry_at = True, "", 0.0
+            if self._pending is not None:
+                self.counts["dropped_instruction"] += 1
+                self._dropped = "the instruction changed while its request was under way"
+            self._abandon()
+            if not self.watchdog.continue_across_instructions:
+                self._chunk = None
+        self._instruction = prompt
+
+    def _abandon(self) -> None:
+        if self._pending is not None:
+            self._abandoned, self._pending = self._pending, None
+
+    def _request(self, extras: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Options of the request with this step's observation; None if this step sends no request."""
+        if self._abandoned is not None and self._abandoned.done():
+            if self._abandoned.exception() is None and self._ran is not None:
+                self._ran = self._since  # the server counts from its last answer, wanted or not
+            self._abandoned = None
+        now, left = time.monotonic(), self._left()
+        if self._pending is not None or self._abandoned is not None or now < self._retry_at:
+            return None
+        if left > self.prefetch and self._position < self.replan_steps and not self._replan:
+            return None
+        options: dict[str, Any] = {**extras}
+        if self._ran is not None:
+            options["executed_steps"] = self._ran
+        if self._chunk is not None and self.prefetch and self.stitch and left:
+            options |= {"prev_chunk": self._chunk[self._position :], "delay_steps": min(self.prefetch, left)}
+        return options
+
+    def _asked(self, answer: Answer) -> None:
+        self.counts["requests"] += 1
+        self._pending, self._since, self._replan, self._asked_at = answer, 0, False, self._step_time
+
+    def _left(self) -> int:
+        """Actions of the chunk that may still run."""
+        if self._chunk is None or time.monotonic() - self._chunk_time > self.watchdog.max_age_s:
+            return 0
+        return len(self._chunk) - self._position
+
+    def _patience(self) -> float:
+        """Seconds that this step may still wait for the request that is under way."""
+        waited = time.monotonic() - self._step_time
+        if self._left() == 0 and not self._moved and not callable(self.watchdog.on_silence):
+            return _bounded(self.watchdog.first_wait_s - waited)
+        due = self._left() == 0 or (self.prefetch == 0 and self._since == 0)
+        due = due or (self._since >= self.prefetch and self.watchdog.on_silence != "finish")
+        return _bounded(self._longest_wait() - waited) if due else 0.0
+
+    def _longest_wait(self) -> float:
+        if self.watchdog.max_wait_s is not None:
+            return self.watchdog.max_wait_s
+        return 0.8 / float(self._robot().get("control_hz") or 10.0)
+
+    def _robot(self) -> Mapping[str, Any]:
+        """What the server says about the robot; empty for servers that say nothing, and before the first connection."""
+        metadata = getattr(self.client, "metadata", None) or {}
+        robots = metadata.get("embodiments") or {}
+        name = self._embodiment or metadata.get("default_embodiment")
+        entry = robots.get(name) or (next(iter(robots.values())) if len(robots) == 1 else {})
+        return entry if isinstance(entry, Mapping) else {}
+
+    _embodiment: str | None = None
+
+    # ------------------------------------------------------------------ receiving
+
+    def _collect(self) -> None:
+        """Takes the pending answer if it is there and this step needs it, or if it is due."""
+        answer = self._pending
+        if answer is None or not answer.done():
+            return
+        error = answer.exception()
+        if error is None and self._left() and self._since < self.prefetch:
+            return
+        self._pending = None
+        if error is None:
+            self._received(answer.result())
+            return
+        self.counts["failures"] += 1
+        if not self._moved:
+            raise error  # the robot rests, and the caller learns at once
+        self._failed(f"{type(error).__name__}: {error}")
+
+    def _failed(self, why: str) -> None:
+        logger.warning("the policy gave no actions: %s", why)
+        self._error, self._retry_at = why, time.monotonic() + self.watchdog.retry_s
+
+    def _received(self, reply: dict[str, Any]) -> None:
+        chunk = np.asarray(reply["actions"])
+        age = time.monotonic() - self._asked_at
+        states_age = age + float(reply.get("query_age") or 0.0)
+        self._ran = self._since
+        if chunk.ndim != 2 or (self._limiter is not None and chunk.shape[1] != len(self._limiter.limits.low)):
+            self.counts["failures"] += 1
+            self._failed(f"actions: expected (steps, action dimensions) as before, got shape {chunk.shape}")
+        elif age > self.watchdog.max_age_s:
+            self._drop("dropped_late", f"the answer came after {age:.3g} s, max_age_s is {self.watchdog.max_age_s:g}")
+        elif states_age > self.watchdog.max_query_age_s:
+            limit = self.watchdog.max_query_age_s
+            self._drop(
+                "dropped_query_age", f"its query states are {states_age:.3g} s old, max_query_age_s is {limit:g}"
+            )
+        elif self._since >= len(chunk):
+            steps = f"the answer came {self._since} steps after its observation, but the chunk has {len(chunk)}"
+            self._drop("dropped_late", f"{steps}; lower the control rate or replan_steps")
+        else:
+            if self._left():
+                self.seam = float(np.abs(chunk[self._since] - self._chunk[self._position]).max())  # type: ignore[index]
+            self._chunk, self._position, self._chunk_time = chunk, self._since, self._asked_at
+            self.last_reply, self._error, self._silent_since, self._slowing = reply, "", None, None
+
+    def _drop(self, count: str, why: str) -> None:
+        self.counts[count] += 1
+        self._dropped = why
+        logger.warning("an answer was dropped: %s", why)
+
+    # ------------------------------------------------------------------ commanding
+
+    def _command(self, state: np.ndarray) -> np.ndarray:
+        """The command of this step, (D,), within the limits."""
+        reason = self._silence()
+        command: np.ndarray | None = None
+        notes: list[str] = []
+        source = "chunk"
+        if self._left() and (not reason or self.watchdog.on_silence == "finish"):
+            try:
+                command, notes = self._limited(self._chunk[self._position], state)  # type: ignore[index]
+            except UnsafeActions as error:
+                self.counts["refused"] += 1
+                self._chunk = None
+                if not self._moved:
+                    raise
+                self._failed(str(error))
+                reason = self._silence()
+            else:
+                self._position, self._since, self._ran = self._position + 1, self._since + 1, (self._ran or 0) + 1
+        if command is None:
+            source, action = self._at_rest(reason, state)
+            command, notes = self._limited(action, state)
+        self._moved = True
+        self.counts.update({"steps": 1, source: 1, "limited": bool(notes)})
+        self.report = self._reported(source, reason, notes)
+        return command
+
+    def _silence(self) -> str:
+        """Why an answer that is due is not there; empty if none is due."""
+        if self._error:
+            reason = self._error
+        elif self._pending is not None and (self._since >= self.prefetch or not self._left()):
+            reason = f"no answer after {time.monotonic() - self._asked_at:.3g} s"
+        elif self._left():
+            return ""
+        else:
+            reason = self._dropped or "an older request is still under way"
+        if self._silent_since is None:
+            self._silent_since = self._step_time
+        return reason
+
+    def _limited(self, action: np.ndarray, state: np.ndarray) -> tuple[np.ndarray, list[str]]:
+        metadata = getattr(self.client, "metadata", None)
+        if self._limiter is None or metadata is not self._limits_of:
+            limits = self._limits(len(action))
+            fresh = CommandLimiter(limits)
+            if self._limiter is not None:
+                fresh.follow(self._limiter)
+            self._limiter, self._limits_of = fresh, metadata
+        return self._limiter.limit(action, state)
+
+    def _limits(self, dim: int) -> ActionLimits:
+        """The server's limits of the robot and the caller's own, both at once."""
+        robot, own = self._robot(), self._own_limits
+        names = robot.get("action_names")
+        names = names if names and len(names) == dim else None
+        served = ActionLimits.of(robot.get("limits"), dim, names)
+        if own is None:
+            return served
+        return served.joined(own if isinstance(own, ActionLimits) else ActionLimits.of(own, dim, names))
+
+    def _at_rest(self, reason: str, state: np.ndarray) -> tuple[str, np.ndarray]:
+        """Where the command of a robot without a chunk is from, and the command before limits."""
+        last = None if self._limiter is None else self._limiter.last
+        behavior = self.watchdog.on_silence
+        if callable(behavior):
+            seconds = self._step_time - (self._silent_since or self._step_time)
+            left = self._left()
+            width = 0 if last is None else len(last)
+            rest = self._chunk[self._position :] if left and self._chunk is not None else np.zeros((0, width))
+            return "callback", np.asarray(behavior(Silence(seconds, reason, last, rest, state)))
+        if last is None or not self._moved:
+            waited = self.watchdog.first_wait_s
+            raise TimeoutError(f"no first chunk within {waited:g} s ({reason}); is the server running?")
+        resting = last if self.watchdog.rest == "last" else np.zeros_like(last)
+        if behavior == "slow":
+            if self._slowing is None:
+                self._slowing = self._slowed(last)
+            if self._slowing:
+                return "slow", self._slowing.pop(0)
+        return "hold", resting
+
+    def _slowed(self, last: np.ndarray) -> list[np.ndarray]:
+        """Commands that bring a robot to rest."""
+        assert self._limiter is not None
+        fractions = 1 - np.arange(1, self.watchdog.stop_steps) / self.watchdog.stop_steps
+        if self.watchdog.rest == "zero":
+            return [last * fraction for fraction in fractions]
+        return [last + self._limiter.velocity * way for way in np.cumsum(fractions)]
+
+    def _reported(self, source: str, reason: str, notes: list[str]) -> StepReport:
+        now, reply = time.monotonic(), self.last_reply or {}
+        chunk_age = None if self._chunk is None else now - self._chunk_time
+        states_age = reply.get("query_age")
+        return StepReport(
+            source,
+            chunk_age_s=chunk_age,
+            query_age_s=None if states_age is None or chunk_age is None else chunk_age + float(states_age),
+            silent_s=0.0 if self._silent_since is None else now - self._silent_since,
+            reason=reason,
+            dropped=self._dropped,
+            limits=notes,
+            policy_version=reply.get("policy_version"),
+        )
+
+
+def _bounded(seconds: float) -> float:
+    """Seconds as the waiting functions of threads take them."""
+    return min(max(0.0, seconds), threading.TIMEOUT_MAX)

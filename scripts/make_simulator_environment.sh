@@ -29,7 +29,7 @@ esac
 
 "${PYTHON:-python3}" -m venv "$folder"
 install() { "$folder/bin/python" -m pip install -qq --disable-pip-version-check --no-warn-conflicts "$@"; }
-client=('numpy>=1.26,<3' 'pillow>=10.1' 'websockets>=14,<18' 'msgpack>=1.0.8,<2' 'httpx>=0.27,<1' 'tenacity>=8.3,<10' 'pyyaml>=6' 'wrapt>=1.16,<3')
+client=('numpy>=1.26,<3' 'pillow>=10.1' 'websockets>=15,<18' 'msgpack>=1.0.8,<2' 'httpx>=0.27,<1' 'tenacity>=8.3,<10' 'pyyaml>=6' 'wrapt>=1.16,<3')
 requirements "${extras[@]}" | install -r /dev/stdin "${client[@]}"
 if [ ${#unresolved[@]} -gt 0 ]; then install --no-deps "${unresolved[@]}"; fi
 install --no-deps -e .

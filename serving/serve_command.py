@@ -97,7 +97,12 @@ def _add_inference(parser: argparse.ArgumentParser) -> None:
         help="on a CPU: keep the weights in oneDNN's own layout, which is quicker",
     )
     thinking.add_argument("--async", dest="dual_system", action="store_true", help="let the VLM run in the background")
-    thinking.add_argument("--max-query-age", type=float, metavar="S", help="with --async: wait for newer query states")
+    thinking.add_argument(
+        "--max-query-age",
+        type=float,
+        metavar="S",
+        help="with --async: wait for newer query states than these; by default 10, inf: act on any",
+    )
 
 
 def _add_load(parser: argparse.ArgumentParser, default: ServerSettings) -> None:
@@ -191,7 +196,11 @@ def _server(arguments: argparse.Namespace, settings: ServerSettings) -> PolicySe
         raise ValueError(
             f"think: expected on or off with --async, whose VLM thinks at every run or never, got {settings.think}"
         )
-    options: dict[str, Any] = {"max_query_age": arguments.max_query_age} if arguments.dual_system else {}
+    options: dict[str, Any] = {}
+    if arguments.max_query_age is not None:
+        if not arguments.dual_system:
+            raise ValueError("--max-query-age: only with --async; without it every call has query states of its own")
+        options["max_query_age"] = arguments.max_query_age
     return PolicyServer.from_pretrained(
         arguments.model,
         settings,

@@ -16,7 +16,7 @@ from .dual_system import DualSystemPolicy
 from .in_process import SyVLAPolicy
 from .intention import Intention
 from .loading import load_for_inference
-from .query_refresher import QueryTicket
+from .query_refresher import MAX_AGE_S, QueryTicket
 from .rollout_sampling import sample_rollout
 
 
@@ -32,7 +32,8 @@ class SyVLABackend:
         max_new_tokens, num_steps: As in `SyVLAPolicy`, for requests that do not say.
         dual_system: Let the VLM run in the background, see `DualSystemPolicy`; every request then needs a session.
         background_think: In dual-system use, whether the VLM thinks.
-        max_query_age: In dual-system use, seconds; a request waits instead of acting on older query states.
+        max_query_age: In dual-system use, seconds; a request waits instead of acting on older query states, and is refused
+            if the VLM fails; None: no bound.
         sampler: Samples the chunks of recorded episodes, and of no other requests; None: all chunks are denoised.
 
     Raises:
@@ -51,7 +52,7 @@ class SyVLABackend:
         num_steps: int | None = None,
         dual_system: bool = False,
         background_think: bool = False,
-        max_query_age: float | None = None,
+        max_query_age: float | None = MAX_AGE_S,
         sampler: RolloutSampler | None = None,
     ) -> None:
         self.name, self.revision = name, revision

@@ -20,7 +20,7 @@ from syvla.serving.contract.requests import PreviousChunk
 
 from .in_process import SyVLAPolicy
 from .intention import Intention, join_intentions, split_intention
-from .query_refresher import QueryInput, QueryRefresher, QueryTicket
+from .query_refresher import MAX_AGE_S, QueryInput, QueryRefresher, QueryTicket
 
 _KEPT_RUNS = 1024  # for `take_vlm_seconds`, whose caller may be slow, or missing
 
@@ -30,12 +30,13 @@ class DualSystemPolicy:
 
     Args:
         policy: Its `think` says whether thoughts are generated in the background.
-        max_query_age: Seconds; a call waits instead of acting on older query states. None: a call waits only if it is
-            its session's first one, or the first one after the instruction changed.
+        max_query_age: Seconds; a call waits instead of acting on older query states, and raises if the VLM fails. None: a
+            call waits only if it is its session's first one, the first one after the instruction changed, or the VLM has
+            failed several times in a row.
         **options: Further arguments of `QueryRefresher`.
     """
 
-    def __init__(self, policy: SyVLAPolicy, *, max_query_age: float | None = None, **options: Any) -> None:
+    def __init__(self, policy: SyVLAPolicy, *, max_query_age: float | None = MAX_AGE_S, **options: Any) -> None:
         self.policy = policy
         self.name, self.chunk_size = policy.name, policy.chunk_size
         self._stream = torch.cuda.Stream() if policy.model.device.type == "cuda" else None

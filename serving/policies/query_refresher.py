@@ -22,6 +22,12 @@ logger = logging.getLogger(__name__)
 
 States = TypeVar("States")
 
+MAX_AGE_S = 10.0
+"""Default age, in seconds, beyond which a call waits for newer query states. Ours: several runs of a VLM that thinks."""
+
+MAX_FAILURES = 3
+"""Failures in a row after which a call waits for states of its own observation, and gets the error if there are none."""
+
 
 @dataclass(frozen=True)
 class QueryInput:
@@ -50,6 +56,7 @@ class _Session(Generic[States]):
     states_time: float = 0.0
     computed_call: int = 0  # newest call whose observation was computed, successfully or not
     error: Exception | None = None
+    failures: int = 0  # in a row
     last_used: float = 0.0
     waiters: list[QueryTicket[States]] = field(default_factory=list)
 
@@ -81,7 +88,8 @@ class QueryRefresher(Generic[States]):
 
     Args:
         compute: Gets observations of one group and returns their states; called in the thread, one batch at a time.
-        max_age: Seconds; a call waits instead of getting older states. None: no bound.
+        max_age: Seconds; a call waits instead of getting older states, and raises if the VLM fails. None: no bound but
+            `MAX_FAILURES`.
         max_age_calls: The same in calls of the session.
         max_sessions: Beyond so many sessions, the one that was silent longest is dropped.
         idle_seconds: Sessions that are silent for longer are dropped.
@@ -92,7 +100,7 @@ class QueryRefresher(Generic[States]):
         self,
         compute: Callable[[Sequence[QueryInput]], Sequence[States]],
         *,
-        max_age: float | None = None,
+        max_age: float | None = MAX_AGE_S,
         max_age_calls: int | None = None,
         max_sessions: int = 256,
         idle_seconds: float = 300.0,
@@ -200,6 +208,7 @@ class QueryRefresher(Generic[States]):
         age = time.monotonic() - session.states_time
         return (
             session.states is not None
+            and session.failures < MAX_FAILURES
             and (self._max_age is None or age <= self._max_age)
             and (self._max_age_calls is None or ticket.number - session.states_call <= self._max_age_calls)
         )
@@ -232,6 +241,7 @@ class QueryRefresher(Generic[States]):
             with self._changed:
                 for (session, _, call, submitted), result, problem in zip(batch, states, errors, strict=True):
                     session.computed_call, session.error = call, problem
+                    session.failures = 0 if problem is None else session.failures + 1
                     if problem is not None:
                         logger.warning("query states could not be refreshed: %s", problem)
                     else:

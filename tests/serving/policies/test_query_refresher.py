@@ -140,6 +140,39 @@ def test_a_failure_reaches_whoever_waits_for_it_and_nobody_else():
         ask(refresher, 6, session="new")
 
 
+def test_states_that_nothing_refreshes_any_more_are_an_error_to_the_caller(monkeypatch):
+    """By its age without being told a bound, and by failures in a row; a success makes all good again."""
+    later = 0.0
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + later)
+    monkeypatch.setattr("syvla.serving.policies.query_refresher.time", clock)
+    slow = SlowHalf(permits=100)
+    refresher = QueryRefresher(slow)
+    ask(refresher, 1)
+    assert ask(refresher, "bad")[0] == (1, "lift"), "one failure alone stops nobody"
+    slow.wait_for(2)
+    later = 11.0
+    with pytest.raises(ValueError, match="expected a picture"):
+        ask(refresher, "bad")
+    refresher.close()
+
+    slow = SlowHalf(permits=100)
+    refresher = QueryRefresher(slow, max_age=None)
+    ask(refresher, 1)
+    for failure in range(1, 4):
+        ask(refresher, "bad")
+        slow.wait_for(1 + failure)
+        until = time.monotonic() + 30
+        while refresher._sessions["robot"].failures < failure:
+            assert time.monotonic() < until
+            time.sleep(0.002)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="expected a picture"):
+            ask(refresher, "bad")
+    assert ask(refresher, 9)[0] == (9, "lift")
+    assert ask(refresher, 10)[0][0] in (9, 10)
+    refresher.close()
+
+
 def test_sessions_that_wait_are_batched():
     slow = SlowHalf()
     refresher = QueryRefresher(slow, max_batch=2)

@@ -170,6 +170,23 @@ class AtomicCheckpointMixin:
     _unfinished: Path | None = None
     _began = False
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """A continued run, or the best model at the end, must not keep other weights than its checkpoint has.
+
+        Raises:
+            ValueError: If weights are missing or unknown, where [`Trainer`] only warns.
+        """
+        tied = set(getattr(self.model, "all_tied_weights_keys", None) or ())  # type: ignore[attr-defined]
+        kinds = {
+            "missing from the checkpoint": set(load_result.missing_keys) - tied,
+            "unknown to the model": set(load_result.unexpected_keys),
+        }
+        problems = [f"{len(names)} weights {what}, such as {min(names)}" for what, names in kinds.items() if names]
+        if problems:
+            raise ValueError(
+                f"the checkpoint does not fit the model: {'; '.join(problems)}; resume from one of this model"
+            )
+
     def train(self, resume_from_checkpoint: str | bool | Path | None = None, *args: Any, **kwargs: Any) -> Any:
         """As [`Trainer.train`]; see `find_checkpoint` for what `resume_from_checkpoint` may be."""
         output: str = self.args.output_dir  # type: ignore[attr-defined]

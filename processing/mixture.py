@@ -16,18 +16,28 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset, Sampler
 
+from .augmentation import Augmentation
+
 
 class MixtureDataset(Dataset):
-    """Several map-style datasets behind one; an index is the pair (dataset number, index in that dataset).
+    """Several map-style datasets behind one; an index is (dataset number, index in that dataset).
 
-    An item is the dataset's own with the dataset number as `source`.
+    A third number may be the pass over the dataset that the sample belongs to; it is 0 where it is missing. An item is the
+    dataset's own with the dataset number as `source`.
 
     Args:
         robot_datasets: Datasets of robot items, see `RobotDataset`.
         multimodal_datasets: Datasets of `{"messages", "images"}` items.
+        augmentation: Changes robot items by (dataset number, index, pass); None leaves them as they are.
     """
 
-    def __init__(self, robot_datasets: Sequence[Any], multimodal_datasets: Sequence[Any] = ()) -> None:
+    def __init__(
+        self,
+        robot_datasets: Sequence[Any],
+        multimodal_datasets: Sequence[Any] = (),
+        augmentation: Augmentation | None = None,
+    ) -> None:
+        self.augmentation = augmentation
         self.robot_datasets = list(robot_datasets)
         self.multimodal_datasets = list(multimodal_datasets)
         self.datasets = [*self.robot_datasets, *self.multimodal_datasets]
@@ -35,13 +45,16 @@ class MixtureDataset(Dataset):
     def __len__(self) -> int:
         return sum(map(len, self.datasets))
 
-    def __getitem__(self, index: tuple[int, int]) -> dict[str, Any]:
-        source, position = index
-        return {**self.datasets[source][position], "source": source}
+    def __getitem__(self, index: tuple[int, ...]) -> dict[str, Any]:
+        source, position, number = index if len(index) == 3 else (*index, 0)
+        item = self.datasets[source][position]
+        if self.augmentation is not None and source < len(self.robot_datasets):
+            item = self.augmentation(item, (source, position, number))
+        return {**item, "source": source}
 
 
 class MixtureBatchSampler(Sampler):
-    """Batches of (dataset number, index) for one rank.
+    """Batches of (dataset number, index), or of (dataset number, index, pass), for one rank.
 
     Args:
         robot_sizes: Number of samples of each robot dataset.
@@ -53,6 +66,7 @@ class MixtureBatchSampler(Sampler):
         rank, world_size: This process among those that train together.
         batches_per_epoch: Length of an epoch; None: until as many robot samples were drawn as there are
             (multi-modal ones where there is no robot).
+        with_pass: Whether an index has the number of the pass over its dataset as a third entry, see `MixtureDataset`.
 
     Raises:
         ValueError: On empty datasets, a share without data to serve it, or weights that do not fit.
@@ -71,6 +85,7 @@ class MixtureBatchSampler(Sampler):
         rank: int = 0,
         world_size: int = 1,
         batches_per_epoch: int | None = None,
+        with_pass: bool = False,
     ) -> None:
         if not 0.0 <= multimodal_share <= 1.0:
             raise ValueError(f"multimodal_share: expected a number in [0, 1], got {multimodal_share}")
@@ -93,6 +108,7 @@ class MixtureBatchSampler(Sampler):
             _cumulative_shares("multimodal_weights", multimodal_weights, multimodal_sizes),
         )
         self.batch_size, self.seed, self.rank, self.world_size = batch_size, seed, rank, world_size
+        self.with_pass = with_pass
         self.share = Fraction(multimodal_share).limit_denominator(10**6)
         counted, part = (robot_sizes, 1 - self.share) if self.share < 1 else (multimodal_sizes, self.share)
         self.batches_per_epoch = batches_per_epoch or math.ceil(sum(counted) / (batch_size * world_size * part))
@@ -102,7 +118,7 @@ class MixtureBatchSampler(Sampler):
     def __len__(self) -> int:
         return self.batches_per_epoch
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[tuple[int, ...]]]:
         for _ in range(self.batches_per_epoch):
             yield self._next_batch()
 
@@ -140,9 +156,9 @@ class MixtureBatchSampler(Sampler):
         self._samples = int(state["samples"])
         self._drawn = np.asarray(state["drawn"], dtype=np.int64)
 
-    def _next_batch(self) -> list[tuple[int, int]]:
+    def _next_batch(self) -> list[tuple[int, ...]]:
         first, last = self._samples, self._samples + self.batch_size * self.world_size
-        batch: list[tuple[int, int]] = []
+        batch: list[tuple[int, ...]] = []
         for kind in (0, 1):  # robot, multi-modal
             begin, end = (self._draws_before(kind, s) for s in (first, last))
             counts = [self._count(kind, rank, first) for rank in range(self.world_size)]
@@ -154,7 +170,10 @@ class MixtureBatchSampler(Sampler):
                 draws[chosen] = self._drawn[source] + np.arange(chosen.sum())
                 self._drawn[source] += chosen.sum()
             own = sources[mine]
-            batch += zip(own.tolist(), self._indices(own, draws[mine]).tolist(), strict=True)
+            columns = [own.tolist(), self._indices(own, draws[mine]).tolist()]
+            if self.with_pass:
+                columns.append((draws[mine] // np.asarray(self.sizes)[own]).tolist())
+            batch += zip(*columns, strict=True)
         self._samples = last
         return batch
 

@@ -335,7 +335,8 @@ class SyVLAProcessor(EmbodimentNormalization, ChatInputs):
             out["embodiment_ids"][row] = entry["id"]
             if item.get("state") is None:
                 raise ValueError(f"state: missing for embodiment {name!r}; expected shape ({entry['state_dim']},)")
-            out["state"][row, : entry["state_dim"]] = torch.from_numpy(self._normalized(item["state"], "state", name))
+            seen = item["state"] if item.get("seen_state") is None else item["seen_state"]  # augmented, in training
+            out["state"][row, : entry["state_dim"]] = torch.from_numpy(self._normalized(seen, "state", name))
             for view, image in views[row].items():
                 flat.append(image)
                 slots.append((row, self.views.index(view)))

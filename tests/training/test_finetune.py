@@ -68,6 +68,20 @@ def test_checkpoint_loads_acts_and_carries_its_card(base_checkpoint, robot_datas
     assert not list(tmp_path.glob("*.bin"))
 
 
+def test_augmented_run_resumes_exactly_with_workers_and_says_what_it_did(base_checkpoint, robot_dataset_path, tmp_path):
+    common = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "augmentation": "strong"}
+    assert main(options(base_checkpoint, robot_dataset_path, tmp_path / "whole", **common)) == 0
+    plain = {**common, "save_strategy": "no", "max_steps": 1, "augmentation": "none"}
+    assert main(options(base_checkpoint, robot_dataset_path, tmp_path / "plain", **plain)) == 0
+    arguments = options(base_checkpoint, robot_dataset_path, tmp_path / "resumed", dataloader_num_workers=1, **common)
+    assert main([*arguments, "--resume_from_checkpoint", str(tmp_path / "whole" / "checkpoint-2")]) == 0
+    whole, resumed, plain = (history(tmp_path / name) for name in ("whole", "resumed", "plain"))
+    assert [e["loss"] for e in resumed] == [e["loss"] for e in whole]
+    assert plain[0]["loss"] != whole[0]["loss"]
+    assert "- augmentation, rotation: 8.0" in (tmp_path / "whole" / "README.md").read_text()
+    assert "augment" not in (tmp_path / "whole" / "processor_config.json").read_text()
+
+
 def test_resumed_run_gives_the_losses_of_an_unbroken_one(base_checkpoint, robot_dataset_path, tmp_path):
     common = {"save_strategy": "steps", "save_steps": 3, "max_steps": 6, "gradient_accumulation_steps": 2}
     assert main(options(base_checkpoint, robot_dataset_path, tmp_path / "whole", **common)) == 0

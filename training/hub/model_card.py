@@ -57,7 +57,8 @@ def write_model_card(folder: str | Path, config: Any, processor: Any, fields: di
             logged losses), `arguments` (the `RECIPE_FIELDS`), `freeze`, `multimodal_share`, `datasets` (see
             `syvla.training.hub.run_description`), `base_model`
             (Hub id), `adapter` (`{"kind", "scope", "rank", "alpha"}`), `evaluations` (summaries of `syvla-eval`),
-            `model_name`, `model_id`, `instruction`, `reinforcement_learning` (facts by name), `tags` (further ones).
+            `augmentation` (its fields), `model_name`, `model_id`, `instruction`, `reinforcement_learning` (facts by name),
+            `tags` (further ones).
 
     Returns:
         Path of the card.
@@ -85,6 +86,7 @@ def write_model_card(folder: str | Path, config: Any, processor: Any, fields: di
         nonfinite_steps=fields.get("nonfinite_steps"),
         world_size=fields.get("world_size"),
         freeze=fields.get("freeze"),
+        augmentation=fields.get("augmentation") or {},
         final=fields.get("final") or {},
         reinforcement_learning=fields.get("reinforcement_learning") or {},
         recipe={text: arguments[key] for key, text in RECIPE_FIELDS.items() if arguments.get(key) not in _UNSET},

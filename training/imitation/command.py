@@ -47,6 +47,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: SyVLATrain
     """
     from transformers import set_seed
 
+    from syvla.processing.augmentation import Augmentation, describe_augmentation
     from syvla.processing.mixture import MixtureDataset
     from syvla.training.hub.run_description import describe_multimodal_dataset, describe_robot_dataset, hub_id
 
@@ -63,11 +64,16 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: SyVLATrain
     if data_args.validate_data:
         validate(robot, multimodal, model, processor, data_args.validate_images)
     embodiments = {dataset.embodiment for dataset in robot}
+    augmentation = None
+    if data_args.augmentation_settings is not None:
+        seed = args.seed if args.data_seed is None else args.data_seed
+        augmentation = Augmentation(data_args.augmentation_settings, processor.embodiments, seed)
+        logger.info("augmentation: %s", describe_augmentation(data_args.augmentation_settings))
     trainer = SyVLATrainer(
         model=choose_trained_weights(model_args, model, embodiments),
         args=args,
         processing_class=processor,
-        train_dataset=MixtureDataset(robot, multimodal),
+        train_dataset=MixtureDataset(robot, multimodal, augmentation),
         multimodal_share=data_args.multimodal_share if multimodal else 0.0,
         robot_weights=dataset_weights(data_args.robot_specs),
         multimodal_weights=dataset_weights(data_args.multimodal_specs),
@@ -78,6 +84,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: SyVLATrain
                 *map(describe_multimodal_dataset, data_args.multimodal_specs, multimodal),
             ],
             "freeze": model_args.freeze,
+            "augmentation": describe_augmentation(data_args.augmentation_settings),
         },
     )
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)

@@ -144,6 +144,7 @@ class SyVLATrainer(FiniteStepsMixin, AtomicCheckpointMixin, Trainer):
             world_size=self.args.world_size,
             robot_weights=self.robot_weights,
             multimodal_weights=self.multimodal_weights,
+            with_pass=True,
         )
         workers = self.args.dataloader_num_workers
         loader = DataLoader(

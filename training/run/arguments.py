@@ -10,6 +10,8 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+from syvla.processing.augmentation import STRENGTHS, augmentation_settings
+
 from .adapters import ADAPTERS, SCOPES, TRAINED_MODULES
 from .checkpoints import RESUME_HELP
 from .finite_steps import NONFINITE_HELP
@@ -142,6 +144,22 @@ class DataArguments:
             "Skipped rows are named in skipped_rows.jsonl in output_dir."
         },
     )
+    augmentation: str = field(
+        default="none",
+        metadata={
+            "help": "Random changes of robot images in training: crop, turn and colors (default: openpi's and GR00T's), with "
+            "strong also blur, JPEG, missing views, and noise on the state. See it: python -m "
+            "syvla.training.show_augmentation.",
+            "choices": list(STRENGTHS),
+        },
+    )
+    augmentation_details: str | None = field(
+        default=None,
+        metadata={
+            "help": "JSON (in a recipe: a mapping) with single fields of AugmentationSettings that differ from the "
+            'strength\'s, e.g. \'{"rotation": 0, "view_dropout": 0.1}\'.'
+        },
+    )
     ignore_thoughts: bool = field(
         default=False,
         metadata={"help": "Train as if no dataset had thoughts (without CoT, Table 3), whatever their thought_source."},
@@ -166,6 +184,9 @@ class DataArguments:
             raise ValueError(f"multimodal_share: expected a number in [0, 1), got {self.multimodal_share}")
         if not 0.0 <= self.max_skipped_share <= 1.0:
             raise ValueError(f"max_skipped_share: expected a number in [0, 1], got {self.max_skipped_share}")
+        self.augmentation_settings = augmentation_settings(
+            self.augmentation, json_mapping("augmentation_details", self.augmentation_details)
+        )
         self.robot_specs = [dataset_spec(entry, "robot_datasets", ROBOT_KEYS) for entry in self.robot_datasets]
         self.multimodal_specs = [
             dataset_spec(entry, "multimodal_datasets", MULTIMODAL_KEYS) for entry in self.multimodal_datasets
@@ -285,6 +306,21 @@ class SyVLAPretrainingArguments(SyVLATrainingArguments):
     per_device_train_batch_size: int = field(
         default=16, metadata={"help": "Batch per process; Table 7's 512 is 16 on each of 32 GPUs."}
     )
+
+
+def json_mapping(name: str, text: str | None) -> dict[str, Any]:
+    """The mapping that an option holds as JSON; empty where it is not given.
+
+    Raises:
+        ValueError: It is no JSON, or no mapping.
+    """
+    try:
+        value = json.loads(text or "{}")
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{name}: expected a JSON object, got {text!r} ({error})") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{name}: expected a JSON object, got {text!r}")
+    return value
 
 
 def dataset_spec(entry: str | dict[str, Any], name: str, keys: Sequence[str]) -> dict[str, Any]:

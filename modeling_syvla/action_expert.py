@@ -396,7 +396,11 @@ class ActionExpert(nn.Module):
     # ------------------------------------------------------------------ once per flow step
 
     def predict_velocity(
-        self, noisy_actions: torch.Tensor, timestep: torch.Tensor, context: ExpertContext
+        self,
+        noisy_actions: torch.Tensor,
+        timestep: torch.Tensor,
+        context: ExpertContext,
+        attended: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Velocity of the flow at (noisy_actions, timestep).
 
@@ -404,18 +408,25 @@ class ActionExpert(nn.Module):
             noisy_actions: x_t, (B, T, D_action_max); dimensions beyond the embodiment's own are ignored.
             timestep: (B,), 0 = noise, 1 = action.
             context: From `encode_context`.
+            attended: bool (B, T), steps that the other steps attend to; None: all.
 
         Returns:
             (B, T, D_action_max), zero beyond the embodiment's own dimensions.
         """
-        return self.velocity_at(noisy_actions, self.encode_times(timestep), context)
+        return self.velocity_at(noisy_actions, self.encode_times(timestep), context, attended)
 
     def encode_times(self, timestep: torch.Tensor) -> torch.Tensor:
         """Timestep tokens. (B,) -> (B, D)"""
         return self.time_mlp(self._time_embedding(timestep).to(self.image_proj.bias.dtype))
 
-    def velocity_at(self, noisy_actions: torch.Tensor, time: torch.Tensor, context: ExpertContext) -> torch.Tensor:
-        """As `predict_velocity`, with the timestep's token, (B, D) or (1, D), at hand."""
+    def velocity_at(
+        self,
+        noisy_actions: torch.Tensor,
+        time: torch.Tensor,
+        context: ExpertContext,
+        attended: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """As `predict_velocity`, with the timestep's token, (B, D) or (1, D), at hand. `attended` needs no buffers."""
         steps = noisy_actions.shape[1]
         if steps > self.config.chunk_size:
             raise ValueError(f"actions: expected at most chunk_size={self.config.chunk_size} steps, got {steps}")
@@ -425,7 +436,10 @@ class ActionExpert(nn.Module):
         actions = actions + all_rows(self.action_position_embedding, actions.device)[:steps]
         x = torch.cat((time[:, None, :].expand(len(actions), -1, -1), actions), dim=1)  # (B, 1 + T, D)
         if context.buffers is None:
-            mask = F.pad(context.prefix_mask, (0, steps + 1), value=True)[:, None, None, :]
+            mask = F.pad(context.prefix_mask, (0, steps + 1), value=True)
+            if attended is not None:
+                mask = torch.cat((mask[:, :-steps], attended), dim=1)
+            mask = mask[:, None, None, :]
             for layer, prefix, condition in zip(self.layers, context.prefix, context.condition, strict=True):
                 x = layer.run_suffix(x, prefix, mask, condition, context.condition_mask)
         else:

@@ -18,6 +18,14 @@ FORMAT_VERSION = 1
 
 CONDITIONINGS = ("query_states", "all_hidden_states")
 ACTION_HEADS = ("flow_matching", "l1_regression")
+CHUNK_ENDS = ("noise", "masked", "hold", "hold_untrained")
+"""What training puts into the steps of a chunk beyond the end of an episode.
+
+- "noise": zeros on the way from noise, not trained. At inference other values stand there, which the real steps attend to.
+- "masked": the same, but no step attends to them. At inference every step is attended to.
+- "hold": the last action, trained, as openpi and LeRobot do. Inference sees what training saw.
+- "hold_untrained": the last action, not trained.
+"""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _RESERVED_NAMES = frozenset(("keys", "values", "items", "pop", "update", "clear", "type", "half", "float", "double"))
@@ -235,6 +243,8 @@ class SyVLAConfig(EmbodimentsMixin, OwnModelTypeMixin, PreTrainedConfig):
             single out, so it needs `intention_decoupling=False`.
         action_head: "flow_matching" (the paper), or, as a baseline, "l1_regression": an MLP from the query states without
             expert, as OpenVLA-OFT (paper, appendix E).
+        chunk_end: What training puts into the steps of a chunk beyond the end of an episode, or of a cleaned stretch; one
+            of `CHUNK_ENDS` (the paper is silent). A checkpoint without the field was trained with "noise".
         action_loss_weight, lm_loss_weight: Weights of the two losses (ours: 1 and 1).
         format_version: Version of the checkpoint; see `FORMAT_VERSION`. One without the field is of version 1.
 
@@ -271,6 +281,7 @@ class SyVLAConfig(EmbodimentsMixin, OwnModelTypeMixin, PreTrainedConfig):
         decoupling_scope: str = "sample",
         conditioning: str = "query_states",
         action_head: str = "flow_matching",
+        chunk_end: str = "noise",
         action_loss_weight: float = 1.0,
         lm_loss_weight: float = 1.0,
         format_version: int = 1,
@@ -305,6 +316,7 @@ class SyVLAConfig(EmbodimentsMixin, OwnModelTypeMixin, PreTrainedConfig):
         self.decoupling_scope = decoupling_scope
         self.conditioning = conditioning
         self.action_head = action_head
+        self.chunk_end = chunk_end
         require_consistent_design(self)
         self.action_loss_weight = action_loss_weight
         self.lm_loss_weight = lm_loss_weight
@@ -447,6 +459,12 @@ def require_consistent_design(config: Any) -> None:
     """
     _require_choice("conditioning", config.conditioning, CONDITIONINGS)
     _require_choice("action_head", config.action_head, ACTION_HEADS)
+    _require_choice("chunk_end", config.chunk_end, CHUNK_ENDS)
+    if config.action_head == "l1_regression" and config.chunk_end in ("masked", "hold_untrained"):
+        raise ValueError(
+            f"chunk_end: {config.chunk_end!r} has no effect with action_head='l1_regression', whose steps do not attend to "
+            "each other; use 'hold' or 'noise'"
+        )
     if config.conditioning != "all_hidden_states":
         return
     if config.intention_decoupling:

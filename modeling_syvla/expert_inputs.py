@@ -90,16 +90,18 @@ class ActionTarget:
     """What the action head is trained towards.
 
     Attributes:
-        actions: Normalized, float32 (B, T, D_action_max), zero where `mask` is False.
-        mask: bool (B, T, D_action_max), True where step and dimension are real.
+        actions: Normalized, float32 (B, T, D_action_max); steps after the end as `config.chunk_end` says.
+        mask: bool (B, T, D_action_max), True where step and dimension are trained.
         noise: Start of the flow, (B, T, D_action_max); None for the regression head.
         timestep: Time of the flow, (B,), 0 = noise, 1 = action; None for the regression head.
+        attended: bool (B, T), steps that the other steps attend to; None: all.
     """
 
     actions: torch.Tensor
     mask: torch.Tensor
     noise: torch.Tensor | None = None
     timestep: torch.Tensor | None = None
+    attended: torch.Tensor | None = None
 
 
 def action_target(
@@ -123,7 +125,8 @@ def action_target(
     if action_mask is None:
         action_mask = own_action_dims(config, actions, embodiment_ids)
     action_mask = full_width(config, "action_mask", action_mask, embodiment_ids)
-    actions = torch.where(action_mask, actions, torch.zeros_like(actions))
+    attended = action_mask.any(-1) if config.chunk_end == "masked" else None
+    actions, action_mask = end_chunks(config.chunk_end, actions, action_mask)
     if config.action_head == "l1_regression":
         return ActionTarget(actions, action_mask)
     if noise is None:
@@ -133,7 +136,30 @@ def action_target(
         timestep = sample_timesteps(
             len(actions), config.time_beta_alpha, config.time_beta_beta, config.time_max, device=actions.device
         )
-    return ActionTarget(actions, action_mask, noise, timestep)
+    return ActionTarget(actions, action_mask, noise, timestep, attended)
+
+
+def end_chunks(
+    chunk_end: str, actions: torch.Tensor, action_mask: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What stands in the steps of a chunk after the last real one, and whether it is trained.
+
+    Args:
+        chunk_end: See [`SyVLAConfig`].
+        actions: Normalized, (B, T, D).
+        action_mask: bool (B, T, D), True where step and dimension are real.
+
+    Returns:
+        (actions, mask of what is trained), of the same shapes. What `action_mask` excludes is never read.
+    """
+    actions = torch.where(action_mask, actions, torch.zeros_like(actions))
+    if chunk_end not in ("hold", "hold_untrained"):
+        return actions, action_mask
+    steps = torch.arange(actions.shape[1], device=actions.device)
+    real = action_mask.any(-1)  # (B, T)
+    last = torch.where(real, steps, 0).cummax(dim=1).values  # (B, T), the last real step up to each
+    held = actions.gather(1, last[..., None].expand_as(actions))
+    return held, action_mask.any(1, keepdim=True).expand_as(action_mask) if chunk_end == "hold" else action_mask
 
 
 def action_dims(config: Any, embodiment_ids: torch.Tensor) -> torch.Tensor:

@@ -319,7 +319,7 @@ class SyVLAModel(ThinkingMixin, InferenceOptimizationMixin, SyVLAPreTrainedModel
             return l1_loss(self.expert(condition, encoded.observation), target.actions, target.mask)
         context = self.expert.encode_context(encoded, condition, condition_mask)
         noisy_actions = interpolate(target.noise, target.actions, target.timestep)  # x_t in the paper
-        velocity = self.expert.predict_velocity(noisy_actions, target.timestep, context)
+        velocity = self.expert.predict_velocity(noisy_actions, target.timestep, context, target.attended)
         return flow_matching_loss(velocity, target.noise, target.actions, target.mask)
 
     # ------------------------------------------------------------------ inference

@@ -105,6 +105,11 @@ def require_scored_design(config: Any) -> None:
                 f"{name}: reinforcement learning scores policies with {expected!r}, this checkpoint has {found!r}; pass one "
                 "that was trained without this override"
             )
+    if config.chunk_end == "masked":
+        raise ValueError(
+            "chunk_end: reinforcement learning scores whole chunks, in which every step attends to every other; a checkpoint "
+            "with 'masked' was trained otherwise. Fine-tune it with model_overrides '{\"chunk_end\": \"hold\"}' first"
+        )
 
 
 def action_log_ratio(

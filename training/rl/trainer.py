@@ -361,6 +361,8 @@ class SyVLAPPOTrainer(AtomicCheckpointMixin, Trainer):
         rows = self.experts.heldout_rows(self.args.guard_samples, self.args.seed)
         items = [self.preparation.expert_item(int(row)) for row in rows]
         steps = np.array([(~np.asarray(item["action_is_pad"])).sum() for item in items])
+        if self._module.base_policy.config.chunk_end == "hold":  # the steps after the end count as well
+            steps[:] = self.processing_class.chunk_size
         seeds = np.arange(len(rows))
         scores = self.preparation.scores(lambda i: items[i], seeds, rollout=False, decoupling=False, method="fpo")
         return float((-scores / steps[:, None]).mean())

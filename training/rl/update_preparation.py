@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from syvla.modeling_syvla.expert_inputs import end_chunks
 from syvla.serving.contract.rollout_sampler import ChainStep
 from syvla.serving.recording.decision import Decision, Rollout
 
@@ -109,13 +110,15 @@ class UpdatePreparation:
     def policy_batch(self, items: Sequence[dict[str, Any]], is_expert: Sequence[bool]) -> dict[str, torch.Tensor]:
         """Collates items into a batch for the policy.
 
-        Actions after the end of an expert's episode are zeros, as in imitation. Actions of a rollout's chunk that were never
+        After the end of an expert's episode stands what imitation puts there, `config.chunk_end`. Actions of a rollout's chunk that were never
         executed stay, since the policy attended to them when it sampled the others; `action_mask` excludes them.
         """
         batch = dict(self.processor.collate(items))
         batch.pop("labels", None)
         expert = torch.tensor(list(is_expert))[:, None, None]
-        batch["actions"] = torch.where(batch["action_mask"] | ~expert, batch["actions"], 0.0)
+        ended, trained = end_chunks(self.model.base_policy.config.chunk_end, batch["actions"], batch["action_mask"])
+        batch["actions"] = torch.where(expert, ended, batch["actions"])
+        batch["action_mask"] = torch.where(expert, trained, batch["action_mask"])
         if self.args.ratio_method == "flow_sde":
             batch |= _chains([item.get("chain") for item in items], batch["actions"])
         return batch

@@ -43,6 +43,7 @@ _BEHAVIOR = (
     "decoupling_quantile",
     "decoupling_scope",
     "conditioning",
+    "chunk_end",
     "action_loss_weight",
     "lm_loss_weight",
 )

@@ -5,7 +5,9 @@ The defaults are the paper's (section 3.1, appendix A). Where the paper is silen
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -244,7 +246,8 @@ class SyVLAConfig(EmbodimentsMixin, OwnModelTypeMixin, PreTrainedConfig):
         action_head: "flow_matching" (the paper), or, as a baseline, "l1_regression": an MLP from the query states without
             expert, as OpenVLA-OFT (paper, appendix E).
         chunk_end: What training puts into the steps of a chunk beyond the end of an episode, or of a cleaned stretch; one
-            of `CHUNK_ENDS` (the paper is silent). A checkpoint without the field was trained with "noise".
+            of `CHUNK_ENDS` (the paper is silent; ours: "hold", as openpi and LeRobot). A checkpoint without the field was
+            trained with "noise" and is read so.
         action_loss_weight, lm_loss_weight: Weights of the two losses (ours: 1 and 1).
         format_version: Version of the checkpoint; see `FORMAT_VERSION`. One without the field is of version 1.
 
@@ -281,7 +284,7 @@ class SyVLAConfig(EmbodimentsMixin, OwnModelTypeMixin, PreTrainedConfig):
         decoupling_scope: str = "sample",
         conditioning: str = "query_states",
         action_head: str = "flow_matching",
-        chunk_end: str = "noise",
+        chunk_end: str = "hold",
         action_loss_weight: float = 1.0,
         lm_loss_weight: float = 1.0,
         format_version: int = 1,
@@ -326,6 +329,16 @@ class SyVLAConfig(EmbodimentsMixin, OwnModelTypeMixin, PreTrainedConfig):
                 self._require_same(name, kwargs.pop(name))
         super().__init__(**kwargs)
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As [`PreTrainedConfig.from_dict`]; entries of an earlier version keep their meaning."""
+        return super().from_dict({"chunk_end": "noise", **config_dict}, **kwargs)
+
+    @classmethod
+    def from_json_file(cls, json_file: Any) -> Any:
+        """As [`PreTrainedConfig.from_json_file`]; entries of an earlier version keep their meaning."""
+        return cls.from_dict(json.loads(Path(json_file).read_text(encoding="utf-8")))
+
     def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
         return self.vlm_config.get_text_config(*args, **kwargs)
 
@@ -351,6 +364,7 @@ class SyVLAConfig(EmbodimentsMixin, OwnModelTypeMixin, PreTrainedConfig):
     def to_diff_dict(self) -> dict[str, Any]:
         output = super().to_diff_dict()
         output.pop("text_config", None)  # files have it once, in "vlm_config"
+        output["chunk_end"] = self.chunk_end  # also where it is the default: a file without it means another value
         return output
 
     def _require_same(self, name: str, value: Any) -> None:

@@ -81,6 +81,7 @@ def test_buckets_round_the_length_up_and_leave_the_loss(bucket, make_model, tiny
     batch = TrainingCollator(tiny_processor.collate, bucket)([{**item, "source": i} for i, item in enumerate(items)])
     assert batch["input_ids"].shape[1] % bucket == 0
     assert batch.pop("source_ids").tolist() == list(range(7))
+    assert len(batch.pop("rows")) == 7
     exact = tiny_processor.collate(items)
     assert 0 <= batch["input_ids"].shape[1] - exact["input_ids"].shape[1] < bucket
     model = make_model()

@@ -139,9 +139,7 @@ def action_target(
     return ActionTarget(actions, action_mask, noise, timestep, attended)
 
 
-def end_chunks(
-    chunk_end: str, actions: torch.Tensor, action_mask: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def end_chunks(chunk_end: str, actions: torch.Tensor, action_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """What stands in the steps of a chunk after the last real one, and whether it is trained.
 
     Args:

@@ -301,17 +301,17 @@ class SyVLAModel(ThinkingMixin, InferenceOptimizationMixin, SyVLAPreTrainedModel
             probe = query_states.detach().requires_grad_()
             quantile, scope = self.config.decoupling_quantile, self.config.decoupling_scope
             with gathered_weights(self):
-                loss = self._per_sample_loss(probe, encoded.detach(), target, condition_mask)
+                loss = self.loss_of_states(probe, encoded.detach(), target, condition_mask)
                 mask = find_decoupling_mask(loss, probe, quantile, scope)  # (R, N)
             query_states = keep_states(query_states, mask)
-        return self._per_sample_loss(query_states, encoded, target, condition_mask), mask
+        return self.loss_of_states(query_states, encoded, target, condition_mask), mask
 
-    def _per_sample_loss(
+    def loss_of_states(
         self,
         query_states: torch.Tensor,
         encoded: EncodedObservation,
         target: ActionTarget,
-        condition_mask: torch.Tensor | None,
+        condition_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """One pass over the action head: its loss per sample, float32 (R,)."""
         condition = self.condition(query_states)

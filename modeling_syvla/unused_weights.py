@@ -6,16 +6,20 @@ from typing import Any
 
 import torch
 
-from .expert_inputs import ExpertObservation
+from .expert_inputs import ExpertObservation, action_target
 
 
 def zero_of_unused_weights(model: Any, acted: bool, saw: bool) -> torch.Tensor:
-    """Zero that depends on every weight which the batch left out.
+    """Zero that depends on every weight which the batch left out, where several processes train together.
 
     Data-parallel training waits for each weight's gradient, and sharded training for each module to run, on all
     processes. One whose batch has no robot sample (or no image) therefore runs the expert (or the VLM's image
-    encoder) on zeros.
+    encoder) on zeros. A single process waits for nobody: there the zero depends on nothing, costs nothing, and weights that
+    were left out get no gradient, by which the optimizer would move them along their old moments.
     """
+    zero = torch.zeros((), device=model.device)
+    if not in_step_with_others():
+        return zero
     parts = [p.sum() for p in model.expert.embodiments.parameters() if p.requires_grad]
     if not acted and model.config.embodiments:
         parts.append(_action_loss_of_zeros(model))
@@ -29,7 +33,21 @@ def zero_of_unused_weights(model: Any, acted: bool, saw: bool) -> torch.Tensor:
         grid = torch.tensor([[1, encoder.spatial_merge_size, encoder.spatial_merge_size]], device=patches.device)
         features = model.vlm.model.get_image_features(patches, grid, return_dict=True).pooler_output
         parts.append(torch.cat(features).float().sum())
-    return sum(0.0 * part for part in parts) + torch.zeros((), device=model.device)
+    return sum(0.0 * part for part in parts) + zero
+
+
+def in_step_with_others() -> bool:
+    """Whether this is one of several processes that train together."""
+    return (
+        torch.distributed.is_available()
+        and torch.distributed.is_initialized()
+        and torch.distributed.get_world_size() > 1
+    )
+
+
+def _gathers_weights(model: Any) -> bool:
+    """Whether every pass gathers weights from all processes (FSDP2, ZeRO-3), so that all have to make as many passes."""
+    return hasattr(model, "set_reshard_after_backward") or any(hasattr(p, "ds_id") for p in model.adapter.parameters())
 
 
 def _action_loss_of_zeros(model: Any) -> torch.Tensor:
@@ -45,11 +63,10 @@ def _action_loss_of_zeros(model: Any) -> torch.Tensor:
     query_states = torch.zeros(1, config.num_query_tokens, model.action_queries.embedding_dim, device=device)
     actions = torch.zeros(1, config.chunk_size, config.max_action_dim, device=device)
     # Noise and time are given, so that no random number is drawn that the next step would then miss.
-    per_sample, _ = model.action_loss(
-        query_states,
-        observation,
-        actions,
-        noise=torch.zeros_like(actions),
-        timestep=torch.zeros(1, device=device),
-    )
-    return per_sample.sum()
+    fixed = {"noise": torch.zeros_like(actions), "timestep": torch.zeros(1, device=device)}
+    if _gathers_weights(model):
+        return model.action_loss(query_states, observation, actions, **fixed)[0].sum()
+    target = action_target(
+        config, observation.embodiment_ids, actions, **fixed
+    )  # one pass: there is nothing to decouple
+    return model.loss_of_states(query_states, model.expert.encode_observation(observation), target).sum()

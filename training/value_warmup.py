@@ -42,7 +42,9 @@ from syvla.training.run.arguments import ROBOT_KEYS, dataset_spec
 from syvla.training.run.checkpoints import RESUME_HELP, AtomicCheckpointMixin
 from syvla.training.run.finite_steps import NONFINITE_HELP, FiniteStepsMixin, row_name
 from syvla.training.run.recipe import parse_recipe
+from syvla.training.run.requirements import require_trackers
 from syvla.training.run.run_settings import OVERWRITE_HELP, settings_of
+from syvla.training.run.schedule import warn_of_endless_warmup
 
 logger = logging.getLogger("syvla.training.value_warmup")
 
@@ -114,6 +116,10 @@ class ValueTrainingArguments(TrainingArguments):
         default="none", metadata={"help": "Trackers, e.g. trackio or wandb."}
     )
 
+    def __post_init__(self) -> None:
+        require_trackers(self.report_to)
+        super().__post_init__()
+
 
 class ReturnDataset(torch.utils.data.Dataset):
     """Observations of chosen episodes of a [`RobotDataset`], each with its Monte-Carlo return.
@@ -174,6 +180,11 @@ class ValueTrainer(FiniteStepsMixin, AtomicCheckpointMixin, Trainer):
         if model.training and rows is not None:
             self.note_rows(rows)
         return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def create_scheduler(self, num_training_steps: int, *args: Any, **kwargs: Any) -> Any:
+        """As [`Trainer.create_scheduler`]; says so where the run ends within its warm-up."""
+        warn_of_endless_warmup(self.args, num_training_steps)
+        return super().create_scheduler(num_training_steps, *args, **kwargs)
 
     def run_settings(self) -> dict[str, dict[str, Any]]:
         data = ("gamma", "decision_steps", "episodes", "successes", "heldout_share", "datasets")

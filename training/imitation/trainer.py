@@ -23,6 +23,7 @@ from syvla.processing.mixture import MixtureBatchSampler, MixtureDataset
 from syvla.processing.multimodal.sources import CAUSES
 from syvla.training.hub.model_card import RECIPE_FIELDS, write_model_card
 from syvla.training.hub.push_to_hub import push_checkpoint
+from syvla.training.run.absent_robots import absent_parts, present_embodiments
 from syvla.training.run.adapters import base_model, describe_adapter, is_adapted, save_config
 from syvla.training.run.argument_fields import (
     REFUSED_BY_TRAINER,
@@ -35,7 +36,9 @@ from syvla.training.run.collation import TrainingCollator, choose_padding_free
 from syvla.training.run.ema import RAW_FILE, WeightAverage, WeightAverageCallback, load_raw_weights
 from syvla.training.run.finite_steps import FiniteStepsMixin
 from syvla.training.run.global_batch import count_samples, draw_noise_and_time, set_loss_divisors
+from syvla.training.run.requirements import require_one_device, require_processor
 from syvla.training.run.run_settings import settings_of
+from syvla.training.run.schedule import warn_of_endless_warmup
 
 from .loss_metrics import LossMetrics, nonfinite_samples, source_names
 
@@ -85,6 +88,8 @@ class SyVLATrainer(FiniteStepsMixin, AtomicCheckpointMixin, Trainer):
         self.card = card or {}
         self.average: WeightAverage | None = None  # of the trained weights, with `ema_decay`
         args = args or SyVLATrainingArguments()
+        require_processor(processing_class)
+        require_one_device(args)
         require_read_fields(args, REFUSED_BY_TRAINER, type(self).__name__)
         require_read_options(kwargs, type(self).__name__)
         kwargs.setdefault("data_collator", TrainingCollator(processing_class.collate, args.length_bucket))
@@ -193,7 +198,19 @@ class SyVLATrainer(FiniteStepsMixin, AtomicCheckpointMixin, Trainer):
             set_loss_divisors(batches, counts)
             seed = (self.args.data_seed if self.args.data_seed is not None else self.args.seed, self.state.global_step)
             draw_noise_and_time(batches, counts, self.args.process_index, self._config, seed)
+            self._present = self._gather(present_embodiments(batches, self._config)).any(0).tolist()
         return batches, None
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """As [`Trainer._get_grad_norm`]; what no sample of the step uses gets no gradient, not a zero one.
+
+        By a zero one the optimizer would move it along its old moments, and shrink it by weight decay.
+        """
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        for module in absent_parts(self.policy, self._present):
+            for parameter in module.parameters():
+                parameter.grad = None
+        return norm
 
     def _gather(self, tensor: torch.Tensor) -> torch.Tensor:
         """Every process's tensor, one after the other along the first dimension."""
@@ -315,6 +332,11 @@ class SyVLATrainer(FiniteStepsMixin, AtomicCheckpointMixin, Trainer):
             self.average.reset(self.model)
 
     # ------------------------------------------------------------------ saving and resuming
+
+    def create_scheduler(self, num_training_steps: int, *args: Any, **kwargs: Any) -> Any:
+        """As [`Trainer.create_scheduler`]; says so where the run ends within its warm-up."""
+        warn_of_endless_warmup(self.args, num_training_steps)
+        return super().create_scheduler(num_training_steps, *args, **kwargs)
 
     def run_settings(self) -> dict[str, dict[str, Any]]:
         datasets = getattr(self.train_dataset, "datasets", ())

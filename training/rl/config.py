@@ -8,6 +8,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from syvla.training.run.checkpoints import RESUME_HELP
+from syvla.training.run.requirements import require_trackers
 from syvla.training.run.run_settings import OVERWRITE_HELP
 
 from .advantages import ADVANTAGE_CLIP, EXPERT_ADVANTAGE
@@ -200,6 +201,7 @@ class SyVLAPPOConfig(TrainingArguments):
     guard_samples: int = field(default=64, metadata={"help": "Held-out samples that the guard looks at."})
 
     def __post_init__(self) -> None:
+        require_trackers(self.report_to)
         choices = (
             ("expert_mode", EXPERT_MODES),
             ("expert_advantages", EXPERT_ADVANTAGES),

@@ -32,6 +32,7 @@ from syvla.training.run.argument_fields import (
 )
 from syvla.training.run.checkpoints import AtomicCheckpointMixin
 from syvla.training.run.collation import choose_padding_free
+from syvla.training.run.requirements import require_one_device, require_processor
 from syvla.training.run.run_settings import settings_of
 
 from .action_likelihood import require_scored_design
@@ -106,6 +107,8 @@ class SyVLAPPOTrainer(AtomicCheckpointMixin, Trainer):
         self._steps = StepMetrics()
         self._finished_metrics: dict[str, float] = {}
         self._began = time.time()
+        require_processor(processing_class)
+        require_one_device(args)
         super().__init__(
             model=PolicyAndValue(model, value_model),
             args=args,

@@ -110,8 +110,9 @@ class UpdatePreparation:
     def policy_batch(self, items: Sequence[dict[str, Any]], is_expert: Sequence[bool]) -> dict[str, torch.Tensor]:
         """Collates items into a batch for the policy.
 
-        After the end of an expert's episode stands what imitation puts there, `config.chunk_end`. Actions of a rollout's chunk that were never
-        executed stay, since the policy attended to them when it sampled the others; `action_mask` excludes them.
+        After the end of an expert's episode stands what imitation puts there, `config.chunk_end`. Actions of a rollout's
+        chunk that were never executed stay, since the policy attended to them when it sampled the others; `action_mask`
+        excludes them.
         """
         batch = dict(self.processor.collate(items))
         batch.pop("labels", None)

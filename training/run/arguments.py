@@ -16,7 +16,9 @@ from .adapters import ADAPTERS, SCOPES, TRAINED_MODULES
 from .checkpoints import RESUME_HELP
 from .finite_steps import NONFINITE_HELP
 from .freezing import FREEZE_PRESETS
+from .requirements import require_trackers
 from .run_settings import OVERWRITE_HELP
+from .schedule import WITH_FINAL_RATE, require_falling_rate
 
 ROBOT_KEYS = (
     "path",
@@ -276,11 +278,14 @@ class SyVLATrainingArguments(TrainingArguments):
             raise ValueError(f"ema_decay: expected a number in [0, 1), got {self.ema_decay}")
         if self.length_bucket < 1:
             raise ValueError(f"length_bucket: expected a number of tokens of at least 1, got {self.length_bucket}")
+        require_trackers(self.report_to)
         if self.max_nonfinite_steps < 0:
             raise ValueError(f"max_nonfinite_steps: expected 0 or more, got {self.max_nonfinite_steps}")
         if self.vlm_eval_steps < 0:
             raise ValueError(f"vlm_eval_steps: expected 0 (off) or more, got {self.vlm_eval_steps}")
-        if self.lr_scheduler_type == "cosine_with_min_lr" and not getattr(self, "lr_scheduler_kwargs", None):
+        if not getattr(self, "lr_scheduler_kwargs", None):
+            require_falling_rate(self)
+        if self.lr_scheduler_type == WITH_FINAL_RATE and not getattr(self, "lr_scheduler_kwargs", None):
             # A share rather than `min_lr`, for which the schedule asks the optimizer, and DeepSpeed's does not answer.
             self.lr_scheduler_kwargs: Any = {"min_lr_rate": self.final_learning_rate / (self.learning_rate or 1.0)}
         super().__post_init__()

@@ -160,7 +160,7 @@ def test_kept_states_act_without_the_vlm(make_model, tiny_processor, observation
 def test_regression_is_deterministic_and_its_loss_is_the_masked_absolute_error(
     make_model, tiny_processor, unequal_items, observations
 ):
-    model = make_model(**REGRESSION)
+    model = make_model(**REGRESSION, chunk_end="noise")
     batch = tiny_processor.collate(observations)
     first, second = model.predict_actions(**batch), model.predict_actions(**batch, num_steps=3)
     assert torch.equal(first.actions, second.actions), "no noise and no flow steps"

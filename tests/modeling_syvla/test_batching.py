@@ -111,6 +111,7 @@ def test_padding_does_not_change_predicted_actions(tiny_model, tiny_processor, u
 def test_loss_averages_over_the_real_entries_only(tiny_model, tiny_processor, make_item, drawn):
     """Cutting the chunk after its real steps does not change which entries count or how."""
     ends = np.arange(8) >= 5
+    tiny_model.config.chunk_end = "noise"
     batch = tiny_processor.collate([make_item(4, "arm", action_is_pad=ends)])
     velocity = []
     original = tiny_model.expert.predict_velocity

@@ -179,7 +179,10 @@ def gradients(model):
 def test_forward_and_backward_equal_the_manual_two_passes(make_model, batch, attention, scope, quantile):
     """With "suffix" the model shares the prefix between the passes; the manual computation does not."""
     model = make_model(
-        expert={"cross_attention_scope": attention}, decoupling_scope=scope, decoupling_quantile=quantile
+        expert={"cross_attention_scope": attention},
+        decoupling_scope=scope,
+        decoupling_quantile=quantile,
+        chunk_end="noise",
     ).train()
     twin = copy.deepcopy(model)
     expected, mask, _ = manual_two_passes(twin, batch, quantile, scope)
@@ -204,10 +207,10 @@ def test_both_passes_see_the_same_noise_and_time_and_the_first_leaves_no_gradien
     seen = []
     original = tiny_model.expert.predict_velocity
 
-    def spy(noisy, timestep, context):
+    def spy(noisy, timestep, context, attended):
         without = all(p.grad is None for p in tiny_model.parameters())
         seen.append((noisy.clone(), timestep.clone(), context.condition[0][0].clone(), without))
-        return original(noisy, timestep, context)
+        return original(noisy, timestep, context, attended)
 
     tiny_model.expert.predict_velocity = spy
     for given in ({}, {"noise": None, "timestep": None}):  # given, then drawn inside
@@ -250,6 +253,7 @@ def test_gradient_of_a_query_state_is_independent_of_its_batch(tiny_model, batch
     import syvla.modeling_syvla.intention_decoupling as module
 
     norms = []
+    tiny_model.config.chunk_end = "noise"
     original = module.gradient_norms
     monkeypatch.setattr(module, "gradient_norms", lambda *a: norms.append(original(*a)) or norms[-1])
     tiny_model.train()

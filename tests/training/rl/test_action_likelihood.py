@@ -76,6 +76,7 @@ def test_dropout_left_on_is_refused(make_model, batch):
 
 def test_fpo_scores_are_the_models_flow_matching_loss_summed_over_steps(tiny_model, batch):
     """-score = loss per entry * number of steps that count; the model's own forward, once per draw, agrees."""
+    tiny_model.config.chunk_end = "noise"
     points = make_points(batch, SEEDS, tiny_model.config, num_samples=2)
     with torch.no_grad():
         scores = action_scores(tiny_model, batch, points, decoupling=False).scores
@@ -88,6 +89,7 @@ def test_fpo_scores_are_the_models_flow_matching_loss_summed_over_steps(tiny_mod
 
 def test_decoupling_masks_as_the_models_own_loss_does(tiny_model, batch):
     tiny_model.train()
+    tiny_model.config.chunk_end = "noise"
     points = make_points(batch, SEEDS, tiny_model.config, num_samples=1)
     found = action_scores(tiny_model, batch, points).query_mask
     noise = batch["actions"] - points.target[:, 0]

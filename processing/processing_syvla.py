@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import BatchFeature
+from transformers import BatchFeature, ProcessorMixin
 from transformers.tokenization_utils_base import AddedToken
 
 from .call_keywords import CallKeywords, SyVLAProcessorKwargs, require_known_at_loading
@@ -27,7 +27,8 @@ from .prompt_format import (
     robot_messages,
 )
 
-# Used by the files above: older transformers bring only what the entry file names itself.
+# Not used here, but by the files above: transformers 5.4 fetches only those files of a checkpoint that its entry file
+# imports itself, not what they import in turn. `test_remote_code` says which line is missing or too many.
 from .image_modes import to_rgb  # noqa: F401  isort: skip
 from .normalization import normalize  # noqa: F401  isort: skip
 
@@ -233,13 +234,16 @@ class SyVLAProcessor(EmbodimentNormalization, ChatInputs):
                 )
             return text, images
         instruction, thought = item["text"], item.get("thought")
-        require_plain_text("text", instruction, self.tokenizer)
         views = self._views(item.get("images"))
+        require_plain_text("text", instruction, self.tokenizer)
         messages = robot_messages(list(views), instruction)
         if thought is not None:
             require_plain_text("thought", thought, self.tokenizer)
             messages.append({"role": "assistant", "content": [{"type": "text", "text": thought.strip()}]})
-        text = self.apply_chat_template(messages, tokenize=False, add_generation_prompt=thought is None)
+        # Past our own `apply_chat_template`, whose checks are for chats from outside; these messages are built here.
+        text = ProcessorMixin.apply_chat_template(
+            self, messages, chat_template=self._template(None), tokenize=False, add_generation_prompt=thought is None
+        )
         if thought is not None:
             text = text.rstrip("\n")  # generation ends at the end token, so training does as well
         if thought is not None or item.get("actions") is not None:

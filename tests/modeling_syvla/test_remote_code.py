@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from syvla import modeling_syvla
+from syvla import modeling_syvla, processing
 from syvla.modeling_syvla import SyVLAValueConfig, SyVLAValueModel
 
 LOAD_AND_RUN = """
@@ -164,10 +164,13 @@ def test_checkpoint_holds_the_code_of_both_packages_flat(tiny_model, tiny_proces
     assert processor["auto_map"]["AutoProcessor"] == "processing_syvla.SyVLAProcessor"
 
 
-@pytest.mark.parametrize("entry", ["modeling_syvla", "modeling_value"])
-def test_an_entry_file_imports_every_file_that_it_needs_itself(entry):
+@pytest.mark.parametrize(
+    ("package", "entry"),
+    [(modeling_syvla, "modeling_syvla"), (modeling_syvla, "modeling_value"), (processing, "processing_syvla")],
+)
+def test_an_entry_file_imports_every_file_that_it_needs_itself(package, entry):
     """As transformers 5.4 loads a checkpoint: without the imports of the imported files."""
-    folder = Path(modeling_syvla.__file__).parent
+    folder = Path(package.__file__).parent
 
     def imported(name: str) -> set[str]:
         tree = ast.parse((folder / f"{name}.py").read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""What the project asks for: every module imports, every command loads, and the constraints name what pyproject.toml asks for."""
+"""What the project asks for: modules import, commands load, and the constraints name what pyproject.toml asks for."""
 
 import json
 import re

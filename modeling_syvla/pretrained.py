@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from functools import lru_cache
 from pathlib import Path
@@ -34,6 +35,9 @@ class StrictPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     auto_map: dict[str, str] = {}
     vision_tower_name = "vision_tower"
+    kept_unquantized: tuple[
+        str, ...
+    ] = ()  # modules that 4- and 8-bit loading leaves as they are, unless told otherwise
     hub_options: dict[str, Any] = {}  # where `from_pretrained` took the weights from
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -74,6 +78,8 @@ class StrictPreTrainedModel(PreTrainedModel):
                 damaged, or if it is an adapter of SyVLA.
         """
         _require_no_adapter(pretrained_model_name_or_path, kwargs)
+        if kwargs.get("quantization_config") is not None:
+            kwargs["quantization_config"] = _without_own_parts(kwargs["quantization_config"], cls.kept_unquantized)
         wants_info = kwargs.pop("output_loading_info", False)
         other_shapes = kwargs.pop("ignore_mismatched_sizes", False)
         if _nests_image_encoder():
@@ -121,6 +127,21 @@ class SyVLAPreTrainedModel(WrappedVLMMixin, StrictPreTrainedModel):
         "AutoModelForMultimodalLM": "modeling_syvla.SyVLAForConditionalGeneration",
     }
     vision_tower_name = "expert.vision_tower"
+    # The expert is small, called with widths that kernels do not take, and denoises: errors of its steps add up. The image
+    # encoder's widths are odd multiples as well.
+    kept_unquantized = ("expert", "adapter", "action_queries", "visual", "lm_head")
+
+
+def _without_own_parts(config: Any, names: tuple[str, ...]) -> Any:
+    """A copy of a quantization config (bitsandbytes, torchao, ...) that leaves the named modules out where it names none."""
+    config = copy.copy(config)
+    for field in ("llm_int8_skip_modules", "modules_to_not_convert"):
+        if isinstance(config, dict):
+            if field == "llm_int8_skip_modules" and str(config.get("quant_method", "")).startswith("bitsandbytes"):
+                config.setdefault(field, list(names))
+        elif hasattr(config, field) and not getattr(config, field):
+            setattr(config, field, list(names))
+    return config
 
 
 # Older transformers (seen in 5.4) keep SigLIP's and CLIP's layers one level deeper than newer ones, which read both layouts.

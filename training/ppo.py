@@ -28,6 +28,7 @@ from syvla.training.retrieval.demonstrations import STATISTICS_TOLERANCE
 from syvla.training.rl.config import SyVLAPPOConfig
 from syvla.training.run.arguments import ROBOT_KEYS, ModelArguments, dataset_spec
 from syvla.training.run.recipe import parse_recipe
+from syvla.training.run.requirements import require_autocast
 
 if TYPE_CHECKING:
     from syvla.training.rl.policy_publisher import PolicyPublisher
@@ -117,6 +118,7 @@ def train(
         )
     set_seed(args.seed)
     model, processor = load_checkpoint(model_args)
+    require_autocast(model, args)
     experts = load_experts(data_args, args, processor)
     embodiments = sorted({dataset.embodiment for dataset in experts.datasets})
     value_model, fit = load_value_model(data_args, args, processor, embodiments)

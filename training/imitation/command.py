@@ -12,6 +12,7 @@ from typing import Any
 from syvla.durable_files import write_json
 from syvla.training.run.arguments import DataArguments, ModelArguments, SyVLATrainingArguments
 from syvla.training.run.recipe import parse_recipe
+from syvla.training.run.requirements import require_autocast
 
 from .datasets import dataset_weights, load_multimodal_data, load_robot_data, validate
 
@@ -69,6 +70,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: SyVLATrain
         seed = args.seed if args.data_seed is None else args.data_seed
         augmentation = Augmentation(data_args.augmentation_settings, processor.embodiments, seed)
         logger.info("augmentation: %s", describe_augmentation(data_args.augmentation_settings))
+    require_autocast(model, args)
     trainer = SyVLATrainer(
         model=choose_trained_weights(model_args, model, embodiments),
         args=args,
@@ -96,7 +98,11 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: SyVLATrain
 
 
 def load_checkpoint(model_args: ModelArguments) -> tuple[Any, Any]:
-    """Model in float32 master weights and its processor, with `model_overrides` applied to the config."""
+    """Model and its processor, with `model_overrides` applied to the config.
+
+    Weights that are trained themselves are float32 master weights. Under an adapter, which trains its own, the frozen base
+    keeps the dtype of the checkpoint.
+    """
     import torch
     from transformers import AutoConfig, AutoModel, AutoProcessor
 
@@ -126,7 +132,8 @@ def load_checkpoint(model_args: ModelArguments) -> tuple[Any, Any]:
         )
     for key, value in overrides.items():
         setattr(config, key, value)
-    kwargs: dict[str, Any] = {"config": config, "revision": model_args.model_revision, "dtype": torch.float32}
+    kwargs: dict[str, Any] = {"config": config, "revision": model_args.model_revision}
+    kwargs["dtype"] = torch.float32 if model_args.adapter == "none" else "auto"
     if model_args.attn_implementation:
         kwargs["attn_implementation"] = {"": "sdpa", "vlm_config": model_args.attn_implementation}
     model = AutoModel.from_pretrained(model_args.model_path, **kwargs)

@@ -74,6 +74,8 @@ def add_adapter(
 ) -> Any:
     """Wrap a model with a fresh adapter; its own weights are frozen and the adapter starts as the identity.
 
+    The frozen weights keep their dtype, or are quantized; all that is trained is float32.
+
     Args:
         model: A [`SyVLAModel`] that already knows all robots it will be trained on.
         kind: "lora" (Hu et al. 2021) or "dora" (Liu et al. 2024).
@@ -103,6 +105,9 @@ def add_adapter(
         modules_to_save=_layers(model, trained_modules, embodiments) or None,
     )
     adapted = peft.get_peft_model(model, config)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()  # a step is often smaller than half precision can add to a weight
     trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
     logger.info("%s adapter of rank %d on %s: %d trained parameters", kind, rank, scope, trained)
     return adapted

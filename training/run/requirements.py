@@ -34,6 +34,21 @@ def require_trackers(report_to: Any) -> None:
             )
 
 
+def require_autocast(model: Any, args: Any) -> None:
+    """Refuse a frozen base in half precision without the autocast that joins it to an adapter in float32.
+
+    Raises:
+        ValueError: Naming the option.
+    """
+    name = str(model.dtype).removeprefix("torch.")
+    option = {"bfloat16": "bf16", "float16": "fp16"}.get(name)
+    if option is not None and not (args.bf16 or args.fp16):
+        raise ValueError(
+            f"{option}: the checkpoint's weights are {name} and stay so under an adapter, whose own are float32; set "
+            f"{option} to true, or save the checkpoint in float32 first"
+        )
+
+
 def require_processor(processing_class: Any) -> None:
     """Refuse a trainer without the processor that makes its batches.
 

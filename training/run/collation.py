@@ -30,6 +30,13 @@ class TrainingCollator:
 
     def __call__(self, items: Sequence[Mapping[str, Any]]) -> Any:
         """The processor's batch; where the items have a source, with `source_ids` int64 (B,) and `rows`, B names."""
+        for item in items:
+            if "messages" not in item and item.get("actions") is None:
+                thought = " but a thought, which alone trains no action" if item.get("thought") else ""
+                raise ValueError(
+                    f"actions: missing in a robot sample ({row_name(item) or item.get('text')!r}), which has none{thought}; "
+                    "give actions (T, D_action), or make a chat of it: {'messages': ..., 'images': ...}"
+                )
         batch = self.collate(items, length_bucket=self.length_bucket)
         if all("source" in item for item in items):
             batch["source_ids"] = torch.tensor([item["source"] for item in items])

@@ -7,7 +7,7 @@ import pytest
 from pretrained_parts import vlm_config
 
 from syvla.modeling_syvla import SyVLAConfig, SyVLAModel
-from syvla.training.run.collation import choose_padding_free
+from syvla.training.run.collation import TrainingCollator, choose_padding_free
 
 
 def history(folder):
@@ -67,3 +67,9 @@ def test_a_family_that_cannot_do_without_padding_is_padded_with_a_warning(caplog
 def test_the_command_line_refuses_what_cannot_be_done(finetune, tmp_path, capsys):
     assert finetune(tmp_path, padding_free="true", length_bucket=16) == 1
     assert "error: padding_free: length_bucket=16 pads to a few lengths" in capsys.readouterr().err
+
+
+def test_a_robot_sample_without_actions_is_refused_by_name(tiny_processor, make_item):
+    item = {**make_item(0, thought="reach the cube", actions=None), "episode_index": 4, "frame_index": 2}
+    with pytest.raises(ValueError, match=r"actions: missing in a robot sample \('episode 4, frame 2'\).*but a thought"):
+        TrainingCollator(tiny_processor.collate)([make_item(1), item])

@@ -40,6 +40,13 @@ def build_parser() -> argparse.ArgumentParser:
     access.add_argument("--port", type=int, default=default.port, help="port to listen on; 0: a free one")
     access.add_argument("--token-file", type=Path, help="file with the token that clients must send")
     access.add_argument(
+        "--allowed-hosts",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="names under which clients may address the server, beside loopback's",
+    )
+    access.add_argument(
         "--insecure", action="store_true", help="listen beyond loopback without a token: everyone may move the robot"
     )
     access.add_argument("--tls-certificate", help="PEM file, for wss:// and https://")
@@ -76,7 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--rl-ahead", type=int, default=0, help="rollouts beyond those, for a trainer that allows stale ones"
     )
     learning.add_argument(
-        "--rl-silent-s", type=float, default=300.0, help="abort the episode of a robot silent for so long"
+        "--rl-silent-s", type=float, default=30.0, help="abort the episode of a robot silent for so long"
     )
 
     _add_inference(parser)
@@ -140,6 +147,7 @@ def settings_of(arguments: argparse.Namespace) -> ServerSettings:
         host=arguments.host,
         port=arguments.port,
         token=None if arguments.token_file is None else read_token(arguments.token_file),
+        allowed_hosts=tuple(arguments.allowed_hosts),
         insecure=arguments.insecure,
         dialects=tuple(arguments.dialect or default.dialects),
         cameras=dict(_camera(text) for text in arguments.camera),

@@ -12,7 +12,7 @@ from typing import Any
 
 from syvla.serving.wire.msgpack_codec import pack, unpack
 
-from .retries import PolicyError
+from .retries import PolicyError, check_token
 
 _MSGPACK = "application/msgpack"
 _MAX_BYTES = 32 * 2**20
@@ -74,6 +74,7 @@ def _call(url: str, path: str, body: bytes | None, kind: str, token: str | None,
     headers = {"Accept": kind}
     if body is not None:
         headers["Content-Type"] = kind
+    check_token(token)
     if token:
         headers["Authorization"] = f"Bearer {token}"
     call = urllib.request.Request(url.rstrip("/") + path, data=body, headers=headers)

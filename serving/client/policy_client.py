@@ -7,6 +7,7 @@ request id chosen here: a request that is sent again after a lost connection get
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import uuid
 from collections.abc import Iterator, Mapping
@@ -17,10 +18,13 @@ from typing import Any
 import numpy as np
 from tenacity import AsyncRetrying, Retrying
 
+from syvla.serving.contract.robot_promises import broken_promises
 from syvla.serving.wire.array_bytes import CodecLimits
 from syvla.serving.wire.msgpack_codec import pack, unpack
 
 from .retries import ClientOptions, PolicyError, retrying
+
+logger = logging.getLogger(__name__)
 
 _REPLY_LIMITS = CodecLimits()
 
@@ -67,10 +71,22 @@ class _Conversation:
         self._resets += 1
 
     @staticmethod
-    def metadata(message: str | bytes) -> dict[str, Any]:
+    def metadata(message: str | bytes, before: Mapping[str, Any]) -> dict[str, Any]:
+        """What the server says when it is connected to, compared with what it said the last time.
+
+        Raises:
+            PolicyError: The server refuses, or is another one now, whose actions mean something else.
+        """
         if isinstance(message, str):
             raise PolicyError(message)
         metadata: dict[str, Any] = unpack(message, _REPLY_LIMITS)[0]
+        if problems := broken_promises(before, metadata):
+            raise PolicyError(f"the server is not what it was: {'; '.join(problems)[:1000]}; make a new client for it")
+        for key in ("model", "policy_version", "action_horizon"):
+            if before and before.get(key) != metadata.get(key):
+                logger.warning(
+                    "after the connection was lost, %s is %s, was %s", key, metadata.get(key), before.get(key)
+                )
         return metadata
 
     @staticmethod
@@ -158,7 +174,8 @@ class PolicyClient:
             # Entered, as newer websockets ask for, and left by `close`.
             socket = connect(self.url, open_timeout=options.connect_timeout, **_connect_arguments(options)).__enter__()
             try:
-                self._metadata = _Conversation.metadata(socket.recv(timeout=options.connect_timeout))
+                hello = socket.recv(timeout=options.connect_timeout)
+                self._metadata = _Conversation.metadata(hello, self._metadata)
             except BaseException:
                 socket.close()
                 raise
@@ -244,7 +261,7 @@ class AsyncPolicyClient:
             async with asyncio.timeout(options.connect_timeout):
                 socket = await connect(self.url, open_timeout=None, **_connect_arguments(options))
                 try:
-                    self._metadata = _Conversation.metadata(await socket.recv())
+                    self._metadata = _Conversation.metadata(await socket.recv(), self._metadata)
                 except BaseException:
                     socket.transport.abort()
                     raise

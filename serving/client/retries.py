@@ -26,6 +26,16 @@ class Unreachable(ConnectionError):
     """No connection or no answer, after all retries; `__cause__` is the last failure."""
 
 
+def check_token(token: str | None) -> None:
+    """Raises ValueError for a token that no header can carry; the message does not show it."""
+    if token is not None and not (token and token.isascii() and token.isprintable() and " " not in token):
+        stray = "a line break" if token and "\n" in token else "other characters"
+        raise ValueError(
+            f"token: expected printable ASCII characters without spaces, got {stray if token else 'an empty text'}; strip "
+            "what was read from a file"
+        )
+
+
 @dataclass(frozen=True)
 class ClientOptions:
     """How patient a client is. Defaults are ours: a policy that takes more than 30 s is of no use to a moving robot.
@@ -51,6 +61,9 @@ class ClientOptions:
     max_backoff: float = 4.0
     ping_interval: float | None = 20.0
     extras: bool = True
+
+    def __post_init__(self) -> None:
+        check_token(self.token)
 
     def pause(self, failures: int) -> float:
         """Seconds to sleep after that many failed attempts, at least one."""

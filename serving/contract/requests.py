@@ -178,6 +178,9 @@ class PolicyBackend(Protocol):
 
         Args:
             think: Whether to generate a thought as well.
+
+        Raises:
+            ValueError: Actions that are not finite.
         """
         ...
 

@@ -251,14 +251,23 @@ class SyVLABackend:
         return [seconds for background in self.background.values() for seconds in background.take_vlm_seconds()]
 
     def warm_up(self, think: bool = False) -> None:
-        """Answers a request for each robot, so that everything is compiled and allocated before the first real one."""
+        """Answers a request for each robot, so that everything is compiled and allocated before the first real one.
+
+        Raises:
+            ValueError: Actions that are not finite, as damaged weights make them.
+        """
         size = int(self.model.config.expert_image_size)
         image = np.zeros((size, size, 3), np.uint8)
         for name in self.policies:
             state = np.zeros(self.processor.embodiments[name]["state_dim"], np.float32)
             images = dict.fromkeys(self.processor.views, image)
             for thinking in (True, False) if think else (False,):
-                self.answer([ActRequest(images, state, "warm up", 0, name, think=thinking, session="warm up")])
+                request = ActRequest(images, state, "warm up", 0, name, think=thinking, session="warm up")
+                (answer,) = self.answer([request])
+                if not np.isfinite(answer.actions).all():
+                    raise ValueError(
+                        f"warm up: expected finite actions for {name!r}, got others; its weights are damaged"
+                    )
         self.forget("warm up")
         self.take_vlm_seconds()  # no client asked for these runs
 

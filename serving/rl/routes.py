@@ -97,7 +97,7 @@ async def _body(scheduler: RLScheduler, request: Request, **fields: type) -> dic
     assert service is not None
     text = await read_body(service, request)
     try:
-        body = json.loads(text) if text.strip() else {}
+        body = json.loads(text, object_pairs_hook=_once) if text.strip() else {}
     except (ValueError, RecursionError):
         raise RequestError("message: expected a JSON object, got something else") from None
     if not isinstance(body, dict):
@@ -108,6 +108,15 @@ async def _body(scheduler: RLScheduler, request: Request, **fields: type) -> dic
             raise RequestError(f"{name[:60]}: is not known here; expected {sorted(fields)}")
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             raise RequestError(f"{name}: expected {kind.__name__}, got {value!r:.60}")
+    return body
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A map with distinct keys: of two rewards, `json` would take the later one in silence."""
+    body = dict(pairs)
+    if len(body) != len(pairs):
+        twice = next(name for name, _ in pairs if sum(name == other for other, _ in pairs) > 1)
+        raise RequestError(f"{twice[:60]}: expected once, got it several times")
     return body
 
 

@@ -43,7 +43,8 @@ class RLSettings:
         rollouts_per_update: Rollouts of a policy that an update takes; further ones do not begin. None: the trainer's number.
         max_updates: Updates of the run; None: the trainer's number.
         ahead: Rollouts that may be made beyond those; of use only where the trainer's `max_staleness` is above 0.
-        silent_s: Seconds after which the episode of a silent robot is aborted, so that it holds nobody up. Ours.
+        silent_s: Seconds after which the episode of a silent robot is aborted, so that it holds up no other robot and no
+            policy. Every request of the episode begins them anew. Ours: several chunks, and an answer that takes long.
         poll_s: Seconds between looks at the run's folder.
     """
 
@@ -51,7 +52,7 @@ class RLSettings:
     rollouts_per_update: int | None = None
     max_updates: int | None = None
     ahead: int = 0
-    silent_s: float = 300.0
+    silent_s: float = 30.0
     poll_s: float = 0.5
 
     def __post_init__(self) -> None:

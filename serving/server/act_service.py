@@ -17,9 +17,10 @@ from syvla.serving.wire.json_codec import decode_json, encode_json
 from syvla.serving.wire.msgpack_codec import pack, unpack
 from syvla.serving.wire.request_reading import RequestDefaults, read_request
 
-from .batching import Job, internal_error
+from .batching import Job
 from .memory_budget import Holding
 from .policy_service import PolicyService
+from .refusals import without_request_data
 from .served_robots import ServedRobot
 from .sessions import Session
 
@@ -56,43 +57,61 @@ class ActService(PolicyService):
         started = time.monotonic()
         self.clients.open_requests += 1
         try:
-            # 1. decode and validate, in a thread, since images may take a while
-            policy = self.require_policy()
-            robots = self.robots(policy)
-            reading = self._decoders.submit(self._read, robots, message, json, connection)
-            request, codec = await asyncio.wrap_future(reading)
-            seconds = {"decode": time.monotonic() - started}
-            # 2. admit
-            with Holding(self.memory, sum(image.nbytes for image in request.images.values())):
-                basis = (request.instruction, request.embodiment, policy.version)  # what a kept thought depends on
-                request, session = self._admit(policy, request, connection, basis)
-                if request.observe_only:
-                    encoded = _encode(self._observe(request), codec)
-                    self.metrics.answered({})
-                    return encoded
-                # 3. queue and answer
-                answer, version = await self._answered(policy, request, started, gone)
-                seconds["wait"] = time.monotonic() - started - seconds["decode"]
-                actions, notes = self._within_limits(robots[request.embodiment], session, request, answer, version)
-                session.sent = (request.embodiment, actions)
-                session.answered(answer.thought, bool(request.think), basis)
-                # 4. reply and record
-                reply = _reply(request, answer, actions, notes, version, seconds, previous_ms)
-                reply.setdefault("thought_age", session.thought_age)  # a VLM in the background has an age of its own
-                if self.recording is not None:
-                    reply |= self.recording.record(request, answer, actions, version)
-                # 5. encode
-                encoding = time.monotonic()
-                encoded = _encode(reply, codec)
-                now = time.monotonic()
-                self.metrics.answered({**seconds, **answer.timings, "encode": now - encoding, "total": now - started})
-            return encoded
+            return await self._reply_to(message, gone, json, connection, previous_ms, started)
         except Exception as error:  # whatever it is, the connection goes on
-            refusal = error if isinstance(error, RequestError) else internal_error("the request", error)
-            self.metrics.refused(refusal.cause)
-            raise refusal from None
+            refusal = without_request_data(error)
         finally:
             self.clients.open_requests -= 1
+        self.metrics.refused(refusal.cause)
+        try:
+            raise refusal  # outside of `except`: it must not hold the error that led to it
+        finally:
+            del refusal, message  # an error and a frame that hold each other live until the collector runs
+
+    async def _reply_to(
+        self,
+        message: bytes,
+        gone: asyncio.Event,
+        json: bool,
+        connection: str | None,
+        previous_ms: float | None,
+        started: float,
+    ) -> bytes:
+        """The encoded reply; raises whatever goes wrong."""
+        policy = self.require_policy()
+        robots = self.robots(policy)
+        async with self._decoding:  # so that no more requests are decoded and not yet counted than there are decoders
+            # 1. decode and validate, in a thread, since images may take a while
+            reading = self._decoders.submit(self._read, robots, message, json, connection)
+            request, codec = await asyncio.wrap_future(reading)
+            del reading
+            seconds = {"decode": time.monotonic() - started}
+            held = Holding(self.memory, sum(image.nbytes for image in request.images.values()))
+        # 2. admit
+        with held:
+            basis = (request.instruction, request.embodiment, policy.version)  # what a kept thought depends on
+            request, session = self._admit(policy, request, connection, basis)
+            if request.observe_only:
+                encoded = _encode(self._observe(request), codec)
+                self.metrics.answered({})
+                return encoded
+            # 3. queue and answer
+            answer, version = await self._answered(policy, request, started, gone, held)
+            seconds["wait"] = time.monotonic() - started - seconds["decode"]
+            actions, notes = self._within_limits(robots[request.embodiment], session, request, answer, version)
+            session.sent = (request.embodiment, actions)
+            session.answered(answer.thought, bool(request.think), basis)
+            # 4. reply and record
+            reply = _reply(request, answer, actions, notes, version, seconds, previous_ms)
+            reply.setdefault("thought_age", session.thought_age)  # a VLM in the background has an age of its own
+            if self.recording is not None:
+                reply |= self.recording.record(request, answer, actions, version)
+            # 5. encode
+            encoding = time.monotonic()
+            encoded = _encode(reply, codec)
+            now = time.monotonic()
+            self.metrics.answered({**seconds, **answer.timings, "encode": now - encoding, "total": now - started})
+        return encoded
 
     def _read(
         self, robots: Mapping[str, ServedRobot], message: bytes, json: bool, connection: str | None
@@ -137,7 +156,7 @@ class ActService(PolicyService):
         return {"observed": True, **self.recording.observe(request)}
 
     async def _answered(
-        self, policy: PolicyBackend, request: ActRequest, started: float, gone: asyncio.Event
+        self, policy: PolicyBackend, request: ActRequest, started: float, gone: asyncio.Event, held: Holding
     ) -> tuple[ActAnswer, str]:
         """The policy's answer, and the version of the policy that gave it."""
         allowed = request.deadline_s or self.settings.deadline_s
@@ -150,8 +169,13 @@ class ActService(PolicyService):
         except ValueError as error:
             raise RequestError(str(error)[:2000]) from None
         self.worker.submit(job)
-        answered: tuple[ActAnswer, str] = await job.result(job.answer, gone)
-        return answered
+        try:
+            answered: tuple[ActAnswer, str] = await job.result(job.answer, gone)
+            return answered
+        finally:
+            held.give_back_after(
+                job.answer
+            )  # a batch that runs goes on, and holds the images, when the client has left
 
     @staticmethod
     def _within_limits(

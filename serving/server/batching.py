@@ -188,6 +188,7 @@ class BatchingWorker:
             try:
                 self._answer(policy, jobs)
             finally:
+                del gathered, jobs  # not kept while the thread waits for the next ones
                 with self._changed:
                     self._running = 0
                     self._batch_seconds = time.monotonic() - started

@@ -113,7 +113,10 @@ async def read_body(service: ActService, request: Request, held: Holding | None 
         raise RequestError(f"message: expected at most {limit} bytes, got {more}{size}", cause="oversized")
     if refusal is not None:
         service.metrics.count("rejected", "cause", refusal.cause)
-        raise refusal
+        try:
+            raise refusal
+        finally:
+            del refusal  # the error and this frame would hold each other, and the parts that have come
     return b"".join(parts)
 
 

@@ -6,7 +6,11 @@ that decode to large images, would still fill a machine. Only the event loop use
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+from concurrent.futures import Future
 from types import TracebackType
+from typing import Any
 
 from syvla.serving.contract.requests import RequestError
 
@@ -56,6 +60,19 @@ class Holding:
         if not self._budget.take(count):
             raise self._budget.refusal(count)
         self.count += count
+
+    def give_back_after(self, work: Future[Any]) -> None:
+        """Leaves the bytes counted until `work` is done, where it still uses them when the `with` block ends."""
+        if work.done():
+            return
+        loop, budget, count = asyncio.get_running_loop(), self._budget, self.count
+        self.count = 0
+
+        def done(_: Future[Any]) -> None:
+            with contextlib.suppress(RuntimeError):  # the server has stopped
+                loop.call_soon_threadsafe(budget.give, count)
+
+        work.add_done_callback(done)
 
     def __enter__(self) -> Holding:
         return self

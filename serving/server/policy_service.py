@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from syvla.serving.contract.requests import PolicyBackend, PolicyHolder, RequestError
+from syvla.serving.contract.robot_promises import broken_promises
 from syvla.serving.recording.by_session import Recording
 
 from .batching import BatchingWorker, Clients
@@ -17,6 +18,8 @@ from .metrics import Metrics
 from .served_robots import ServedRobot, describe_server, served_robots
 from .sessions import SessionTable
 from .settings import ServerSettings
+
+_DECODERS = 2
 
 
 class PolicyService:
@@ -49,7 +52,8 @@ class PolicyService:
             queue_size=settings.queue_size,
             clients=self.clients,
         )
-        self._decoders = ThreadPoolExecutor(2, thread_name_prefix="decode")
+        self._decoders = ThreadPoolExecutor(_DECODERS, thread_name_prefix="decode")
+        self._decoding = asyncio.Semaphore(_DECODERS)
         self._robots: tuple[PolicyBackend | None, dict[str, ServedRobot]] = (None, {})
         self.metrics.gauge("sessions", "Sessions remembered.", lambda: len(self.sessions))
         self.metrics.gauge("websockets", "Open websockets.", lambda: self.clients.connections)
@@ -140,9 +144,16 @@ class PolicyService:
             policy: The next policy, already warmed up.
 
         Raises:
-            ValueError: The policy does not fit the settings, or has other robots than the ones being recorded.
+            ValueError: The policy does not fit the settings, has other robots than the ones being recorded, or breaks what
+                clients were told about a robot: names and order of dimensions, units, control rate, views. The old policy
+                stays.
         """
         robots = served_robots(policy.metadata(), self.settings)
+        present = self.holder.current
+        if present is not None and (problems := broken_promises(present.metadata(), policy.metadata())):
+            raise ValueError(
+                f"policy {policy.version}: is not what clients were told: {'; '.join(problems)[:1000]}; start another server"
+            )
         if self.recording is not None and not set(robots) <= self.recording.robots:
             raise ValueError(f"policy: expected robots {sorted(self.recording.robots)}, got {sorted(robots)}")
         before = self.holder.swap(policy)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,8 @@ class ServerSettings:
     Attributes:
         host, port: Where to listen; port 0 takes a free one.
         token: Secret that clients must send as `Authorization: Api-Key TOKEN` or `Bearer TOKEN`; None: nothing is asked.
+        allowed_hosts: Names under which clients may address the server, beside loopback's. A server on loopback without a
+            token refuses all others: a web page may have pointed its own name at this machine.
         insecure: Allow listening beyond loopback without a token.
         dialects: Names or files of the dialects that are understood. A request is read in the one that knows most of its
             keys.
@@ -45,6 +48,7 @@ class ServerSettings:
     host: str = "127.0.0.1"
     port: int = 8000
     token: str | None = field(default=None, repr=False)
+    allowed_hosts: tuple[str, ...] = ()
     insecure: bool = False
     dialects: tuple[str, ...] = ("lerobot", "libero", "droid", "aloha")
     cameras: Mapping[str, str] = field(default_factory=dict)
@@ -83,6 +87,8 @@ class ServerSettings:
                 f"host: {self.host} is reachable from other machines, and no token is set; give --token-file, or "
                 "--insecure where everyone who reaches this port may move the robot"
             )
+        if any(not re.fullmatch(r"[\w.-]+|\[?[0-9a-fA-F:]*:[0-9a-fA-F:.]*\]?", name) for name in self.allowed_hosts):
+            raise ValueError(f"allowed_hosts: expected names without ports, got {list(self.allowed_hosts)}")
         least = 2 * self.limits.max_message_bytes + 9 * self.max_pixels
         if self.max_memory_bytes < least:
             raise ValueError(

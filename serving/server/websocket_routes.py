@@ -69,11 +69,10 @@ class _Connection:
         while (message := await self._messages.get()) is not None:
             started = time.monotonic()
             try:
-                data = message.get("bytes")
-                if data is None:
+                if message.get("bytes") is None:
                     raise self._refusal(message.get("text") or "")
                 reply: bytes | str = await self.service.handle(
-                    data, self.gone, connection=self.session, previous_ms=previous_ms
+                    message.pop("bytes"), self.gone, connection=self.session, previous_ms=previous_ms
                 )
             except RequestError as error:
                 if error.cause == "disconnected":
@@ -117,3 +116,4 @@ class _Connection:
                 return
             self._held += message["admitted_bytes"]
             await self._messages.put(dict(message))
+            del message  # not kept while the next one is waited for

@@ -1,5 +1,6 @@
 """The server under load and over its life: worker thread, batches, bounded queue, deadlines, leaving clients, stopping."""
 
+import socket
 import subprocess
 import sys
 import threading
@@ -11,6 +12,7 @@ import httpx
 import numpy as np
 import pytest
 from served_policies import CountingPolicy
+from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from syvla.serving.client.http_client import http_act, http_metadata, http_ready
@@ -250,6 +252,38 @@ def test_a_swapped_policy_answers_the_next_request(serve, request_of):
     assert (reply["policy_version"], len(reply["actions"])) == ("next", 4)
 
 
+class Described(CountingPolicy):
+    """A policy whose robot is described at will."""
+
+    def __init__(self, **changes) -> None:
+        super().__init__(version="described", dim=changes.pop("action_dim", 2))
+        self.changes = changes
+
+    def metadata(self) -> dict:
+        described = super().metadata()
+        described["embodiments"]["arm"] |= {"action_units": ["rad", "m"], **self.changes}
+        return described
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"action_dim": 1}, r"arm.state_dim: expected 2, got 1; arm.action_dim: expected 2, got 1"),
+        ({"action_names": ["grip", "shoulder"]}, r"arm.action_names: expected \['shoulder', 'grip'\], got \['grip'"),
+        ({"control_hz": 50.0}, "arm.control_hz: expected 10.0, got 50.0"),
+        ({"action_units": ["deg", "m"]}, "arm.action_units"),
+    ],
+)
+def test_a_policy_that_breaks_what_clients_were_told_is_not_swapped_in(serve, request_of, changes, message):
+    server = serve(Described())
+    client = opened(server)
+    with pytest.raises(ValueError, match=message):
+        server.service.swap_policy(Described(**changes))
+    assert ask(client, request_of())["policy_version"] == "described"
+    assert len(ask(client, request_of())["actions"][0]) == 2
+    server.service.swap_policy(Described())
+
+
 def test_further_routes_lie_behind_the_same_token(serve):
     from fastapi import APIRouter
 
@@ -442,3 +476,38 @@ def test_a_missing_checkpoint_ends_the_command():
     result = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert result.returncode == 1
     assert "syvla-serve: " in result.stderr
+
+
+PATHS = ("/healthz", "/readyz", "/v1/metadata", "/metrics", "/rl", "/anything")
+
+
+def with_host(server, path: str, host: str) -> int:
+    return httpx.get(f"http://{server.url}{path}", headers={"Host": host}).status_code
+
+
+def test_a_server_on_loopback_answers_to_no_other_name_on_any_route(serve, request_of):
+    """A page of evil.example, whose name its owner has pointed at 127.0.0.1, sends no Origin with a GET of its own host."""
+    server = serve()
+    for path in PATHS:
+        for host in ("evil.example", f"evil.example:{server.port}", "localhost.evil.example", "127.0.0.1.evil.example"):
+            assert with_host(server, path, host) == 421, (path, host)
+    for host in ("localhost", f"localhost:{server.port}", "127.0.0.1", f"[::1]:{server.port}", "LOCALHOST."):
+        assert with_host(server, "/v1/metadata", host) == 200, host
+    body, kind = pack(request_of()), {"Content-Type": "application/msgpack", "Host": "evil.example"}
+    assert httpx.post(f"http://{server.url}/v1/act", content=body, headers=kind).status_code == 421
+    with (
+        pytest.raises(InvalidStatus, match="421"),
+        connect(f"ws://evil.example:{server.port}", sock=socket.create_connection(("127.0.0.1", server.port))),
+    ):
+        pass
+    assert server.service.metrics.value("rejected", "cause", "host") == 4 * len(PATHS) + 2
+
+
+def test_further_names_are_settings(serve):
+    server = serve(allowed_hosts=("robot.lan",))
+    assert with_host(server, "/v1/metadata", "robot.lan:8000") == 200
+    assert with_host(server, "/v1/metadata", "evil.example") == 421
+    assert with_host(serve(token="secret"), "/healthz", "any.example") == 200, "the token keeps pages out"
+    assert with_host(serve(token="secret", allowed_hosts=("robot.lan",)), "/healthz", "any.example") == 421
+    with pytest.raises(ValueError, match="allowed_hosts: expected names without ports"):
+        ServerSettings(allowed_hosts=("robot.lan:8000",))

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from websockets.sync.server import serve
 
+from syvla.serving.client.http_client import http_metadata
 from syvla.serving.client.policy_client import AsyncPolicyClient, PolicyClient
 from syvla.serving.client.retries import PolicyError, Unreachable
 from syvla.serving.wire.msgpack_codec import pack, unpack
@@ -32,6 +33,7 @@ class ScriptedServer:
         self.script, self.token, self.steps = list(script), token, steps
         self.requests: list[dict] = []
         self.connections = 0
+        self.hello = {"model": "scripted", "action_horizon": self.steps}
         self._server = serve(self._talk, "127.0.0.1", 0, process_request=self._admit)
         self.url = f"ws://127.0.0.1:{self._server.socket.getsockname()[1]}"
         self._thread = threading.Thread(target=self._server.serve_forever)
@@ -51,7 +53,7 @@ class ScriptedServer:
 
     def _talk(self, socket):
         self.connections += 1
-        socket.send(pack({"model": "scripted", "action_horizon": self.steps}))
+        socket.send(pack(self.hello))
         for message in socket:
             request = unpack(message)[0]
             self.requests.append(request)
@@ -154,3 +156,36 @@ print([name for name in ("torch", "transformers", "PIL", "fastapi") if name in s
 """
     result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert result.stdout.strip() == "[]", result.stderr
+
+
+ARM = {"state_dim": 2, "action_dim": 2, "action_names": ["shoulder", "grip"], "control_hz": 10.0}
+
+
+def test_another_server_after_a_lost_connection_is_told_or_refused(caplog):
+    """A robot's loop relies on what it was told about the robot; another version or horizon is only told."""
+    with ScriptedServer("answer", "drop", "answer", "drop", "answer") as server:
+        server.hello = {"model": "one", "policy_version": "a", "action_horizon": 6, "embodiments": {"arm": ARM}}
+        client = PolicyClient(server.url, **QUICK)
+        client.act(IMAGES, STATE, "lift")
+        server.hello = {**server.hello, "policy_version": "b", "action_horizon": 4}
+        client.act(IMAGES, STATE, "lift")
+        assert "policy_version is b, was a" in caplog.text
+        assert "action_horizon is 4, was 6" in caplog.text
+        assert client.metadata["policy_version"] == "b"
+        server.hello = {**server.hello, "embodiments": {"arm": {**ARM, "action_names": ["grip", "shoulder"]}}}
+        with pytest.raises(
+            PolicyError, match=r"the server is not what it was: arm.action_names: expected \['shoulder'"
+        ):
+            client.act(IMAGES, STATE, "lift")
+        client.close()
+
+
+@pytest.mark.parametrize(
+    ("token", "got"), [("secret\n", "a line break"), ("two words", "other characters"), ("", "an empty")]
+)
+def test_a_token_that_no_header_carries_is_the_callers_fault_and_is_not_shown(token, got):
+    with pytest.raises(ValueError, match=f"token: expected printable ASCII.*got {got}") as refused:
+        PolicyClient("ws://127.0.0.1:9", token=token)
+    assert "secret" not in str(refused.value)
+    with pytest.raises(ValueError, match="token: expected printable ASCII"):
+        http_metadata("http://127.0.0.1:9", token=token)

@@ -44,7 +44,7 @@ def test_no_other_web_page_may_ask(serve_run):
     ):
         assert fetch(server, "/rl/status", Origin=origin)[0] == 403
     rebound = f"rebound.example:{server.port}"
-    assert fetch(server, "/rl/status", Origin=f"http://{rebound}", Host=rebound)[0] == 403, "a name that points here"
+    assert fetch(server, "/rl/status", Origin=f"http://{rebound}", Host=rebound)[0] == 421, "a name that points here"
     assert fetch(server, "/v1/metadata", Origin=own)[0] == 403, "the page asks for its own paths alone"
 
 

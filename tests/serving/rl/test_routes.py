@@ -4,7 +4,9 @@ import json
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import httpx
 import numpy as np
 import pytest
 from rl_robot import Robot, publish, states, until
@@ -162,6 +164,29 @@ def test_the_episode_of_a_silent_robot_is_aborted(serve_run):
     name = robot.begin()
     until(lambda: states(robot)["aborted"] == 1)
     assert robot.refused(f"/rl/episodes/{name}/end", {})[0] == 410
+
+
+def test_a_lease_is_short_and_every_request_renews_it(serve_run, monkeypatch):
+    assert RLSettings(Path("run")).silent_s == 30
+    later = 0.0
+    clock = SimpleNamespace(**{**vars(time), "monotonic": lambda real=time.monotonic: real() + later})
+    server = serve_run()
+    monkeypatch.setattr("syvla.serving.rl.episodes.time", clock)
+    robot, dead = Robot(server), Robot(server)
+    name, silent = robot.begin(), dead.begin()
+    for _ in range(3):
+        later += 20.0
+        robot.act(name)
+    until(lambda: states(robot)["aborted"] == 1)
+    assert dead.refused(f"/rl/episodes/{silent}/end", {})[0] == 410
+    assert states(robot)["open"] == 1
+
+
+def test_a_reward_that_comes_twice_in_one_message_is_refused(serve_run):
+    server = serve_run()
+    url = f"http://{server.url}/rl/episodes/any/reward"
+    answer = httpx.post(url, content=b'{"reward": 1, "reward": 0}', headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.json()["error"]) == (422, "reward: expected once, got it several times")
 
 
 def test_no_more_rollouts_than_an_update_takes(serve_run, run):

@@ -222,7 +222,7 @@ def test_half_a_message_then_silence_ends_at_the_read_timeout(serve, request_of)
             half.recv(timeout=30)
         assert closed.value.rcvd.code == 1008
     assert time.monotonic() - started > 0.3
-    head = b"POST /v1/act HTTP/1.1\r\nHost: x\r\nContent-Type: application/msgpack\r\nContent-Length: 100\r\n\r\nhalf"
+    head = b"POST /v1/act HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/msgpack\r\nContent-Length: 100\r\n\r\nhalf"
     assert b"408" in silent_socket(server, head).split(b"\r\n")[0]
     assert silent_socket(server, b"POST /v1/act HT") == b"", "half a request line: the connection is closed"
     assert silent_socket(server, b"") == b"", "nothing at all as well"

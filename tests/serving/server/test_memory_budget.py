@@ -43,7 +43,7 @@ def post(server, body: bytes) -> httpx.Response:
 def upgraded(server) -> socket.socket:
     """A websocket by hand, so that half a message can be sent."""
     raw = socket.create_connection(("127.0.0.1", server.port), timeout=60)
-    head = "GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+    head = "GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
     raw.sendall(f"{head}Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n".encode())
     assert b"101" in raw.recv(4096)
     return raw

@@ -29,9 +29,10 @@ from syvla.serving.wire.array_bytes import CodecLimits
 
 class Forgetful(CountingPolicy):
     def answer(self, requests):
-        answers = super().answer(requests)
-        self.batches.clear()
-        return answers
+        try:
+            return super().answer(requests)
+        finally:
+            self.batches.clear()  # nothing but the server may keep them
 
     def _one(self, request):
         if request.instruction == "break":

@@ -168,7 +168,7 @@ class AtomicCheckpointMixin:
 
     stage: str
     _unfinished: Path | None = None
-    _began = False
+    _output_claimed = False
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """A continued run, or the best model at the end, must not keep other weights than its checkpoint has.
@@ -191,9 +191,9 @@ class AtomicCheckpointMixin:
         """As [`Trainer.train`]; see `find_checkpoint` for what `resume_from_checkpoint` may be."""
         output: str = self.args.output_dir  # type: ignore[attr-defined]
         found = find_checkpoint(resume_from_checkpoint, output, self.stage, gather_object)
-        if not self._began:
+        if not self._output_claimed:
             self._claim_output(found, str(resume_from_checkpoint).lower() == "auto")
-            self._began = True
+            self._output_claimed = True
         if found is not None:
             require_same_settings(found, self.run_settings())
             logger.info("continuing %s", found)

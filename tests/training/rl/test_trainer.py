@@ -320,6 +320,14 @@ def test_bad_input_is_one_clear_error(run, policy, tmp_path, capsys, change, mes
     assert message in capsys.readouterr().err
 
 
+def test_a_new_run_into_a_used_folder_is_refused_and_replaces_nothing(run, tmp_path, capsys):
+    (tmp_path / "model.safetensors").write_bytes(b"another run's")
+    assert run(tmp_path, resume_from_checkpoint="none") == 1
+    error = capsys.readouterr().err
+    assert "holds the weights of a finished run (model.safetensors)" in error and "overwrite_output_dir" in error
+    assert (tmp_path / "model.safetensors").read_bytes() == b"another run's"
+
+
 def test_a_task_without_demonstrations_is_refused_unless_all_tasks_count(
     run, policy, record_rollouts, tmp_path, capsys
 ):

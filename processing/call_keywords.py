@@ -42,10 +42,10 @@ _OF_MODELS = (
 )  # fmt: skip
 
 
-class SyVLAProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-arg]
+class SyVLAProcessorKwargs(ProcessingKwargs, total=False):
     """Keywords as `Qwen2_5_VLProcessor` takes them, with its defaults."""
 
-    _defaults = {"text_kwargs": {"padding": False}}
+    _defaults = {"text_kwargs": {"padding": False}}  # type: ignore[misc]  # no TypedDict entry: transformers reads it
 
 
 def require_known(given: Iterable[str], known: Iterable[str], what: str) -> None:

@@ -6,7 +6,7 @@ import inspect
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from transformers import BatchFeature, ProcessorMixin
@@ -24,19 +24,24 @@ _MARK = "\U000f0000"
 class ChatInputs(ProcessorMixin):
     """The part of the processor that any vision-language model has: chats, images from anywhere, assistant masks."""
 
-    def apply_chat_template(
+    # What the methods below use of the whole processor.
+    image_token: str
+    image_token_id: int
+    max_length: int
+
+    def apply_chat_template(  # type: ignore[override]  # the rest of its parameters are keywords here, checked by name
         self,
-        conversation,
-        chat_template=None,
-        tools=None,
-        documents=None,
-        tokenize=False,
-        return_dict=False,
-        return_tensors=None,
-        return_assistant_tokens_mask=False,
-        processor_kwargs=None,
-        **kwargs,
-    ):
+        conversation: Any,
+        chat_template: str | None = None,
+        tools: Any = None,
+        documents: Any = None,
+        tokenize: bool = False,
+        return_dict: bool = False,
+        return_tensors: Any = None,
+        return_assistant_tokens_mask: bool = False,
+        processor_kwargs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """Text of one chat or of a batch of chats, or the model's inputs for them.
 
         The chats are not changed. Images are those that the chats hold or name (`image`, `url`, `path`, `base64`,
@@ -84,7 +89,7 @@ class ChatInputs(ProcessorMixin):
                     "return_assistant_tokens_mask: a message that is to be continued has no end; pass one of both"
                 )
             call = {**call, "return_offsets_mapping": True, "return_text_replacement_offsets": True}
-        out = super().apply_chat_template(
+        out: Any = super().apply_chat_template(
             chats if batched else chats[0],
             chat_template=template,
             tools=tools,
@@ -98,9 +103,10 @@ class ChatInputs(ProcessorMixin):
         )
         if masked:
             rendering = {"tools": tools, "documents": documents, **self.tokenizer.special_tokens_map, **options}
-            _, spans = render_jinja_template(
+            rendered: Any = render_jinja_template(  # a pair, whatever its annotation says
                 conversations=chats, chat_template=template, return_assistant_tokens_mask=True, **rendering
             )
+            _, spans = rendered
             self._add_assistant_masks(out, spans, call)
         return out
 
@@ -127,7 +133,7 @@ class ChatInputs(ProcessorMixin):
         """The template to render: the processor's own, one of its named ones, or the given text."""
         own = self.chat_template
         if not isinstance(own, Mapping):
-            return chat_template if chat_template is not None else own
+            return chat_template if chat_template is not None else cast("str", own)  # the processor always has one
         name = "default" if chat_template is None else chat_template
         if chat_template is None and name not in own:
             raise ValueError(
@@ -238,7 +244,9 @@ class ChatInputs(ProcessorMixin):
     def _pad_pattern(self) -> re.Pattern[str]:
         return re.compile(f"(?<!{_MARK}){re.escape(self.image_token)}")
 
-    def _get_num_multimodal_tokens(self, image_sizes=None, **kwargs) -> MultiModalData:
+    def _get_num_multimodal_tokens(
+        self, image_sizes: Sequence[tuple[int, int]] | None = None, **kwargs: Any
+    ) -> MultiModalData:
         """Tokens and patches of images of sizes (height, width), which inference engines ask for."""
         if image_sizes is None:
             return MultiModalData()

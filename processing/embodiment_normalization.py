@@ -111,7 +111,9 @@ class EmbodimentNormalization:
         if actions.shape[-1] < entry["action_dim"]:
             raise ValueError(f"actions: expected at least {entry['action_dim']} dimensions, got shape {actions.shape}")
         own = actions[..., : entry["action_dim"]]
-        raw = unnormalize(own, entry["statistics"]["action"], entry["normalization"]["action"]).astype(np.float32)
+        raw: np.ndarray = unnormalize(own, entry["statistics"]["action"], entry["normalization"]["action"]).astype(
+            np.float32
+        )
         base = self._delta_base(entry, state)
         return raw if base is None else raw + base[..., None, :]
 

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset, Sampler
 from .augmentation import Augmentation
 
 
-class MixtureDataset(Dataset):
+class MixtureDataset(Dataset[dict[str, Any]]):
     """Several map-style datasets behind one; an index is (dataset number, index in that dataset).
 
     A third number may be the pass over the dataset that the sample belongs to; it is 0 where it is missing. An item is the
@@ -53,7 +53,7 @@ class MixtureDataset(Dataset):
         return {**item, "source": source}
 
 
-class MixtureBatchSampler(Sampler):
+class MixtureBatchSampler(Sampler[list[tuple[int, ...]]]):
     """Batches of (dataset number, index), or of (dataset number, index, pass), for one rank.
 
     Args:

@@ -41,7 +41,8 @@ def normalize(x: Array, stats: Mapping[str, Any], mode: str) -> Array:
     if _check_mode(mode) == "identity":
         return x
     x, offset, scale = _prepare(x, stats, mode)
-    return (x - offset) / scale
+    normalized: Array = (x - offset) / scale
+    return normalized
 
 
 def unnormalize(x: Array, stats: Mapping[str, Any], mode: str) -> Array:
@@ -49,7 +50,8 @@ def unnormalize(x: Array, stats: Mapping[str, Any], mode: str) -> Array:
     if _check_mode(mode) == "identity":
         return x
     x, offset, scale = _prepare(x, stats, mode)
-    return x * scale + offset
+    raw: Array = x * scale + offset
+    return raw
 
 
 def offset_and_scale(stats: Mapping[str, Any], mode: str) -> tuple[np.ndarray, np.ndarray]:
@@ -164,7 +166,8 @@ def _check_lengths(stats: Mapping[str, Any], keys: tuple[str, ...]) -> None:
 
 
 def _is_constant(spread: np.ndarray, magnitude: np.ndarray) -> np.ndarray:
-    return np.abs(spread) <= CONSTANT_TOLERANCE * np.maximum(1e-3, np.abs(magnitude))
+    constant: np.ndarray = np.abs(spread) <= CONSTANT_TOLERANCE * np.maximum(1e-3, np.abs(magnitude))
+    return constant
 
 
 def _prepare(x: Array, stats: Mapping[str, Any], mode: str) -> tuple[Array, Array, Array]:

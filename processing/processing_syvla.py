@@ -55,19 +55,21 @@ class SyVLAProcessor(EmbodimentNormalization, ChatInputs):
 
     valid_processor_kwargs = SyVLAProcessorKwargs
 
+    expert_image_processor: Any  # set by `ProcessorMixin`, as the other parts are
+
     def __init__(
         self,
-        image_processor=None,
-        tokenizer=None,
-        expert_image_processor=None,
-        chat_template=None,
-        embodiments=None,
-        views=DEFAULT_VIEWS,
-        num_query_tokens=20,
-        chunk_size=50,
-        max_length=4096,
-        query_token=QUERY_TOKEN,
-    ):
+        image_processor: Any = None,
+        tokenizer: Any = None,
+        expert_image_processor: Any = None,
+        chat_template: str | dict[str, str] | None = None,
+        embodiments: Mapping[str, dict[str, Any]] | None = None,
+        views: Sequence[str] = DEFAULT_VIEWS,
+        num_query_tokens: int = 20,
+        chunk_size: int = 50,
+        max_length: int = 4096,
+        query_token: str = QUERY_TOKEN,
+    ) -> None:
         self.embodiments: dict[str, dict[str, Any]] = dict(embodiments or {})
         self.views = list(views)
         self.num_query_tokens = num_query_tokens
@@ -87,7 +89,7 @@ class SyVLAProcessor(EmbodimentNormalization, ChatInputs):
         )
 
     @classmethod
-    def from_args_and_dict(cls, args, processor_dict, **kwargs):
+    def from_args_and_dict(cls, args: Any, processor_dict: dict[str, Any], **kwargs: Any) -> Any:
         """transformers' own, which drops keywords that nothing reads; they raise TypeError here."""
         require_known_at_loading(cls, args, kwargs)
         return super().from_args_and_dict(args, processor_dict, **kwargs)
@@ -96,14 +98,14 @@ class SyVLAProcessor(EmbodimentNormalization, ChatInputs):
 
     def __call__(
         self,
-        images=None,
-        text=None,
-        state=None,
-        actions=None,
-        embodiment=None,
-        thought=None,
-        action_is_pad=None,
-        **kwargs,
+        images: Any = None,
+        text: Any = None,
+        state: Any = None,
+        actions: Any = None,
+        embodiment: str | Sequence[str] | None = None,
+        thought: str | Sequence[str | None] | None = None,
+        action_is_pad: Any = None,
+        **kwargs: Any,
     ) -> BatchFeature:
         """Inputs for the model from raw observations, or from rendered chat text.
 
@@ -213,7 +215,8 @@ class SyVLAProcessor(EmbodimentNormalization, ChatInputs):
         text, views = self._render(item)
         patches = [self.image_processor.get_number_of_image_patches(*image.shape[:2], {}) for image in views.values()]
         text_only = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return len(text_only) + sum(count // self.image_processor.merge_size**2 - 1 for count in patches)
+        tokens: int = len(text_only) + sum(count // self.image_processor.merge_size**2 - 1 for count in patches)
+        return tokens
 
     def expert_inputs(self, items: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """What the action expert and the value model read of robot items: low-resolution views, states, embodiment ids."""
@@ -285,7 +288,7 @@ class SyVLAProcessor(EmbodimentNormalization, ChatInputs):
         parts = text.split(self.image_token)
         for part, (t, h, w) in zip(range(len(parts) - 1), grids, strict=True):
             parts[part] += self.image_token * (t * h * w // merge)
-        ids = self.tokenizer("".join(parts), add_special_tokens=False)["input_ids"]
+        ids: list[int] = self.tokenizer("".join(parts), add_special_tokens=False)["input_ids"]
         if len(ids) + queries_to_come > limit:
             room = f" with the {queries_to_come} query tokens to come" if queries_to_come else ""
             cut = "truncation would cut what the model acts on; " if truncation else ""
@@ -389,7 +392,7 @@ class SyVLAProcessor(EmbodimentNormalization, ChatInputs):
         return problems
 
     @property
-    def model_input_names(self):
+    def model_input_names(self) -> list[str]:
         return ["input_ids", "attention_mask", "mm_token_type_ids", "pixel_values", "image_grid_thw"]
 
 

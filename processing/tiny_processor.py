@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from itertools import product
+from typing import TYPE_CHECKING, cast
 
 from syvla.modeling_syvla.configuration_syvla import TINY_SPECIAL_TOKENS, TINY_VOCABULARY_SIZE, SyVLAConfig
 
 from .processing_syvla import SyVLAProcessor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def build_tiny_processor(config: SyVLAConfig | None = None) -> SyVLAProcessor:
@@ -36,7 +40,7 @@ def build_tiny_processor(config: SyVLAConfig | None = None) -> SyVLAProcessor:
     )
 
 
-def build_tiny_tokenizer():
+def build_tiny_tokenizer() -> PreTrainedTokenizerBase:
     """Byte-level BPE with Qwen's pre-tokenizer; lossless on any text.
 
     The special tokens take the ids that `SyVLAConfig.tiny()` expects.
@@ -63,11 +67,11 @@ def build_tiny_tokenizer():
     tokenizer.train_from_iterator(_corpus(), trainer)
     model = json.loads(tokenizer.to_str())["model"]
     merges = [tuple(pair) if isinstance(pair, list) else tuple(pair.split(" ")) for pair in model["merges"]]
-    qwen = Qwen2Tokenizer(vocab=model["vocab"], merges=merges)
+    qwen = Qwen2Tokenizer(vocab=model["vocab"], merges=cast("list[str]", merges))  # pairs, whatever the annotation says
     return _with_special_tokens(qwen)
 
 
-def _with_special_tokens(tokenizer):
+def _with_special_tokens(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     from transformers.tokenization_utils_base import AddedToken
 
     for index, token in enumerate(TINY_SPECIAL_TOKENS):

@@ -160,7 +160,8 @@ def _median_filtered(column: np.ndarray, window: int) -> np.ndarray:
     """Running median, shorter than the column by `window` - 1; NaN where the window holds one."""
     if len(column) < window:
         return np.full(1, np.nan)
-    return np.median(np.lib.stride_tricks.sliding_window_view(column, window), axis=1)
+    medians: np.ndarray = np.median(np.lib.stride_tricks.sliding_window_view(column, window), axis=1)
+    return medians
 
 
 def _range(column: np.ndarray) -> float:

@@ -336,7 +336,8 @@ def _thumbnail(picture: np.ndarray, side: int = 64) -> np.ndarray:
     gray = picture.mean(axis=2, dtype=np.float32)
     step = max(1, max(gray.shape) // side)
     height, width = (length - length % step for length in gray.shape)
-    return gray[:height, :width].reshape(height // step, step, width // step, step).mean(axis=(1, 3))
+    thumbnail: np.ndarray = gray[:height, :width].reshape(height // step, step, width // step, step).mean(axis=(1, 3))
+    return thumbnail
 
 
 def _runs(flags: np.ndarray) -> list[tuple[int, int]]:
@@ -363,4 +364,5 @@ def _range(values: np.ndarray) -> np.ndarray:
     if not len(finite):
         return np.zeros(values.shape[1])
     low, high = np.quantile(finite, [0.01, 0.99], axis=0)
-    return high - low
+    spread: np.ndarray = high - low
+    return spread

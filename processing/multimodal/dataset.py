@@ -28,7 +28,7 @@ SMALLEST_BUDGET = 28 * 28
 """Pixels of one token of Qwen2.5-VL."""
 
 
-class MultimodalDataset(Dataset):
+class MultimodalDataset(Dataset[dict[str, Any]]):
     """A vision-language dataset.
 
     Args:
@@ -247,7 +247,8 @@ class _Annotations:
         position = self._rows.get(int(question["question_id"]))
         if position is None:
             raise BrokenRow("empty answer", f"annotations: none for question {question['question_id']}")
-        return rows[position]
+        annotation: Mapping[str, Any] = rows[position]
+        return annotation
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path, "_rows": None}

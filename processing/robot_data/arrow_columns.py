@@ -72,7 +72,8 @@ def to_numpy(column: pa.ChunkedArray, shape: Sequence[int], dtype: str | np.dtyp
         raise ValueError(
             f"{name}: rows have {found:g} values, meta/info.json says {size}; correct its shape or the data"
         )
-    return array.to_numpy(zero_copy_only=False).astype(dtype, copy=False).reshape(length, *shape)
+    values: np.ndarray = array.to_numpy(zero_copy_only=False).astype(dtype, copy=False).reshape(length, *shape)
+    return values
 
 
 def episode_schema(features: Mapping[str, Mapping[str, Any]]) -> pa.Schema:

@@ -178,7 +178,8 @@ class _Loader:
             if isinstance(texts, pa.ChunkedArray):
                 texts = texts.combine_chunks()
             mapping = np.array([self._code(text) for text in texts.dictionary.to_pylist()] + [-1], np.int32)
-            return mapping[texts.indices.fill_null(len(mapping) - 1).to_numpy(zero_copy_only=False)]
+            thoughts: np.ndarray = mapping[texts.indices.fill_null(len(mapping) - 1).to_numpy(zero_copy_only=False)]
+            return thoughts
         # The rows of an episode are repeated on each of its frames: the first frame's are enough.
         start, stop = 0, 0
         group, rows = -1, None

@@ -186,4 +186,5 @@ def _ordered(tasks: dict[int, Any]) -> list[str]:
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    text: bool = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return text

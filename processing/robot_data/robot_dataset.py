@@ -28,7 +28,7 @@ from .vector_parts import DEFAULT_KEYS, VectorKey, VectorPart, part_names, read_
 logger = logging.getLogger(__name__)
 
 
-class RobotDataset(torch.utils.data.Dataset):
+class RobotDataset(torch.utils.data.Dataset[dict[str, Any]]):
     """Frames of a LeRobot dataset, each with the chunk of actions that starts there.
 
     An item is a dict: `images` {view: uint8 (H, W, 3)}, `text` (the instruction), `thought` (str or None), `embodiment`,
@@ -172,7 +172,8 @@ class RobotDataset(torch.utils.data.Dataset):
         low = np.floor(positions).astype(np.int64)
         share = (positions - low).astype(np.float32)[:, None]
         high = np.minimum(low + 1, np.ceil(positions).astype(np.int64))
-        return self._frames.action[low] * (1 - share) + self._frames.action[high] * share
+        actions: np.ndarray = self._frames.action[low] * (1 - share) + self._frames.action[high] * share
+        return actions
 
     # -- what the dataset is -----------------------------------------------------------------------------------------
 
@@ -211,11 +212,13 @@ class RobotDataset(torch.utils.data.Dataset):
 
     @property
     def state_dim(self) -> int:
-        return self.states.shape[1]
+        width: int = self.states.shape[1]
+        return width
 
     @property
     def action_dim(self) -> int:
-        return self.actions.shape[1]
+        width: int = self.actions.shape[1]
+        return width
 
     @property
     def state_key(self) -> str:
@@ -307,7 +310,8 @@ class RobotDataset(torch.utils.data.Dataset):
     def read_image(self, view: str, index: int) -> np.ndarray:
         """Decodes the image of a view at a frame, uint8 (H, W, 3); ValueError that names the file where it cannot."""
         if self._cache is not None:
-            return self._cache[view][index].copy()
+            image: np.ndarray = self._cache[view][index].copy()
+            return image
         key = self.cameras[view]
         if view not in self._segments:
             assert self._images is not None

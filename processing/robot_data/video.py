@@ -254,7 +254,8 @@ class VideoReader:
         offset = round(start / self._stream.time_base)
         self._container.seek(offset, backward=True, any_frame=False, stream=self._stream)
         self._frames, self._current = None, None
-        return self._container.decode(self._stream)
+        frames: Iterator[Any] = self._container.decode(self._stream)
+        return frames
 
     def _to_rgb(self, frame: Any) -> np.ndarray:
         # One conversion context for all frames, and no threads for it: starting threads costs far more than a small frame.
@@ -267,9 +268,11 @@ class VideoReader:
         """Whether seeking would skip frames: the key frame before `time` lies after the next frame to be decoded."""
         entries: Any = getattr(self._stream, "index_entries", ())  # not before PyAV 16
         if not len(entries):
-            return time - current.time > 1.0
+            far: bool = time - current.time > 1.0
+            return far
         position = entries.search_timestamp(round(time / self._stream.time_base))
-        return position >= 0 and entries[position].timestamp > current.pts + (current.duration or 0)
+        between: bool = position >= 0 and entries[position].timestamp > current.pts + (current.duration or 0)
+        return between
 
 
 def open_file_limit() -> int | None:

@@ -4,12 +4,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, Aut
 
 from .configuration_syvla import VIEWS, SyVLAConfig, SyVLAExpertConfig
 from .configuration_value import SyVLAValueConfig
-from .modeling_syvla import (
-    SyVLAActionOutput,
-    SyVLAForConditionalGeneration,
-    SyVLAModel,
-    SyVLAOutput,
-)
+from .model_outputs import SyVLAActionOutput, SyVLAOutput
+from .modeling_syvla import SyVLAForConditionalGeneration, SyVLAModel
 from .modeling_value import SyVLAValueModel, SyVLAValueOutput
 from .pretrained import SyVLAPreTrainedModel
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -115,7 +115,8 @@ class ExpertAttention(nn.Module):
         self.fused = FusedProjections(self, *names)
 
     def _heads(self, x: torch.Tensor) -> torch.Tensor:
-        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, heads, tokens, head_dim)
+        heads: torch.Tensor = x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, heads, tokens, head_dim)
+        return heads
 
     def key_value(self, x: torch.Tensor) -> KeyValue:
         if self.fused is not None and len(self.fused.names) == 2 and self.fused.usable():
@@ -134,7 +135,8 @@ class ExpertAttention(nn.Module):
         """queries: (B, heads, Q, head_dim); mask: bool, broadcastable to (B, heads, Q, K), True = attend. (B, Q, D)"""
         dropout = self.dropout if self.training else 0.0
         out = F.scaled_dot_product_attention(queries, *key_value, attn_mask=mask, dropout_p=dropout)
-        return self.o_proj(out.transpose(1, 2).flatten(2))
+        attended: torch.Tensor = self.o_proj(out.transpose(1, 2).flatten(2))
+        return attended
 
     def forward(self, x: torch.Tensor, key_value: KeyValue, mask: torch.Tensor | None = None) -> torch.Tensor:
         """x: (B, Q, D); mask: as in `attend`."""
@@ -158,9 +160,11 @@ class ExpertMLP(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.fused is not None and self.fused.usable():
             gate, up = self.fused(x).chunk(2, dim=-1)
-            return self.down_proj(F.silu(gate) * up)
+            narrowed: torch.Tensor = self.down_proj(F.silu(gate) * up)
+            return narrowed
         up = self.up_proj(x)
-        return self.down_proj(F.gelu(up) if self.gate_proj is None else F.silu(self.gate_proj(x)) * up)
+        out: torch.Tensor = self.down_proj(F.gelu(up) if self.gate_proj is None else F.silu(self.gate_proj(x)) * up)
+        return out
 
 
 class ExpertLayer(GradientCheckpointingLayer):
@@ -191,11 +195,13 @@ class ExpertLayer(GradientCheckpointingLayer):
 
     def project_condition(self, condition: torch.Tensor) -> KeyValue:
         """Keys and values of the control condition C for cross-attention. condition: (B, N, D)."""
-        return self("_project_condition", condition)
+        projected: KeyValue = self("_project_condition", condition)
+        return projected
 
     def project_prefix(self, x: torch.Tensor) -> KeyValue:
         """Keys and values of the prefix for self-attention, and nothing else. x: (B, P, D)."""
-        return self("_project_prefix", x)
+        projected: KeyValue = self("_project_prefix", x)
+        return projected
 
     def run_prefix(
         self,
@@ -215,7 +221,8 @@ class ExpertLayer(GradientCheckpointingLayer):
         Returns:
             (tokens (B, P, D), their keys and values for self-attention).
         """
-        return self("_run_prefix", x, mask, condition, condition_mask)
+        result: tuple[torch.Tensor, KeyValue] = self("_run_prefix", x, mask, condition, condition_mask)
+        return result
 
     def run_suffix(
         self,
@@ -236,7 +243,8 @@ class ExpertLayer(GradientCheckpointingLayer):
         Returns:
             (B, S, D).
         """
-        return self("_run_suffix", x, prefix, mask, condition, condition_mask)
+        out: torch.Tensor = self("_run_suffix", x, prefix, mask, condition, condition_mask)
+        return out
 
     def run_suffix_in_place(
         self,
@@ -252,7 +260,8 @@ class ExpertLayer(GradientCheckpointingLayer):
             buffer: Keys and values of prefix and suffix, (B, heads, P + S, head_dim). Those of `x` are written to its end.
             mask: None attends to everything.
         """
-        return self("_run_suffix_in_place", x, buffer, mask, condition, condition_mask)
+        out: torch.Tensor = self("_run_suffix_in_place", x, buffer, mask, condition, condition_mask)
+        return out
 
     def _project_condition(self, condition: torch.Tensor) -> KeyValue:
         return self.cross_attn.key_value(condition)
@@ -289,7 +298,8 @@ class ExpertLayer(GradientCheckpointingLayer):
         x = x + self.self_attn.attend(queries, attended, mask)  # (B, tokens, D)
         if condition is not None:
             x = x + self.cross_attn(self.cross_attn_norm(x), condition, condition_mask)
-        return x + self.mlp(self.mlp_norm(x))
+        out: torch.Tensor = x + self.mlp(self.mlp_norm(x))
+        return out
 
 
 class EmbodimentCoders(nn.Module):
@@ -320,7 +330,8 @@ class ActionExpert(nn.Module):
         self.embodiments = nn.ModuleDict(
             {name: EmbodimentCoders(hidden, e["state_dim"], e["action_dim"]) for name, e in config.embodiments.items()}
         )
-        self.layers = nn.ModuleList(ExpertLayer(expert) for _ in range(expert.num_hidden_layers))
+        layers = nn.ModuleList(ExpertLayer(expert) for _ in range(expert.num_hidden_layers))
+        self.layers = cast("Sequence[ExpertLayer]", layers)  # a ModuleList by its annotations forgets of what
         self.norm = ExpertRMSNorm(hidden, eps=expert.rms_norm_eps)
 
     # ------------------------------------------------------------------ once per observation
@@ -417,7 +428,8 @@ class ActionExpert(nn.Module):
 
     def encode_times(self, timestep: torch.Tensor) -> torch.Tensor:
         """Timestep tokens. (B,) -> (B, D)"""
-        return self.time_mlp(self._time_embedding(timestep).to(self.image_proj.bias.dtype))
+        encoded: torch.Tensor = self.time_mlp(self._time_embedding(timestep).to(self.image_proj.bias.dtype))
+        return encoded
 
     def velocity_at(
         self,

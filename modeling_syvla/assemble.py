@@ -148,7 +148,8 @@ def from_vlm(
     model.tie_weights()
     model.generation_config = plan.model.generation_config
     model.tokenizer = plan.tokenizer
-    return model.to(device).eval()
+    assembled: PreTrainedModel = model.to(device).eval()
+    return assembled
 
 
 def plan_assembly(
@@ -220,12 +221,13 @@ def plan_assembly(
 
 def query_token_id(tokenizer: Any) -> int:
     """Id that the query token has, or gets when a processor adds it. The tokenizer stays as it is."""
-    known = tokenizer.get_vocab().get(QUERY_TOKEN)
+    known: int | None = tokenizer.get_vocab().get(QUERY_TOKEN)
     if known is not None:
         return known
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.add_tokens([AddedToken(QUERY_TOKEN, special=True, normalized=False)], special_tokens=True)
-    return tokenizer.convert_tokens_to_ids(QUERY_TOKEN)
+    new: int = tokenizer.convert_tokens_to_ids(QUERY_TOKEN)
+    return new
 
 
 # ---------------------------------------------------------------------- config

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
@@ -231,7 +230,9 @@ def save_without_weights(model: PreTrainedModel, folder: Path, dtype: torch.dtyp
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        model.to(dtype).save_pretrained(folder, state_dict={})
+        module: torch.nn.Module = model  # the annotations of `PreTrainedModel.to` lose `self`
+        module.to(dtype)
+        model.save_pretrained(folder, state_dict={})
     finally:
         if bars:
             logging.enable_progress_bar()
@@ -244,7 +245,7 @@ def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     if dtype is None or dtype == "auto":
         return None
     allowed = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    value: Any = allowed.get(str(dtype).removeprefix("torch."))
+    value = allowed.get(str(dtype).removeprefix("torch."))
     if value is None:
         raise ValueError(f"dtype: expected auto, {', '.join(allowed)}, got {dtype!r}")
     return value

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import AutoConfig, PreTrainedConfig
 
@@ -91,7 +91,7 @@ def checked_views(views: Any) -> list[str]:
 class OwnModelTypeMixin:
     """A configuration that does not read another model's."""
 
-    model_type: str
+    model_type: ClassVar[str]
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -264,9 +264,9 @@ class SyVLAConfig(EmbodimentsMixin, OwnModelTypeMixin, PreTrainedConfig):
 
     def __init__(
         self,
-        vlm_config: PreTrainedConfig | dict | None = None,
-        expert_config: SyVLAExpertConfig | dict | None = None,
-        expert_vision_config: PreTrainedConfig | dict | None = None,
+        vlm_config: PreTrainedConfig | dict[str, Any] | None = None,
+        expert_config: SyVLAExpertConfig | dict[str, Any] | None = None,
+        expert_vision_config: PreTrainedConfig | dict[str, Any] | None = None,
         expert_image_size: int | None = None,
         embodiments: dict[str, dict[str, int]] | None = None,
         views: list[str] | tuple[str, ...] = VIEWS,
@@ -349,7 +349,8 @@ class SyVLAConfig(EmbodimentsMixin, OwnModelTypeMixin, PreTrainedConfig):
 
     @property
     def image_token_id(self) -> int:
-        return self.vlm_config.image_token_id
+        token_id: int = self.vlm_config.image_token_id
+        return token_id
 
     @image_token_id.setter
     def image_token_id(self, value: int) -> None:
@@ -503,7 +504,7 @@ def known_format_version(version: int) -> int:
     return FORMAT_VERSION
 
 
-def sub_config(value: PreTrainedConfig | dict | None, default: dict[str, Any]) -> PreTrainedConfig:
+def sub_config(value: PreTrainedConfig | dict[str, Any] | None, default: dict[str, Any]) -> PreTrainedConfig:
     if isinstance(value, PreTrainedConfig):
         return value
     fields = dict(default if value is None else value)

@@ -46,7 +46,7 @@ class SyVLAValueConfig(EmbodimentsMixin, OwnModelTypeMixin, PreTrainedConfig):
 
     def __init__(
         self,
-        vision_config: PreTrainedConfig | dict | None = None,
+        vision_config: PreTrainedConfig | dict[str, Any] | None = None,
         image_size: int | None = None,
         embodiments: dict[str, dict[str, int]] | None = None,
         views: list[str] | tuple[str, ...] = VIEWS,

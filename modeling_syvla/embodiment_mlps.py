@@ -19,7 +19,7 @@ Route = list[tuple[str, torch.Tensor | None]]
 
 
 def apply_per_embodiment(
-    mlps: Mapping[str, Any],
+    mlps: Mapping[str, Any] | nn.ModuleDict,
     embodiments: Mapping[str, Mapping[str, int]],
     x: torch.Tensor,
     embodiment_ids: torch.Tensor,
@@ -71,11 +71,13 @@ def embodiment_route(embodiments: Mapping[str, Mapping[str, int]], embodiment_id
     return route
 
 
-def apply_routed(mlps: Mapping[str, Any], route: Route, x: torch.Tensor, out_width: int) -> torch.Tensor:
+def apply_routed(
+    mlps: Mapping[str, Any] | nn.ModuleDict, route: Route, x: torch.Tensor, out_width: int
+) -> torch.Tensor:
     """`apply_per_embodiment` on a route."""
     out: torch.Tensor | None = None
     for name, rows in route:
-        mlp = mlps[name]
+        mlp: Any = mlps[name]
         if x.shape[-1] < mlp[0].in_features:
             raise ValueError(
                 f"embodiment {name!r}: expected at least {mlp[0].in_features} dimensions of state or action, got shape "

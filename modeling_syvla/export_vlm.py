@@ -162,7 +162,8 @@ def _as_plain(entries: dict[str, Any], processor_class: str) -> dict[str, Any]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
 
 
 def _write_json(path: Path, entries: dict[str, Any]) -> None:

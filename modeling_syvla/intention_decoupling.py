@@ -32,7 +32,8 @@ def gradient_norms(per_sample_loss: torch.Tensor, query_states: torch.Tensor) ->
         float32 (B, N).
     """
     (gradient,) = torch.autograd.grad(per_sample_loss.sum(), query_states)  # G in the paper
-    return gradient.float().norm(dim=-1)
+    norms: torch.Tensor = gradient.float().norm(dim=-1)
+    return norms
 
 
 def decoupling_mask(norms: torch.Tensor, quantile: float = 0.05, scope: str = "sample") -> torch.Tensor:

@@ -25,16 +25,16 @@ class SyVLAOutput(ModelOutput):
         attentions: Every layer's attention weights in the language model, each (B, heads, L, L), if asked for.
     """
 
-    loss: torch.FloatTensor | None = None
-    action_loss: torch.FloatTensor | None = None
-    lm_loss: torch.FloatTensor | None = None
-    action_loss_per_sample: torch.FloatTensor | None = None
-    lm_loss_sums: torch.FloatTensor | None = None
-    label_tokens: torch.LongTensor | None = None
-    query_states: torch.FloatTensor | None = None
-    query_mask: torch.BoolTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
+    loss: torch.Tensor | None = None
+    action_loss: torch.Tensor | None = None
+    lm_loss: torch.Tensor | None = None
+    action_loss_per_sample: torch.Tensor | None = None
+    lm_loss_sums: torch.Tensor | None = None
+    label_tokens: torch.Tensor | None = None
+    query_states: torch.Tensor | None = None
+    query_mask: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass
@@ -49,8 +49,8 @@ class SyVLAActionOutput(ModelOutput):
         condition_mask: bool (B, L), True for real tokens; None where the query states alone condition the expert.
     """
 
-    actions: torch.FloatTensor | None = None
+    actions: torch.Tensor | None = None
     thoughts: list[str] | None = None
-    thought_ids: torch.LongTensor | None = None
-    query_states: torch.FloatTensor | None = None
-    condition_mask: torch.BoolTensor | None = None
+    thought_ids: torch.Tensor | None = None
+    query_states: torch.Tensor | None = None
+    condition_mask: torch.Tensor | None = None

@@ -6,7 +6,7 @@ Paper: "Scaling by Diversified Experience for Vision-Language-Action Models", se
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -42,7 +42,10 @@ from .static_thoughts import StaticThoughts  # noqa: F401  isort: skip
 from .view_features import encode_views  # noqa: F401  isort: skip
 
 
-class SyVLAModel(ThinkingMixin, InferenceOptimizationMixin, SyVLAPreTrainedModel, GenerationMixin):
+# Its config is narrower than the base class says.
+class SyVLAModel(  # type: ignore[misc]
+    ThinkingMixin, InferenceOptimizationMixin, SyVLAPreTrainedModel, GenerationMixin
+):
     """The whole policy: VLM, Feature Query Tokens, adapter and action expert."""
 
     reentrant_checkpointing = False
@@ -75,9 +78,10 @@ class SyVLAModel(ThinkingMixin, InferenceOptimizationMixin, SyVLAPreTrainedModel
         image_grid_thw: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Final hidden states of the VLM, (B, L, D_vlm), with the learnable queries in place of their placeholders."""
-        return self.run_vlm(
+        hidden_states: torch.Tensor = self.run_vlm(
             input_ids, attention_mask, mm_token_type_ids, pixel_values, image_grid_thw
         ).last_hidden_state
+        return hidden_states
 
     def run_vlm(
         self,
@@ -129,12 +133,13 @@ class SyVLAModel(ThinkingMixin, InferenceOptimizationMixin, SyVLAPreTrainedModel
         """mRoPE positions (3, B, L) and their offset to plain positions (B, 1); never the module's cached state."""
         if mm_token_type_ids is None:
             mm_token_type_ids = self._token_types(input_ids)
-        return self.vlm.model.get_rope_index(
+        positions: tuple[torch.Tensor, torch.Tensor] = self.vlm.model.get_rope_index(
             input_ids,
             mm_token_type_ids=mm_token_type_ids,
             image_grid_thw=image_grid_thw,
             attention_mask=attention_mask,
         )
+        return positions
 
     def select_query_states(self, hidden: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
         """Feature Query States H of the samples that carry query tokens, (R, N, D_vlm)."""
@@ -268,7 +273,7 @@ class SyVLAModel(ThinkingMixin, InferenceOptimizationMixin, SyVLAPreTrainedModel
                 output.action_loss = torch.zeros((), device=hidden.device)
             losses.append(self.config.action_loss_weight * output.action_loss)
         if losses:
-            output.loss = sum(losses)
+            output.loss = cast("torch.Tensor", sum(losses))  # the 0 of no losses is excluded above
             if self.training:
                 acted = output.action_loss_per_sample is not None
                 output.loss = output.loss + zero_of_unused_weights(self, acted, pixel_values is not None)
@@ -439,11 +444,13 @@ class SyVLAModel(ThinkingMixin, InferenceOptimizationMixin, SyVLAPreTrainedModel
     ) -> ExpertContext:
         """All that the flow steps of one observation share."""
         encoded = self.expert.encode_observation(observation)
-        return self.expert.encode_context(encoded, self.condition(query_states), condition_mask)
+        context: ExpertContext = self.expert.encode_context(encoded, self.condition(query_states), condition_mask)
+        return context
 
     def condition(self, query_states: torch.Tensor) -> torch.Tensor:
         """Control condition C = Adapter(H). query_states: H in the paper, (B, N, D_vlm) -> (B, N, D)."""
-        return self.adapter(query_states.to(self.adapter[0].bias.dtype))
+        condition: torch.Tensor = self.adapter(query_states.to(cast("nn.Linear", self.adapter[0]).bias.dtype))
+        return condition
 
     # ------------------------------------------------------------------ batches and embodiments
 

@@ -48,8 +48,8 @@ class SyVLAValueOutput(ModelOutput):
         value: Expected return, float32 (B,).
     """
 
-    loss: torch.FloatTensor | None = None
-    value: torch.FloatTensor | None = None
+    loss: torch.Tensor | None = None
+    value: torch.Tensor | None = None
 
 
 class ValueLayer(GradientCheckpointingLayer):
@@ -66,7 +66,8 @@ class ValueLayer(GradientCheckpointingLayer):
         """x: (B, tokens, D); mask: bool (B, 1, 1, tokens), True = attend."""
         normed = self.self_attn_norm(x)
         x = x + self.self_attn(normed, self.self_attn.key_value(normed), mask)
-        return x + self.mlp(self.mlp_norm(x))
+        out: torch.Tensor = x + self.mlp(self.mlp_norm(x))
+        return out
 
 
 class SyVLAValueModel(StrictPreTrainedModel):
@@ -75,7 +76,7 @@ class SyVLAValueModel(StrictPreTrainedModel):
     config_class = SyVLAValueConfig
     base_model_prefix = "value"
     main_input_name = "expert_pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ("image",)  # type: ignore[assignment]  # a tuple, as in the models of transformers
     model_tags = ["robotics", "reinforcement-learning", "value-model", "syvla"]
     _no_split_modules = ["ValueLayer", "SiglipEncoderLayer"]
     auto_map = {

@@ -26,12 +26,14 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     if not plain or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or x.numel() == 0:
         return F.linear(x, weight, bias)
     if torch.compiler.is_compiling():
-        return torch.ops.syvla.onednn_linear(x, weight, bias)
+        out: torch.Tensor = torch.ops.syvla.onednn_linear(x, weight, bias)
+        return out
     return _onednn(x, weight, bias)
 
 
 def _onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return out
 
 
 def _register_operator() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -73,7 +73,8 @@ class PackedLinear(nn.Module):
             raise RuntimeError(f"packed linear layer: expected {self._packed.dtype} as the weights, got {x.dtype}")
         with torch.no_grad():
             out = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
-        return out[..., : self.out_features] if self._padded else out
+        features: torch.Tensor = out[..., : self.out_features] if self._padded else out
+        return features
 
     def train(self, mode: bool = True) -> PackedLinear:
         """Raises: RuntimeError: If `mode`."""
@@ -154,7 +155,7 @@ def pack_weights(model: nn.Module) -> int:
         for name in list(parent._modules):
             # No other name may hold a layer: its weight has to go before the next one is packed.
             if _packable(parent._modules[name], uses):
-                setattr(parent, name, PackedLinear(parent._modules[name]))
+                setattr(parent, name, PackedLinear(cast("nn.Linear", parent._modules[name])))
                 packed += 1
     return packed
 

@@ -112,6 +112,7 @@ def sdpa_by_segment(
     """
     sdpa = AttentionInterface()["sdpa"]
     if segment_lengths is None:
-        return sdpa(module, query, key, value, attention_mask, **kwargs)
+        attended: tuple[torch.Tensor, None] = sdpa(module, query, key, value, attention_mask, **kwargs)
+        return attended
     parts = zip(*(x.split(segment_lengths, dim=2) for x in (query, key, value)), strict=True)
     return torch.cat([sdpa(module, q, k, v, None, **kwargs)[0] for q, k, v in parts], dim=1), None

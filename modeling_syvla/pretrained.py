@@ -86,7 +86,7 @@ class StrictPreTrainedModel(PreTrainedModel):
             kwargs.setdefault("key_mapping", _nested_image_encoder(cls.vision_tower_name))
         hub_options = {name: kwargs[name] for name in HUB_OPTIONS if kwargs.get(name) is not None}
         try:
-            model, info = super().from_pretrained(
+            loaded: Any = super().from_pretrained(  # a pair, with output_loading_info
                 pretrained_model_name_or_path,
                 *model_args,
                 output_loading_info=True,
@@ -95,6 +95,7 @@ class StrictPreTrainedModel(PreTrainedModel):
             )
         except SafetensorError as error:
             raise ValueError(_damage(pretrained_model_name_or_path, hub_options, error)) from error
+        model, info = loaded
         # The exact commit: a branch may move on before something else is read from the same place.
         model.hub_options = {**hub_options, **_commit(pretrained_model_name_or_path, hub_options)}
         if not allow_missing_weights:
@@ -117,7 +118,7 @@ class SyVLAPreTrainedModel(WrappedVLMMixin, StrictPreTrainedModel):
     base_model_prefix = "vlm"
     main_input_name = "input_ids"
     model_tags = ["robotics", "vision-language-action", "vla", "syvla"]
-    input_modalities = ("image", "text")
+    input_modalities = ("image", "text")  # type: ignore[assignment]  # a tuple, as in the models of transformers
     _no_split_modules = ["Qwen2_5_VLDecoderLayer", "Qwen2_5_VLVisionBlock", "ExpertLayer", "SiglipEncoderLayer"]
     _skip_keys_device_placement = ["past_key_values", "cache"]
     auto_map = {
@@ -186,7 +187,7 @@ def _commit(name: Any, hub_options: dict[str, Any]) -> dict[str, str]:
 def _damage(name: Any, hub_options: dict[str, Any], error: Exception) -> str:
     """Which files of the checkpoint cannot be opened."""
     options = {key: value for key, value in hub_options.items() if key != "subfolder"}
-    folder = Path(name) if Path(name).is_dir() else Path(cached_file(str(name), "config.json", **options)).parent
+    folder = Path(name) if Path(name).is_dir() else Path(str(cached_file(str(name), "config.json", **options))).parent
     damaged = []
     for path in sorted((folder / hub_options.get("subfolder", "")).glob("*.safetensors")):
         try:

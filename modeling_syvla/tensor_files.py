@@ -199,7 +199,8 @@ def _fill(stream: Any, buffer: bytearray) -> int:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return content
     except ValueError as error:
         raise ValueError(f"{path}: not valid JSON ({error}); download it again") from error
 
@@ -259,7 +260,7 @@ def _write_file(path: Path, tensors: Mapping[str, TensorSource], dtype: torch.dt
         for name in order:
             source = tensors[name]
             for piece in source.pieces():
-                progress.update(stream.write(_bytes(cast(piece, stored_dtype(source, dtype), name)).numpy()))
+                progress.update(stream.write(_bytes(cast(piece, stored_dtype(source, dtype), name)).numpy().data))
         stream.flush()
         os.fsync(stream.fileno())
         if stream.tell() != 8 + len(encoded) + end:

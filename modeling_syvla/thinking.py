@@ -27,7 +27,7 @@ class ThinkingMixin:
     action_queries: nn.Embedding
     tokenizer: PreTrainedTokenizerBase | None
     generation_config: GenerationConfig
-    name_or_path: str
+    name_or_path: str | None
     hub_options: dict[str, Any]
     encode: Callable[..., torch.Tensor]
     condition_states: Callable[

@@ -33,7 +33,8 @@ def zero_of_unused_weights(model: Any, acted: bool, saw: bool) -> torch.Tensor:
         grid = torch.tensor([[1, encoder.spatial_merge_size, encoder.spatial_merge_size]], device=patches.device)
         features = model.vlm.model.get_image_features(patches, grid, return_dict=True).pooler_output
         parts.append(torch.cat(features).float().sum())
-    return sum(0.0 * part for part in parts) + zero
+    total: torch.Tensor = sum(0.0 * part for part in parts) + zero
+    return total
 
 
 def in_step_with_others() -> bool:
@@ -65,8 +66,12 @@ def _action_loss_of_zeros(model: Any) -> torch.Tensor:
     # Noise and time are given, so that no random number is drawn that the next step would then miss.
     fixed = {"noise": torch.zeros_like(actions), "timestep": torch.zeros(1, device=device)}
     if _gathers_weights(model):
-        return model.action_loss(query_states, observation, actions, **fixed)[0].sum()
+        loss: torch.Tensor = model.action_loss(query_states, observation, actions, **fixed)[0].sum()
+        return loss
     target = action_target(
         config, observation.embodiment_ids, actions, **fixed
     )  # one pass: there is nothing to decouple
-    return model.loss_of_states(query_states, model.expert.encode_observation(observation), target).sum()
+    one_pass: torch.Tensor = model.loss_of_states(
+        query_states, model.expert.encode_observation(observation), target
+    ).sum()
+    return one_pass

@@ -28,17 +28,20 @@ def encode_views(
     if features.ndim == 4:  # convolutional backbones give a map (B * V, C, h, w) without a sense of place
         features = features + _sincos_2d(features).to(features.dtype)
         features = features.flatten(2).transpose(1, 2)
-    return features.unflatten(0, view_mask.shape)
+    by_view: torch.Tensor = features.unflatten(0, view_mask.shape)
+    return by_view
 
 
 def project_views(projection: nn.Module, features: torch.Tensor) -> torch.Tensor:
     """A linear layer on (B, V, P, width), which 8-bit layers take in three dimensions only."""
-    return projection(features.flatten(0, 1)).unflatten(0, features.shape[:2])
+    projected: torch.Tensor = projection(features.flatten(0, 1)).unflatten(0, features.shape[:2])
+    return projected
 
 
 def all_rows(embedding: nn.Embedding, device: torch.device) -> torch.Tensor:
     """The table of an embedding on `device`; its forward is what fetches weights that are kept on disk."""
-    return embedding(torch.arange(embedding.num_embeddings, device=device)).to(device)
+    rows: torch.Tensor = embedding(torch.arange(embedding.num_embeddings, device=device)).to(device)
+    return rows
 
 
 def make_vision_tower(vision_config: Any) -> Any:
@@ -53,7 +56,8 @@ def make_vision_tower(vision_config: Any) -> Any:
 def feature_width(vision_config: Any) -> int:
     """Channels of a backbone's last hidden state."""
     sizes = getattr(vision_config, "hidden_sizes", None)
-    return sizes[-1] if sizes else vision_config.hidden_size
+    width: int = sizes[-1] if sizes else vision_config.hidden_size
+    return width
 
 
 def _sincos_2d(features: torch.Tensor) -> torch.Tensor:

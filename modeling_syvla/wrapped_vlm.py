@@ -41,13 +41,15 @@ class WrappedVLMMixin:
         self._tied_weights_keys = {f"vlm.{target}": f"vlm.{source}" for target, source in own.items()}
 
     def get_input_embeddings(self) -> nn.Module:
-        return self.vlm.get_input_embeddings()
+        embeddings: nn.Module = self.vlm.get_input_embeddings()
+        return embeddings
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.vlm.set_input_embeddings(value)
 
     def get_output_embeddings(self) -> nn.Module:
-        return self.vlm.get_output_embeddings()
+        embeddings: nn.Module = self.vlm.get_output_embeddings()
+        return embeddings
 
     def set_output_embeddings(self, value: nn.Module) -> None:
         self.vlm.set_output_embeddings(value)
@@ -102,7 +104,8 @@ class WrappedVLMMixin:
 
     def _token_types(self, input_ids: torch.Tensor) -> torch.Tensor:
         """1 at image tokens, 0 elsewhere; Qwen2.5-VL falls back to 1-D positions without it."""
-        return (input_ids == self.config.vlm_config.image_token_id).int()
+        token_types: torch.Tensor = (input_ids == self.config.vlm_config.image_token_id).int()
+        return token_types
 
 
 class ConditionalGenerationMixin(WrappedVLMMixin):

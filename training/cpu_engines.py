@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         set_up_engine(options.engine)
         script = importlib.import_module(f"syvla.training.{options.script}")
         before = _peak_kib()
-        status = script.main(options.arguments)
+        status: int = script.main(options.arguments)
         if options.report is not None:
             write_report(options.report, before)
         return status

@@ -28,7 +28,8 @@ if __name__ == "__main__" and not __package__:  # started by its path
 
     require_package(__file__)
 
-from syvla.evaluation.closed_loop import ClosedLoopResult, evaluate_closed_loop, write_summary
+from syvla.evaluation.closed_loop import evaluate_closed_loop
+from syvla.evaluation.closed_loop_result import ClosedLoopResult, write_summary
 from syvla.evaluation.report_page import ReportPage
 
 logger = logging.getLogger(__name__)
@@ -203,7 +204,8 @@ def train(settings: DemoSettings) -> list[dict[str, Any]]:
     status = subprocess.run(command, env=environment, check=False).returncode
     if status:
         raise RuntimeError(f"training ended with exit status {status}; its messages stand above")
-    return json.loads((settings.checkpoint / "log_history.json").read_text())
+    history: list[dict[str, Any]] = json.loads((settings.checkpoint / "log_history.json").read_text())
+    return history
 
 
 def evaluate(settings: DemoSettings, model: Path, name: str, video_episodes: int) -> ClosedLoopResult:

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 if __name__ == "__main__" and not __package__:  # started by its path
     from checkout import require_package
@@ -99,6 +99,9 @@ class ValueTrainingArguments(TrainingArguments):
     per_device_train_batch_size, label_names, remove_unused_columns, logging_steps, report_to.
     """
 
+    if TYPE_CHECKING:
+        output_dir: str = ""  # `TrainingArguments` chooses a folder where none is given
+
     learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate (FPO++ and pi_RL use 1e-4)."})
     max_steps: int = field(default=2000, metadata={"help": "Optimization steps."})
     warmup_steps: float = field(default=100, metadata={"help": "Warm-up steps, or a share of all steps if below 1."})
@@ -121,7 +124,7 @@ class ValueTrainingArguments(TrainingArguments):
         super().__post_init__()
 
 
-class ReturnDataset(torch.utils.data.Dataset):
+class ReturnDataset(torch.utils.data.Dataset[dict[str, Any]]):
     """Observations of chosen episodes of a [`RobotDataset`], each with its Monte-Carlo return.
 
     Args:
@@ -162,6 +165,7 @@ class ValueTrainer(FiniteStepsMixin, AtomicCheckpointMixin, Trainer):
     """
 
     stage = "value warm-up"
+    args: ValueTrainingArguments
 
     def __init__(self, *, processor: Any, facts: dict[str, Any], embodiments: list[str], **kwargs: Any) -> None:
         self.processor, self.facts, self.embodiments = processor, facts, embodiments
@@ -190,7 +194,7 @@ class ValueTrainer(FiniteStepsMixin, AtomicCheckpointMixin, Trainer):
         data = ("gamma", "decision_steps", "episodes", "successes", "heldout_share", "datasets")
         return settings_of(self.args, {name: self.facts[name] for name in data if name in self.facts})
 
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
         if not self.args.should_save:
             return
@@ -239,7 +243,8 @@ def warm_up(value_args: ValueArguments, args: ValueTrainingArguments) -> ValueTr
                 ReturnDataset(dataset, positions, reward, decision_steps=decision_steps, gamma=value_args.gamma)
             )
     embodiments = sorted({dataset.embodiment for dataset in datasets})
-    train, heldout = (torch.utils.data.ConcatDataset(part) for part in parts)
+    joined: list[torch.utils.data.ConcatDataset[Any]] = [torch.utils.data.ConcatDataset(part) for part in parts]
+    train, heldout = joined
     facts = {
         **options,
         "episodes": int(sum(map(len, rewards))),

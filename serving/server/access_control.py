@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from .act_service import ActService
@@ -32,7 +32,7 @@ class AccessControl:
         service: Gives settings, metrics and the number of connections.
     """
 
-    def __init__(self, app: Callable[..., Coroutine[Any, Any, None]], service: ActService) -> None:
+    def __init__(self, app: Callable[..., Awaitable[None]], service: ActService) -> None:
         self.app, self.service = app, service
         token = service.settings.token
         self._expected = _digest(token.encode()) if token else None
@@ -40,9 +40,7 @@ class AccessControl:
         self._allowed = {name.strip("[]").lower() for name in settings.allowed_hosts}
         self._checks_host = bool(self._allowed) or (not token and is_loopback(settings.host))
 
-    def __call__(
-        self, scope: dict[str, Any], receive: Callable[..., Any], send: Callable[..., Any]
-    ) -> Coroutine[Any, Any, None]:
+    def __call__(self, scope: dict[str, Any], receive: Callable[..., Any], send: Callable[..., Any]) -> Awaitable[None]:
         """What answers a request: the application behind, or a refusal. Checked once, when a connection is opened."""
         if scope["type"] not in ("http", "websocket"):
             return self.app(scope, receive, send)

@@ -137,7 +137,7 @@ def load_summary(path: str | Path) -> dict[str, Any]:
         ValueError: If it cannot be read or is something else.
     """
     try:
-        summary = json.loads(Path(path).read_text(encoding="utf-8"))
+        summary: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
         eval_results(summary)
     except (OSError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error

@@ -66,12 +66,14 @@ def dataset_license(folder: str | Path | None, repo_id: str | None = None, revis
 
 def _card(folder: str | Path | None, repo_id: str | None, revision: str | None) -> RepoCard | None:
     if folder is not None and (Path(folder) / "README.md").is_file():
-        return RepoCard.load(Path(folder) / "README.md")
+        described: RepoCard = RepoCard.load(Path(folder) / "README.md")
+        return described
     if repo_id is None:
         return None
     from huggingface_hub import hf_hub_download
 
-    return RepoCard.load(hf_hub_download(repo_id, "README.md", repo_type="dataset", revision=revision))
+    card: RepoCard | None = RepoCard.load(hf_hub_download(repo_id, "README.md", repo_type="dataset", revision=revision))
+    return card
 
 
 def _source(spec: dict[str, Any], folder: str | Path) -> dict[str, Any]:

@@ -163,7 +163,8 @@ def validate(robot: Sequence[Any], multimodal: Sequence[Any], model: Any, proces
 
 def _only_embodiment(processor: Any, spec: dict[str, Any]) -> str:
     if len(processor.embodiments) == 1:
-        return next(iter(processor.embodiments))
+        name: str = next(iter(processor.embodiments))
+        return name
     raise ValueError(
         f'robot_datasets: {spec["path"]} names no embodiment; add "embodiment": a name for this robot '
         f"(the checkpoint knows {sorted(processor.embodiments) or 'none'})"

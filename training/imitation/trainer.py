@@ -65,7 +65,10 @@ class SyVLATrainer(FiniteStepsMixin, AtomicCheckpointMixin, Trainer):
 
     stage = "imitation"
     args: SyVLATrainingArguments
-    push_in_progress: PushInProgress | None
+    model: torch.nn.Module
+    processing_class: Any
+    train_dataset: Any
+    push_in_progress: PushInProgress | None  # type: ignore[assignment]  # the base class names None alone
 
     def __init__(
         self,
@@ -135,7 +138,7 @@ class SyVLATrainer(FiniteStepsMixin, AtomicCheckpointMixin, Trainer):
 
     # ------------------------------------------------------------------ data
 
-    def get_train_dataloader(self) -> DataLoader:
+    def get_train_dataloader(self) -> DataLoader[Any]:
         if self.train_dataset is None:
             raise ValueError("SyVLATrainer: training requires a train_dataset")
         data: MixtureDataset = self.train_dataset
@@ -164,7 +167,7 @@ class SyVLATrainer(FiniteStepsMixin, AtomicCheckpointMixin, Trainer):
         )
         # `accelerator.prepare` would deal the batches out to the processes, but the sampler already gives each its own.
         # For a loader of a single process it moves batches to the device and can skip them, and does nothing else.
-        return prepare_data_loader(
+        prepared: DataLoader[Any] = prepare_data_loader(
             loader,
             self.accelerator.device,
             num_processes=1,
@@ -173,6 +176,7 @@ class SyVLATrainer(FiniteStepsMixin, AtomicCheckpointMixin, Trainer):
             rng_types=list(self.accelerator.rng_types or ()),
             non_blocking=self.accelerator.non_blocking,
         )
+        return prepared
 
     def _worker_options(self) -> dict[str, Any]:
         """Options of the loader's processes that newer versions of transformers have."""
@@ -182,7 +186,7 @@ class SyVLATrainer(FiniteStepsMixin, AtomicCheckpointMixin, Trainer):
             option: value for option, value in given.items() if value is not None and self.args.dataloader_num_workers
         }
 
-    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: Any) -> tuple[list, None]:
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> tuple[list[Any], None]:
         """One optimizer step's micro-batches of this process, with the noise, times and divisors of their losses.
 
         Returns:
@@ -214,7 +218,8 @@ class SyVLATrainer(FiniteStepsMixin, AtomicCheckpointMixin, Trainer):
 
     def _gather(self, tensor: torch.Tensor) -> torch.Tensor:
         """Every process's tensor, one after the other along the first dimension."""
-        return self.accelerator.gather(tensor.to(self.args.device))
+        gathered: torch.Tensor = self.accelerator.gather(tensor.to(self.args.device))
+        return gathered
 
     # ------------------------------------------------------------------ loss and metrics
 
@@ -225,7 +230,7 @@ class SyVLATrainer(FiniteStepsMixin, AtomicCheckpointMixin, Trainer):
         return LossMetrics(ids, sources, config.action_loss_weight, config.lm_loss_weight)
 
     def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: None = None
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Loss of a micro-batch, whose parts are also added to the metrics of the next log line."""
         inputs = dict(inputs)
@@ -391,7 +396,7 @@ class SyVLATrainer(FiniteStepsMixin, AtomicCheckpointMixin, Trainer):
         for name, dataset in self._counted():
             dataset.skipped.restore(sums.get("skipped_rows", {}).get(name, []))
 
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
         if not self.args.should_save:
             return
@@ -418,7 +423,11 @@ class SyVLATrainer(FiniteStepsMixin, AtomicCheckpointMixin, Trainer):
             return
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         message = f"Training in progress, step {self.state.global_step}"
-        target = {"repo_id": self.hub_model_id, "token": self.args.hub_token, "revision": self.args.hub_revision}
+        target: dict[str, Any] = {
+            "repo_id": self.hub_model_id,
+            "token": self.args.hub_token,
+            "revision": self.args.hub_revision,
+        }
         jobs = [push_checkpoint(checkpoint_folder, commit_message=message, blocking=False, **target)]
         if self.args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
             last = self.args.hub_strategy == HubStrategy.CHECKPOINT
@@ -432,7 +441,9 @@ class SyVLATrainer(FiniteStepsMixin, AtomicCheckpointMixin, Trainer):
                     **target,
                 )
             )
-        self.push_in_progress = PushInProgress([*(pending.jobs if pending is not None and busy else []), *jobs])
+        waiting: Any = pending.jobs if pending is not None and busy else []  # a list, annotated as a single job
+        all_jobs: Any = [*waiting, *jobs]
+        self.push_in_progress = PushInProgress(all_jobs)
 
     def _write_card(self, folder: Path) -> None:
         write_model_card(folder, self.policy.config, self.processing_class, self._card_fields())

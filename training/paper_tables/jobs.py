@@ -71,7 +71,7 @@ class Job:
         """
         if not self.result_path.is_file():
             return None
-        result = json.loads(self.result_path.read_text(encoding="utf-8"))
+        result: dict[str, Any] = json.loads(self.result_path.read_text(encoding="utf-8"))
         if result["arguments"] != list(self.arguments):
             changed = sorted(set(map(str, result["arguments"])) ^ set(self.arguments))
             raise ValueError(

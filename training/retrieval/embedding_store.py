@@ -101,7 +101,8 @@ class EmbeddingStore:
 
     def array(self, name: str, mode: Any = "r") -> np.ndarray:
         """`vectors`, `view_mask` or `task_index`, memory-mapped."""
-        return np.load(self.folder / f"{name}.npy", mmap_mode=mode, allow_pickle=False)
+        stored: np.ndarray = np.load(self.folder / f"{name}.npy", mmap_mode=mode, allow_pickle=False)
+        return stored
 
     def missing_shards(self) -> list[int]:
         """Numbers of the shards that are not encoded yet."""

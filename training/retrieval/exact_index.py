@@ -97,7 +97,8 @@ class SimilarSampleIndex:
     def stored_queries(self, rows: np.ndarray) -> np.ndarray:
         """What `encode` gives for the samples of rows of the store, float32 (n, V * dim)."""
         scale = np.repeat(self._rescaling, self.manifest.width // len(self._rescaling))
-        return (self.vectors[rows] * scale).astype(np.float32)
+        queries: np.ndarray = (self.vectors[rows] * scale).astype(np.float32)
+        return queries
 
     def search(self, queries: np.ndarray, k: int, tasks: Sequence[str] | None = None) -> Neighbours:
         """The k most similar rows of each query.
@@ -164,7 +165,10 @@ class SimilarSampleIndex:
         threshold = variables.distance_compute_blas_threshold
         variables.distance_compute_blas_threshold = BLAS_QUERIES
         try:
-            return self._faiss.knn(queries, block, k, metric=self._faiss.METRIC_INNER_PRODUCT)
+            nearest: tuple[np.ndarray, np.ndarray] = self._faiss.knn(
+                queries, block, k, metric=self._faiss.METRIC_INNER_PRODUCT
+            )
+            return nearest
         finally:
             variables.distance_compute_blas_threshold = threshold
 

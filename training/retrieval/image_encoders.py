@@ -85,7 +85,8 @@ class OpenClipEncoder:
     @torch.inference_mode()
     def encode(self, images: Sequence[np.ndarray]) -> np.ndarray:
         pixels = torch.stack([self._prepare(Image.fromarray(image)) for image in images]).to(self._device)
-        return self._model.encode_image(pixels).float().cpu().numpy()
+        vectors: np.ndarray = self._model.encode_image(pixels).float().cpu().numpy()
+        return vectors
 
     def fingerprint(self) -> str:
         return f"open_clip-{_digest(self.name, weights_digest(self._model.visual), repr(self._prepare))}"
@@ -106,9 +107,10 @@ class ClipEncoder:
         if hasattr(config, "vision_config"):  # of both halves, whose projection it is that the vision half is to have
             config.vision_config.projection_dim = config.projection_dim
             config = config.vision_config
-        model, report = CLIPVisionModelWithProjection.from_pretrained(
+        loaded: Any = CLIPVisionModelWithProjection.from_pretrained(  # a pair, with output_loading_info
             path, config=config, dtype=torch.float32, output_loading_info=True
         )
+        model, report = loaded
         if report["missing_keys"]:
             raise ValueError(f"encoder: {path} lacks {sorted(report['missing_keys'])[:5]}; expected a CLIP checkpoint")
         self._model: Any = model.to(device).eval()
@@ -119,7 +121,8 @@ class ClipEncoder:
     @torch.inference_mode()
     def encode(self, images: Sequence[np.ndarray]) -> np.ndarray:
         pixels = self._prepare(images=list(images), return_tensors="pt", input_data_format="channels_last")
-        return self._model(pixels["pixel_values"].to(self._device)).image_embeds.float().cpu().numpy()
+        vectors: np.ndarray = self._model(pixels["pixel_values"].to(self._device)).image_embeds.float().cpu().numpy()
+        return vectors
 
     def fingerprint(self) -> str:
         return f"clip-{_digest(weights_digest(self._model), _settings(self._prepare))}"
@@ -155,7 +158,8 @@ class PolicyEncoder:
         features = self._model(pixel_values=pixels["pixel_values"].to(self._device)).last_hidden_state
         if features.ndim == 4:  # a convolutional backbone's map (n, C, h, w)
             features = features.flatten(2).transpose(1, 2)
-        return features.mean(dim=1).float().cpu().numpy()
+        vectors: np.ndarray = features.mean(dim=1).float().cpu().numpy()
+        return vectors
 
     def fingerprint(self) -> str:
         return f"policy-{_digest(weights_digest(self._model), _settings(self._prepare))}"

@@ -41,7 +41,7 @@ def save_policy_and_value(
         save_config(module.policy, folder)
     processor.save_pretrained(folder)
     value = folder / VALUE_FOLDER
-    module.value_model.save_pretrained(value)  # type: ignore[operator]
+    module.value_model.save_pretrained(value)
     if value_fit is not None:
         write_json(value / FIT_FILE, value_fit, allow_nan=True)
     write_value_card(value, module.value_model.config, training={"trained by": "syvla-ppo, with its policy"})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import TrainingArguments
 
@@ -51,6 +51,9 @@ class SyVLAPPOConfig(TrainingArguments):
     > `save_total_limit`, `remove_unused_columns`, `report_to`, `resume_from_checkpoint`,
     > `ignore_data_skip`.
     """
+
+    if TYPE_CHECKING:
+        output_dir: str = ""  # `TrainingArguments` chooses a folder where none is given
 
     learning_rate: float = field(default=5e-6, metadata={"help": "Learning rate of the policy (pi_RL uses 5e-6)."})
     lr_scheduler_type: str = field(default="constant", metadata={"help": "Schedule of both learning rates."})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -12,6 +12,9 @@ from syvla.training.run.adapters import base_model
 
 from .action_likelihood import action_scores, disable_dropout
 from .flow_points import ScoredPoints
+
+if TYPE_CHECKING:
+    from syvla.modeling_syvla import SyVLAValueModel
 
 
 class PolicyAndValue(nn.Module):
@@ -22,7 +25,7 @@ class PolicyAndValue(nn.Module):
         value_model: [`SyVLAValueModel`].
     """
 
-    def __init__(self, policy: nn.Module, value_model: nn.Module) -> None:
+    def __init__(self, policy: nn.Module, value_model: SyVLAValueModel) -> None:
         super().__init__()
         self.policy, self.value_model = policy, value_model
         disable_dropout(self)

@@ -6,7 +6,7 @@ import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from syvla.sealed_folders import remove_folder
 from syvla.serving.rl.published_policies import ASIDE, DamagedPolicy, point_latest, publish_policy, read_latest
@@ -63,7 +63,7 @@ class FolderPublisher:
             return False
         return True
 
-    def latest(self) -> dict | None:
+    def latest(self) -> dict[str, Any] | None:
         """Contents of `LATEST.json`, None before the first policy."""
         policy = read_latest(self.root)
         return None if policy is None else policy.facts

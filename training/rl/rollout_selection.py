@@ -77,6 +77,7 @@ def wait_for_rollouts(store: RolloutStore, state: RLState, args: SyVLAPPOConfig,
         found, problem, late = message
         if problem is not None:
             raise ValueError(problem)
+        chosen: list[str]
         chosen, dropped = found
         state.dropped_stale += len(dropped)
         state.dropped += dropped

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
-Gather = Callable[[list], list]
+Gather = Callable[[list[Any]], list[Any]]
 
 
 class StepMetrics:

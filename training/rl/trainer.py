@@ -79,6 +79,10 @@ class SyVLAPPOTrainer(AtomicCheckpointMixin, Trainer):
     }
     stage = "reinforcement learning"
     args: SyVLAPPOConfig
+    model: torch.nn.Module
+    processing_class: Any
+    optimizer: torch.optim.Optimizer
+    deepspeed: Any
 
     def __init__(
         self,
@@ -113,7 +117,7 @@ class SyVLAPPOTrainer(AtomicCheckpointMixin, Trainer):
             model=PolicyAndValue(model, value_model),
             args=args,
             processing_class=processing_class,
-            data_collator=lambda batch: batch,
+            data_collator=lambda batch: batch,  # type: ignore[arg-type,return-value]  # unread: batches come made
             **kwargs,
         )
         if problems := processing_class.disagreements(self._module.base_policy.config):
@@ -136,7 +140,8 @@ class SyVLAPPOTrainer(AtomicCheckpointMixin, Trainer):
 
     @property
     def _module(self) -> PolicyAndValue:
-        return self.accelerator.unwrap_model(self.model)
+        module: PolicyAndValue = self.accelerator.unwrap_model(self.model)
+        return module
 
     # ------------------------------------------------------------------ optimizer
 
@@ -160,7 +165,8 @@ class SyVLAPPOTrainer(AtomicCheckpointMixin, Trainer):
     def _clip_grad_norm(self, model: Any) -> torch.Tensor | float:
         """Clip the two models apart, and drop a step whose gradients are not finite: the optimizer then does nothing."""
         if self.is_deepspeed_enabled:
-            return super()._clip_grad_norm(model)
+            norm: torch.Tensor | float = super()._clip_grad_norm(model)
+            return norm
         module = self._module
         norms = {}
         for name, part in (("policy", module.policy), ("value", module.value_model)):
@@ -416,7 +422,7 @@ class SyVLAPPOTrainer(AtomicCheckpointMixin, Trainer):
         datasets = [[Path(dataset.root).name, len(dataset)] for dataset in self.experts.datasets]
         return settings_of(self.args, {"demonstrations": datasets}, fixed=())
 
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         if not self.args.should_save:
             return
         folder = Path(output_dir or self.args.output_dir)

@@ -21,7 +21,7 @@ from .flow_points import make_points
 from .policy_and_value import PolicyAndValue
 from .update_data import UpdateData, plan_experts, plan_rollouts, sample_seeds
 
-Gather = Callable[[list], list]
+Gather = Callable[[list[Any]], list[Any]]
 """Concatenates the lists of all processes, in their order."""
 
 
@@ -98,9 +98,11 @@ class UpdatePreparation:
         args = self.args
         accumulation = args.gradient_accumulation_steps
         if args.steps_per_update is not None:
-            return args.steps_per_update * accumulation
+            given: int = args.steps_per_update * accumulation
+            return given
         per_step = args.rollouts_per_pass * args.world_size * accumulation
-        return args.num_ppo_epochs * -(-decisions // per_step) * accumulation
+        needed: int = args.num_ppo_epochs * -(-decisions // per_step) * accumulation
+        return needed
 
     # ------------------------------------------------------------------ forward passes
 
@@ -159,7 +161,9 @@ class UpdatePreparation:
             points = self.points(batch, [int(seeds[i]) for i in numbers], method)
             device = self.model.base_policy.device
             moved = {key: value.to(device) for key, value in batch.items()}
-            return self.model(policy=moved, points=tuple(p.to(device) for p in points), decoupling=chosen)["scores"]
+            points = tuple(p.to(device) for p in points)
+            scores: torch.Tensor = self.model(policy=moved, points=points, decoupling=chosen)["scores"]
+            return scores
 
         found = self._run(run, len(seeds), "Scoring")
         return np.array(found, np.float32).reshape(len(seeds), self.args.num_flow_samples)
@@ -170,16 +174,18 @@ class UpdatePreparation:
         def run(numbers: list[int]) -> torch.Tensor:
             batch = self.processor.expert_inputs([item(i) for i in numbers])
             device = self.model.value_model.device
-            return self.model(value={key: value.to(device) for key, value in batch.items()})["values"]
+            moved = {key: value.to(device) for key, value in batch.items()}
+            values: torch.Tensor = self.model(value=moved)["values"]
+            return values
 
         return np.array(self._run(run, count, "Valuing"), np.float32).reshape(-1)
 
     @torch.no_grad()
-    def _run(self, run: Callable[[list[int]], torch.Tensor], count: int, what: str) -> list:
+    def _run(self, run: Callable[[list[int]], torch.Tensor], count: int, what: str) -> list[Any]:
         """Results of all samples, of which each process computes its share."""
         args = self.args
         size, rank, own = args.local_rollout_forward_batch_size, args.process_index, list(self._share(count))
-        results: list = []
+        results: list[Any] = []
         silent = args.disable_tqdm or len(own) < 20 * size or rank > 0
         for low in tqdm(range(0, len(own), size), desc=what, leave=False, disable=silent):
             with self._precision():

@@ -42,7 +42,8 @@ def read_fit(folder: str | Path) -> dict[str, Any]:
     """
     path = Path(folder) / FIT_FILE
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        fit: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return fit
     except (OSError, json.JSONDecodeError) as error:
         raise ValueError(
             f"{path}: cannot be read ({error}); a value model for reinforcement learning comes from syvla-value-warmup"
@@ -91,4 +92,5 @@ def _image_settings(image_processor: Any) -> dict[str, Any]:
     """Settings that change pixels, without those that name classes or versions."""
     kept = ("size", "crop_size", "image_mean", "image_std", "rescale_factor", "do_resize", "do_normalize", "resample")
     settings = image_processor.to_dict()
-    return json.loads(json.dumps({key: settings.get(key) for key in kept}, default=str))
+    image_settings: dict[str, Any] = json.loads(json.dumps({key: settings.get(key) for key in kept}, default=str))
+    return image_settings

@@ -6,7 +6,7 @@ import difflib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import TrainingArguments
 
@@ -217,6 +217,9 @@ class SyVLATrainingArguments(TrainingArguments):
     Defaults that differ from `TrainingArguments`: learning_rate, warmup_steps, lr_scheduler_type, adam_beta2, weight
     decay stays 0, per_device_train_batch_size, remove_unused_columns, logging_steps, report_to.
     """
+
+    if TYPE_CHECKING:
+        output_dir: str = ""  # `TrainingArguments` chooses a folder where none is given
 
     learning_rate: float = field(default=3e-5, metadata={"help": "Peak learning rate (Table 7)."})
     final_learning_rate: float = field(default=3e-6, metadata={"help": "Learning rate at the end (Table 7)."})

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from transformers import HfArgumentParser
 
 
-def parse_recipe(dataclass_types: Sequence[type], argv: Sequence[str] | None = None, **parser_kwargs: Any) -> tuple:
+def parse_recipe(
+    dataclass_types: Sequence[type], argv: Sequence[str] | None = None, **parser_kwargs: Any
+) -> tuple[Any, ...]:
     """Parse `--config recipe.yaml --field value ...` into instances of `dataclass_types`.
 
     Args:
@@ -42,9 +44,8 @@ def recipe_parser(
     first = argparse.ArgumentParser(add_help=False)
     first.add_argument("--config")
     config, rest = first.parse_known_args(argv)
-    parser = HfArgumentParser(
-        list(dataclass_types), formatter_class=argparse.ArgumentDefaultsHelpFormatter, **parser_kwargs
-    )
+    classes: Any = list(dataclass_types)  # transformers' own alias for a dataclass takes no plain `type`
+    parser = HfArgumentParser(classes, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **parser_kwargs)
     parser.add_argument("--config", metavar="FILE", help="YAML recipe; its keys are the options below")
     if config.config:
         recipe = _read(shipped_path(config.config))

@@ -93,6 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = augmentation_settings(
             options.augmentation, json_mapping("augmentation_details", options.augmentation_details)
         )
+        assert settings is not None  # "none" is no choice here
         if min(options.samples, options.passes) < 1:
             raise ValueError("--samples and --passes: expected at least 1 each")
         dataset = _open(dataset_spec(options.dataset, "dataset", ROBOT_KEYS), options.views)

@@ -324,7 +324,8 @@ def test_a_new_run_into_a_used_folder_is_refused_and_replaces_nothing(run, tmp_p
     (tmp_path / "model.safetensors").write_bytes(b"another run's")
     assert run(tmp_path, resume_from_checkpoint="none") == 1
     error = capsys.readouterr().err
-    assert "holds the weights of a finished run (model.safetensors)" in error and "overwrite_output_dir" in error
+    assert "holds the weights of a finished run (model.safetensors)" in error
+    assert "overwrite_output_dir" in error
     assert (tmp_path / "model.safetensors").read_bytes() == b"another run's"
 
 

@@ -133,6 +133,7 @@ class PolicyServer:
             settings.read_timeout_s,
             self.service.memory,
             lambda cause: self.service.metrics.count("rejected", "cause", cause),
+            settings.max_connections,
         )
         http, websocket = guarded_protocols(guards)
         return uvicorn.Config(

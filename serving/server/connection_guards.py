@@ -12,7 +12,7 @@ import struct
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -153,12 +153,14 @@ class Guards:
         read_timeout_s: Seconds within which a message that has begun must be complete.
         memory: Counts the bytes of messages that come in.
         rejected: Called with the cause when a connection is ended.
+        max_silent: Most connections that have not asked anything yet; beyond it, the oldest one of them is ended.
     """
 
     max_message_bytes: int
     read_timeout_s: float
     memory: MemoryBudget
     rejected: Callable[[str], None]
+    max_silent: int = 512
 
 
 class GuardedWebSocket(WebSocketsSansIOProtocol):
@@ -239,17 +241,29 @@ class GuardedWebSocket(WebSocketsSansIOProtocol):
 
 
 class GuardedHttp(H11Protocol):
-    """uvicorn's HTTP with a time limit on request lines and headers; `read_body` has the one for bodies."""
+    """uvicorn's HTTP with a time limit on request lines and headers; `read_body` has the one for bodies.
+
+    Connections that say nothing must not take the places of those that ask: there is a limit to them of their own.
+    """
 
     guards: Guards
+    silent: ClassVar[dict[GuardedHttp, None]]  # of one server, the oldest first
     _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         self._arm()
+        self.silent[self] = None
+        if len(self.silent) > self.guards.max_silent:
+            oldest = next(iter(self.silent))
+            del self.silent[oldest]
+            self.guards.rejected("silent")
+            oldest.transport.close()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
+        if self.conn.their_state is not h11.IDLE:
+            self.silent.pop(self, None)
         if self.conn.their_state is h11.IDLE and self.transport.get_protocol() is self:
             self._arm()  # a request line or headers that are not complete
         else:
@@ -257,6 +271,7 @@ class GuardedHttp(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
+        self.silent.pop(self, None)
         super().connection_lost(exc)
 
     def _arm(self) -> None:
@@ -277,5 +292,5 @@ class GuardedHttp(H11Protocol):
 
 def guarded_protocols(guards: Guards) -> tuple[type[Any], type[Any]]:
     """uvicorn protocol classes (`http`, `ws`) with these guards."""
-    http = type("Http", (GuardedHttp,), {"guards": guards})
+    http = type("Http", (GuardedHttp,), {"guards": guards, "silent": {}})
     return http, type("WebSocket", (GuardedWebSocket,), {"guards": guards})

@@ -1,7 +1,9 @@
 """The frame filter against websockets' own framing: what passes is unchanged however the stream is cut, the rest skipped."""
 
 import itertools
+import socket
 
+import httpx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -64,3 +66,16 @@ def test_a_message_that_has_begun_is_incomplete(left):
     assert frame_filter.incomplete, "a fragment of a message"
     frame_filter.feed(wire((Opcode.CONT, b"b", True)))
     assert not frame_filter.incomplete
+
+
+def test_connections_that_say_nothing_shut_nobody_out(serve, request_of):
+    server = serve(max_connections=20)
+    silent = [socket.create_connection(("127.0.0.1", server.port), timeout=60) for _ in range(100)]
+    try:
+        for _ in range(3):
+            assert httpx.get(f"http://{server.url}/readyz", timeout=60).status_code == 200
+        assert silent[0].recv(1) == b"", "the oldest one was ended"
+        assert server.service.metrics.value("rejected", "cause", "silent") >= 80
+    finally:
+        for raw in silent:
+            raw.close()

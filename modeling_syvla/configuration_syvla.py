@@ -5,8 +5,11 @@ The defaults are the paper's (section 3.1, appendix A). Where the paper is silen
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -106,7 +109,20 @@ class OwnModelTypeMixin:
                 f"model_type: expected {cls.model_type!r} for {cls.__name__}, got {got!r}; load the checkpoint with the "
                 "Auto classes of transformers, such as AutoModelForImageTextToText for a plain vision-language model"
             )
+        cls._refuse_misspelled(kwargs)
         return super().from_dict(config_dict, **kwargs)  # type: ignore[misc]
+
+    @classmethod
+    def _refuse_misspelled(cls, given: Iterable[str]) -> None:
+        """Raise TypeError for a name that is nearly a field's; the base class would keep it beside the field, unread.
+
+        Other names are kept: those of the base class, and those that libraries add to a configuration.
+        """
+        fields = [name for name in inspect.signature(cls.__init__).parameters if name not in ("self", "kwargs")]
+        for name in given:
+            near = difflib.get_close_matches(name, fields, n=1, cutoff=0.85)
+            if near and name not in fields and not hasattr(PreTrainedConfig, name):
+                raise TypeError(f"{cls.__name__}: unexpected field {name!r}; did you mean {near[0]!r}?")
 
 
 class SyVLAExpertConfig(OwnModelTypeMixin, PreTrainedConfig):
@@ -158,6 +174,7 @@ class SyVLAExpertConfig(OwnModelTypeMixin, PreTrainedConfig):
         self.cross_attention_scope = cross_attention_scope
         self.attention_dropout = attention_dropout
         self.rms_norm_eps = rms_norm_eps
+        self._refuse_misspelled(kwargs)
         super().__init__(**kwargs)
 
     @property
@@ -323,6 +340,7 @@ class SyVLAConfig(EmbodimentsMixin, OwnModelTypeMixin, PreTrainedConfig):
         require_consistent_design(self)
         self.action_loss_weight = action_loss_weight
         self.lm_loss_weight = lm_loss_weight
+        self._refuse_misspelled(kwargs)
         kwargs.setdefault("tie_word_embeddings", bool(self.vlm_config.tie_word_embeddings))
         for name in ("text_config", "image_token_id"):
             if name in kwargs:

@@ -72,6 +72,7 @@ class SyVLAValueConfig(EmbodimentsMixin, OwnModelTypeMixin, PreTrainedConfig):
         self.ff_ratio = ff_ratio
         self.attention_dropout = attention_dropout
         self.rms_norm_eps = rms_norm_eps
+        self._refuse_misspelled(kwargs)
         super().__init__(**kwargs)
 
     def layer_config(self) -> SyVLAExpertConfig:

@@ -390,6 +390,9 @@ class SyVLAModel(  # type: ignore[misc]
                 tokenizer=tokenizer,
                 **generate_kwargs,
             )
+        else:
+            given = {**generate_kwargs, "think": think or None}
+            self._require_no_thought_arguments(given, think_budget, "leave query_states out")
         observation = ExpertObservation.checked(
             self.config, len(query_states), state, embodiment_ids, expert_pixel_values, expert_view_mask
         )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import difflib
+import inspect
 import re
 from functools import lru_cache
 from pathlib import Path
@@ -103,6 +105,13 @@ class StrictPreTrainedModel(PreTrainedModel):
         return (model, info) if wants_info else model
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        known = {"safe_serialization", "save_function", "use_auth_token"}  # what older callers still pass
+        known |= set(inspect.signature(PreTrainedModel.save_pretrained).parameters)
+        known |= set(inspect.signature(PreTrainedModel.push_to_hub).parameters)
+        if unknown := sorted(set(kwargs) - known):
+            near = difflib.get_close_matches(unknown[0], known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise TypeError(f"save_pretrained: unexpected keyword {unknown[0]!r}{hint}")
         # The default would write the nested VLM under the keys of an older layout, which other readers do not know.
         kwargs.setdefault("save_original_format", False)
         kwargs.setdefault("max_shard_size", "5GB")

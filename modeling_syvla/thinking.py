@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -57,6 +59,8 @@ class ThinkingMixin:
             (query states (B, N, D_vlm), their mask as from `condition_states`, thoughts, thought ids (B, G)); the last two
             are None without thinking.
         """
+        if not think:
+            self._require_no_thought_arguments(generate_kwargs, think_budget, "pass think=True")
         input_ids, attention_mask = left_padded(input_ids, attention_mask)
         images = {"pixel_values": pixel_values, "image_grid_thw": image_grid_thw}
         if not think:
@@ -75,6 +79,17 @@ class ThinkingMixin:
             )
         thoughts = [text.strip() for text in tokenizer.batch_decode(thought_ids, skip_special_tokens=True)]
         return states, mask, thoughts, thought_ids
+
+    def _require_no_thought_arguments(self, given: dict[str, Any], think_budget: float | None, cure: str) -> None:
+        """Raise TypeError if there are arguments of `generate` although nothing will be generated."""
+        for name, value in {**given, "think_budget": think_budget}.items():
+            if value is not None:
+                own = [known for known in inspect.signature(self.predict_actions).parameters if known != name]
+                near = difflib.get_close_matches(name, own, n=1, cutoff=0.8)
+                hint = (
+                    f"did you mean {near[0]!r}?" if near else f"it may act on a thought, but there will be none: {cure}"
+                )
+                raise TypeError(f"predict_actions: unexpected argument {name!r}; {hint}")
 
     def _states_without_thought(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **images: torch.Tensor | None

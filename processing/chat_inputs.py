@@ -20,6 +20,9 @@ from .image_inputs import chat_image, is_image_part, part_source, rows_of_images
 # they mark is text.
 _MARK = "\U000f0000"
 
+# Keywords of a tokenizer's `decode`.
+DECODING = ("skip_special_tokens", "clean_up_tokenization_spaces", "use_source_tokenizer")
+
 
 class ChatInputs(ProcessorMixin):
     """The part of the processor that any vision-language model has: chats, images from anywhere, assistant masks."""
@@ -154,6 +157,28 @@ class ChatInputs(ProcessorMixin):
         out["assistant_masks"] = masks
         if call.get("return_tensors") is not None:
             out.convert_to_tensors(tensor_type=call["return_tensors"])
+
+    # ------------------------------------------------------------------ decoding and saving
+
+    def decode(self, *args, **kwargs):
+        """The tokenizer's own, which forgets keywords that it does not know; they raise TypeError here."""
+        require_known(kwargs, ("token_ids", *DECODING), "decode")
+        return self.tokenizer.decode(*args, **kwargs)
+
+    def batch_decode(self, *args, **kwargs):
+        """The tokenizer's own, which forgets keywords that it does not know; they raise TypeError here."""
+        require_known(kwargs, ("sequences", *DECODING), "batch_decode")
+        return self.tokenizer.batch_decode(*args, **kwargs)
+
+    def post_process_image_text_to_text(self, generated_outputs, skip_special_tokens=True, **kwargs):
+        """Texts of generated ids (B, L), as pipelines ask for them."""
+        return self.batch_decode(generated_outputs, skip_special_tokens=skip_special_tokens, **kwargs)
+
+    def save_pretrained(self, save_directory, push_to_hub=False, **kwargs):
+        """transformers' own; a keyword that neither it nor the Hub reads raises TypeError."""
+        hub = set(inspect.signature(self.push_to_hub).parameters) - {"self", "deprecated_kwargs", "kwargs"}
+        require_known(kwargs, hub | {"token", "save_jinja_files"}, "save_pretrained")
+        return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
     # ------------------------------------------------------------------ the call without a robot
 

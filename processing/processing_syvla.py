@@ -14,7 +14,7 @@ import torch
 from transformers import BatchFeature, ProcessorMixin
 from transformers.tokenization_utils_base import AddedToken
 
-from .call_keywords import CallKeywords, SyVLAProcessorKwargs, require_known_at_loading
+from .call_keywords import CallKeywords, SyVLAProcessorKwargs, require_known_at_loading, require_no_misspelled
 from .chat_inputs import ChatInputs
 from .embodiment_normalization import EmbodimentNormalization
 from .image_inputs import Image, checked_image
@@ -33,6 +33,9 @@ from .image_modes import to_rgb  # noqa: F401  isort: skip
 from .normalization import normalize  # noqa: F401  isort: skip
 
 DEFAULT_VIEWS = ("center", "left_wrist", "right_wrist")
+
+# Keys of an item that `collate` reads. Data sets put their own beside them, such as `episode_index`.
+ITEM_KEYS = frozenset(("messages", "images", "text", "thought", "embodiment", "state", "actions", "action_is_pad"))
 
 
 class SyVLAProcessor(EmbodimentNormalization, ChatInputs):
@@ -227,6 +230,7 @@ class SyVLAProcessor(EmbodimentNormalization, ChatInputs):
 
     def _render(self, item: Mapping[str, Any]) -> tuple[str, dict[str, Image]]:
         """Chat text of an item and its images in the order of their placeholders."""
+        require_no_misspelled(item, ITEM_KEYS, "item")
         if "messages" in item:
             images = {str(i): checked_image(image, f"images[{i}]") for i, image in enumerate(item.get("images") or [])}
             messages = checked_messages(item["messages"], self.tokenizer)

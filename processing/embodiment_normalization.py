@@ -5,13 +5,16 @@ Ships with checkpoints.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from .normalization import MODES, normalize, offset_and_scale, unnormalize
+from .normalization import MODES, nearly_constant, normalize, offset_and_scale, spread_floors, unnormalize
+
+logger = logging.getLogger(__name__)
 
 
 class EmbodimentNormalization:
@@ -38,6 +41,8 @@ class EmbodimentNormalization:
         control_hz: float | None = None,
         cameras: Mapping[str, str] | None = None,
         action_limits: Mapping[str, Any] | None = None,
+        spread_floor: Mapping[str, Any] | None = None,
+        clip: float | None = None,
     ) -> None:
         """Register a robot, or replace its statistics (its id stays).
 
@@ -52,6 +57,10 @@ class EmbodimentNormalization:
             control_hz: Actions per second.
             cameras: View -> camera of the data.
             action_limits: `{"low", "high", "max_step", ...}`, which a server applies; see `ActionLimits`.
+            spread_floor: Smallest spread by which "state" and "action" are divided, in the dimensions' own units: a number or
+                one for each dimension. None: by the units, see `spread_floors`; 0: none, as in older checkpoints.
+            clip: Largest absolute value of normalized states and action targets, such as 10; None: what lies outside the
+                statistics stays.
 
         Raises:
             ValueError: If statistics are missing or do not fit the mode, or a list has another length than the dimensions.
@@ -65,6 +74,12 @@ class EmbodimentNormalization:
         for kind in ("state", "action"):
             entry["statistics"][kind] = _checked_statistics(name, kind, statistics, modes[kind])
             entry[f"{kind}_dim"] = len(entry["statistics"][kind]["mean"])
+        if unknown := sorted(set(spread_floor or {}) - {"state", "action"}):
+            raise ValueError(f"spread_floor: expected the keys state and action, got {unknown[0]!r}")
+        if clip is not None:
+            if not 0 < clip < float("inf"):
+                raise ValueError(f"clip: expected a positive number of spreads, got {clip}")
+            entry["clip"] = float(clip)
         per_dimension = {"state_names": state_names, "action_names": action_names,
                          "state_units": state_units, "action_units": action_units}  # fmt: skip
         for key, values in per_dimension.items():
@@ -74,6 +89,8 @@ class EmbodimentNormalization:
             if isinstance(values, str) or len(values) != dimensions:
                 raise ValueError(f"{key}: expected {dimensions} for embodiment {name!r}, got {values!r}")
             entry[key] = list(values)
+        for kind in ("state", "action"):
+            _set_floor(name, kind, entry, (spread_floor or {}).get(kind))
         entry.update(
             {
                 key: value
@@ -143,7 +160,9 @@ class EmbodimentNormalization:
             raise ValueError(f"{kind}: expected finite numbers for embodiment {name!r}, got NaN or infinity")
         if base is not None:
             array = array - base
-        return normalize(array, entry["statistics"][kind], entry["normalization"][kind]).astype(np.float32)
+        normalized = normalize(array, entry["statistics"][kind], entry["normalization"][kind]).astype(np.float32)
+        clip = entry.get("clip")
+        return normalized if clip is None else normalized.clip(-clip, clip)
 
     def _delta_base(self, entry: Mapping[str, Any], state: Any) -> np.ndarray | None:
         """What the embodiment's delta actions are relative to, (..., D_action); None where all are absolute."""
@@ -169,6 +188,29 @@ def _checked_statistics(
     if mode != "identity":
         offset_and_scale(lists, mode)  # raises now, not in the middle of training
     return lists
+
+
+def _set_floor(name: str, kind: str, entry: dict[str, Any], given: Any) -> None:
+    """Puts the floor of every dimension's spread beside its statistics, and names the dimensions that it holds for."""
+    statistics, mode = entry["statistics"][kind], entry["normalization"][kind]
+    if mode == "identity":
+        return
+    units = entry.get(f"{kind}_units")
+    if given is not None:
+        floors = np.broadcast_to(np.asarray(given, dtype=np.float64), entry[f"{kind}_dim"])
+        statistics["floor"] = floors.tolist()
+    elif "floor" not in statistics:
+        statistics["floor"] = spread_floors(statistics, mode, units).tolist()
+    _, spread = offset_and_scale({key: value for key, value in statistics.items() if key != "floor"}, mode)
+    for dimension in nearly_constant(statistics, mode):
+        names = entry.get(f"{kind}_names")
+        unit = f" {units[dimension]}" if units else ""
+        logger.warning(
+            "embodiment %r: %s dimension %d%s is nearly constant: its spread %.3g%s is below %.3g%s, by which it is divided. "
+            "If it should move, look at the data; if its motion is that small, pass spread_floor",
+            name, kind, dimension, f" ({names[dimension]})" if names else "",
+            spread[dimension], unit, statistics["floor"][dimension], unit,
+        )  # fmt: skip
 
 
 def _checked_references(name: str, delta_actions: Sequence[int], entry: Mapping[str, Any]) -> list[int]:

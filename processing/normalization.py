@@ -8,7 +8,7 @@ map a range to [-1, 1] instead, and `identity` leaves values as they are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,6 +20,17 @@ QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
 # A spread below this share of the dimension's magnitude is float32 rounding of a constant, not motion. Ours.
 CONSTANT_TOLERANCE = 1e-6
 
+# Smallest spread by which a dimension is divided, in its own unit: what a joint that stands still reads of noise and play.
+# Ours. Velocities get that of the distance.
+SPREAD_FLOORS = {
+    "rad": 0.01, "deg": 0.5, "m": 0.001, "cm": 0.1, "mm": 1.0, "rad/s": 0.01, "deg/s": 0.5, "m/s": 0.001, "mm/s": 1.0,
+}  # fmt: skip
+UNIT_NAMES = {"radian": "rad", "degree": "deg", "°": "deg", "meter": "m", "metre": "m", "centimeter": "cm",
+              "centimetre": "cm", "millimeter": "mm", "millimetre": "mm"}  # fmt: skip
+# Without a unit: this share of the median spread, but no more than that share of the dimension's own offset, so that small
+# steps around 0 are never taken for noise. Ours.
+FLOOR_OF_MEDIAN, FLOOR_OF_OFFSET = 0.05, 0.02
+
 Array = TypeVar("Array", np.ndarray, torch.Tensor)
 
 
@@ -29,7 +40,8 @@ def normalize(x: Array, stats: Mapping[str, Any], mode: str) -> Array:
     Args:
         x: Array or tensor (..., D), raw physical units. Integers become float32; floats keep their dtype and device.
         stats: Per-dimension statistics as `RunningStatistics.result()` gives them, each of length D: `mean` and `std`
-            for `mean_std`, `q01` and `q99` for `quantile`, `min` and `max` for `min_max`.
+            for `mean_std`, `q01` and `q99` for `quantile`, `min` and `max` for `min_max`. With `floor`, the smallest spread
+            of every dimension in its own unit, nothing is divided by less (see `spread_floors`).
         mode: One of `MODES`. `quantile` and `min_max` map their range to [-1, 1] and do not clip what lies outside.
 
     Returns:
@@ -57,8 +69,9 @@ def unnormalize(x: Array, stats: Mapping[str, Any], mode: str) -> Array:
 def offset_and_scale(stats: Mapping[str, Any], mode: str) -> tuple[np.ndarray, np.ndarray]:
     """Per-dimension shift and positive scale of a mode, float64 (D,) each: `normalized = (raw - offset) / scale`.
 
-    Constant dimensions get scale 1. In `quantile` mode a dimension whose q01 and q99 coincide although it does move (a
-    gripper that is almost always closed) takes its min/max range instead where `stats` has it.
+    Constant dimensions get scale 1, nearly constant ones their `floor` where `stats` has it. In `quantile` mode a dimension
+    whose q01 and q99 coincide although it does move (a gripper that is almost always closed) takes its min/max range
+    instead where `stats` has it.
     """
     if _check_mode(mode) == "identity":
         raise ValueError("mode 'identity' has no offset or scale; use mean_std, quantile or min_max")
@@ -79,7 +92,49 @@ def offset_and_scale(stats: Mapping[str, Any], mode: str) -> tuple[np.ndarray, n
         raise ValueError(
             f"statistics for mode {mode!r}: negative spread {spread.tolist()}; expected std >= 0, max >= min"
         )
-    return offset, np.where(_is_constant(spread, offset), 1.0, spread)
+    scale = spread
+    if stats.get("floor") is not None:
+        floor = _statistic(stats, "floor", mode)
+        if floor.shape != spread.shape or (floor < 0).any():
+            raise ValueError(
+                f"statistics: expected floor >= 0 for each of the {len(spread)} dimensions, got {floor.tolist()}"
+            )
+        scale = np.maximum(spread, floor)
+    return offset, np.where(_is_constant(spread, offset), 1.0, scale)
+
+
+def spread_floors(stats: Mapping[str, Any], mode: str, units: Sequence[str] | None = None) -> np.ndarray:
+    """The smallest spread by which each dimension should be divided, float64 (D,), in its own unit.
+
+    A joint that stood still in the data has a spread of noise alone. Divided by it, the first value beside it is thousands
+    (openpi's issue 814: 0 rad at a joint with 1.5686 to 1.5696 rad becomes -3204).
+
+    Args:
+        stats: Statistics of the mode.
+        mode: One of `MODES`.
+        units: Unit of every dimension, such as "rad"; where it is unknown the floor is relative, see `FLOOR_OF_MEDIAN`.
+    """
+    if _check_mode(mode) == "identity":
+        return np.zeros(len(_statistic(stats, "mean", mode)))
+    offset, scale = offset_and_scale({key: value for key, value in stats.items() if key != "floor"}, mode)
+    relative = np.minimum(FLOOR_OF_MEDIAN * np.median(scale), FLOOR_OF_OFFSET * np.abs(offset))
+    if units is None:
+        return relative
+    return np.array([_unit_floor(unit, other) for unit, other in zip(units, relative.tolist(), strict=True)])
+
+
+def nearly_constant(stats: Mapping[str, Any], mode: str) -> list[int]:
+    """Dimensions whose spread is below their `floor`, without those that are constant."""
+    if stats.get("floor") is None or _check_mode(mode) == "identity":
+        return []
+    _, scale = offset_and_scale({key: value for key, value in stats.items() if key != "floor"}, mode)
+    return np.flatnonzero(scale < _statistic(stats, "floor", mode)).tolist()
+
+
+def _unit_floor(unit: str | None, otherwise: float) -> float:
+    name = str(unit or "").strip().lower()
+    singular = name[:-1] if name.endswith("s") and not name.endswith("/s") else name
+    return SPREAD_FLOORS.get(UNIT_NAMES.get(singular, singular), otherwise)
 
 
 class RunningStatistics:

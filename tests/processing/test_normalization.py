@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from syvla.processing.normalization import MODES, RunningStatistics, normalize, unnormalize
+from syvla.processing.normalization import (
+    MODES,
+    RunningStatistics,
+    nearly_constant,
+    normalize,
+    offset_and_scale,
+    spread_floors,
+    unnormalize,
+)
 
 
 @pytest.fixture
@@ -114,3 +122,57 @@ def test_running_statistics_reject_bad_values():
         running.update(np.array([[0, 0], [0, np.inf]]))
     with pytest.raises(ValueError, match=r"\(n, 2\)"):
         running.update(np.zeros((3, 3)))
+
+
+# ---------------------------------------------------------------- nearly constant dimensions
+
+# Published in openpi's issue 814: 1% and 99% quantiles of absolute joints in radians and a gripper. Joint 5 stands still.
+OPENPI_814 = {
+    "mean": [-0.96, -1.87, -1.85, -1.03, 1.5691, -1.48, 0.48],
+    "std": [0.1, 0.2, 0.2, 0.07, 0.0003, 0.1, 0.4],
+    "q01": [-1.1451605429965186, -2.242609221335103, -2.2571858448691624, -1.153324126746803, 1.568642928333805,
+            -1.660688690313425, 0.036514735546843445],
+    "q99": [-0.7886300352340484, -1.4988367923820078, -1.4468297973848614, -0.9084148509828917, 1.5696224851423788,
+            -1.3030340120492672, 0.9370960097121583],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("mode", "before"), [("quantile", -3204), ("mean_std", -5230)])
+def test_a_joint_that_stood_still_does_not_explode(mode, before):
+    """0 rad is 157 hundredths of a radian away from the joint's place; nothing else about the robot changes."""
+    zeros = np.zeros(7)
+    old = normalize(zeros, OPENPI_814, mode)
+    assert round(old[4]) == before, "without a floor, as in older checkpoints"
+    floored = {**OPENPI_814, "floor": spread_floors(OPENPI_814, mode, ["rad"] * 6 + [""])}
+    new = normalize(zeros, floored, mode)
+    assert new[4] == pytest.approx(-1.5691 / 0.01, rel=1e-3)
+    np.testing.assert_array_equal(np.delete(new, 4), np.delete(old, 4))
+    assert nearly_constant(floored, mode) == [4]
+    np.testing.assert_allclose(unnormalize(new, floored, mode), zeros, atol=1e-9)
+
+
+def test_floors_follow_the_units():
+    stats = {"mean": np.zeros(8), "std": np.full(8, 0.02)}
+    units = ["rad", "degrees", "m", "mm", "Millimeters", "rad/s", "none of these", ""]
+    assert spread_floors(stats, "mean_std", units).tolist() == [0.01, 0.5, 0.001, 1.0, 1.0, 0.01, 0.0, 0.0]
+    assert spread_floors(stats, "identity").tolist() == [0.0] * 8
+
+
+def test_without_units_a_floor_is_relative_and_spares_small_steps_around_zero():
+    """Metres beside degrees, and increments of tenths of millimetres, are motion; noise far from 0 is none."""
+    pose = {"mean": [0.3, 0.0, 0.2, 90.0, 0.0, 45.0], "std": [0.1, 0.1, 0.1, 30.0, 30.0, 30.0]}
+    increments = {"mean": [1e-5, 0.0, 0.0, 0.5], "std": [2e-4, 2e-4, 2e-4, 0.4]}
+    for stats in (pose, increments):
+        floored = {**stats, "floor": spread_floors(stats, "mean_std")}
+        np.testing.assert_array_equal(offset_and_scale(floored, "mean_std")[1], stats["std"])
+    still = {"mean": [20.0, 45.0, -30.0], "std": [20.0, 0.05, 25.0]}
+    floored = {**still, "floor": spread_floors(still, "mean_std")}
+    assert nearly_constant(floored, "mean_std") == [1]
+    assert offset_and_scale(floored, "mean_std")[1].tolist() == [20.0, 0.9, 25.0]  # 2% of 45 degrees
+
+
+def test_a_constant_dimension_keeps_scale_one():
+    stats = {"mean": [0.5, 1.0], "std": [0.0, 1.0], "floor": [0.01, 0.01]}
+    assert offset_and_scale(stats, "mean_std")[1].tolist() == [1.0, 1.0]
+    with pytest.raises(ValueError, match="expected floor >= 0 for each of the 2 dimensions"):
+        offset_and_scale({**stats, "floor": [0.01]}, "mean_std")

@@ -165,6 +165,46 @@ def test_statistics_may_be_replaced_and_ids_stay(tiny_processor, make_item):
     np.testing.assert_allclose(tiny_processor.collate([item])["actions"][0, :, :2], item["actions"], atol=1e-6)
 
 
+def test_a_nearly_constant_dimension_is_named_and_values_may_be_clipped(tiny_processor, caplog):
+    """A joint that stood still at 1.5691 rad: 0 rad would become -5230."""
+    still = {"mean": [0.0, 0.0, 1.5691], "std": [0.2, 0.2, 0.0003]}
+    action = {"mean": [0.0, 0.5], "std": [0.2, 0.4]}
+    names = {"state_names": ["shoulder", "elbow", "wrist"], "state_units": ["rad"] * 3}
+    tiny_processor.set_embodiment("arm", {"state": still, "action": action}, **names)
+    assert "state dimension 2 (wrist) is nearly constant: its spread 0.0003 rad is below 0.01 rad" in caplog.text
+    item = {"text": "go", "images": {"center": picture(1)}, "embodiment": "arm", "state": np.array([0.2, 0.0, 0.0])}
+    np.testing.assert_allclose(tiny_processor.collate([item])["state"][0, :3], [1, 0, -156.91], atol=1e-4)
+    tiny_processor.set_embodiment("arm", {"state": still, "action": action}, **names, clip=5)
+    batch = tiny_processor.collate([{**item, "actions": np.full((8, 2), 9.0)}])
+    np.testing.assert_allclose(batch["state"][0, :3], [1, 0, -5], atol=1e-4)
+    assert batch["actions"][0, :, :2].eq(5).all()
+    caplog.clear()
+    tiny_processor.set_embodiment("arm", {"state": still, "action": action}, **names, spread_floor={"state": 0})
+    np.testing.assert_allclose(tiny_processor.collate([item])["state"][0, 2], -5230.33, atol=0.1)
+    assert not caplog.text
+    tiny_processor.set_embodiment("arm", {"state": still, "action": action}, spread_floor={"state": [0.1, 0.3, 0.5]})
+    np.testing.assert_allclose(tiny_processor.collate([item])["state"][0, :3], [1, 0, -3.1382], atol=1e-4)
+    for changes, message in (
+        ({"clip": 0}, "clip: expected a positive number of spreads, got 0"),
+        ({"spread_floor": {"states": 1}}, "spread_floor: expected the keys state and action, got 'states'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            tiny_processor.set_embodiment("arm", {"state": still, "action": action}, **changes)
+
+
+def test_an_older_checkpoint_keeps_its_meaning(tiny_processor, tmp_path):
+    """Its statistics have no floor, and none is added when it is loaded."""
+    still = {"mean": [0.0, 0.0, 1.5691], "std": [0.2, 0.2, 0.0003]}
+    tiny_processor.set_embodiment("arm", {"state": still, "action": {"mean": [0.0, 0.5], "std": [0.2, 0.4]}})
+    for kind in ("state", "action"):
+        tiny_processor.embodiments["arm"]["statistics"][kind].pop("floor")
+    tiny_processor.save_pretrained(tmp_path)
+    loaded = SyVLAProcessor.from_pretrained(tmp_path)
+    assert loaded.embodiments == tiny_processor.embodiments
+    item = {"text": "go", "images": {"center": picture(1)}, "embodiment": "arm", "state": np.zeros(3)}
+    np.testing.assert_allclose(loaded.collate([item])["state"][0, 2], -5230.33, atol=0.1)
+
+
 def test_batch_call_equals_collate(tiny_processor, unequal_items):
     expected = tiny_processor.collate(unequal_items)
     columns = {

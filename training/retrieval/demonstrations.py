@@ -90,7 +90,7 @@ def fit_problems(dataset: RobotDataset, processor: Any, tolerance: float | None 
 
 def _difference(values: np.ndarray, entry: dict[str, Any], kind: str) -> float:
     """Largest over the dimensions of |mean - mean'| / std' and |std - std'| / max(std, std')."""
-    statistics = entry["statistics"][kind]
+    statistics = {key: value for key, value in entry["statistics"][kind].items() if key != "floor"}
     if "std" not in statistics:  # nothing to compare spreads with
         return 0.0
     _, scale = offset_and_scale(statistics, "mean_std")  # 1 where the checkpoint's data is constant

@@ -5,15 +5,14 @@ The defaults are the paper's (section 3.1, appendix A). Where the paper is silen
 
 from __future__ import annotations
 
-import difflib
-import inspect
 import json
 import re
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
+
+from .own_fields import OwnModelTypeMixin
 
 VIEWS = ("center", "left_wrist", "right_wrist")
 """Camera views in the order in which the model receives them (paper, appendix A: center and two wrist cameras)."""
@@ -89,40 +88,6 @@ def checked_views(views: Any) -> list[str]:
     if len(set(names)) < len(names):
         raise ValueError(f"views: a name comes twice in {names}; give each view a name of its own")
     return names
-
-
-class OwnModelTypeMixin:
-    """A configuration that does not read another model's."""
-
-    model_type: ClassVar[str]
-
-    @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As [`PreTrainedConfig.from_dict`].
-
-        Raises:
-            ValueError: If the entries are another model's, which the base class would take with a warning.
-        """
-        got = config_dict.get("model_type", cls.model_type)
-        if got != cls.model_type:
-            raise ValueError(
-                f"model_type: expected {cls.model_type!r} for {cls.__name__}, got {got!r}; load the checkpoint with the "
-                "Auto classes of transformers, such as AutoModelForImageTextToText for a plain vision-language model"
-            )
-        cls._refuse_misspelled(kwargs)
-        return super().from_dict(config_dict, **kwargs)  # type: ignore[misc]
-
-    @classmethod
-    def _refuse_misspelled(cls, given: Iterable[str]) -> None:
-        """Raise TypeError for a name that is nearly a field's; the base class would keep it beside the field, unread.
-
-        Other names are kept: those of the base class, and those that libraries add to a configuration.
-        """
-        fields = [name for name in inspect.signature(cls.__init__).parameters if name not in ("self", "kwargs")]
-        for name in given:
-            near = difflib.get_close_matches(name, fields, n=1, cutoff=0.85)
-            if near and name not in fields and not hasattr(PreTrainedConfig, name):
-                raise TypeError(f"{cls.__name__}: unexpected field {name!r}; did you mean {near[0]!r}?")
 
 
 class SyVLAExpertConfig(OwnModelTypeMixin, PreTrainedConfig):

@@ -11,12 +11,12 @@ from .configuration_syvla import (
     TINY_VISION,
     VIEWS,
     EmbodimentsMixin,
-    OwnModelTypeMixin,
     SyVLAExpertConfig,
     checked_views,
     known_format_version,
     sub_config,
 )
+from .own_fields import OwnModelTypeMixin
 
 
 class SyVLAValueConfig(EmbodimentsMixin, OwnModelTypeMixin, PreTrainedConfig):

@@ -37,6 +37,7 @@ from .wrapped_vlm import ConditionalGenerationMixin
 from .embodiment_mlps import apply_per_embodiment  # noqa: F401  isort: skip
 from .fused_projections import FusedProjections  # noqa: F401  isort: skip
 from .onednn_linear import use_onednn  # noqa: F401  isort: skip
+from .own_fields import OwnModelTypeMixin  # noqa: F401  isort: skip
 from .packed_weights import PackedLinear  # noqa: F401  isort: skip
 from .static_thoughts import StaticThoughts  # noqa: F401  isort: skip
 from .view_features import encode_views  # noqa: F401  isort: skip
@@ -391,8 +392,7 @@ class SyVLAModel(  # type: ignore[misc]
                 **generate_kwargs,
             )
         else:
-            given = {**generate_kwargs, "think": think or None}
-            self._require_no_thought_arguments(given, think_budget, "leave query_states out")
+            self._require_no_thought_arguments(generate_kwargs, think_budget, "leave query_states out", think)
         observation = ExpertObservation.checked(
             self.config, len(query_states), state, embodiment_ids, expert_pixel_values, expert_view_mask
         )

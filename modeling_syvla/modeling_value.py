@@ -30,6 +30,7 @@ from .view_features import all_rows, encode_views, feature_width, make_vision_to
 from .flow_matching import interpolate  # noqa: F401  isort: skip
 from .fused_projections import FusedProjections  # noqa: F401  isort: skip
 from .onednn_linear import use_onednn  # noqa: F401  isort: skip
+from .own_fields import OwnModelTypeMixin  # noqa: F401  isort: skip
 from .packed_weights import PackedLinear  # noqa: F401  isort: skip
 from .static_thoughts import StaticThoughts  # noqa: F401  isort: skip
 from .wrapped_vlm import WrappedVLMMixin  # noqa: F401  isort: skip

@@ -32,6 +32,7 @@ class ThinkingMixin:
     name_or_path: str | None
     hub_options: dict[str, Any]
     encode: Callable[..., torch.Tensor]
+    predict_actions: Callable[..., Any]
     condition_states: Callable[
         [torch.Tensor, torch.Tensor, torch.Tensor | None], tuple[torch.Tensor, torch.Tensor | None]
     ]
@@ -80,9 +81,11 @@ class ThinkingMixin:
         thoughts = [text.strip() for text in tokenizer.batch_decode(thought_ids, skip_special_tokens=True)]
         return states, mask, thoughts, thought_ids
 
-    def _require_no_thought_arguments(self, given: dict[str, Any], think_budget: float | None, cure: str) -> None:
+    def _require_no_thought_arguments(
+        self, given: dict[str, Any], think_budget: float | None, cure: str, think: bool = False
+    ) -> None:
         """Raise TypeError if there are arguments of `generate` although nothing will be generated."""
-        for name, value in {**given, "think_budget": think_budget}.items():
+        for name, value in {**given, "think_budget": think_budget, "think": think or None}.items():
             if value is not None:
                 own = [known for known in inspect.signature(self.predict_actions).parameters if known != name]
                 near = difflib.get_close_matches(name, own, n=1, cutoff=0.8)

@@ -19,6 +19,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+if __name__ == "__main__" and not __package__:  # started by its path
+    from checkout import require_package
+
+    require_package(__file__)
+
 from syvla.training.imitation.datasets import load_robot_data
 from syvla.training.run.arguments import ROBOT_KEYS, DataArguments, dataset_spec
 

@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from syvla.processing.image_modes import to_rgb
-
 FORMATS = ("JPEG", "PNG")
 _MODES = ("RGB", "RGBA", "L", "LA", "P", "PA", "1", "CMYK", "YCbCr")
 MAX_PIXELS = 4096 * 4096
@@ -26,6 +24,8 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     Raises:
         ValueError: Another format, damaged or cut data, or more than `max_pixels` by its header.
     """
+    from syvla.processing.image_modes import to_rgb  # its package imports torch, which robots' clients do without
+
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from syvla.modeling_syvla import intention_decoupling
+from syvla.modeling_syvla import intention_decoupling, unused_weights
 from syvla.modeling_syvla.padding_free import set_padding_free
 
 VISION = {"model_type": "siglip_vision_model", "vision_use_head": False, "hidden_size": 48, "intermediate_size": 80,
@@ -117,12 +117,25 @@ def test_without_decoupling_there_is_one_pass(make, batch):
     assert counts.expert == without_zeros(({}, EXPECTED["all"][2]))
 
 
-def test_batches_without_robots_run_the_expert_on_one_empty_sample(make, tiny_processor, make_chat):
-    model = make(intention_decoupling=False)
+@pytest.mark.parametrize("decoupling", [False, True])
+def test_batches_without_robots_run_the_expert_on_one_empty_sample_where_others_wait(
+    make, tiny_processor, make_chat, monkeypatch, decoupling
+):
+    """Once, with decoupling as well: an empty sample has no states to single out."""
+    monkeypatch.setattr(unused_weights, "in_step_with_others", lambda: True)
+    model = make(intention_decoupling=decoupling)
     counts = StepCounts(model)
     model(**tiny_processor.collate([make_chat(1), make_chat(2)])).loss.backward()
     assert counts.expert[1] == {name: n // ROBOTS for name, n in EXPECTED["all"][2].items()}
     assert counts.images == [VIEWS]
+
+
+def test_batches_without_robots_leave_the_expert_alone_in_one_process(make, tiny_processor, make_chat):
+    model = make()
+    counts = StepCounts(model)
+    model(**tiny_processor.collate([make_chat(1), make_chat(2)])).loss.backward()
+    assert counts.images == []
+    assert all(p.grad is None for p in model.expert.parameters())
 
 
 @pytest.mark.parametrize("scope", ["all", "suffix"])

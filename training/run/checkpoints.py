@@ -192,7 +192,7 @@ class AtomicCheckpointMixin:
         output: str = self.args.output_dir  # type: ignore[attr-defined]
         found = find_checkpoint(resume_from_checkpoint, output, self.stage, gather_object)
         if not self._output_claimed:
-            self._claim_output(found, str(resume_from_checkpoint).lower() == "auto")
+            self._claim_output(found, str(resume_from_checkpoint or "none").lower())
             self._output_claimed = True
         if found is not None:
             require_same_settings(found, self.run_settings())
@@ -204,7 +204,7 @@ class AtomicCheckpointMixin:
         """What every checkpoint notes about its run, see `run_settings.settings_of`."""
         return settings_of(self.args, {})  # type: ignore[attr-defined]
 
-    def _claim_output(self, resumed: Path | None, auto: bool) -> None:
+    def _claim_output(self, resumed: Path | None, choice: str) -> None:
         """Makes sure that the run does not mix with another one in its folder.
 
         Raises:
@@ -213,10 +213,10 @@ class AtomicCheckpointMixin:
         trainer: Any = self
         args, accelerator = trainer.args, trainer.accelerator
         found = checkpoints_of(args.output_dir)
-        if auto:  # the newest whole one is continued; what is broken is passed over and replaced
+        if choice in ("auto", "last", "true"):  # the newest whole one is continued; what is broken is replaced
             found = [path for path in found if not problems_of(path)]
         problem = used_folder_problem(args.output_dir, found, resumed)
-        if auto and resumed is None and not found:
+        if choice == "auto" and resumed is None and not found:
             problem = None  # a finished run without checkpoints is run again by the command that ran it
         overwrite = getattr(args, "overwrite_output_dir", False)
         problems = [text for text in gather_object([problem]) if text]

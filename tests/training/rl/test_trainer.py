@@ -278,12 +278,11 @@ def test_switches(run, policy, tmp_path, options):
 
 
 def test_expert_samples_become_more_likely(run, tmp_path):
-    """Advantage 1 on experts is imitation within a trust region: their flow-matching loss falls."""
-    assert run(tmp_path, max_rl_updates=1, steps_per_update=12, expert_ratio=0.75, cliprange=10.0) == 0
+    """Advantage 1 on experts is imitation within a trust region: the loss on held-out experts, at fixed points, falls."""
+    assert run(tmp_path, max_rl_updates=1, steps_per_update=24, expert_ratio=0.75, cliprange=10.0) == 0
     (update,) = history(tmp_path)
-    steps = steps_of(tmp_path)
-    assert steps[-1]["policy/cfm_expert"] < 0.9 * steps[0]["policy/cfm_expert"]
-    assert update["policy/cfm_heldout"] < 1.5 * steps[0]["policy/cfm_expert"]
+    baseline = json.loads((tmp_path / "rollout_state.json").read_text())["baseline_cfm"]
+    assert update["policy/cfm_heldout"] < 0.9 * baseline
 
 
 def test_a_resumed_adapter_is_the_unbroken_one(run, tmp_path):

@@ -160,21 +160,23 @@ class ChatInputs(ProcessorMixin):
 
     # ------------------------------------------------------------------ decoding and saving
 
-    def decode(self, *args, **kwargs):
+    def decode(self, *args: Any, **kwargs: Any) -> Any:
         """The tokenizer's own, which forgets keywords that it does not know; they raise TypeError here."""
         require_known(kwargs, ("token_ids", *DECODING), "decode")
         return self.tokenizer.decode(*args, **kwargs)
 
-    def batch_decode(self, *args, **kwargs):
+    def batch_decode(self, *args: Any, **kwargs: Any) -> Any:
         """The tokenizer's own, which forgets keywords that it does not know; they raise TypeError here."""
         require_known(kwargs, ("sequences", *DECODING), "batch_decode")
         return self.tokenizer.batch_decode(*args, **kwargs)
 
-    def post_process_image_text_to_text(self, generated_outputs, skip_special_tokens=True, **kwargs):
+    def post_process_image_text_to_text(
+        self, generated_outputs: Any, skip_special_tokens: bool = True, **kwargs: Any
+    ) -> Any:
         """Texts of generated ids (B, L), as pipelines ask for them."""
         return self.batch_decode(generated_outputs, skip_special_tokens=skip_special_tokens, **kwargs)
 
-    def save_pretrained(self, save_directory, push_to_hub=False, **kwargs):
+    def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> Any:
         """transformers' own; a keyword that neither it nor the Hub reads raises TypeError."""
         hub = set(inspect.signature(self.push_to_hub).parameters) - {"self", "deprecated_kwargs", "kwargs"}
         require_known(kwargs, hub | {"token", "save_jinja_files"}, "save_pretrained")

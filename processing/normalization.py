@@ -117,7 +117,7 @@ def spread_floors(stats: Mapping[str, Any], mode: str, units: Sequence[str] | No
     if _check_mode(mode) == "identity":
         return np.zeros(len(_statistic(stats, "mean", mode)))
     offset, scale = offset_and_scale({key: value for key, value in stats.items() if key != "floor"}, mode)
-    relative = np.minimum(FLOOR_OF_MEDIAN * np.median(scale), FLOOR_OF_OFFSET * np.abs(offset))
+    relative: np.ndarray = np.minimum(FLOOR_OF_MEDIAN * np.median(scale), FLOOR_OF_OFFSET * np.abs(offset))
     if units is None:
         return relative
     return np.array([_unit_floor(unit, other) for unit, other in zip(units, relative.tolist(), strict=True)])

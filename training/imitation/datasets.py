@@ -9,6 +9,11 @@ from typing import Any
 
 from syvla.training.run.arguments import DataArguments
 
+from .embodiment_agreement import require_agreement
+
+# Keys of `robot_datasets` that say how data is used; the others are arguments of `RobotDataset`.
+NOT_THE_READERS = ("path", "weight", "normalization", "units", "delta_actions", "accept")
+
 
 def load_robot_data(data_args: DataArguments, model: Any, processor: Any) -> list[Any]:
     """Open the datasets and register their embodiments with processor and model.
@@ -16,19 +21,18 @@ def load_robot_data(data_args: DataArguments, model: Any, processor: Any) -> lis
     Statistics: those of the checkpoint stay unless `recompute_statistics`; a new embodiment gets those of all its frames.
 
     Raises:
-        ValueError: If datasets cannot be opened, with the problems of all of them, or hold values without statistics.
+        ValueError: If datasets cannot be opened, with the problems of all of them, hold values without statistics, or are
+            not of the robot that the checkpoint knows by their name (see `compare_embodiment`).
     """
     from syvla.processing.dataset_validation import require_valid
     from syvla.processing.robot_data.robot_dataset import RobotDataset, pooled_statistics
 
     datasets, problems = [], []
-    by_embodiment: dict[str, list[Any]] = {}
+    by_embodiment: dict[str, list[tuple[dict[str, Any], Any]]] = {}
     modes: dict[str, Any] = {}
     deltas: dict[str, list[int] | None] = {}
     for spec in data_args.robot_specs:
-        options = {
-            k: v for k, v in spec.items() if k not in ("path", "weight", "normalization", "units", "delta_actions")
-        }
+        options = {k: v for k, v in spec.items() if k not in NOT_THE_READERS}
         name = options.pop("embodiment", None) or _only_embodiment(processor, spec)
         options.setdefault("cache_images", data_args.cache_images)
         if data_args.ignore_thoughts:
@@ -42,7 +46,7 @@ def load_robot_data(data_args: DataArguments, model: Any, processor: Any) -> lis
             problems.append(f"{spec['path']}: {error}")
             continue
         datasets.append(dataset)
-        by_embodiment.setdefault(name, []).append(dataset)
+        by_embodiment.setdefault(name, []).append((spec, dataset))
         mode = spec.get("normalization")
         modes.setdefault(name, {"state": mode, "action": mode} if isinstance(mode, str) else mode)
         if deltas.setdefault(name, references) != references:
@@ -53,16 +57,18 @@ def load_robot_data(data_args: DataArguments, model: Any, processor: Any) -> lis
         require_valid(datasets, images="none")  # values first: statistics of NaN would be refused one by one
     for name, members in by_embodiment.items():
         if name not in processor.embodiments or data_args.recompute_statistics:
-            first = members[0]
+            first = members[0][1]
+            units = next((_units(spec, dataset) for spec, dataset in members if spec.get("units")), {})
             processor.set_embodiment(
                 name,
-                pooled_statistics(members, deltas[name]),
+                pooled_statistics([dataset for _, dataset in members], deltas[name]),
                 modes[name],
                 deltas[name],
                 state_names=first.state_names,
                 action_names=first.action_names,
                 control_hz=first.control_hz,
                 cameras=dict(first.cameras),
+                **units,
             )
         entry = processor.embodiments[name]
         if deltas[name] != entry.get("delta_actions"):
@@ -71,9 +77,10 @@ def load_robot_data(data_args: DataArguments, model: Any, processor: Any) -> lis
                 f"says {deltas[name]} (state dimension per action dimension, -1 absolute); use the checkpoint's, a new "
                 "embodiment, or recompute_statistics"
             )
-        for spec in data_args.robot_specs:
-            if spec.get("units") and (spec.get("embodiment") or name) == name:
-                entry.update(_units(spec, entry))
+        require_agreement(name, entry, members)
+        for spec, dataset in members:
+            if spec.get("units"):
+                entry.update(_units(spec, dataset))
         model.add_embodiment(name, entry["state_dim"], entry["action_dim"])
         entry["id"] = model.config.embodiments[name]["id"]
     return datasets
@@ -95,14 +102,14 @@ def _delta_references(spec: dict[str, Any], dataset: Any, known: dict[str, Any])
     return references if max(references) != ABSOLUTE else None
 
 
-def _units(spec: dict[str, Any], entry: dict[str, Any]) -> dict[str, list[str]]:
+def _units(spec: dict[str, Any], dataset: Any) -> dict[str, list[str]]:
     """Units per dimension from a dataset's `units`, for the processor and the model card."""
     units = spec["units"]
     for kind in ("state", "action"):
-        if not isinstance(units, dict) or len(units.get(kind) or ()) != entry[f"{kind}_dim"]:
+        if not isinstance(units, dict) or len(units.get(kind) or ()) != getattr(dataset, f"{kind}_dim"):
             raise ValueError(
                 f'units: {spec["path"]}: expected {{"state": [...], "action": [...]}} with one unit per dimension, '
-                f"{entry['state_dim']} and {entry['action_dim']} of them; got {units}"
+                f"{dataset.state_dim} and {dataset.action_dim} of them; got {units}"
             )
     return {f"{kind}_units": list(units[kind]) for kind in ("state", "action")}
 

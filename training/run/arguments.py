@@ -40,6 +40,7 @@ ROBOT_KEYS = (
     "control_hz",
     "resample",
     "delta_actions",
+    "accept",
 )
 MULTIMODAL_KEYS = (
     "path",

@@ -129,4 +129,7 @@ def _naming_the_install(name: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        raise ImportError(f"environment {name!r} needs {error.name}; run: {ENVIRONMENTS[name].install}") from error
+        missing = (error.name or str(error)).split(".")[
+            0
+        ]  # a module inside a package that is missing names that module
+        raise ImportError(f"environment {name!r} needs {missing}; run: {ENVIRONMENTS[name].install}") from error

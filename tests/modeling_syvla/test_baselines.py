@@ -5,7 +5,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from syvla.modeling_syvla import SyVLAConfig, SyVLAModel
+from syvla.modeling_syvla import SyVLAConfig, SyVLAModel, unused_weights
 from syvla.modeling_syvla.expert_inputs import ExpertObservation
 from syvla.modeling_syvla.parameters import count_parameters
 
@@ -90,10 +90,15 @@ def test_with_all_hidden_states_the_prompt_reaches_the_expert_past_the_queries(m
     for design, everywhere in ((ALL_STATES, True), ({"intention_decoupling": False}, False)):
         model = make_model(**design).train()
         kept = []
-        original = model.encode
-        model.encode = lambda *a, _original=original, _kept=kept, **k: (
-            _kept.append(_original(*a, **k).detach().requires_grad_()) or _kept[0]
-        )
+        original = model.run_vlm
+
+        def run_vlm(*arguments, _original=original, _kept=kept, **options):
+            outputs = _original(*arguments, **options)
+            outputs.last_hidden_state = outputs.last_hidden_state.detach().requires_grad_()
+            _kept.append(outputs.last_hidden_state)
+            return outputs
+
+        model.run_vlm = run_vlm
         model(**{**batch, "labels": None}).action_loss.backward()
         reached = kept[0].grad[0].abs().sum(-1) > 0
         is_query = batch["input_ids"][0] == model.config.query_token_id
@@ -175,8 +180,11 @@ def test_regression_is_deterministic_and_its_loss_is_the_masked_absolute_error(
 
 
 @BASELINES
-def test_a_training_step_reaches_every_weight(make_model, tiny_processor, unequal_items, make_chat, design):
+def test_a_training_step_reaches_every_weight(
+    make_model, tiny_processor, unequal_items, make_chat, design, monkeypatch
+):
     """Those of the queries, the adapter, the head and the VLM; nothing hangs loose (data-parallel training waits for it)."""
+    monkeypatch.setattr(unused_weights, "in_step_with_others", lambda: True)
     model = make_model(**design).train()
     model(**tiny_processor.collate([*unequal_items, make_chat(3)])).loss.backward()
     without = [name for name, p in model.named_parameters() if p.grad is None]

@@ -135,5 +135,5 @@ def test_none_starts_anew(train, finished, tmp_path, caplog):
     output = tmp_path / "out"
     shutil.copytree(finished("ppo") / "checkpoint-5", output / "checkpoint-5")
     with caplog.at_level("INFO"):
-        assert train("ppo", output, resume_from_checkpoint="none", max_rl_updates=1) == 0
+        assert train("ppo", output, resume_from_checkpoint="none", overwrite_output_dir=True, max_rl_updates=1) == 0
     assert "continuing" not in caplog.text

@@ -155,7 +155,7 @@ def test_tasks_decide_sampling_and_until_is_ignored():
 
 def test_a_plain_qwen_checkpoint_is_asked_in_the_same_way(checkpoint, questions, single_answers, tmp_path):
     """The VLM alone, saved as a Qwen2.5-VL checkpoint, answers as the SyVLA checkpoint around it."""
-    AutoModelForImageTextToText.from_pretrained(checkpoint).save_pretrained(tmp_path)
+    AutoModelForImageTextToText.from_pretrained(checkpoint).vlm.save_pretrained(tmp_path)
     AutoProcessor.from_pretrained(checkpoint).save_pretrained(tmp_path)
     generator = load_generator(str(tmp_path), progress=False)
     assert type(generator.model) is Qwen2_5_VLForConditionalGeneration

@@ -170,6 +170,8 @@ def test_a_chain_is_ignored_by_fpo(served, options):
     for method in ("fpo", "flow_sde"):
         preparation = UpdatePreparation.__new__(UpdatePreparation)
         preparation.args, preparation.processor = SimpleNamespace(ratio_method=method), processor
+        config = SimpleNamespace(chunk_end="hold")
+        preparation.model = SimpleNamespace(base_policy=SimpleNamespace(config=config))
         batches[method] = preparation.policy_batch([decision.item()], [False])
     added = {"chain_before", "chain_after", "chain_step"}
     assert set(batches["flow_sde"]) - set(batches["fpo"]) == added

@@ -32,7 +32,11 @@ class BareEnvironment:
             (self.site_packages / "libraries.pth").write_text("".join(f"{path}\n" for path in paths))
 
     def install(self, wheel: Path) -> None:
-        """Installs a wheel and nothing that it needs."""
+        """Installs a wheel and nothing that it needs.
+
+        From the wheel's folder: a checkout in the working directory holds the metadata of its own installation, which
+        pip takes for the wheel's and then installs nothing.
+        """
         pip = [
             sys.executable,
             "-m",
@@ -43,7 +47,8 @@ class BareEnvironment:
             "-q",
             "--disable-pip-version-check",
         ]
-        subprocess.run([*pip, "--no-deps", "--no-index", str(wheel)], check=True)
+        words = ["--no-deps", "--no-index", "--ignore-installed", str(wheel.resolve())]
+        subprocess.run([*pip, *words], check=True, cwd=wheel.resolve().parent)
 
     def run(
         self, *command: str | Path, cwd: Path, path: Sequence[str | Path] = (), fails: bool = False

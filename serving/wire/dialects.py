@@ -229,11 +229,13 @@ class Dialect:
         name = _text(found[0] if found else self.prompt[0])
         if not found:
             raise ValueError(f"{name}: missing; expected the instruction as text, got {_listed(present)}")
+        # Types first: comparing an array with a number of any size can fail in numpy.
+        for key in found:
+            if not isinstance(present[key], str):
+                raise ValueError(f"{_text(key)}: expected the instruction as text, got {type(present[key]).__name__}")
         value = present[found[0]]
         if len(found) > 1 and present[found[1]] != value:
             raise ValueError(f"{_text(found[1])}: the instruction came twice and differs from {name}")
-        if not isinstance(value, str):
-            raise ValueError(f"{name}: expected the instruction as text, got {type(value).__name__}")
         if not value.strip():
             raise ValueError(f"{name}: expected an instruction, got an empty text")
         if len(value) > MAX_PROMPT_LENGTH:

@@ -28,7 +28,7 @@ def pins() -> list[str]:
 def main() -> None:
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     path = Path(__file__).parents[1] / "constraints" / f"python-{version}.txt"
-    head = f"# The exact set with which the whole suite passed on Python {version}; written by `make constraints`.\n"
+    head = f"# The exact set that `make demo` and `make test` install on Python {version}; written by `make constraints`.\n"
     path.write_text(head + "\n".join(pins()) + "\n", encoding="utf-8")
     print(f"wrote {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
 

@@ -205,6 +205,17 @@ def test_cameras_go_by_the_name_of_the_view_or_their_own():
         load_dialect("lerobot").read(state)
 
 
+def test_an_instruction_that_comes_twice_is_text_both_times():
+    """Comparing an array with a number beyond 64 bits is an OverflowError in numpy."""
+    request = {key: value for key, value in CLIENTS["lerobot"].items() if key not in ("task", "prompt")}
+    with pytest.raises(ValueError, match="task: expected the instruction as text, got int"):
+        load_dialect("lerobot").read({**request, "task": 10**400, "prompt": np.array(False)})
+    with pytest.raises(ValueError, match="prompt: expected the instruction as text, got ndarray"):
+        load_dialect("lerobot").read({**request, "task": "lift", "prompt": np.array(False)})
+    with pytest.raises(ValueError, match="the instruction came twice and differs from task"):
+        load_dialect("lerobot").read({**request, "task": "lift", "prompt": "place"})
+
+
 def test_a_dialect_must_suit_the_model():
     assert set(load_dialect("aloha").for_views(["center", "left_wrist"]).images) == {"center", "left_wrist"}
     with pytest.raises(ValueError, match=r"'libero': expected a model with views \['left_wrist'\]"):

@@ -89,9 +89,12 @@ class ThinkingMixin:
             if value is not None:
                 own = [known for known in inspect.signature(self.predict_actions).parameters if known != name]
                 near = difflib.get_close_matches(name, own, n=1, cutoff=0.8)
-                hint = (
-                    f"did you mean {near[0]!r}?" if near else f"it may act on a thought, but there will be none: {cure}"
-                )
+                if name in ("labels", "actions", "action_mask"):
+                    hint = "it is a training target, which no prediction reads: leave it out"
+                elif near:
+                    hint = f"did you mean {near[0]!r}?"
+                else:
+                    hint = f"it may act on a thought, but there will be none: {cure}"
                 raise TypeError(f"predict_actions: unexpected argument {name!r}; {hint}")
 
     def _states_without_thought(

@@ -163,8 +163,13 @@ def test_inputs_that_do_not_belong_together_are_named(tiny_model, tiny_processor
             query_states=torch.zeros(1, 8, 64),
             **{k: batch[k] for k in ("state", "embodiment_ids", "expert_pixel_values")},
         )
+    targets = ("labels", "actions", "action_mask")
+    observations = {name: value for name, value in batch.items() if name not in targets}
     with pytest.raises(ValueError, match="noise: expected shape"):
-        tiny_model.predict_actions(**batch, noise=torch.zeros(2, 8, 2))
+        tiny_model.predict_actions(**observations, noise=torch.zeros(2, 8, 2))
+    for name in targets:
+        with pytest.raises(TypeError, match=f"unexpected argument '{name}'; it is a training target"):
+            tiny_model.predict_actions(**observations, **{name: batch[name]})
 
 
 def test_kept_query_states_act_without_the_vlm(tiny_model, tiny_processor, make_item, drawn):

@@ -125,11 +125,12 @@ def test_thoughts_and_actions_after_padding_free_training_are_unchanged(tiny_mod
     observations = [{k: v for k, v in item.items() if k not in ("actions", "thought")} for item in unequal_items]
     inputs = tiny_processor.collate(observations, padding_side="left")
     noise = torch.randn(3, 8, 14, generator=torch.Generator().manual_seed(1))
-    options = {"noise": noise, "tokenizer": tiny_processor.tokenizer, "max_new_tokens": 4, "do_sample": False}
-    expected = [tiny_model.predict_actions(**inputs, think=think, **options) for think in (False, True)]
+    options = {"noise": noise, "tokenizer": tiny_processor.tokenizer, "max_new_tokens": 4}
+    ways = ({}, {"think": True, "do_sample": False})
+    expected = [tiny_model.predict_actions(**inputs, **way, **options) for way in ways]
     set_padding_free(tiny_model)
-    for think, before in zip((False, True), expected, strict=True):
-        found = tiny_model.predict_actions(**inputs, think=think, **options)
+    for way, before in zip(ways, expected, strict=True):
+        found = tiny_model.predict_actions(**inputs, **way, **options)
         torch.testing.assert_close(found.actions, before.actions, atol=2e-5, rtol=0)
         assert found.thoughts == before.thoughts
     set_padding_free(tiny_model, False)

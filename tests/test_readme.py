@@ -1,4 +1,4 @@
-"""The README's snippets run as they stand, in the order in which they stand."""
+"""The snippets of README and docs/usage.md run as they stand, in the order in which they stand; links lead somewhere."""
 
 import os
 import re
@@ -15,7 +15,9 @@ from syvla.modeling_syvla import SyVLAConfig, SyVLAModel
 from syvla.processing import build_tiny_processor
 from syvla.training.hub.model_card import write_model_card
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 PREAMBLE = """
 import numpy as np
@@ -31,10 +33,9 @@ assert AutoProcessor.from_pretrained("outputs/assembled").num_query_tokens == 20
 """
 
 
-def snippets(heading: str) -> list[str]:
-    """Python blocks below a second-level heading."""
-    section = README.split(f"## {heading}\n", 1)[1].split("\n## ", 1)[0]
-    return re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+def snippets(page: Path) -> list[str]:
+    """The Python blocks of a page."""
+    return re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
 
 
 def save_demo_checkpoint(folder: Path) -> None:
@@ -50,9 +51,9 @@ def save_demo_checkpoint(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_use_it_runs(tmp_path):
-    """Six snippets: load and act, think, ask, adapt, assemble, push."""
-    blocks = snippets("Use it")
-    assert len(blocks) == 6
+    """README's snippet, then the page's six: load and act, think, ask, adapt, assemble, push."""
+    blocks = snippets(README) + snippets(ROOT / "docs" / "usage.md")
+    assert len(blocks) == 1 + 6
     save_demo_checkpoint(tmp_path / "outputs" / "demo" / "checkpoint")
     save_vlm(tmp_path / "Qwen2.5-VL-3B-Instruct", files=True)
     save_vision_tower(tmp_path / "siglip-base-patch16-224", files=True)
@@ -66,3 +67,33 @@ def test_use_it_runs(tmp_path):
         assert {"config.json", "model.safetensors", "modeling_syvla.py", "README.md"} <= hub.files(
             "model/me/my-policy"
         ).keys()
+
+
+def anchors(page: Path) -> set[str]:
+    """The names that a page's headings have in links, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    """Every relative link names a file of the checkout, and every anchor a heading of that file."""
+    prose = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), f"{page.name}: {target}"
+        if anchor:
+            assert anchor in anchors(file), f"{page.name}: {target}"
+
+
+def test_readme_can_be_read_in_a_minute():
+    """At most 130 lines, and no sentence of more than 25 words."""
+    text = README.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 130
+    prose = re.sub(r"```.*?```|^\|.*$|^#.*$", "\n\n", text, flags=re.DOTALL | re.MULTILINE)
+    prose = re.sub(r"\]\([^)]*\)", "]", prose)
+    for sentence in re.split(r"(?<=[.:;!?])\s+|\n\n|\n- ", prose):
+        assert len(sentence.split()) <= 25, sentence

@@ -1,7 +1,8 @@
 """The LeRobot dataset format on disk: names, path templates, `meta/info.json`, column types, atomic files.
 
-Format v3.0 as LeRobot 0.6 writes it, and v2.1 for reading. `info.json` is untrusted input: sizes are bounded, path
-templates may only name the fields that the format has, and no path they give can leave the root.
+Formats v3.x as LeRobot 0.6 writes it, and v2.1 and v2.0 for reading: v2.0 differs only in its statistics, which are taken
+from the data anyway. `info.json` is untrusted input: sizes are bounded, path templates may only name the fields that the
+format has, and no path they give can leave the root.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 from syvla.processing.lfs_pointers import reading_problem
 
 CODEBASE_VERSION = "v3.0"
+READ_VERSIONS = ("v3.0", "v3.1", "v2.1", "v2.0")  # and every other v3.x; the Hub's tags, in the order they are tried
 INFO_PATH = "meta/info.json"
 STATS_PATH = "meta/stats.json"
 TASKS_PATH = "meta/tasks.parquet"
@@ -97,11 +99,11 @@ def read_info(root: Path) -> DatasetInfo:
     if not isinstance(raw, dict):
         raise DatasetError(root, [f"{INFO_PATH}: expected a JSON object, got {type(raw).__name__}"])
     version = str(raw.get("codebase_version"))
-    if not (version == "v2.1" or re.fullmatch(r"v3\.\d+", version)):
+    if not (version in READ_VERSIONS or re.fullmatch(r"v3\.\d+", version)):
         raise DatasetError(
             root,
             [
-                f"{INFO_PATH}: codebase_version is {version!r}, expected 'v3.x' or 'v2.1'; convert the dataset with"
+                f"{INFO_PATH}: codebase_version is {version!r}, expected 'v3.x', 'v2.1' or 'v2.0'; convert the dataset with"
                 " LeRobot's conversion scripts (lerobot.scripts.convert_dataset_v21_to_v30 and its predecessors)"
             ],
         )

@@ -1,4 +1,4 @@
-"""What a LeRobot dataset says about itself: its episodes, where their frames lie, its instructions (v3.0 and v2.1)."""
+"""What a LeRobot dataset says about itself: its episodes, where their frames lie, its instructions (v3.x, v2.1 and v2.0)."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def read_metadata(root: Path) -> DatasetMetadata:
     """
     info = read_info(root)
     problems: list[str] = []
-    reader = _read_v3 if info.is_v3 else _read_v21
+    reader = _read_v3 if info.is_v3 else _read_v2
     tasks, indices, lengths, columns = reader(root, info, problems)
     if not problems:
         total = info.total_episodes
@@ -157,7 +157,7 @@ def _tasks_v3(root: Path, info: DatasetInfo, problems: list[str]) -> list[str]:
         return []
 
 
-def _read_v21(root: Path, info: DatasetInfo, problems: list[str]) -> _Parts:
+def _read_v2(root: Path, info: DatasetInfo, problems: list[str]) -> _Parts:
     try:
         tasks = _ordered({int(row["task_index"]): row["task"] for row in _jsonl(root / "meta/tasks.jsonl")})
         rows = [(int(row["episode_index"]), int(row["length"])) for row in _jsonl(root / "meta/episodes.jsonl")]

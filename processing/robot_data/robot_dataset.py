@@ -1,4 +1,4 @@
-"""Robot demonstrations as training samples: a map-style reader of LeRobot datasets (v3.0 and v2.1)."""
+"""Robot demonstrations as training samples: a map-style reader of LeRobot datasets (v3.x, v2.1 and v2.0)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .delta_actions import delta_vectors
 from .frame_filter import FrameFilter
 from .frame_table import load_frames
 from .image_store import MEMORY_LIMIT, ImageStore
-from .lerobot_format import LANGUAGE_PERSISTENT, DatasetError, image_size, is_depth
+from .lerobot_format import DEFAULT_FEATURES, LANGUAGE_PERSISTENT, DatasetError, image_size, is_depth
 from .metadata import DatasetMetadata, read_metadata
 from .open_videos import OPEN_VIDEOS
 from .source import locate_dataset
@@ -51,7 +51,8 @@ class RobotDataset(torch.utils.data.Dataset[dict[str, Any]]):
         episodes: Which episodes, in which order; None takes all.
         thought_source: "auto": the sub-tasks of LeRobot's `language_persistent` column if there is one, else no
             thoughts; None: no thoughts; otherwise the name of a text column.
-        revision: Revision of a Hub dataset; None takes the tag "v3.0".
+        revision: Revision of a Hub dataset; None takes the tag of a format that can be read: the first there is of v3.0, v3.1,
+            v2.1 and v2.0.
         tolerance_s: Largest distance in seconds between a frame's timestamp and its video frame.
         cache_images: Decode all images once and keep them in memory (N x H x W x 3 bytes per view); for small images.
         memory_limit: Bytes of images stored in parquet up to which they are held in memory undecoded.
@@ -117,6 +118,8 @@ class RobotDataset(torch.utils.data.Dataset[dict[str, Any]]):
         self.thought_column = LANGUAGE_PERSISTENT if thought_source == "auto" else thought_source
         if thought_source == "auto" and LANGUAGE_PERSISTENT not in self.features:
             self.thought_column = None
+        if skipped := self._skipped_features():
+            logger.info("%s: not read: %s", self.root, ", ".join(skipped))
         self._frames = load_frames(
             self.metadata, self.episodes, self._vectors["state"], self._vectors["action"], self.thought_column
         )
@@ -174,6 +177,16 @@ class RobotDataset(torch.utils.data.Dataset[dict[str, Any]]):
         high = np.minimum(low + 1, np.ceil(positions).astype(np.int64))
         actions: np.ndarray = self._frames.action[low] * (1 - share) + self._frames.action[high] * share
         return actions
+
+    def _skipped_features(self) -> list[str]:
+        """Features of the robot and its sensors that the samples leave out; unused cameras have a line of their own."""
+        used = {part.key for parts in self._vectors.values() for part in parts} | {self.thought_column}
+        used |= {*DEFAULT_FEATURES, *self.info.camera_keys}
+        return [
+            f"{key} (depth map)" if is_depth(feature) else f"{key} ({feature['dtype']})"
+            for key, feature in self.features.items()
+            if key not in used
+        ]
 
     # -- what the dataset is -----------------------------------------------------------------------------------------
 

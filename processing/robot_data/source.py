@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-from .lerobot_format import CODEBASE_VERSION, INFO_PATH
+from .lerobot_format import INFO_PATH, READ_VERSIONS
 from .metadata import read_metadata
+
+logger = logging.getLogger(__name__)
 
 
 def locate_dataset(
@@ -22,7 +24,7 @@ def locate_dataset(
 
     Args:
         root_or_repo_id: A folder with `meta/info.json`, or "organization/name" on the Hub.
-        revision: Hub tag, branch or commit; None takes the tag that LeRobot sets for its format, "v3.0".
+        revision: Hub tag, branch or commit; None takes the first tag of `READ_VERSIONS` that the repository has.
         episodes: Download only the files that hold these; None takes all.
         cameras: Download only these cameras' videos; None takes all.
 
@@ -38,7 +40,7 @@ def locate_dataset(
         raise FileNotFoundError(
             f"{repo_id}: no such folder; pass a folder that holds {INFO_PATH} or a Hub dataset 'organization/name'"
         )
-    root = _download(repo_id, revision, ["meta/*"])
+    root, tag = _download(repo_id, revision, ["meta/*"])
     metadata = read_metadata(root)
     videos = [key for key, feature in metadata.info.features.items() if feature["dtype"] == "video"]
     wanted = [key for key in videos if cameras is None or key in set(cameras)]
@@ -48,18 +50,31 @@ def locate_dataset(
         patterns |= {metadata.video(episode, key).path for episode in episodes for key in wanted}
     else:
         patterns = {"data/*", *(f"videos/*{key}/*" for key in wanted)}
-    return _download(repo_id, revision, sorted({"meta/*", *patterns}))
+    return _download(repo_id, tag, sorted({"meta/*", *patterns}))[0]
 
 
-def _download(repo_id: str, revision: str | None, patterns: list[str]) -> Path:
+def _download(repo_id: str, revision: str | None, patterns: list[str]) -> tuple[Path, str]:
+    """(folder of the snapshot, the revision that was there)."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import RevisionNotFoundError
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+    from huggingface_hub.errors import LocalEntryNotFoundError, RevisionNotFoundError
 
-    arguments: dict[str, Any] = {"repo_type": "dataset", "allow_patterns": patterns}
-    try:
-        return Path(snapshot_download(repo_id, revision=revision or CODEBASE_VERSION, **arguments))
-    except RevisionNotFoundError as error:
-        raise ValueError(
-            f"{repo_id}: the Hub dataset has no revision {revision or CODEBASE_VERSION!r}; datasets of this format"
-            " carry the tag 'v3.0' (older ones 'v2.1'): pass revision='v2.1', or revision='main' for an untagged one"
-        ) from error
+    # Offline the Hub cannot say that a tag does not exist; online a file that did not arrive is no reason for another tag.
+    absent = (RevisionNotFoundError, LocalEntryNotFoundError) if HF_HUB_OFFLINE else (RevisionNotFoundError,)
+    tags = READ_VERSIONS if revision is None else (revision,)
+    first: Exception | None = None
+    for tag in tags:
+        try:
+            root = Path(snapshot_download(repo_id, revision=tag, repo_type="dataset", allow_patterns=patterns))
+        except absent as error:
+            first = first or error
+            continue
+        logger.info("%s: revision %s", repo_id, tag)
+        return root, tag
+    if not isinstance(first, RevisionNotFoundError):
+        assert first is not None
+        raise first
+    raise ValueError(
+        f"{repo_id}: the Hub dataset has no revision {' or '.join(map(repr, tags))}; LeRobot's tools tag a dataset with the"
+        " version of its format: pass revision='main' for an untagged one"
+    ) from first

@@ -207,7 +207,7 @@ def test_missing_tag_and_missing_folder_say_what_to_do(monkeypatch, tmp_path):
         raise NoSuchTag
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
-    with pytest.raises(ValueError, match=r"no revision 'v3\.0'.*revision='main'"):
+    with pytest.raises(ValueError, match=r"no revision 'v3\.0' or 'v3\.1' or 'v2\.1' or 'v2\.0'.*revision='main'"):
         RobotDataset("somebody/cubes", embodiment="toy")
     with pytest.raises(FileNotFoundError, match="no such folder"):
         RobotDataset(tmp_path / "nothing", embodiment="toy")
@@ -216,10 +216,10 @@ def test_missing_tag_and_missing_folder_say_what_to_do(monkeypatch, tmp_path):
 # -- bad input ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("version", ["v2.0", "v1.6", "v4.0", None])
+@pytest.mark.parametrize("version", ["v1.6", "v4.0", None])
 def test_other_versions_are_refused_with_the_fix(golden, version):
     change_info(golden, codebase_version=version)
-    with pytest.raises(DatasetError, match=r"expected 'v3.x' or 'v2.1'; convert"):
+    with pytest.raises(DatasetError, match=r"expected 'v3.x', 'v2.1' or 'v2.0'; convert"):
         open_golden(golden)
 
 

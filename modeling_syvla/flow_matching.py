@@ -79,7 +79,7 @@ def euler_sample(
     with the one that leads straight to y. Where w = 1 the result is y, whatever the flow says; where 0 < w < 1 every step
     pulls the predicted end point `x + (1 - t) v` towards y by the share w, and the rest of the chunk, which attends to
     these steps, follows. This is the guidance of real-time chunking (Black et al. 2025, arXiv 2506.07339) with the
-    identity for the Jacobian of the predicted end point, so that it needs no gradient.
+    identity for the Jacobian of the predicted end point, so that it needs no gradient; `guided_flow` is the published one.
 
     Args:
         velocity_fn: Maps (x (B, T, D), t (B,)) to the velocity (B, T, D).

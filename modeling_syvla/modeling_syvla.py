@@ -5,6 +5,7 @@ Paper: "Scaling by Diversified Experience for Vision-Language-Action Models", se
 
 from __future__ import annotations
 
+from functools import partial
 from importlib import import_module
 from typing import Any, cast
 
@@ -20,6 +21,7 @@ from .denoise_loop import denoise, fixed_context, step_times
 from .expert_inputs import ActionTarget, ExpertObservation, action_target, own_action_dims, select_rows
 from .flow_matching import flow_matching_loss, interpolate
 from .forward_arguments import FOUND_OUT_HERE, require_read, wanted_states
+from .guided_flow import check_guidance, guided_sample
 from .inference_optimization import InferenceOptimizationMixin
 from .intention_decoupling import find_decoupling_mask, gathered_weights, keep_states
 from .model_outputs import SyVLAActionOutput, SyVLAOutput
@@ -352,6 +354,7 @@ class SyVLAModel(  # type: ignore[misc]
         query_states: torch.Tensor | None = None,
         condition_mask: torch.Tensor | None = None,
         continuation: tuple[torch.Tensor, torch.Tensor] | None = None,
+        max_guidance_weight: float | None = None,
         tokenizer: Any = None,
         **generate_kwargs: Any,
     ) -> SyVLAActionOutput:
@@ -369,6 +372,8 @@ class SyVLAModel(  # type: ignore[misc]
             condition_mask: That of the output which gave these states; None where all are real.
             continuation: Normalized actions (B, chunk_size, D_action_max) that the chunk shall continue, and how strongly
                 at each step (B, chunk_size); see `flow_matching.euler_sample`.
+            max_guidance_weight: Continue by the guidance of `guided_flow.guided_sample`, clipped at this number, which
+                takes a backward pass through the expert at each flow step; None: the form without gradients.
             tokenizer: Turns thoughts into text; None: `self.tokenizer`, else the one saved with the checkpoint.
             generate_kwargs: Further arguments of `generate` for the thought, such as `do_sample`, `stopping_criteria` or a
                 `streamer` (one sample at a time).
@@ -404,6 +409,7 @@ class SyVLAModel(  # type: ignore[misc]
             generator=generator,
             condition_mask=condition_mask,
             continuation=continuation,
+            max_guidance_weight=max_guidance_weight,
         )
         return SyVLAActionOutput(actions, thoughts, thought_ids, query_states, condition_mask)
 
@@ -418,10 +424,13 @@ class SyVLAModel(  # type: ignore[misc]
         generator: torch.Generator | None = None,
         condition_mask: torch.Tensor | None = None,
         continuation: tuple[torch.Tensor, torch.Tensor] | None = None,
+        max_guidance_weight: float | None = None,
     ) -> torch.Tensor:
         """Denoise chunks on given query states; the expert's context is computed once. float32 (B, T, D_action_max)."""
         if continuation is not None:
             continuation = (continuation[0].float(), continuation[1].float()[..., None])
+        if max_guidance_weight is not None:
+            check_guidance(self, continuation)
         if self.config.action_head == "l1_regression":
             actions = self.expert(self.condition(query_states), observation).float()
             return actions if continuation is None else torch.lerp(actions, *continuation)
@@ -435,7 +444,10 @@ class SyVLAModel(  # type: ignore[misc]
         context = self.encode_expert_context(query_states, observation, condition_mask)
         steps = self.config.num_inference_steps if num_steps is None else num_steps
         times = step_times(self.expert, steps, noise.device)
-        if self.compiled_denoising is None:
+        if continuation is not None and max_guidance_weight is not None:
+            flow = partial(self.expert.predict_velocity, context=context)
+            actions = guided_sample(flow, noise.float(), steps, continuation, max_guidance_weight)
+        elif self.compiled_denoising is None:
             context = fixed_context(self.expert, context, shape[1])
             actions = denoise(self.expert, noise.float(), times, context, continuation)
         else:

@@ -34,10 +34,13 @@ class PreviousChunk:
         actions: float32 (L, D_action), physical units; row 0 is the command for the step of the observation. Rows beyond
             the policy's chunk are ignored.
         delay: Rows that will have run before the new chunk is used, 0 <= delay <= L.
+        max_guidance_weight: Continue by real-time chunking as published, clipped at this number; None: by its form without
+            gradients. See `syvla.modeling_syvla.guided_flow`.
     """
 
     actions: np.ndarray
     delay: int
+    max_guidance_weight: float | None = None
 
     def __post_init__(self) -> None:
         if self.actions.ndim != 2 or not len(self.actions):

@@ -1,14 +1,16 @@
 """Chunks that continue the running one, for robots that ask before it has run out (`ChunkExecutor(prefetch=...)`).
 
-Training-free real-time chunking (Black et al. 2025, arXiv 2506.07339): a request carries the part of the previous chunk
-that has not run when the observation is taken, and how many of its steps will run before the answer arrives. Those first
-steps are frozen, so that robot and policy agree on them. The steps after them are drawn towards the previous chunk with
-decaying weight (`syvla.modeling_syvla.flow_matching.continuation_weights`), and the flow fills in the rest. The server keeps
-nothing between the requests.
+Training-free real-time chunking (Black et al. 2025, arXiv 2506.07339), as published or without gradients: a request carries
+the part of the previous chunk that has not run when the observation is taken, and how many of its steps will run before the
+answer arrives. Those first steps are frozen, so that robot and policy agree on them; as published they are drawn like the
+others, with weight 1. The steps after them are drawn towards the previous chunk with decaying weight
+(`syvla.modeling_syvla.flow_matching.continuation_weights`), and the flow fills in the rest. The server keeps nothing between
+the requests.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -39,3 +41,15 @@ def continue_chunk(
     overlap = len(normalized)
     target[:overlap, : normalized.shape[1]] = torch.from_numpy(normalized)
     return target, continuation_weights(min(previous.delay, overlap), overlap, num_steps)
+
+
+def shared_guidance(previous: Sequence[PreviousChunk | None] | None) -> float | None:
+    """The guidance weight of a batch's previous chunks; None without guidance.
+
+    Raises:
+        ValueError: Different ones.
+    """
+    weights = {chunk.max_guidance_weight for chunk in previous or () if chunk is not None}
+    if len(weights) > 1:
+        raise ValueError(f"max_guidance_weight: expected the same for the whole batch, got {sorted(map(str, weights))}")
+    return next(iter(weights), None)

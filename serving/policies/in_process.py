@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from syvla.modeling_syvla.expert_inputs import ExpertObservation
 from syvla.serving.contract.action_chunks import ActionChunks
 from syvla.serving.contract.requests import PreviousChunk
 
-from .chunk_stitching import continue_chunk
+from .chunk_stitching import continue_chunk, shared_guidance
 from .digests import content_digest, weights_digest
 from .intention import Intention
 from .loading import load_for_inference
@@ -166,7 +166,7 @@ class SyVLAPolicy:
             "num_steps": self.num_steps or self.model.config.num_inference_steps,
         }
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def predict(
         self,
         observations: Sequence[Observation],
@@ -244,7 +244,7 @@ class SyVLAPolicy:
         clock.mark("queries")
         return Intention(states, mask, thoughts, clock.seconds)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def denoise(
         self,
         inputs: ModelInputs,
@@ -257,7 +257,11 @@ class SyVLAPolicy:
         """The fast half, by the action expert: chunks (B, T, D_action) in physical units, on given query states.
 
         Args:
+            previous: What each chunk shall continue, if anything; all with the same `max_guidance_weight`.
             num_steps: Euler steps of the flow; None: the policy's own.
+
+        Raises:
+            ValueError: A previous chunk that does not fit, different guidance weights, or guidance that the model cannot take.
         """
         shape, device = self.chunk_shape, self.model.device
         # Drawn on the CPU, so that every device sees the same noise.
@@ -270,15 +274,26 @@ class SyVLAPolicy:
             ]
             target, weights = (torch.stack(part).to(device) for part in zip(*pairs, strict=True))
             continuation = (target, weights)
-        actions = self.model.sample_actions(
+        states, expert, mask, guidance = (
             intention.query_states,
             inputs.expert,
-            condition_mask=intention.mask,
-            num_steps=self.num_steps if num_steps is None else num_steps,
-            noise=noise.to(device),
-            continuation=continuation,
+            intention.mask,
+            shared_guidance(previous),
         )
-        return self.physical(actions, inputs)
+        if guidance is not None:  # tensors of inference mode cannot take part in a backward pass; their copies can
+            states, mask = states.clone(), None if mask is None else mask.clone()
+            expert = ExpertObservation(*(getattr(expert, part.name).clone() for part in fields(expert)))
+        with torch.inference_mode(guidance is None):
+            actions = self.model.sample_actions(
+                states,
+                expert,
+                condition_mask=mask,
+                num_steps=self.num_steps if num_steps is None else num_steps,
+                noise=noise.to(device),
+                continuation=continuation,
+                max_guidance_weight=guidance,
+            )
+            return self.physical(actions, inputs)
 
     def physical(self, actions: torch.Tensor, inputs: ModelInputs) -> np.ndarray:
         """Normalized actions (B, T, D) of the model as float32 (B, T, D_action) in physical units."""

@@ -75,9 +75,11 @@ def batch_key(request: ActRequest) -> Hashable:
     """What requests must have in common to be answered together.
 
     Thoughts may differ, since each sample has its own prompt. Rollouts stay apart: they may be sampled in another way.
+    Guided chunks stay apart too, since each of their flow steps takes a backward pass.
     """
     longest_thought = request.max_new_tokens if request.think else None
-    return request.embodiment, request.think, longest_thought, request.num_steps, request.rollout
+    guidance = None if request.previous is None else request.previous.max_guidance_weight
+    return request.embodiment, request.think, longest_thought, request.num_steps, request.rollout, guidance
 
 
 @dataclass

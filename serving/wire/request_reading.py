@@ -16,6 +16,8 @@ from .dialects import Dialect, best_dialect
 
 MAX_NAME_LENGTH = 128
 MAX_SEED = 2**63 - 1
+MAX_GUIDANCE_WEIGHT = 100.0
+"""Largest clip of the guidance of real-time chunking. Ours: its paper takes 5, and far larger ones make the flow diverge."""
 OPTIONS = (
     "seed",
     "think",
@@ -32,6 +34,7 @@ OPTIONS = (
     "observe_only",
     "prev_chunk",
     "delay_steps",
+    "max_guidance_weight",
 )
 """Entries of a request that are the server's own. All others belong to the observation. `session` means `session_id`."""
 
@@ -171,8 +174,9 @@ def _deadline_seconds(given: Mapping[str, Any], most: float) -> float | None:
 
 def _previous_chunk(given: Mapping[str, Any]) -> PreviousChunk | None:
     if "prev_chunk" not in given:
-        if "delay_steps" in given:
-            raise ValueError("delay_steps: expected together with prev_chunk, got it alone")
+        for name in ("delay_steps", "max_guidance_weight"):
+            if name in given:
+                raise ValueError(f"{name}: expected together with prev_chunk, got it alone")
         return None
     value = given["prev_chunk"]
     try:
@@ -185,4 +189,12 @@ def _previous_chunk(given: Mapping[str, Any]) -> PreviousChunk | None:
         chunk = numbers.astype(np.float32)
     if chunk.ndim != 2 or not chunk.size or not np.isfinite(chunk).all():
         raise ValueError(f"prev_chunk: expected finite numbers (steps, action dimensions), got shape {chunk.shape}")
-    return PreviousChunk(chunk, _integer(given, "delay_steps", 0, len(chunk)) or 0)
+    weight = given.get("max_guidance_weight")
+    number = isinstance(weight, int | float) and not isinstance(weight, bool)
+    if weight is not None and not (number and 0 < weight <= MAX_GUIDANCE_WEIGHT):
+        raise ValueError(
+            f"max_guidance_weight: expected a number above 0, up to {MAX_GUIDANCE_WEIGHT:g}, got {shown(weight)}"
+        )
+    return PreviousChunk(
+        chunk, _integer(given, "delay_steps", 0, len(chunk)) or 0, None if weight is None else float(weight)
+    )

@@ -177,6 +177,10 @@ def test_chunks_continue_the_previous_one(server, dataset):
         reply = client.infer(request_of(dataset, 1, **options))
         np.testing.assert_allclose(reply["actions"][:2], before[3:5], atol=1e-4)
         assert reply["frozen_steps"] == 2
+        free = client.infer(request_of(dataset, 1, seed=5))["actions"]
+        guided = client.infer(request_of(dataset, 1, **options, max_guidance_weight=5.0))["actions"]
+    kept = before[3:5]
+    assert 0 < np.abs(guided[:2] - kept).mean() < 0.6 * np.abs(free[:2] - kept).mean()
 
 
 def test_control_tokens_in_an_instruction_are_refused(server, dataset):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from syvla.serving.contract.requests import PreviousChunk
 from syvla.serving.policies.in_process import SyVLAPolicy
@@ -52,3 +53,23 @@ def test_a_chunk_continued_by_itself_stays_what_it_was(policy):
 def test_what_cannot_be_continued_is_refused(policy, actions, delay, message):
     with pytest.raises(ValueError, match=message):
         policy.predict([make_observation(0)], ["lift"], seeds=[0], previous=[PreviousChunk(actions, delay)])
+
+
+@pytest.mark.parametrize("caller_s_mode", [False, True])
+def test_real_time_chunking_as_published_draws_the_chunk_and_leaves_no_trace(policy, caller_s_mode):
+    observations, texts = [make_observation(0), make_observation(1)], ["lift"] * 2
+    free = policy.predict(observations, texts, seeds=[1, 2]).actions
+    rest = np.random.default_rng(9).normal(size=(5, 2)).astype(np.float32)
+    previous = [PreviousChunk(rest, 3, 5.0), None]
+    with torch.inference_mode(caller_s_mode):
+        guided = policy.predict(observations, texts, seeds=[1, 2], previous=previous).actions
+    assert np.abs(guided[0, :3] - rest[:3]).mean() < 0.6 * np.abs(free[0, :3] - rest[:3]).mean()
+    np.testing.assert_allclose(guided[1], free[1], atol=1e-5)
+    np.testing.assert_allclose(policy.predict(observations, texts, seeds=[1, 2]).actions, free, atol=1e-6)
+
+
+def test_a_batch_has_one_guidance_weight(policy):
+    rest = np.zeros((4, 2), np.float32)
+    previous = [PreviousChunk(rest, 1, 5.0), PreviousChunk(rest, 1)]
+    with pytest.raises(ValueError, match="max_guidance_weight: expected the same"):
+        policy.predict([make_observation(0)] * 2, ["lift"] * 2, seeds=[0, 1], previous=previous)

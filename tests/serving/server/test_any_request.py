@@ -104,6 +104,7 @@ GOOD_OPTIONS = {
     "seed": 3, "think": 2, "max_new_tokens": 8, "num_steps": 4, "embodiment": "arm", "session_id": "robot",
     "episode_id": "first", "reset": True, "deadline_ms": 50.0, "request_id": "r1", "executed_steps": 2,
     "observe_only": False, "prev_chunk": np.zeros((4, 2)), "delay_steps": 1,
+    "max_guidance_weight": 5.0,
 }  # fmt: skip
 ANY_OPTIONS = st.fixed_dictionaries(
     {}, optional={name: st.just(GOOD_OPTIONS[name]) | DECODED if name in GOOD_OPTIONS else DECODED for name in OPTIONS}

@@ -55,6 +55,10 @@ CASES = {  # changes to a good request, and what the error says
     "array as request id": ({"request_id": [1]}, r"request_id: expected a text of 1 to 128 printable"),
     "past deadline": ({"deadline_ms": -5}, r"deadline_ms: expected a positive number"),
     "lone delay": ({"delay_steps": 2}, r"delay_steps: expected together with prev_chunk"),
+    "lone guidance": ({"max_guidance_weight": 5.0}, r"max_guidance_weight: expected together with prev_chunk"),
+    "no guidance": (
+        {"prev_chunk": np.zeros((2, 2)), "max_guidance_weight": 0.0}, r"max_guidance_weight: expected a number above 0"
+    ),
     "NaN chunk": ({"prev_chunk": np.full((2, 2), np.nan)}, r"prev_chunk: expected finite numbers"),
     "what the policy refuses": ({"prompt": "impossible"}, r"prompt: expected something possible, got 'impossible'"),
     "observing without recorder": ({"observe_only": True}, r"observe_only: expected a server that records"),

@@ -6,12 +6,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .client.chunk_execution import Watchdog
     from .client.chunk_executor import AsyncChunkExecutor, ChunkExecutor
     from .client.policy_client import AsyncPolicyClient, PolicyClient
     from .client.retries import PolicyError
     from .client.rl_client import RLClient
+    from .client.silence import Watchdog
     from .contract.action_chunks import ActionChunks
+    from .contract.answer_delay import MeasuredDelay
+    from .contract.chunk_seams import Seams
     from .policies.in_process import SyVLAPolicy
     from .policy_server import PolicyServer
     from .recording.recorder import RolloutRecorder
@@ -21,13 +23,15 @@ _MODULES = {
     "AsyncChunkExecutor": "client.chunk_executor",
     "AsyncPolicyClient": "client.policy_client",
     "ChunkExecutor": "client.chunk_executor",
+    "MeasuredDelay": "contract.answer_delay",
     "PolicyClient": "client.policy_client",
     "PolicyError": "client.retries",
     "PolicyServer": "policy_server",
     "RLClient": "client.rl_client",
     "RolloutRecorder": "recording.recorder",
+    "Seams": "contract.chunk_seams",
     "SyVLAPolicy": "policies.in_process",
-    "Watchdog": "client.chunk_execution",
+    "Watchdog": "client.silence",
 }
 
 __all__ = [
@@ -35,11 +39,13 @@ __all__ = [
     "AsyncChunkExecutor",
     "AsyncPolicyClient",
     "ChunkExecutor",
+    "MeasuredDelay",
     "PolicyClient",
     "PolicyError",
     "PolicyServer",
     "RLClient",
     "RolloutRecorder",
+    "Seams",
     "SyVLAPolicy",
     "Watchdog",
 ]

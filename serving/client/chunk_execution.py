@@ -6,107 +6,21 @@
 from __future__ import annotations
 
 import logging
-import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from collections.abc import Mapping
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
 from syvla.serving.contract.action_limits import ActionLimits, CommandLimiter, UnsafeActions
+from syvla.serving.contract.answer_delay import DelayEstimate, MeasuredDelay
+from syvla.serving.contract.chunk_seams import ChunkOverlap, SeamMode, Seams
+
+from .silence import Silence, StepReport, Watchdog
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Silence:
-    """What a callback of `Watchdog.on_silence` gets.
-
-    Attributes:
-        seconds: How long the policy has been silent.
-        reason: Why nothing new is there.
-        last: The last command, (D,), physical units; None before the first one.
-        rest: Actions of the last chunk that have not run, (L, D); empty where they are over or too old.
-        state: The robot's state at this step, (D_state,).
-    """
-
-    seconds: float
-    reason: str
-    last: np.ndarray | None
-    rest: np.ndarray
-    state: np.ndarray
-
-
-@dataclass(frozen=True)
-class Watchdog:
-    """How long a robot waits for its policy, and what it does meanwhile. Defaults are ours.
-
-    Attributes:
-        max_wait_s: Longest time that a step waits for an answer. None: 0.8 of the control period that the server names, or
-            of 0.1 s. `math.inf` for simulators, whose time stands still while they wait.
-        max_age_s: Oldest observation whose actions may run.
-        max_query_age_s: Oldest observation whose query states may act, where the VLM runs in the background.
-        first_wait_s: Longest wait for the first chunk of an episode, before which there is no command to hold; then
-            TimeoutError.
-        retry_s: Pause after a failed request.
-        on_silence: What to do when an answer is due and not there. "finish": run the rest of the chunk, then rest. "hold":
-            rest at once. "slow": slow down over `stop_steps` steps, then rest. Or a function that returns the command.
-        stop_steps: Steps of "slow".
-        rest: Command of a robot at rest: the last one (for target states) or zero (for velocities and differences).
-        continue_across_instructions: Whether the old chunk runs until the answer to a new instruction is there, and is
-            continued by that answer. Otherwise a new instruction ends the old chunk.
-    """
-
-    max_wait_s: float | None = None
-    max_age_s: float = 10.0
-    max_query_age_s: float = math.inf
-    first_wait_s: float = 30.0
-    retry_s: float = 0.5
-    on_silence: Literal["finish", "hold", "slow"] | Callable[[Silence], np.ndarray] = "finish"
-    stop_steps: int = 5
-    rest: Literal["last", "zero"] = "last"
-    continue_across_instructions: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("max_age_s", "max_query_age_s", "first_wait_s"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}: expected more than 0 seconds, got {getattr(self, name)}")
-        if self.max_wait_s is not None and not self.max_wait_s >= 0:
-            raise ValueError(f"max_wait_s: expected at least 0 seconds, got {self.max_wait_s}")
-        if not self.retry_s >= 0 or self.stop_steps < 1:
-            raise ValueError(f"expected retry_s >= 0 and stop_steps >= 1, got {self.retry_s} and {self.stop_steps}")
-        if not callable(self.on_silence) and self.on_silence not in ("finish", "hold", "slow"):
-            raise ValueError(f"on_silence: expected finish, hold, slow or a function, got {self.on_silence!r}")
-        if self.rest not in ("last", "zero"):
-            raise ValueError(f"rest: expected last or zero, got {self.rest!r}")
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """What one control step did.
-
-    Attributes:
-        source: Where the command is from: "chunk", "hold", "slow" or "callback".
-        chunk_age_s: Seconds since the observation that the chunk in use answers; None without a chunk.
-        query_age_s: Seconds since the observation of the query states in use; None where the server names none.
-        silent_s: Seconds since an answer became due that is not there; 0 otherwise.
-        reason: Why the command is not from a new chunk; empty if nothing is missing.
-        dropped: Why an answer was dropped at this step; empty if none was.
-        limits: What the limits changed, one text each.
-        policy_version: Of the chunk in use, where the server names it.
-    """
-
-    source: str
-    chunk_age_s: float | None = None
-    query_age_s: float | None = None
-    silent_s: float = 0.0
-    reason: str = ""
-    dropped: str = ""
-    limits: list[str] = field(default_factory=list)
-    policy_version: str | None = None
 
 
 class _Answer(Protocol):
@@ -132,25 +46,29 @@ class ChunkExecution(Generic[Answer]):
             units, before limits. None before the second chunk.
         report: What the last step did.
         counts: How often what happened, since the executor was made: `steps`, the sources `chunk`, `hold`, `slow` and
-            `callback`, `limited`, `requests`, `failures`, `dropped_late`, `dropped_query_age`, `dropped_instruction`,
-            `refused`.
+            `callback`, `limited`, `seams`, `requests`, `failures`, `dropped_late`, `dropped_query_age`,
+            `dropped_instruction`, `refused`.
     """
 
     def __init__(
         self,
         client: Any,
         replan_steps: int,
-        prefetch: int,
-        stitch: bool,
+        prefetch: int | MeasuredDelay,
+        seams: Seams | SeamMode | None,
         watchdog: Watchdog | None,
         limits: ActionLimits | Mapping[str, Any] | None,
     ) -> None:
-        if replan_steps < 1 or not 0 <= prefetch < replan_steps:
+        self._delay = DelayEstimate(prefetch) if isinstance(prefetch, MeasuredDelay) else None
+        self._most_prefetch = prefetch.most if isinstance(prefetch, MeasuredDelay) else prefetch
+        if replan_steps < 1 or not 0 <= self._most_prefetch < replan_steps:
             raise ValueError(
                 f"expected replan_steps >= 1 and 0 <= prefetch < replan_steps, got {replan_steps=} {prefetch=}"
             )
         self.client = client
-        self.replan_steps, self.prefetch, self.stitch = replan_steps, prefetch, stitch
+        self.replan_steps = replan_steps
+        self.seams = Seams.of(seams or ("rtc_identity" if self._most_prefetch else "switch"))
+        self._overlap = ChunkOverlap(self.seams)
         self.watchdog = watchdog or Watchdog()
         self.report = StepReport("hold")
         self.counts: Counter[str] = Counter()
@@ -171,6 +89,9 @@ class ChunkExecution(Generic[Answer]):
         self._ran: int | None = None  # steps of the last answer that ran; None before the first answer
         self._asked_at = 0.0
         self._since = 0  # steps of the chunk since the pending request's observation
+        self._due = 0  # steps after which the pending request's answer is expected
+        self._steps_waited: int | None = None  # control steps since the pending request; None once its answer is there
+        self._overlap.clear()
         self._instruction: str | None = None
         self._replan = False
         self._error, self._retry_at = "", 0.0
@@ -182,11 +103,18 @@ class ChunkExecution(Generic[Answer]):
         if self._limiter is not None:
             self._limiter.new_episode()
 
+    @property
+    def prefetch(self) -> int:
+        """Control steps that the next answer may take: as given, or as measured."""
+        return self._most_prefetch if self._delay is None else self._delay.steps
+
     # ------------------------------------------------------------------ asking
 
     def _begin_step(self, prompt: str) -> None:
         """Takes note of the instruction; a new one ends the old one's chunk and request."""
-        self._dropped, self._step_time = "", time.monotonic()
+        self._dropped, self._step_time = "", self._clock()
+        if self._pending is not None and self._steps_waited is not None:
+            self._steps_waited += 1
         if self._instruction is not None and prompt != self._instruction:
             self._replan, self._error, self._retry_at = True, "", 0.0
             if self._pending is not None:
@@ -194,7 +122,7 @@ class ChunkExecution(Generic[Answer]):
                 self._dropped = "the instruction changed while its request was under way"
             self._abandon()
             if not self.watchdog.continue_across_instructions:
-                self._chunk = None
+                self._drop_chunk()
         self._instruction = prompt
 
     def _abandon(self) -> None:
@@ -207,7 +135,7 @@ class ChunkExecution(Generic[Answer]):
             if self._abandoned.exception() is None and self._ran is not None:
                 self._ran = self._since  # the server counts from its last answer, wanted or not
             self._abandoned = None
-        now, left = time.monotonic(), self._left()
+        now, left = self._clock(), self._left()
         if self._pending is not None or self._abandoned is not None or now < self._retry_at:
             return None
         if left > self.prefetch and self._position < self.replan_steps and not self._replan:
@@ -215,27 +143,33 @@ class ChunkExecution(Generic[Answer]):
         options: dict[str, Any] = {**extras}
         if self._ran is not None:
             options["executed_steps"] = self._ran
-        if self._chunk is not None and self.prefetch and self.stitch and left:
+        if self._chunk is not None and self.seams.asks_policy and left:
             options |= {"prev_chunk": self._chunk[self._position :], "delay_steps": min(self.prefetch, left)}
+            options |= self.seams.request_options
         return options
 
     def _asked(self, answer: Answer) -> None:
         self.counts["requests"] += 1
         self._pending, self._since, self._replan, self._asked_at = answer, 0, False, self._step_time
+        self._due, self._steps_waited = self.prefetch, 0
+
+    def _drop_chunk(self) -> None:
+        self._chunk = None
+        self._overlap.clear()
 
     def _left(self) -> int:
         """Actions of the chunk that may still run."""
-        if self._chunk is None or time.monotonic() - self._chunk_time > self.watchdog.max_age_s:
+        if self._chunk is None or self._clock() - self._chunk_time > self.watchdog.max_age_s:
             return 0
         return len(self._chunk) - self._position
 
     def _patience(self) -> float:
         """Seconds that this step may still wait for the request that is under way."""
-        waited = time.monotonic() - self._step_time
+        waited = self._clock() - self._step_time
         if self._left() == 0 and not self._moved and not callable(self.watchdog.on_silence):
             return _bounded(self.watchdog.first_wait_s - waited)
-        due = self._left() == 0 or (self.prefetch == 0 and self._since == 0)
-        due = due or (self._since >= self.prefetch and self.watchdog.on_silence != "finish")
+        due = self._left() == 0 or (self._due == 0 and self._since == 0)
+        due = due or (self._since >= self._due and self.watchdog.on_silence != "finish")
         return _bounded(self._longest_wait() - waited) if due else 0.0
 
     def _longest_wait(self) -> float:
@@ -252,6 +186,7 @@ class ChunkExecution(Generic[Answer]):
         return entry if isinstance(entry, Mapping) else {}
 
     _embodiment: str | None = None
+    _clock = staticmethod(time.monotonic)
 
     # ------------------------------------------------------------------ receiving
 
@@ -261,7 +196,11 @@ class ChunkExecution(Generic[Answer]):
         if answer is None or not answer.done():
             return
         error = answer.exception()
-        if error is None and self._left() and self._since < self.prefetch:
+        if error is None and self._steps_waited is not None:
+            if self._delay is not None:
+                self._delay.add(self._steps_waited)
+            self._steps_waited = None
+        if error is None and self._left() and self._since < self._due:
             return
         self._pending = None
         if error is None:
@@ -274,11 +213,11 @@ class ChunkExecution(Generic[Answer]):
 
     def _failed(self, why: str) -> None:
         logger.warning("the policy gave no actions: %s", why)
-        self._error, self._retry_at = why, time.monotonic() + self.watchdog.retry_s
+        self._error, self._retry_at = why, self._clock() + self.watchdog.retry_s
 
     def _received(self, reply: dict[str, Any]) -> None:
         chunk = np.asarray(reply["actions"])
-        age = time.monotonic() - self._asked_at
+        age = self._clock() - self._asked_at
         states_age = age + float(reply.get("query_age") or 0.0)
         self._ran = self._since
         if chunk.ndim != 2 or (self._limiter is not None and chunk.shape[1] != len(self._limiter.limits.low)):
@@ -295,10 +234,24 @@ class ChunkExecution(Generic[Answer]):
             steps = f"the answer came {self._since} steps after its observation, but the chunk has {len(chunk)}"
             self._drop("dropped_late", f"{steps}; lower the control rate or replan_steps")
         else:
+            if not self._moved:
+                self._require_overlap(len(chunk))
             if self._left():
-                self.seam = float(np.abs(chunk[self._since] - self._chunk[self._position]).max())  # type: ignore[index]
+                rest = self._chunk[self._position :]  # type: ignore[index]
+                self.seam = float(np.abs(chunk[self._since] - rest[0]).max())
+                self.counts["seams"] += 1
+                self._overlap.replaced(rest, self._chunk_time)
             self._chunk, self._position, self._chunk_time = chunk, self._since, self._asked_at
             self.last_reply, self._error, self._silent_since, self._slowing = reply, "", None, None
+
+    def _require_overlap(self, steps: int) -> None:
+        """Raises ValueError for chunks that leave the chosen seams nothing to do."""
+        mode, least = self.seams.mode, self.replan_steps + (0 if self.seams.asks_policy else self._most_prefetch)
+        if mode != "switch" and steps <= least and not (self.seams.asks_policy and self._most_prefetch):
+            raise ValueError(
+                f"seams: {mode!r} has an effect where chunks overlap, so it needs chunks of more than {least} actions "
+                f"(replan_steps and prefetch), got {steps}; lower them, or take seams='switch'"
+            )
 
     def _drop(self, count: str, why: str) -> None:
         self.counts[count] += 1
@@ -314,17 +267,20 @@ class ChunkExecution(Generic[Answer]):
         notes: list[str] = []
         source = "chunk"
         if self._left() and (not reason or self.watchdog.on_silence == "finish"):
+            self._overlap.forget_before(self._step_time - self.watchdog.max_age_s)
             try:
-                command, notes = self._limited(self._chunk[self._position], state)  # type: ignore[index]
+                action = self._overlap.command(self._chunk[self._position])  # type: ignore[index]
+                command, notes = self._limited(action, state)
             except UnsafeActions as error:
                 self.counts["refused"] += 1
-                self._chunk = None
+                self._drop_chunk()
                 if not self._moved:
                     raise
                 self._failed(str(error))
                 reason = self._silence()
             else:
                 self._position, self._since, self._ran = self._position + 1, self._since + 1, (self._ran or 0) + 1
+                self._overlap.advance()
         if command is None:
             source, action = self._at_rest(reason, state)
             command, notes = self._limited(action, state)
@@ -337,8 +293,8 @@ class ChunkExecution(Generic[Answer]):
         """Why an answer that is due is not there; empty if none is due."""
         if self._error:
             reason = self._error
-        elif self._pending is not None and (self._since >= self.prefetch or not self._left()):
-            reason = f"no answer after {time.monotonic() - self._asked_at:.3g} s"
+        elif self._pending is not None and (self._since >= self._due or not self._left()):
+            reason = f"no answer after {self._clock() - self._asked_at:.3g} s"
         elif self._left():
             return ""
         else:
@@ -397,7 +353,7 @@ class ChunkExecution(Generic[Answer]):
         return [last + self._limiter.velocity * way for way in np.cumsum(fractions)]
 
     def _reported(self, source: str, reason: str, notes: list[str]) -> StepReport:
-        now, reply = time.monotonic(), self.last_reply or {}
+        now, reply = self._clock(), self.last_reply or {}
         chunk_age = None if self._chunk is None else now - self._chunk_time
         states_age = reply.get("query_age")
         return StepReport(

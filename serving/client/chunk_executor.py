@@ -11,8 +11,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from syvla.serving.contract.action_limits import ActionLimits
+from syvla.serving.contract.answer_delay import MeasuredDelay
+from syvla.serving.contract.chunk_seams import SeamMode, Seams
 
-from .chunk_execution import ChunkExecution, Watchdog
+from .chunk_execution import ChunkExecution
+from .silence import Watchdog
 
 _LAST_WAIT_S = 1.0
 """Seconds that `close` waits for a request that is under way, so that its client can be used afterwards."""
@@ -40,9 +43,9 @@ class ChunkExecutor(ChunkExecution[Future[dict[str, Any]]]):
     """Executes `replan_steps` actions of each chunk, and goes on where the policy is silent.
 
     Without prefetch the robot waits for every chunk, as long as its watchdog allows. With `prefetch` = d the old chunk goes
-    on for d steps after the observation of the next request. The request then carries d and the part of the old chunk that
-    has not run, so that the server makes the new chunk continue the old one (`syvla.serving.policies.chunk_stitching`). The
-    new chunk is entered at the step that is due when it arrives.
+    on for d steps after the observation of the next request. With seams "rtc" and "rtc_identity" the request then carries d
+    and the part of the old chunk that has not run, so that the server makes the new chunk continue the old one
+    (`syvla.serving.policies.chunk_stitching`). The new chunk is entered at the step that is due when it arrives.
 
     Requests run in a thread. A step never takes longer than `Watchdog.max_wait_s`, whatever becomes of server and network,
     but for the first chunk of an episode: before it there is no command to hold. A failed request raises only then. From
@@ -58,8 +61,9 @@ class ChunkExecutor(ChunkExecution[Future[dict[str, Any]]]):
         client: A `PolicyClient`, or anything with its `act`.
         replan_steps: Control steps between two requests.
         prefetch: d, less than `replan_steps`; 0: wait for every chunk. A good value is control rate times latency, rounded
-            up. Chunks need at least `replan_steps + prefetch` actions.
-        stitch: With prefetch, whether to send the old chunk.
+            up. Chunks need at least `replan_steps + prefetch` actions. Or a `MeasuredDelay`: d follows the answers that come.
+        seams: How a chunk goes over into the next, see `syvla.serving.contract.chunk_seams`: a name, or `Seams` with
+            options. None: "rtc_identity" with prefetch, "switch" without.
         watchdog: Limits of time, and what happens beyond them.
         limits: Further limits of the commands, beside those that the server names.
 
@@ -72,12 +76,12 @@ class ChunkExecutor(ChunkExecution[Future[dict[str, Any]]]):
         client: _Client,
         replan_steps: int,
         *,
-        prefetch: int = 0,
-        stitch: bool = True,
+        prefetch: int | MeasuredDelay = 0,
+        seams: Seams | SeamMode | None = None,
         watchdog: Watchdog | None = None,
         limits: ActionLimits | Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(client, replan_steps, prefetch, stitch, watchdog, limits)
+        super().__init__(client, replan_steps, prefetch, seams, watchdog, limits)
 
     def step(self, images: Mapping[str, np.ndarray], state: np.ndarray, prompt: str, **extras: Any) -> np.ndarray:
         """The action for this control step, (D,), physical units; arguments as for `PolicyClient.act`.
@@ -86,6 +90,7 @@ class ChunkExecutor(ChunkExecution[Future[dict[str, Any]]]):
             PolicyError, Unreachable: The first request of the episode failed.
             TimeoutError: The first chunk of the episode did not come in time.
             UnsafeActions: The first action of the episode must not run.
+            ValueError: The chunks are too short for the chosen seams.
         """
         self._embodiment = extras.get("embodiment")
         self._begin_step(prompt)
@@ -135,7 +140,7 @@ class AsyncChunkExecutor(ChunkExecution[asyncio.Task[dict[str, Any]]]):
 
     Args:
         client: An `AsyncPolicyClient`, or anything with its `act`.
-        replan_steps, prefetch, stitch, watchdog, limits: See `ChunkExecutor`.
+        replan_steps, prefetch, seams, watchdog, limits: See `ChunkExecutor`.
 
     Attributes:
         last_reply, seam, report, counts: See `ChunkExecution`.
@@ -146,12 +151,12 @@ class AsyncChunkExecutor(ChunkExecution[asyncio.Task[dict[str, Any]]]):
         client: _AsyncClient,
         replan_steps: int,
         *,
-        prefetch: int = 0,
-        stitch: bool = True,
+        prefetch: int | MeasuredDelay = 0,
+        seams: Seams | SeamMode | None = None,
         watchdog: Watchdog | None = None,
         limits: ActionLimits | Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(client, replan_steps, prefetch, stitch, watchdog, limits)
+        super().__init__(client, replan_steps, prefetch, seams, watchdog, limits)
 
     async def step(self, images: Mapping[str, np.ndarray], state: np.ndarray, prompt: str, **extras: Any) -> np.ndarray:
         """See `ChunkExecutor.step`. Canceling it keeps the request that is under way for the next step."""

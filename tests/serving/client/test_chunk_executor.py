@@ -10,10 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from syvla.serving.client.chunk_execution import Silence, Watchdog
 from syvla.serving.client.chunk_executor import AsyncChunkExecutor, ChunkExecutor
 from syvla.serving.client.retries import PolicyError, Unreachable
+from syvla.serving.client.silence import Silence, Watchdog
 from syvla.serving.contract.action_limits import UnsafeActions
+from syvla.serving.contract.answer_delay import MeasuredDelay
+from syvla.serving.contract.chunk_seams import Seams
 
 IMAGES = {"head": np.arange(48, dtype=np.uint8).reshape(4, 4, 3)}
 PATIENT = Watchdog(max_wait_s=60.0)
@@ -117,6 +119,82 @@ def metadata_of(**limits):
         "embodiments": {"arm": {"action_dim": 1, "control_hz": 10.0, "limits": limits}},
         "default_embodiment": "arm",
     }
+
+
+# ---------------------------------------------------------------------- seams
+
+
+def ran(executor, policy, steps):
+    commands = []
+    for _ in range(steps):
+        commands.append(stepped(executor))
+        answered(executor)
+    executor.close()
+    return commands, [extras for _, extras in policy.asked]
+
+
+def test_published_chunking_asks_for_guidance_and_the_identity_form_for_none():
+    for seams, weight in (("rtc", 5.0), (Seams("rtc", max_guidance_weight=2.0), 2.0), ("rtc_identity", None)):
+        policy = Policy(range(8))
+        _, asked = ran(ChunkExecutor(policy, 4, prefetch=2, seams=seams, watchdog=PATIENT), policy, 6)
+        assert asked[1].get("max_guidance_weight") == weight
+        assert asked[1]["delay_steps"] == 2
+    policy = Policy(range(8))
+    _, asked = ran(ChunkExecutor(policy, 4, prefetch=2, seams="blend", watchdog=PATIENT), policy, 6)
+    assert asked[1] == {"executed_steps": 4}
+    policy = Policy(range(8))
+    _, asked = ran(ChunkExecutor(policy, 4, seams="rtc", watchdog=PATIENT), policy, 6)
+    assert (asked[1]["delay_steps"], len(asked[1]["prev_chunk"])) == (0, 4)  # the robot waits, and yet goes on smoothly
+
+
+def test_a_robot_blends_and_ensembles_over_delayed_chunks():
+    policy = Policy([0.0] * 8, [10.0] * 8)
+    commands, _ = ran(
+        ChunkExecutor(policy, 4, prefetch=1, seams=Seams("blend", blend_steps=3), watchdog=PATIENT), policy, 9
+    )
+    np.testing.assert_allclose(commands, [0, 0, 0, 0, 0, 2.5, 5, 7.5, 10])
+    policy = Policy([0.0] * 8, [10.0] * 8, [20.0] * 8)
+    ensemble = Seams("ensemble", decay=0.0)
+    commands, _ = ran(ChunkExecutor(policy, 2, prefetch=1, seams=ensemble, watchdog=PATIENT), policy, 8)
+    np.testing.assert_allclose(commands, [0, 0, 0, 5, 5, 10, 10, 12.5])
+
+
+def test_chunks_too_short_for_the_seams_are_refused_before_the_robot_moves():
+    for seams, prefetch in (("blend", 2), ("ensemble", 2), ("rtc", 0)):
+        steps = 6 if prefetch else 4
+        executor = ChunkExecutor(Policy([0.0] * steps), 4, prefetch=prefetch, seams=seams, watchdog=PATIENT)
+        with pytest.raises(ValueError, match=f"seams: '{seams}' has an effect where chunks overlap"):
+            stepped(executor)
+
+
+def test_a_new_instruction_ends_the_old_chunks_say():
+    policy = Policy([0.0] * 8, [10.0] * 8)
+    executor = ChunkExecutor(policy, 4, seams="ensemble", watchdog=PATIENT)
+    assert [stepped(executor), stepped(executor), stepped(executor, "drop")] == [0.0, 0.0, 10.0]
+
+
+@pytest.mark.parametrize("latency", [1, 3, 7])
+def test_the_delay_is_measured_in_control_steps(latency):
+    policy = Policy(range(40))
+    executor = ChunkExecutor(
+        policy, 6, prefetch=MeasuredDelay(most=5), watchdog=Watchdog(max_wait_s=0.0, max_age_s=60.0)
+    )
+    stepped(executor)
+    asked_at = None
+    for step in range(1, 50):
+        if asked_at is not None and step - asked_at == latency:
+            policy.free.set()
+            answered(executor)
+            asked_at = None
+        before = executor.counts["requests"]
+        if asked_at is None:
+            policy.free.clear()
+        stepped(executor)
+        asked_at = step if executor.counts["requests"] > before else asked_at
+    policy.free.set()
+    executor.close()
+    assert executor.prefetch == min(5, latency)
+    assert policy.asked[-1][1]["delay_steps"] == executor.prefetch
 
 
 # ---------------------------------------------------------------------- limits over what really runs

@@ -10,15 +10,13 @@ from syvla.serving.contract.chunk_seams import ChunkOverlap, Seams
 
 def run(seams, chunks, replan):
     """Commands of a robot that enters every chunk at its first step and executes `replan` actions of it."""
-    overlap, commands, chunk, position = ChunkOverlap(seams), [], None, 0
-    for new in chunks:
-        if chunk is not None:
-            overlap.replaced(chunk[position:])
-        chunk, position = new, 0
-        for _ in range(replan):
-            commands.append(overlap.command(chunk[position]))
+    overlap, commands = ChunkOverlap(seams), []
+    for number, chunk in enumerate(chunks):
+        if number:
+            overlap.replaced(chunks[number - 1][replan:])
+        for action in chunk[:replan]:
+            commands.append(overlap.command(action))
             overlap.advance()
-            position += 1
     return np.stack([np.asarray(command) for command in commands])
 
 

@@ -68,6 +68,11 @@ class ActionLimits:
         known = (*_BOUNDS, *_RATES, *_CHOICES)
         unknown = sorted(set(entry) - set(known))
         action = entry.get("on_violation", "clamp")
+        if "max_jerk" in unknown:
+            raise ValueError(
+                "action_limits.max_jerk: is not limited here, since braking in time before low and high could then not be "
+                "guaranteed; limit max_acceleration, and let the motor controller smooth its changes"
+            )
         if unknown or action not in ("clamp", "refuse"):
             wrong = f"unknown fields {unknown}" if unknown else f"on_violation {action!r}"
             raise ValueError(f"action_limits: expected {', '.join(known)} (on_violation: clamp or refuse), got {wrong}")

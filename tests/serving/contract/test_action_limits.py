@@ -56,6 +56,7 @@ def test_numbers_that_are_not_finite_are_refused_without_any_limits(bad):
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
+        ({"max_jerk": [0.1]}, "max_jerk: is not limited here"),
         ({"lo": [0]}, r"unknown fields \['lo'\]"),
         ({"on_violation": "ignore"}, "on_violation 'ignore'"),
         ({"low": [0, 0]}, r"action_limits.low: expected a list of 1 numbers or nulls"),

@@ -128,16 +128,19 @@ class EmbodimentNormalization:
         if actions.shape[-1] < entry["action_dim"]:
             raise ValueError(f"actions: expected at least {entry['action_dim']} dimensions, got shape {actions.shape}")
         own = actions[..., : entry["action_dim"]]
+        base = self._delta_base(entry, state)
         raw: np.ndarray = unnormalize(own, entry["statistics"]["action"], entry["normalization"]["action"]).astype(
             np.float32
         )
-        base = self._delta_base(entry, state)
         return raw if base is None else raw + base[..., None, :]
 
     def normalize_actions(self, actions: Any, embodiment: str | None = None, state: Any = None) -> np.ndarray:
         """Physical actions (T, D) as the model sees them, float32 (T, D): the inverse of `decode_actions`."""
         name, entry = self._embodiment(embodiment)
-        return self._normalized(actions, "action", name, self._delta_base(entry, state))
+        raw = self._checked_vectors(actions, "action", name)
+        if (base := self._delta_base(entry, state)) is not None:
+            raw = raw - base
+        return normalize(raw, entry["statistics"]["action"], entry["normalization"]["action"], entry.get("clip"))
 
     def _embodiment(self, name: str | None) -> tuple[str, dict[str, Any]]:
         if name is None and len(self.embodiments) == 1:
@@ -149,7 +152,46 @@ class EmbodimentNormalization:
             )
         return name, self.embodiments[name]
 
-    def _normalized(self, values: Any, kind: str, name: str, base: np.ndarray | None = None) -> np.ndarray:
+    def _normalized_samples(
+        self, items: Sequence[Mapping[str, Any]]
+    ) -> list[tuple[dict[str, Any], np.ndarray, np.ndarray | None]]:
+        """Of every robot item its robot's entry, its normalized state (D_state,) and actions (T, D_action) or None.
+
+        All samples of a robot are normalized at once.
+        """
+        samples = [self._raw_sample(item) for item in items]
+        rows_of: dict[str, list[int]] = {}
+        for row, (name, _, _) in enumerate(samples):
+            rows_of.setdefault(name, []).append(row)
+        result: dict[int, tuple[dict[str, Any], np.ndarray, np.ndarray | None]] = {}
+        for name, rows in rows_of.items():
+            entry = self.embodiments[name]
+            statistics, modes, clip = entry["statistics"], entry["normalization"], entry.get("clip")
+            acting = [row for row in rows if samples[row][2] is not None]
+            states = normalize(np.stack([samples[row][1] for row in rows]), statistics["state"], modes["state"], clip)
+            chunks: dict[int, np.ndarray] = {}
+            if acting:
+                raw = [samples[row][2] for row in acting]
+                steps = normalize(np.concatenate(raw), statistics["action"], modes["action"], clip)
+                chunks = dict(zip(acting, np.split(steps, np.cumsum([len(chunk) for chunk in raw])[:-1]), strict=True))
+            result.update({row: (entry, state, chunks.get(row)) for row, state in zip(rows, states, strict=True)})
+        return [result[row] for row in range(len(items))]
+
+    def _raw_sample(self, item: Mapping[str, Any]) -> tuple[str, np.ndarray, np.ndarray | None]:
+        """Robot, state and actions of an item as they will be normalized: checked, actions relative where they are."""
+        name, entry = self._embodiment(item.get("embodiment"))
+        if item.get("state") is None:
+            raise ValueError(f"state: missing for embodiment {name!r}; expected shape ({entry['state_dim']},)")
+        seen = item["state"] if item.get("seen_state") is None else item["seen_state"]  # augmented, in training
+        state = self._checked_vectors(seen, "state", name)
+        if item.get("actions") is None:
+            return name, state, None
+        base = self._delta_base(entry, item["state"])
+        actions = self._checked_vectors(item["actions"], "action", name)
+        return name, state, actions if base is None else actions - base
+
+    def _checked_vectors(self, values: Any, kind: str, name: str) -> np.ndarray:
+        """A state (D_state,) or actions (T, D_action) in float32, raw units."""
         entry = self.embodiments[name]
         array = np.asarray(values, dtype=np.float32)
         ndim = 1 if kind == "state" else 2
@@ -158,11 +200,7 @@ class EmbodimentNormalization:
             raise ValueError(f"{kind}: expected shape {shape} for embodiment {name!r}, got {array.shape}")
         if not np.isfinite(array).all():
             raise ValueError(f"{kind}: expected finite numbers for embodiment {name!r}, got NaN or infinity")
-        if base is not None:
-            array = array - base
-        normalized = normalize(array, entry["statistics"][kind], entry["normalization"][kind]).astype(np.float32)
-        clip = entry.get("clip")
-        return normalized if clip is None else normalized.clip(-clip, clip)
+        return array
 
     def _delta_base(self, entry: Mapping[str, Any], state: Any) -> np.ndarray | None:
         """What the embodiment's delta actions are relative to, (..., D_action); None where all are absolute."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlparse
 from urllib.request import url2pathname
@@ -33,6 +33,37 @@ def checked_image(image: Image, name: str) -> np.ndarray:
             "and scale to 0..255"
         )
     return array
+
+
+def robot_views(images: Any, views: Sequence[str]) -> dict[str, np.ndarray]:
+    """The images of a robot's observation in the model's order of views, uint8 (H, W, 3) each.
+
+    Args:
+        images: View -> image, where None stands for a missing view; or images in the order of `views`.
+        views: The model's views.
+
+    Raises:
+        ValueError: There is no image, an unknown view, or an image of another form.
+    """
+    if images is None:
+        raise ValueError(f"images: missing; expected a dict with views out of {views}")
+    if not isinstance(images, Mapping):
+        images = images if isinstance(images, (list, tuple)) else [images]
+        if len(images) > len(views):
+            raise ValueError(f"images: expected at most {len(views)} views {views}, got {len(images)}")
+        images = dict(zip(views, images, strict=False))
+    unknown = sorted(set(images) - set(views))
+    if unknown:
+        raise ValueError(f"images: unknown views {unknown}; this checkpoint has {views}. Map cameras to views.")
+    present = {view: checked_image(images[view], f"images.{view}") for view in views if images.get(view) is not None}
+    if not present:
+        raise ValueError(f"images: expected at least one of the views {views}, got none")
+    return present
+
+
+def chat_images(images: Sequence[Image] | None) -> dict[str, np.ndarray]:
+    """The images of a multi-modal item by their number, uint8 (H, W, 3) each."""
+    return {str(number): checked_image(image, f"images[{number}]") for number, image in enumerate(images or [])}
 
 
 def rows_of_images(images: Any) -> tuple[list[Any], list[int] | None]:

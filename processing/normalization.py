@@ -15,7 +15,6 @@ import numpy as np
 import torch
 
 MODES = ("mean_std", "quantile", "min_max", "identity")
-QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
 
 # A spread below this share of the dimension's magnitude is float32 rounding of a constant, not motion. Ours.
 CONSTANT_TOLERANCE = 1e-6
@@ -34,7 +33,7 @@ FLOOR_OF_MEDIAN, FLOOR_OF_OFFSET = 0.05, 0.02
 Array = TypeVar("Array", np.ndarray, torch.Tensor)
 
 
-def normalize(x: Array, stats: Mapping[str, Any], mode: str) -> Array:
+def normalize(x: Array, stats: Mapping[str, Any], mode: str, clip: float | None = None) -> Array:
     """Maps raw physical values to the model's range: `(x - offset) / scale` per dimension.
 
     Args:
@@ -43,6 +42,7 @@ def normalize(x: Array, stats: Mapping[str, Any], mode: str) -> Array:
             for `mean_std`, `q01` and `q99` for `quantile`, `min` and `max` for `min_max`. With `floor`, the smallest spread
             of every dimension in its own unit, nothing is divided by less (see `spread_floors`).
         mode: One of `MODES`. `quantile` and `min_max` map their range to [-1, 1] and do not clip what lies outside.
+        clip: Largest absolute value of the result; None clips nothing.
 
     Returns:
         The same kind of array as `x`, (..., D). A dimension that is constant in `stats` is shifted to 0, not blown up.
@@ -50,11 +50,11 @@ def normalize(x: Array, stats: Mapping[str, Any], mode: str) -> Array:
     Raises:
         ValueError: Unknown mode, missing or non-finite statistics, or a last dimension other than D.
     """
-    if _check_mode(mode) == "identity":
-        return x
-    x, offset, scale = _prepare(x, stats, mode)
-    normalized: Array = (x - offset) / scale
-    return normalized
+    normalized: Array = x
+    if _check_mode(mode) != "identity":
+        x, offset, scale = _prepare(x, stats, mode)
+        normalized = (x - offset) / scale
+    return normalized if clip is None else normalized.clip(-clip, clip)
 
 
 def unnormalize(x: Array, stats: Mapping[str, Any], mode: str) -> Array:
@@ -135,62 +135,6 @@ def _unit_floor(unit: str | None, otherwise: float) -> float:
     name = str(unit or "").strip().lower()
     singular = name[:-1] if name.endswith("s") and not name.endswith("/s") else name
     return SPREAD_FLOORS.get(UNIT_NAMES.get(singular, singular), otherwise)
-
-
-class RunningStatistics:
-    """Exact per-dimension statistics of a stream of vectors.
-
-    Every value is kept (4 bytes per float32 value, so 560 MB for ten million 14-dimensional vectors) and each dimension
-    is reduced in float64 at the end: mean, population standard deviation and quantiles are those of all values, not
-    estimates.
-
-    Args:
-        dim: Number of dimensions D.
-    """
-
-    def __init__(self, dim: int):
-        if dim < 1:
-            raise ValueError(f"dim: expected at least 1, got {dim}")
-        self.dim = dim
-        self.count = 0
-        self._chunks: list[np.ndarray] = []
-
-    def update(self, values: np.ndarray) -> None:
-        """Adds vectors (n, D), raw units; they are copied. Raises ValueError on another shape or on NaN/inf."""
-        values = np.asarray(values)
-        if values.ndim != 2 or values.shape[1] != self.dim:
-            raise ValueError(f"statistics: expected an array (n, {self.dim}), got {values.shape}")
-        if values.dtype not in (np.float32, np.float64):
-            values = values.astype(np.float64)
-        finite = np.isfinite(values)
-        if not finite.all():
-            row, column = np.argwhere(~finite)[0].tolist()
-            raise ValueError(
-                f"statistics: value {values[row, column]} in dimension {column} of vector {self.count + row};"
-                " expected finite numbers. Repair or drop the episode that holds it"
-            )
-        if len(values):
-            self._chunks.append(values.copy())
-            self.count += len(values)
-
-    def result(self) -> dict[str, list[float]]:
-        """Returns `mean, std, min, max, q01, q10, q50, q90, q99`, lists of length D, and `count`, a list of length 1.
-
-        Raises:
-            ValueError: Nothing was added.
-        """
-        if not self.count:
-            raise ValueError("statistics: no values were added; expected at least one frame")
-        result: dict[str, list[float]] = {key: [] for key in ("mean", "std", "min", "max", *QUANTILES)}
-        for column in range(self.dim):
-            values = np.concatenate([chunk[:, column] for chunk in self._chunks]).astype(np.float64)
-            result["mean"].append(float(values.mean()))
-            result["std"].append(float(values.std()))
-            result["min"].append(float(values.min()))
-            result["max"].append(float(values.max()))
-            for key, value in zip(QUANTILES, np.quantile(values, list(QUANTILES.values())), strict=True):
-                result[key].append(float(value))
-        return {**result, "count": [self.count]}
 
 
 def _check_mode(mode: str) -> str:

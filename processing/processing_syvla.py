@@ -17,15 +17,8 @@ from transformers.tokenization_utils_base import AddedToken
 from .call_keywords import CallKeywords, SyVLAProcessorKwargs, require_known_at_loading, require_no_misspelled
 from .chat_inputs import ChatInputs
 from .embodiment_normalization import EmbodimentNormalization
-from .image_inputs import Image, checked_image
-from .prompt_format import (
-    CHAT_TEMPLATE,
-    QUERY_TOKEN,
-    answer_labels,
-    checked_messages,
-    require_plain_text,
-    robot_messages,
-)
+from .image_inputs import Image, chat_images, robot_views
+from .prompt_format import CHAT_TEMPLATE, QUERY_TOKEN, answer_labels, item_messages
 
 # Not used here, but by the files above: transformers 5.4 fetches only those files of a checkpoint that its entry file
 # imports itself, not what they import in turn. `test_remote_code` says which line is missing or too many.
@@ -34,7 +27,7 @@ from .normalization import normalize  # noqa: F401  isort: skip
 
 DEFAULT_VIEWS = ("center", "left_wrist", "right_wrist")
 
-# Keys of an item that `collate` reads. Data sets put their own beside them, such as `episode_index`.
+# Keys of an item that `collate` reads. Datasets put their own beside them, such as `episode_index`.
 ITEM_KEYS = frozenset(("messages", "images", "text", "thought", "embodiment", "state", "actions", "action_is_pad"))
 
 
@@ -191,13 +184,12 @@ class SyVLAProcessor(EmbodimentNormalization, ChatInputs):
         pad_to_multiple_of: int | None = None,
         image_keywords: Mapping[str, Any] | None = None,
     ) -> dict[str, torch.Tensor]:
-        rendered = [self._render(item) for item in items]
-        images = [image for _, views in rendered for image in views.values()]
-        vision = self._vlm_images(images, image_keywords or {})
+        texts, images = self._render(items)
+        vision = self._vlm_images([image for views in images for image in views.values()], image_keywords or {})
         grids = iter(vision["image_grid_thw"].tolist() if vision else [])
         limit = self.max_length if max_length is None else min(max_length, self.max_length)
         sequences = []
-        for i, (item, (text, views)) in enumerate(zip(items, rendered, strict=True)):
+        for i, (item, text, views) in enumerate(zip(items, texts, images, strict=True)):
             to_come = 0 if "messages" in item or self.query_token in text else self.num_query_tokens
             sequences.append(self._tokenize(text, [next(grids) for _ in views], i, to_come, limit, bool(truncation)))
         labels = None
@@ -206,7 +198,7 @@ class SyVLAProcessor(EmbodimentNormalization, ChatInputs):
         width = padded_width([len(ids) for ids in sequences], padding, limit, pad_to_multiple_of)
         data: dict[str, torch.Tensor] = {**self._pad(sequences, labels, padding_side, width), **vision}
         if any("messages" not in item for item in items):
-            data.update(self._expert_inputs(items, [views for _, views in rendered]))
+            data.update(self._expert_inputs(items, images))
         return data
 
     def count_tokens(self, item: Mapping[str, Any]) -> int:
@@ -215,7 +207,7 @@ class SyVLAProcessor(EmbodimentNormalization, ChatInputs):
         Raises:
             ValueError: `collate` would refuse the item for something else.
         """
-        text, views = self._render(item)
+        [text], [views] = self._render([item])
         patches = [self.image_processor.get_number_of_image_patches(*image.shape[:2], {}) for image in views.values()]
         text_only = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         tokens: int = len(text_only) + sum(count // self.image_processor.merge_size**2 - 1 for count in patches)
@@ -224,57 +216,44 @@ class SyVLAProcessor(EmbodimentNormalization, ChatInputs):
     def expert_inputs(self, items: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """What the action expert and the value model read of robot items: low-resolution views, states, embodiment ids."""
         observations = [{**item, "actions": None} for item in items]
-        return self._expert_inputs(observations, [self._views(item.get("images")) for item in items])
+        return self._expert_inputs(observations, [robot_views(item.get("images"), self.views) for item in items])
 
     # ------------------------------------------------------------------ parts
 
-    def _render(self, item: Mapping[str, Any]) -> tuple[str, dict[str, Image]]:
-        """Chat text of an item and its images in the order of their placeholders."""
-        require_no_misspelled(item, ITEM_KEYS, "item")
-        if "messages" in item:
-            images = {str(i): checked_image(image, f"images[{i}]") for i, image in enumerate(item.get("images") or [])}
-            messages = checked_messages(item["messages"], self.tokenizer)
-            text = self.apply_chat_template(messages, tokenize=False)
-            if text.count(self.image_token) != len(images):
-                raise ValueError(
-                    f"messages: hold {text.count(self.image_token)} image entries, got {len(images)} images; they must match"
-                )
-            return text, images
-        instruction, thought = item["text"], item.get("thought")
-        views = self._views(item.get("images"))
-        require_plain_text("text", instruction, self.tokenizer)
-        messages = robot_messages(list(views), instruction)
-        if thought is not None:
-            require_plain_text("thought", thought, self.tokenizer)
-            messages.append({"role": "assistant", "content": [{"type": "text", "text": thought.strip()}]})
-        # Past our own `apply_chat_template`, whose checks are for chats from outside; these messages are built here.
-        text = ProcessorMixin.apply_chat_template(
-            self, messages, chat_template=self._template(None), tokenize=False, add_generation_prompt=thought is None
-        )
-        if thought is not None:
-            text = text.rstrip("\n")  # generation ends at the end token, so training does as well
-        if thought is not None or item.get("actions") is not None:
-            text += self.query_token * self.num_query_tokens
-        return text, views
+    def _render(self, items: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[dict[str, Image]]]:
+        """Chat text of every item, and its images in the order of their placeholders."""
+        for item in items:
+            require_no_misspelled(item, ITEM_KEYS, "item")
+        images = [
+            chat_images(item.get("images")) if "messages" in item else robot_views(item.get("images"), self.views)
+            for item in items
+        ]
+        chats = [item_messages(item, list(views), self.tokenizer) for item, views in zip(items, images, strict=True)]
+        texts = [
+            self._chat_text(chat, len(views)) if "messages" in item else self._robot_text(chat, item)
+            for item, chat, views in zip(items, chats, images, strict=True)
+        ]
+        return texts, images
 
-    def _views(self, images: Any) -> dict[str, Image]:
-        """Present views in the model's order."""
-        if images is None:
-            raise ValueError(f"images: missing; expected a dict with views out of {self.views}")
-        if not isinstance(images, Mapping):
-            images = images if isinstance(images, (list, tuple)) else [images]
-            if len(images) > len(self.views):
-                raise ValueError(f"images: expected at most {len(self.views)} views {self.views}, got {len(images)}")
-            images = dict(zip(self.views, images, strict=False))
-        unknown = sorted(set(images) - set(self.views))
-        if unknown:
+    def _chat_text(self, messages: list[dict[str, Any]], num_images: int) -> str:
+        text: str = self.apply_chat_template(messages, tokenize=False)
+        if text.count(self.image_token) != num_images:
             raise ValueError(
-                f"images: unknown views {unknown}; this checkpoint has {self.views}. Map cameras to views."
+                f"messages: hold {text.count(self.image_token)} image entries, got {num_images} images; they must match"
             )
-        present = {v: checked_image(images[v], f"images.{v}") for v in self.views if images.get(v) is not None}
-        if not present:
-            raise ValueError(f"images: expected at least one of the views {self.views}, got none")
-        return present
+        return text
+
+    def _robot_text(self, messages: list[dict[str, Any]], item: Mapping[str, Any]) -> str:
+        has_thought = item.get("thought") is not None
+        # Past our own `apply_chat_template`, whose checks are for chats from outside; these messages are built here.
+        text: str = ProcessorMixin.apply_chat_template(
+            self, messages, tokenize=False, add_generation_prompt=not has_thought
+        )
+        if has_thought:
+            text = text.rstrip("\n")  # generation ends at the end token, so training does as well
+        if has_thought or item.get("actions") is not None:
+            text += self.query_token * self.num_query_tokens
+        return text
 
     def _vlm_images(self, images: list[Image], keywords: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         if not images:
@@ -339,20 +318,16 @@ class SyVLAProcessor(EmbodimentNormalization, ChatInputs):
         if any(item.get("actions") is not None for item in items):
             out["actions"] = torch.zeros(size, self.chunk_size, max_action)
             out["action_mask"] = torch.zeros(size, self.chunk_size, max_action, dtype=torch.bool)
-        for row, item in enumerate(items):
-            if "messages" in item:
-                continue
-            name, entry = self._embodiment(item.get("embodiment"))
+        robots = [row for row, item in enumerate(items) if "messages" not in item]
+        samples = self._normalized_samples([items[row] for row in robots])
+        for row, (entry, state, chunk) in zip(robots, samples, strict=True):
             out["embodiment_ids"][row] = entry["id"]
-            if item.get("state") is None:
-                raise ValueError(f"state: missing for embodiment {name!r}; expected shape ({entry['state_dim']},)")
-            seen = item["state"] if item.get("seen_state") is None else item["seen_state"]  # augmented, in training
-            out["state"][row, : entry["state_dim"]] = torch.from_numpy(self._normalized(seen, "state", name))
+            out["state"][row, : len(state)] = torch.from_numpy(state)
             for view, image in views[row].items():
                 flat.append(image)
                 slots.append((row, self.views.index(view)))
-            if item.get("actions") is not None:
-                self._add_actions(out, row, item, name)
+            if chunk is not None:
+                self._add_actions(out, row, chunk, items[row].get("action_is_pad"))
         pixels = self.expert_image_processor(images=flat, return_tensors="pt", input_data_format="channels_last")
         pixels = pixels["pixel_values"]  # (images, 3, h, w)
         out["expert_pixel_values"] = pixels.new_zeros(size, len(self.views), *pixels.shape[1:])
@@ -361,15 +336,13 @@ class SyVLAProcessor(EmbodimentNormalization, ChatInputs):
         out["expert_view_mask"][rows, columns] = True
         return out
 
-    def _add_actions(self, out: dict[str, torch.Tensor], row: int, item: Mapping[str, Any], name: str) -> None:
-        base = self._delta_base(self.embodiments[name], item["state"])
-        chunk = self._normalized(item["actions"], "action", name, base)
+    def _add_actions(self, out: dict[str, torch.Tensor], row: int, chunk: np.ndarray, is_pad: Any) -> None:
         steps, dims = chunk.shape
         if not 0 < steps <= self.chunk_size:
             raise ValueError(f"actions: expected 1 to chunk_size={self.chunk_size} steps, got {steps}")
         real = np.ones(steps, dtype=bool)
-        if item.get("action_is_pad") is not None:
-            real = ~np.asarray(item["action_is_pad"], dtype=bool)
+        if is_pad is not None:
+            real = ~np.asarray(is_pad, dtype=bool)
             if real.shape != (steps,):
                 raise ValueError(f"action_is_pad: expected shape ({steps},), got {real.shape}")
         out["actions"][row, :steps, :dims] = torch.from_numpy(chunk)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 QUERY_TOKEN = "<|action_query|>"
@@ -48,6 +49,22 @@ def robot_messages(views: list[str], instruction: str) -> list[dict[str, Any]]:
         content.append({"type": "text", "text": "\n"})
     content.append({"type": "text", "text": instruction})
     return [{"role": "user", "content": content}]
+
+
+def item_messages(item: Mapping[str, Any], views: list[str], tokenizer: Any) -> list[dict[str, Any]]:
+    """The chat of an item: its own messages, or a robot's instruction with its views and, where it has one, its thought.
+
+    Raises:
+        ValueError: If a text is no string or holds control tokens.
+    """
+    if "messages" in item:
+        return checked_messages(item["messages"], tokenizer)
+    require_plain_text("text", item["text"], tokenizer)
+    messages = robot_messages(views, item["text"])
+    if item.get("thought") is not None:
+        require_plain_text("thought", item["thought"], tokenizer)
+        messages.append({"role": "assistant", "content": [{"type": "text", "text": item["thought"].strip()}]})
+    return messages
 
 
 def checked_messages(messages: list[dict[str, Any]], tokenizer: Any) -> list[dict[str, Any]]:

@@ -54,15 +54,39 @@ class ImageStore:
             for file in range(len(self._files)):
                 self._columns(file)
 
-    def read(self, file: int, row: int, key: str) -> np.ndarray:
-        """Decodes an image: uint8 (H, W, 3). Raises ValueError that names file, row and camera."""
-        offsets, chunks = self._columns(file)[key]
-        chunk = int(np.searchsorted(offsets, row, side="right")) - 1
-        value = chunks[chunk][row - int(offsets[chunk])]
-        try:
-            return decode_image(value.as_py(), self._sizes[key])
-        except (ValueError, OSError, SyntaxError) as error:
-            raise ValueError(f"{self._root / self._files[file]}: row {row}, {key}: {error}") from error
+    def read(self, file: int, row: int, keys: Sequence[str]) -> list[np.ndarray]:
+        """Decodes the images of some cameras in one row.
+
+        Args:
+            file: Number of the file.
+            row: Row in it.
+            keys: Camera features.
+
+        Returns:
+            uint8 (H, W, 3) for each of `keys`.
+
+        Raises:
+            ValueError: An image is missing, is neither PNG nor JPEG, or has another size than expected; names file, row and
+                camera.
+        """
+        columns, images = self._columns(file), []
+        for key in keys:
+            offsets, chunks = columns[key]
+            chunk = int(np.searchsorted(offsets, row, side="right")) - 1
+            data = chunks[chunk][row - int(offsets[chunk])].as_py()
+            try:
+                if data is None:
+                    raise ValueError("the image is not embedded in the parquet file; convert the dataset so that it is")
+                image = to_rgb(Image.open(io.BytesIO(data), formats=_FORMATS))
+                if (size := (image.height, image.width)) != self._sizes[key]:
+                    raise ValueError(
+                        f"the image is {size[0]} x {size[1]} (height x width), meta/info.json says "
+                        f"{self._sizes[key][0]} x {self._sizes[key][1]}"
+                    )
+                images.append(np.array(image))
+            except (ValueError, OSError, SyntaxError) as error:
+                raise ValueError(f"{self._root / self._files[file]}: row {row}, {key}: {error}") from error
+        return images
 
     def _columns(self, file: int) -> dict[str, tuple[np.ndarray, list[pa.Array]]]:
         if file not in self._arrays:
@@ -102,18 +126,6 @@ class ImageStore:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_arrays": {}}
-
-
-def decode_image(data: bytes | None, size: tuple[int, int]) -> np.ndarray:
-    """Decodes PNG or JPEG to uint8 (H, W, 3) after checking that it has the expected size (height, width)."""
-    if data is None:
-        raise ValueError("the image is not embedded in the parquet file; convert the dataset so that it is")
-    image = to_rgb(Image.open(io.BytesIO(data), formats=_FORMATS))
-    if image.size != (size[1], size[0]):
-        raise ValueError(
-            f"the image is {image.size[1]} x {image.size[0]} (height x width), meta/info.json says {size[0]} x {size[1]}"
-        )
-    return np.array(image)
 
 
 def _read_images(path: Path, keys: list[str], groups: Sequence[int] | None = None) -> pa.Table:

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from syvla.processing.normalization import RunningStatistics
 from syvla.processing.transforms import DEFAULT_VIEWS, camera_line, infer_cameras
 
 from .delta_actions import delta_vectors
@@ -23,6 +22,7 @@ from .lerobot_format import DEFAULT_FEATURES, LANGUAGE_PERSISTENT, DatasetError,
 from .metadata import DatasetMetadata, read_metadata
 from .open_videos import OPEN_VIDEOS
 from .source import locate_dataset
+from .statistics import RunningStatistics
 from .vector_parts import DEFAULT_KEYS, VectorKey, VectorPart, part_names, read_modality, vector_parts
 
 logger = logging.getLogger(__name__)
@@ -155,7 +155,7 @@ class RobotDataset(torch.utils.data.Dataset[dict[str, Any]]):
         last = int(frames.stretches[np.searchsorted(frames.stretches, index, side="right")]) - 1
         thought = int(frames.thought[index])
         return {
-            "images": {view: self.read_image(view, index) for view in self.cameras},
+            "images": self.read_images(index),
             "text": self.tasks[frames.task_index[index]],
             "thought": frames.thoughts[thought] if thought >= 0 else None,
             "embodiment": self.embodiment,
@@ -322,17 +322,37 @@ class RobotDataset(torch.utils.data.Dataset[dict[str, Any]]):
 
     def read_image(self, view: str, index: int) -> np.ndarray:
         """Decodes the image of a view at a frame, uint8 (H, W, 3); ValueError that names the file where it cannot."""
+        return self.read_images(index, [view])[view]
+
+    def read_images(self, index: int, views: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+        """Decodes the images of several views at a frame.
+
+        Args:
+            index: Number of the frame in this dataset.
+            views: Which views; None takes all of `cameras`.
+
+        Returns:
+            View -> uint8 (H, W, 3).
+
+        Raises:
+            ValueError: An image cannot be decoded; names its file.
+        """
+        views = list(self.cameras) if views is None else views
         if self._cache is not None:
-            image: np.ndarray = self._cache[view][index].copy()
-            return image
-        key = self.cameras[view]
-        if view not in self._segments:
-            assert self._images is not None
-            return self._images.read(int(self._frames.file[index]), int(self._frames.row[index]), key)
+            return {view: self._cache[view][index].copy() for view in views}
         frames = self._frames
-        segment = self._segments[view][frames.position[index]]
-        path, time = self.root / segment.path, segment.start + self._time(index)
-        return OPEN_VIDEOS.read(path, self._sizes[key], time, self.tolerance_s)
+        stored = [view for view in views if view not in self._segments]
+        images = {}
+        if stored:
+            assert self._images is not None
+            place = int(frames.file[index]), int(frames.row[index])
+            images = dict(zip(stored, self._images.read(*place, [self.cameras[view] for view in stored]), strict=True))
+        for view in views:
+            if view in self._segments:
+                segment = self._segments[view][frames.position[index]]
+                path, time = self.root / segment.path, segment.start + self._time(index)
+                images[view] = OPEN_VIDEOS.read(path, self._sizes[self.cameras[view]], time, self.tolerance_s)
+        return {view: images[view] for view in views}
 
     def _time(self, index: int) -> float:
         """Seconds since the episode's start; stored in float32, which is too coarse in long episodes."""
@@ -343,8 +363,8 @@ class RobotDataset(torch.utils.data.Dataset[dict[str, Any]]):
     def _decode_all(self) -> dict[str, np.ndarray]:
         cache = {view: np.empty((len(self), *self._sizes[key], 3), np.uint8) for view, key in self.cameras.items()}
         for index in tqdm(range(len(self)), desc="Decoding images", disable=len(self) < 2000, leave=False):
-            for view, images in cache.items():
-                images[index] = self.read_image(view, index)
+            for view, image in self.read_images(index).items():
+                cache[view][index] = image
         return cache
 
 

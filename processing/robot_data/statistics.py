@@ -12,14 +12,69 @@ from typing import Any
 
 import numpy as np
 
-from syvla.processing.normalization import QUANTILES, RunningStatistics
-
 from .lerobot_format import IMAGE_DTYPES
 
+QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
 STATISTICS = ("min", "max", "mean", "std", *QUANTILES)
 
 _LEVELS = np.arange(256) / 255.0
 _LARGE_IMAGE, _TARGET_SIZE = 300, 150  # pixels: LeRobot takes the statistics of larger images at about 150
+
+
+class RunningStatistics:
+    """Exact per-dimension statistics of a stream of vectors.
+
+    Every value is kept (4 bytes per float32 value, so 560 MB for ten million 14-dimensional vectors) and each dimension
+    is reduced in float64 at the end: mean, population standard deviation and quantiles are those of all values, not
+    estimates.
+
+    Args:
+        dim: Number of dimensions D.
+    """
+
+    def __init__(self, dim: int):
+        if dim < 1:
+            raise ValueError(f"dim: expected at least 1, got {dim}")
+        self.dim = dim
+        self.count = 0
+        self._chunks: list[np.ndarray] = []
+
+    def update(self, values: np.ndarray) -> None:
+        """Adds vectors (n, D), raw units; they are copied. Raises ValueError on another shape or on NaN/inf."""
+        values = np.asarray(values)
+        if values.ndim != 2 or values.shape[1] != self.dim:
+            raise ValueError(f"statistics: expected an array (n, {self.dim}), got {values.shape}")
+        if values.dtype not in (np.float32, np.float64):
+            values = values.astype(np.float64)
+        finite = np.isfinite(values)
+        if not finite.all():
+            row, column = np.argwhere(~finite)[0].tolist()
+            raise ValueError(
+                f"statistics: value {values[row, column]} in dimension {column} of vector {self.count + row};"
+                " expected finite numbers. Repair or drop the episode that holds it"
+            )
+        if len(values):
+            self._chunks.append(values.copy())
+            self.count += len(values)
+
+    def result(self) -> dict[str, list[float]]:
+        """Returns `mean, std, min, max, q01, q10, q50, q90, q99`, lists of length D, and `count`, a list of length 1.
+
+        Raises:
+            ValueError: Nothing was added.
+        """
+        if not self.count:
+            raise ValueError("statistics: no values were added; expected at least one frame")
+        result: dict[str, list[float]] = {key: [] for key in ("mean", "std", "min", "max", *QUANTILES)}
+        for column in range(self.dim):
+            values = np.concatenate([chunk[:, column] for chunk in self._chunks]).astype(np.float64)
+            result["mean"].append(float(values.mean()))
+            result["std"].append(float(values.std()))
+            result["min"].append(float(values.min()))
+            result["max"].append(float(values.max()))
+            for key, value in zip(QUANTILES, np.quantile(values, list(QUANTILES.values())), strict=True):
+                result[key].append(float(value))
+        return {**result, "count": [self.count]}
 
 
 def has_statistics(feature: Mapping[str, Any]) -> bool:

@@ -61,7 +61,7 @@ class TrainingData:
 
     def statistics(self) -> dict[str, dict[str, list[float]]] | None:
         """Exact statistics of "state" and "action" over all frames; None where the files do not give them."""
-        from syvla.processing.normalization import RunningStatistics
+        from syvla.processing.robot_data.statistics import RunningStatistics
 
         if self._frames is None or not self._has_state:
             return None

@@ -167,14 +167,15 @@ class EmbodimentNormalization:
         for name, rows in rows_of.items():
             entry = self.embodiments[name]
             statistics, modes, clip = entry["statistics"], entry["normalization"], entry.get("clip")
-            acting = [row for row in rows if samples[row][2] is not None]
-            states = normalize(np.stack([samples[row][1] for row in rows]), statistics["state"], modes["state"], clip)
-            chunks: dict[int, np.ndarray] = {}
-            if acting:
-                raw = [samples[row][2] for row in acting]
-                steps = normalize(np.concatenate(raw), statistics["action"], modes["action"], clip)
-                chunks = dict(zip(acting, np.split(steps, np.cumsum([len(chunk) for chunk in raw])[:-1]), strict=True))
-            result.update({row: (entry, state, chunks.get(row)) for row, state in zip(rows, states, strict=True)})
+            raw_states = np.stack([samples[row][1] for row in rows])
+            raw_chunks = {row: chunk for row in rows if (chunk := samples[row][2]) is not None}
+            raw_steps = np.concatenate([np.empty((0, entry["action_dim"]), np.float32), *raw_chunks.values()])
+            ends = np.cumsum([len(chunk) for chunk in raw_chunks.values()])
+            states = normalize(raw_states, statistics["state"], modes["state"], clip)
+            steps = normalize(raw_steps, statistics["action"], modes["action"], clip)
+            chunks = dict(zip(raw_chunks, np.split(steps, ends[:-1]), strict=False))
+            for row, state in zip(rows, states, strict=True):
+                result[row] = entry, state, chunks.get(row)
         return [result[row] for row in range(len(items))]
 
     def _raw_sample(self, item: Mapping[str, Any]) -> tuple[str, np.ndarray, np.ndarray | None]:

@@ -40,7 +40,8 @@ from syvla.training.rl.advantages import explained_variance, monte_carlo_returns
 from syvla.training.rl.value_fit import write_fit
 from syvla.training.run.arguments import ROBOT_KEYS, dataset_spec
 from syvla.training.run.checkpoints import RESUME_HELP, AtomicCheckpointMixin
-from syvla.training.run.finite_steps import NONFINITE_HELP, FiniteStepsMixin, row_name
+from syvla.training.run.collation import row_name
+from syvla.training.run.finite_steps import NONFINITE_HELP, FiniteStepsMixin
 from syvla.training.run.recipe import parse_recipe
 from syvla.training.run.requirements import require_trackers
 from syvla.training.run.run_settings import OVERWRITE_HELP, settings_of

@@ -28,13 +28,16 @@ class LossMetrics:
         self._ids = torch.tensor(list(self.embodiments.values()), dtype=torch.long)
         self.sums = torch.zeros(2 + _PARTS * (1 + len(self.embodiments) + len(self.sources)))
 
-    def update(self, outputs: Any, is_robot: torch.Tensor, embodiment_ids: Any, source_ids: Any) -> None:
+    def update(self, outputs: Any, is_robot: torch.Tensor, embodiment_ids: Any, source_ids: Any) -> torch.Tensor:
         """Add one batch.
 
         Args:
             outputs: [`SyVLAOutput`].
             is_robot: bool (B,), samples with an action loss.
             embodiment_ids: int64 (B,) or None; source_ids: int64 (B,) or None.
+
+        Returns:
+            bool (B,), samples with a loss that is not finite; the sums leave them out.
         """
         values = torch.zeros(len(is_robot), _PARTS, device=is_robot.device)
         per_sample, lm_sums = outputs.get("action_loss_per_sample"), outputs.get("lm_loss_sums")
@@ -44,8 +47,9 @@ class LossMetrics:
         if lm_sums is not None:
             values[:, 2] = lm_sums.detach().float()
             values[:, 3] = outputs["label_tokens"].float()
-        # Of a step that is skipped; one such sample would hide all others of its robot and dataset.
-        values = torch.where(torch.isfinite(values).all(-1, keepdim=True), values, 0.0)
+        # The step of such a sample is skipped. In the sums it would hide all others of its robot and dataset.
+        finite = torch.isfinite(values).all(-1)
+        values = torch.where(finite[:, None], values, 0.0)
         table = torch.zeros(1 + len(self.embodiments) + len(self.sources), _PARTS, device=values.device)
         table[0] = values.sum(0)
         if embodiment_ids is not None and len(self._ids):
@@ -57,6 +61,7 @@ class LossMetrics:
         if (mask := outputs.get("query_mask")) is not None:
             masked = torch.stack([(~mask).sum(), torch.tensor(mask.numel(), device=mask.device)]).float()
         self.sums = self.sums.to(values.device) + torch.cat([masked, table.flatten()])
+        return ~finite
 
     def report(self, gather: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, float]:
         """Means over all processes since the last report; names without a sample are left out. Starts anew."""
@@ -90,21 +95,6 @@ class LossMetrics:
         """Goes on with sums of a process with the same robots and datasets; others are dropped."""
         if len(sums) == len(self.sums):
             self.sums = torch.tensor(sums)
-
-
-def nonfinite_samples(outputs: Any, is_robot: torch.Tensor) -> torch.Tensor:
-    """Samples whose own loss is not finite, bool (B,).
-
-    Args:
-        outputs: [`SyVLAOutput`].
-        is_robot: bool (B,), samples with an action loss.
-    """
-    found = torch.zeros_like(is_robot)
-    if (per_sample := outputs.get("action_loss_per_sample")) is not None:
-        found[is_robot] = ~torch.isfinite(per_sample.detach())
-    if (lm_sums := outputs.get("lm_loss_sums")) is not None:
-        found |= ~torch.isfinite(lm_sums.detach())
-    return found
 
 
 def source_names(datasets: Sequence[Any]) -> list[str]:

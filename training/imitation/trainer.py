@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from pathlib import Path
@@ -23,7 +23,6 @@ from syvla.processing.mixture import MixtureBatchSampler, MixtureDataset
 from syvla.processing.multimodal.sources import CAUSES
 from syvla.training.hub.model_card import RECIPE_FIELDS, write_model_card
 from syvla.training.hub.push_to_hub import push_checkpoint
-from syvla.training.run.absent_robots import absent_parts, present_embodiments
 from syvla.training.run.adapters import base_model, describe_adapter, is_adapted, save_config
 from syvla.training.run.argument_fields import (
     REFUSED_BY_TRAINER,
@@ -35,12 +34,12 @@ from syvla.training.run.checkpoints import AtomicCheckpointMixin
 from syvla.training.run.collation import TrainingCollator, choose_padding_free
 from syvla.training.run.ema import RAW_FILE, WeightAverage, WeightAverageCallback, load_raw_weights
 from syvla.training.run.finite_steps import FiniteStepsMixin
-from syvla.training.run.global_batch import count_samples, draw_noise_and_time, set_loss_divisors
+from syvla.training.run.global_batch import absent_parts, count_samples, draw_noise_and_time, set_loss_divisors
 from syvla.training.run.requirements import require_one_device, require_processor
 from syvla.training.run.run_settings import settings_of
 from syvla.training.run.schedule import warn_of_endless_warmup
 
-from .loss_metrics import LossMetrics, nonfinite_samples, source_names
+from .loss_metrics import LossMetrics, source_names
 
 
 class SyVLATrainer(FiniteStepsMixin, AtomicCheckpointMixin, Trainer):
@@ -198,11 +197,11 @@ class SyVLATrainer(FiniteStepsMixin, AtomicCheckpointMixin, Trainer):
         self._waited += time.perf_counter() - started
         self._samples += sum(len(batch["input_ids"]) for batch in batches)
         if batches:
-            counts = self.accelerator.gather(count_samples(batches).to(self.args.device)).cpu()
+            own = count_samples(batches, self._config).to(self.args.device)
+            self._counts = counts = self.accelerator.gather(own).cpu()
             set_loss_divisors(batches, counts)
             seed = (self.args.data_seed if self.args.data_seed is not None else self.args.seed, self.state.global_step)
             draw_noise_and_time(batches, counts, self.args.process_index, self._config, seed)
-            self._present = self._gather(present_embodiments(batches, self._config)).any(0).tolist()
         return batches, None
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
@@ -211,7 +210,7 @@ class SyVLATrainer(FiniteStepsMixin, AtomicCheckpointMixin, Trainer):
         By a zero one the optimizer would move it along its old moments, and shrink it by weight decay.
         """
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        for module in absent_parts(self.policy, self._present):
+        for module in absent_parts(self.policy, self._counts):
             for parameter in module.parameters():
                 parameter.grad = None
         return norm
@@ -235,14 +234,17 @@ class SyVLATrainer(FiniteStepsMixin, AtomicCheckpointMixin, Trainer):
         """Loss of a micro-batch, whose parts are also added to the metrics of the next log line."""
         inputs = dict(inputs)
         source_ids, rows = inputs.pop("source_ids", None), inputs.pop("rows", None)
-        outputs = model(**inputs)
+        names = [] if rows is None else self._row_names(source_ids, rows)
         robots = (inputs["input_ids"] == self._config.query_token_id).any(-1)
-        if model.training and rows is not None:
-            names = [f"{self._sources[int(source)]}: {row}" for source, row in zip(source_ids, rows, strict=True)]
-            self.note_rows(names, nonfinite_samples(outputs, robots))
         metrics = self._metrics["train" if model.training else "eval"]
-        metrics.update(outputs, robots, inputs.get("embodiment_ids"), source_ids)
+        outputs = model(**inputs)
+        not_finite = metrics.update(outputs, robots, inputs.get("embodiment_ids"), source_ids)
+        if model.training and names:
+            self.note_rows(names, not_finite)
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+
+    def _row_names(self, source_ids: torch.Tensor, rows: Sequence[str]) -> list[str]:
+        return [f"{self._sources[int(source)]}: {row}" for source, row in zip(source_ids, rows, strict=True)]
 
     def prediction_step(
         self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None

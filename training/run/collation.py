@@ -10,8 +10,6 @@ import torch
 
 from syvla.modeling_syvla.padding_free import padding_free_problem, set_padding_free
 
-from .finite_steps import row_name
-
 logger = logging.getLogger(__name__)
 
 
@@ -42,6 +40,15 @@ class TrainingCollator:
             batch["source_ids"] = torch.tensor([item["source"] for item in items])
             batch["rows"] = [row_name(item) for item in items]
         return batch
+
+
+def row_name(item: Mapping[str, Any]) -> str:
+    """Where a sample comes from, as far as it says: episode and frame, or row."""
+    keys = (("episode_index", "episode"), ("frame_index", "frame"), ("row", "row"), ("index", "row"))
+    parts = {text: item[key] for key, text in keys if item.get(key) is not None}
+    if "episode" in parts:
+        parts.pop("row", None)
+    return ", ".join(f"{text} {value}" for text, value in parts.items())
 
 
 def choose_padding_free(policy: Any, wanted: bool | None, *, length_bucket: int = 1, compiled: bool = False) -> bool:

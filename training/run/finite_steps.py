@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -181,12 +181,3 @@ def _is_finite(norm: Any, device: torch.device) -> torch.Tensor:
     if hasattr(norm, "full_tensor"):
         norm = norm.full_tensor()
     return torch.isfinite(torch.as_tensor(norm, device=device)).all()
-
-
-def row_name(item: Mapping[str, Any]) -> str:
-    """Where a sample comes from, as far as it says: episode and frame, or row."""
-    keys = (("episode_index", "episode"), ("frame_index", "frame"), ("row", "row"), ("index", "row"))
-    parts = {text: item[key] for key, text in keys if item.get(key) is not None}
-    if "episode" in parts:
-        parts.pop("row", None)
-    return ", ".join(f"{text} {value}" for text, value in parts.items())

@@ -8,30 +8,39 @@ run draws the same ones again.
 
 Three functions do it, in this order: `count_samples` before the step's samples are known to other processes,
 `set_loss_divisors` and `draw_noise_and_time` with the counts of all of them. The last two write into the batches, under
-names of `SyVLAModel.forward`'s arguments.
+names of `SyVLAModel.forward`'s arguments. After the backward pass `absent_parts` names what none of the samples used.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from syvla.modeling_syvla.flow_matching import sample_timesteps
 
 
-def count_samples(batches: Sequence[Any]) -> torch.Tensor:
-    """Counts robot samples with actions, and answer tokens, of each micro-batch.
+def count_samples(batches: Sequence[Any], config: Any) -> torch.Tensor:
+    """Counts robot samples with actions, answer tokens, and the samples of each robot, in each micro-batch.
+
+    Args:
+        batches: Micro-batches of this process.
+        config: The model's [`SyVLAConfig`].
 
     Returns:
-        int64 (1, micro-batches, 2); gathered along the first dimension it holds the counts of every process.
+        int64 (1, micro-batches, 2 + E), the robots in the order of `config.embodiments`; gathered along the first dimension
+        it holds the counts of every process.
     """
-    counts = torch.zeros(1, len(batches), 2, dtype=torch.long)
+    ids = [entry["id"] for entry in config.embodiments.values()]
+    counts = torch.zeros(1, len(batches), 2 + len(ids), dtype=torch.long)
     for number, batch in enumerate(batches):
         if batch.get("actions") is not None:
             counts[0, number, 0] = (batch["embodiment_ids"] >= 0).sum()
+            for column, robot in enumerate(ids, start=2):
+                counts[0, number, column] = (batch["embodiment_ids"] == robot).sum()
         if batch.get("labels") is not None:
             counts[0, number, 1] = (batch["labels"][:, 1:] != -100).sum()
     return counts
@@ -45,10 +54,10 @@ def set_loss_divisors(batches: Sequence[Any], counts: torch.Tensor) -> None:
 
     Args:
         batches: Micro-batches of this process.
-        counts: Counts of every process, (processes, micro-batches, 2), from `count_samples`.
+        counts: Counts of every process, (processes, micro-batches, 2 + E), from `count_samples`.
     """
     parts = counts.shape[0] * counts.shape[1]
-    robot_samples, answer_tokens = counts.sum(dim=(0, 1)).clamp(min=1).tolist()  # a step may lack one of them
+    robot_samples, answer_tokens = counts[:, :, :2].sum(dim=(0, 1)).clamp(min=1).tolist()  # a step may lack one of them
     for batch in batches:
         batch["robot_samples"], batch["answer_tokens"] = robot_samples / parts, answer_tokens / parts
 
@@ -62,7 +71,7 @@ def draw_noise_and_time(
 
     Args:
         batches: Micro-batches of this process.
-        counts: Counts of every process, (processes, micro-batches, 2), from `count_samples`.
+        counts: Counts of every process, (processes, micro-batches, 2 + E), from `count_samples`.
         rank: Number of this process.
         config: The model's [`SyVLAConfig`].
         seed: Seed of the run and number of the step.
@@ -85,3 +94,19 @@ def draw_noise_and_time(
             noise[row] = torch.randn(shape, generator=generator)
             timestep[row] = sample_timesteps(1, *time_distribution, torch.device("cpu"), generator)[0]
         batch["noise"], batch["timestep"] = noise.to(device), timestep.to(device)
+
+
+def absent_parts(policy: Any, counts: torch.Tensor) -> Iterator[nn.Module]:
+    """Modules that no sample of the step uses: coders of absent robots; without any robot all that acts.
+
+    Args:
+        policy: The [`SyVLAModel`].
+        counts: Counts of every process, (processes, micro-batches, 2 + E), from `count_samples`.
+    """
+    present = (counts[:, :, 2:] > 0).any(dim=1).any(dim=0).tolist()
+    if not any(present):
+        yield from (policy.expert, policy.adapter)
+        return
+    for name, here in zip(policy.config.embodiments, present, strict=True):
+        if not here:
+            yield policy.expert.embodiments[name]

@@ -9,7 +9,7 @@ from syvla.training.run.global_batch import count_samples, draw_noise_and_time, 
 
 def complete(config, shares, step=3):
     """Completes the batches of a step as their processes would: `shares[process][micro-batch]` are batches."""
-    counts = torch.cat([count_samples(own) for own in shares])
+    counts = torch.cat([count_samples(own, config) for own in shares])
     for rank, own in enumerate(shares):
         set_loss_divisors(own, counts)
         draw_noise_and_time(own, counts, rank, config, (0, step))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import torch
+
 
 def require_read(
     model: str, given: Mapping[str, Any], read: Collection[str] = (), refused: Mapping[str, str] | None = None
@@ -37,13 +39,33 @@ def require_read(
     return kept
 
 
-def wanted_states(policy: Any, hidden_states: bool | None, attentions: bool | None) -> dict[str, bool]:
-    """Arguments of a policy's VLM for what a forward is asked to return.
+def require_no_images(token_types: torch.Tensor) -> None:
+    """Raise ValueError if tokens (B, L) of these types are images', where no image is given."""
+    if count := int((token_types != 0).sum()):
+        raise ValueError(
+            f"image_grid_thw: expected (images, 3), got None; input_ids hold {count} image tokens, so pass pixel_values and "
+            "image_grid_thw as the processor gives them"
+        )
+
+
+def wanted_states(config: Any, hidden_states: Any, attentions: bool | None) -> dict[str, Any]:
+    """Arguments of a VLM for what a forward is asked to return; None: what the configuration says.
+
+    `hidden_states` may also name those to keep, by their places, as the newer transformers take them.
+    """
+    hidden_states = config.output_hidden_states if hidden_states is None else hidden_states
+    attentions = config.output_attentions if attentions is None else attentions
+    wanted = {"output_hidden_states": hidden_states, "output_attentions": attentions}
+    return {name: value for name, value in wanted.items() if value is not None and value is not False}
+
+
+def require_kept(policy: Any, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """The same arguments, once it is clear that the policy's attention keeps what they ask for.
 
     Raises:
         ValueError: If attentions are asked for that are not kept.
     """
-    if attentions:
+    if wanted.get("output_attentions"):
         implementation = policy.vlm.model.language_model.config._attn_implementation
         if implementation != "eager" or policy.padding_free:
             raise ValueError(
@@ -51,8 +73,7 @@ def wanted_states(policy: Any, hidden_states: bool | None, attentions: bool | No
                 f"and padding_free={policy.padding_free}; call set_attn_implementation('eager') and "
                 "set_padding_free(model, False)"
             )
-    wanted = {"output_hidden_states": hidden_states, "output_attentions": attentions}
-    return {name: True for name, value in wanted.items() if value}
+    return dict(wanted)
 
 
 # What a policy's forward finds out itself; other models take it from the caller.

@@ -20,7 +20,7 @@ from .configuration_syvla import SyVLAConfig, require_consistent_design
 from .denoise_loop import denoise, fixed_context, step_times
 from .expert_inputs import ActionTarget, ExpertObservation, action_target, own_action_dims, select_rows
 from .flow_matching import flow_matching_loss, interpolate
-from .forward_arguments import FOUND_OUT_HERE, require_read, wanted_states
+from .forward_arguments import FOUND_OUT_HERE, require_kept, require_no_images, require_read, wanted_states
 from .guided_flow import check_guidance, guided_sample
 from .inference_optimization import InferenceOptimizationMixin
 from .intention_decoupling import find_decoupling_mask, gathered_weights, keep_states
@@ -96,6 +96,7 @@ class SyVLAModel(  # type: ignore[misc]
         **kwargs: Any,
     ) -> Any:
         """As `encode`, with all that the VLM gives. kwargs: `output_hidden_states`, `output_attentions`."""
+        require_read("run_vlm", kwargs, ("output_hidden_states", "output_attentions"))
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         is_query = input_ids == self.config.query_token_id
@@ -117,13 +118,14 @@ class SyVLAModel(  # type: ignore[misc]
             pixel_values=pixel_values,
             image_grid_thw=image_grid_thw,
             use_cache=False,
+            return_dict=True,
             **attention,
             **kwargs,
         )
         if row is not None:
             outputs.last_hidden_state = row.restore(outputs.last_hidden_state)
             if outputs.hidden_states is not None:
-                outputs.hidden_states = tuple(map(row.restore, outputs.hidden_states))
+                outputs.hidden_states = tuple(h if h is None else row.restore(h) for h in outputs.hidden_states)
         return outputs
 
     def _positions(
@@ -136,6 +138,8 @@ class SyVLAModel(  # type: ignore[misc]
         """mRoPE positions (3, B, L) and their offset to plain positions (B, 1); never the module's cached state."""
         if mm_token_type_ids is None:
             mm_token_type_ids = self._token_types(input_ids)
+        if image_grid_thw is None:
+            require_no_images(self._token_types(input_ids))
         positions: tuple[torch.Tensor, torch.Tensor] = self.vlm.model.get_rope_index(
             input_ids,
             mm_token_type_ids=mm_token_type_ids,
@@ -229,7 +233,8 @@ class SyVLAModel(  # type: ignore[misc]
             noise, timestep: Flow noise (B, T, D_action_max) and time (B,); drawn when not given.
             robot_samples, answer_tokens: What the sums of both losses are divided by; None: their numbers in this batch.
                 A trainer that splits a batch passes those of the whole, so that the parts' losses add up to its loss.
-            output_hidden_states, output_attentions: Whether to return those of the language model's layers.
+            output_hidden_states, output_attentions: Whether to return those of the language model's layers; None: what the
+                configuration says.
             kwargs: `return_dict=False` for a tuple.
 
         Returns:
@@ -242,7 +247,7 @@ class SyVLAModel(  # type: ignore[misc]
         require_read(type(self).__name__, kwargs, refused=FOUND_OUT_HERE)
         if input_ids is None:
             raise ValueError("input_ids: SyVLAModel needs the tokens of the prompts, (B, L), got None")
-        wanted = wanted_states(self, output_hidden_states, output_attentions)
+        wanted = require_kept(self, wanted_states(self.config, output_hidden_states, output_attentions))
         encoded = self.run_vlm(input_ids, attention_mask, mm_token_type_ids, pixel_values, image_grid_thw, **wanted)
         hidden = encoded.last_hidden_state
         query_states = self.select_query_states(hidden, input_ids)

@@ -47,10 +47,12 @@ class SyVLAValueOutput(ModelOutput):
     Attributes:
         loss: Mean squared error to `returns`, float32; None without them.
         value: Expected return, float32 (B,).
+        hidden_states: The tokens and every layer's output, each (B, 2 + V * P, D), if asked for; the last one normalized.
     """
 
     loss: torch.Tensor | None = None
     value: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
 
 
 class ValueLayer(GradientCheckpointingLayer):
@@ -109,6 +111,7 @@ class SyVLAValueModel(StrictPreTrainedModel):
         expert_view_mask: torch.Tensor | None = None,
         returns: torch.Tensor | None = None,
         return_loss: bool = True,
+        output_hidden_states: bool | None = None,
         **kwargs: Any,
     ) -> SyVLAValueOutput:
         """Values of a batch of observations.
@@ -120,6 +123,7 @@ class SyVLAValueModel(StrictPreTrainedModel):
             expert_view_mask: bool (B, V); what a missing view holds does not matter. None: all views present.
             returns: Targets, for example Monte-Carlo returns, (B,).
             return_loss: Whether `returns` give a loss. By this name `Trainer` knows that there is one to evaluate.
+            output_hidden_states: Whether to return those of the transformer; None: what the configuration says.
             kwargs: `return_dict=False` for a tuple; and what the policy alone reads of the processor's batch.
 
         Returns:
@@ -130,6 +134,7 @@ class SyVLAValueModel(StrictPreTrainedModel):
             ValueError: If shapes disagree or a robot is unknown.
         """
         require_read(type(self).__name__, {name: x for name, x in kwargs.items() if name not in _OF_THE_POLICY})
+        wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         count = len(expert_pixel_values)
         view_mask = ExpertObservation.checked(
             self.config, count, state, embodiment_ids, expert_pixel_values, expert_view_mask
@@ -145,17 +150,29 @@ class SyVLAValueModel(StrictPreTrainedModel):
         x = torch.cat((value_token, state_token, images.flatten(1, 2)), dim=1)  # (B, 2 + V * P, D)
         seen = view_mask[:, :, None].expand(-1, -1, features.shape[2]).flatten(1)
         mask = F.pad(seen, (2, 0), value=True)[:, None, None, :]
+        states = []
         for layer in self.layers:
+            if wanted:
+                states.append(x)
             x = layer(x, mask)
-        values = self.value_head(self.norm(x[:, 0])).squeeze(-1).float()
+        x = self.norm(x if wanted else x[:, :1])
+        values = self.value_head(x[:, 0]).squeeze(-1).float()
+        hidden_states = (*states, x) if wanted else None
         if returns is None or not return_loss:
-            return SyVLAValueOutput(value=values)
+            return SyVLAValueOutput(value=values, hidden_states=hidden_states)
         if returns.shape != values.shape:
             raise ValueError(f"returns: expected shape {tuple(values.shape)}, got {tuple(returns.shape)}")
         loss = F.mse_loss(values, returns.float())
         if self.training:  # data-parallel training waits for the gradient of every weight, absent robots' as well
             loss = loss + sum(0.0 * p.sum() for p in self.state_encoders.parameters())
-        return SyVLAValueOutput(loss=loss, value=values)
+        return SyVLAValueOutput(loss=loss, value=values, hidden_states=hidden_states)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """What makes tokens of the images, as the image encoders of transformers say it of themselves; no table."""
+        return self.image_proj
+
+    def set_input_embeddings(self, value: Any) -> None:
+        self.image_proj = value
 
     def add_embodiment(self, name: str, state_dim: int, action_dim: int) -> None:
         """Give the model a state encoder for a further robot; all other weights stay as they are."""

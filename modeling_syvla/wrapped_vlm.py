@@ -13,7 +13,7 @@ from torch import nn
 from transformers.generation.logits_process import LogitsProcessorList, SuppressTokensLogitsProcessor
 from transformers.utils import TransformersKwargs
 
-from .forward_arguments import require_read
+from .forward_arguments import require_read, wanted_states
 from .static_thoughts import cache_argument
 
 
@@ -62,8 +62,14 @@ class WrappedVLMMixin:
         Args:
             pixel_values: (patches, values per patch).
             image_grid_thw: (images, 3): patches in time, height and width.
-            kwargs: As the VLM's own method, such as `return_dict`.
+            kwargs: As the VLM's own method: `return_dict`, `output_hidden_states`, `output_attentions` and what else its
+                image encoder reads.
+
+        Raises:
+            TypeError: If an argument is unknown.
         """
+        kwargs = require_read("get_image_features", kwargs, _image_arguments(self.vlm.base_model.visual.__class__))
+        kwargs.setdefault("return_dict", self.config.return_dict)
         return self.vlm.get_image_features(pixel_values, image_grid_thw, **kwargs)
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> Any:
@@ -134,7 +140,8 @@ class ConditionalGenerationMixin(WrappedVLMMixin):
 
         Args:
             input_ids, attention_mask, position_ids, inputs_embeds, use_cache, pixel_values, image_grid_thw, logits_to_keep,
-                output_attentions, output_hidden_states, return_dict: As the VLM's own.
+                output_attentions, output_hidden_states, return_dict: As the VLM's own; None for the last three: what the
+                configuration says.
             past_key_values, cache: Keys and values of earlier tokens; two names of the same argument.
             labels: (B, L), -100 where no text is to be learned.
             mm_token_type_ids: (B, L); None: 1 at image tokens, 0 elsewhere.
@@ -162,9 +169,8 @@ class ConditionalGenerationMixin(WrappedVLMMixin):
             "pixel_values": pixel_values,
             "image_grid_thw": image_grid_thw,
             "mm_token_type_ids": mm_token_type_ids,
-            "output_attentions": output_attentions,
-            "output_hidden_states": output_hidden_states,
-            "return_dict": return_dict,
+            **wanted_states(self.config, output_hidden_states, output_attentions),
+            "return_dict": self.config.return_dict if return_dict is None else return_dict,
         }
         kwargs.update({name: value for name, value in given.items() if value is not None})
         return self.vlm(logits_to_keep=logits_to_keep, **kwargs)
@@ -175,3 +181,11 @@ def _forward_arguments(vlm_class: Any) -> frozenset[str]:
     """Names that the forward of a VLM reads, itself or in the layers that it hands them to."""
     own = inspect.signature(vlm_class.forward).parameters
     return frozenset(own) | frozenset(TransformersKwargs.__annotations__)
+
+
+@lru_cache
+def _image_arguments(encoder_class: Any) -> frozenset[str]:
+    """Names that `get_image_features` of a VLM hands to its image encoder, whose layers read some of them."""
+    own = inspect.signature(encoder_class.forward).parameters
+    states = ("return_dict", "output_hidden_states", "output_attentions")
+    return frozenset(own) - {"self", "hidden_states", "grid_thw", "kwargs"} | frozenset(states)

@@ -272,12 +272,19 @@ class ChatInputs(ProcessorMixin):
         return re.compile(f"(?<!{_MARK}){re.escape(self.image_token)}")
 
     def _get_num_multimodal_tokens(
-        self, image_sizes: Sequence[tuple[int, int]] | None = None, **kwargs: Any
+        self, image_sizes: Sequence[Sequence[int]] | None = None, video_sizes: Any = None, **kwargs: Any
     ) -> MultiModalData:
-        """Tokens and patches of images of sizes (height, width), which inference engines ask for."""
+        """Tokens and patches of images of sizes (height, width), which inference engines ask for.
+
+        Raises:
+            TypeError: If a keyword is unknown.
+            ValueError: If a keyword has no effect, or there are videos.
+        """
+        if video_sizes is not None and len(video_sizes):
+            raise ValueError("video_sizes: SyVLA reads images only; pass single frames as images")
+        _, keywords = CallKeywords(self, kwargs).merged(self)
         if image_sizes is None:
             return MultiModalData()
-        _, keywords = CallKeywords(self, kwargs).merged(self)
         keywords = {name: value for name, value in keywords.items() if value is not None}
         patches = [self.image_processor.get_number_of_image_patches(*size, keywords) for size in image_sizes]
         tokens = [count // self.image_processor.merge_size**2 for count in patches]

@@ -2,9 +2,15 @@
 
 import pytest
 import torch
-from contract_subjects import POLICY, TEXT
+from contract_subjects import POLICY, TEXT, VALUE
 
-from syvla.modeling_syvla import SyVLAConfig, SyVLAForConditionalGeneration, SyVLAModel
+from syvla.modeling_syvla import (
+    SyVLAConfig,
+    SyVLAForConditionalGeneration,
+    SyVLAModel,
+    SyVLAValueConfig,
+    SyVLAValueModel,
+)
 
 
 @torch.no_grad()
@@ -24,6 +30,35 @@ def test_parts_may_have_other_attention_than_the_rest(cls):
     model = cls._from_config(SyVLAConfig.tiny(), attn_implementation=chosen)
     assert model.get_decoder().config._attn_implementation == "eager"
     assert model.vlm.model.visual.config._attn_implementation == "sdpa"
+
+
+SIGLIP = {
+    "model_type": "siglip_vision_model",
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 32,
+    "patch_size": 8,
+    "vision_use_head": False,
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("tower", ["eager", "sdpa"])
+def test_the_value_models_image_encoder_may_have_other_attention_than_the_rest(tower, tmp_path):
+    rest = {"eager": "sdpa", "sdpa": "eager"}[tower]
+    chosen = {"": rest, "vision_config": tower}
+    config = SyVLAValueConfig.tiny(vision_config=SIGLIP)
+    model = SyVLAValueModel._from_config(config, attn_implementation="sdpa").eval()
+    expected = model(**VALUE.batch()).value
+    model.save_pretrained(tmp_path)
+    loaded = SyVLAValueModel.from_pretrained(tmp_path, attn_implementation=chosen)
+    model.set_attn_implementation(chosen)
+    for other in (model, loaded):
+        implementations = other.config._attn_implementation, other.vision_tower.config._attn_implementation
+        assert implementations == (rest, tower)
+        torch.testing.assert_close(other(**VALUE.batch()).value, expected, rtol=1e-4, atol=1e-5)
 
 
 def gradients(model, batch):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from contract_subjects import TEXT, text_batch
+from contract_subjects import QWEN, TEXT, text_batch
 from transformers import TextIteratorStreamer
 
 pytestmark = pytest.mark.applies(lambda subject: subject.can_generate)
@@ -75,6 +75,29 @@ def test_assisted_decoding_gives_the_same_text(subject):
     }
     expected = model.generate(**one, **FREE)
     assert torch.equal(model.generate(**one, **FREE, prompt_lookup_num_tokens=2), expected)
+
+
+@pytest.mark.parametrize("assistant", ["same_weights", "other_weights", "plain_qwen"])
+@pytest.mark.parametrize("images", [True, False], ids=["images", "text"])
+def test_an_assistant_model_changes_no_token_of_greedy_text(subject, assistant, images):
+    inputs = {k: v[:1] for k, v in prompt().items() if k != "pixel_values"}
+    if images:
+        inputs["pixel_values"] = prompt()["pixel_values"][:16]
+    else:
+        inputs = {k: inputs[k][:, 6:] for k in ("input_ids", "attention_mask")}
+    model, draft = (
+        subject.model(),
+        QWEN.model(1) if assistant == "plain_qwen" else subject.model(assistant != "same_weights"),
+    )
+    expected = model.generate(**inputs, **FREE)
+    calls = []
+    vlm_of(subject, draft).register_forward_hook(lambda *_: calls.append(1))
+    forwards = []
+    vlm_of(subject, model).register_forward_hook(lambda *_: forwards.append(1))
+    assert torch.equal(model.generate(**inputs, **FREE, assistant_model=draft), expected)
+    assert calls
+    if assistant == "same_weights" and not images:
+        assert len(forwards) < NEW  # drafts are accepted
 
 
 def test_a_streamer_gets_every_token(subject):

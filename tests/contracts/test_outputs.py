@@ -4,8 +4,9 @@ import inspect
 
 import pytest
 import torch
-from contract_subjects import POLICY, TEXT, VALUE, text_batch
+from contract_subjects import POLICY, QWEN, TEXT, VALUE, text_batch
 from torch.utils import _pytree as pytree
+from transformers.utils import output_capturing
 from transformers.utils.generic import ModelOutput
 
 from syvla.modeling_syvla.padding_free import set_padding_free
@@ -70,10 +71,59 @@ def test_attentions_are_one_per_layer_and_sum_to_one(subject):
         torch.testing.assert_close(attention.sum(-1), torch.ones(attention.shape[:-1]))
 
 
-@pytest.mark.parametrize("name", ["output_hidden_states", "output_attentions"])
-def test_the_value_model_has_no_such_states_and_says_so(name):
-    with pytest.raises(TypeError, match=name):
-        VALUE.model()(**VALUE.batch(), **{name: True})
+@torch.no_grad()
+def test_the_value_is_read_from_the_last_hidden_state_of_the_value_model():
+    model = VALUE.model()
+    output = model(**VALUE.batch(), output_hidden_states=True)
+    assert [tuple(h.shape) for h in output.hidden_states] == [(2, 14, 64)] * 3  # value, state, 3 views of 4; 2 layers
+    torch.testing.assert_close(model.value_head(output.hidden_states[-1][:, 0]).squeeze(-1), output.value)
+    torch.testing.assert_close(output.value, model(**VALUE.batch()).value)
+
+
+def test_the_value_model_keeps_no_attentions_and_says_so():
+    with pytest.raises(TypeError, match="output_attentions"):
+        VALUE.model()(**VALUE.batch(), output_attentions=True)
+
+
+@torch.no_grad()
+@pytest.mark.applies(lambda subject: subject in (TEXT, POLICY, QWEN))
+def test_hidden_states_may_be_chosen_by_their_places(subject):
+    if not hasattr(output_capturing, "selected_hidden_states"):
+        pytest.skip("this transformers returns all hidden states or none")
+    model, batch = subject.model(), subject.batch()
+    every = model(**batch, output_hidden_states=True).hidden_states
+    chosen = model(**batch, output_hidden_states=[0, -1]).hidden_states
+    assert len(chosen) == 3
+    assert chosen[1] is None
+    assert torch.equal(chosen[0], every[0])
+    assert torch.equal(chosen[-1], every[-1])
+
+
+@torch.no_grad()
+@pytest.mark.applies(lambda subject: subject.ours)
+def test_what_the_configuration_says_holds_where_the_call_says_nothing(subject):
+    model, batch = subject.model(), subject.batch()
+    model.config.output_hidden_states = True
+    assert len(model(**batch).hidden_states) == 3
+    assert "hidden_states" not in model(**batch, output_hidden_states=False)
+    model.config.output_hidden_states = False
+    expected = model(**batch)
+    model.config.return_dict = False
+    values = model(**batch)
+    assert type(values) is tuple
+    assert len(values) == len(expected.to_tuple())
+    assert torch.equal(model(**batch, return_dict=True).loss, expected.loss)
+    if subject.has_text:
+        assert type(model.get_image_features(batch["pixel_values"], batch["image_grid_thw"])) is tuple
+
+
+@torch.no_grad()
+def test_attentions_that_the_configuration_asks_for_are_returned():
+    for subject in (TEXT, POLICY):
+        model = subject.model()
+        model.set_attn_implementation("eager")
+        model.config.output_attentions = True
+        assert len(model(**subject.batch()).attentions) == 2
 
 
 def test_an_argument_that_nobody_reads_is_refused(subject):
@@ -149,6 +199,31 @@ def test_image_features_are_the_vlms(subject):
     vlm = getattr(model, "vlm", model)
     expected = vlm.model.visual(batch["pixel_values"], grid_thw=batch["image_grid_thw"], return_dict=True)
     assert torch.equal(torch.cat(tuple(got.pooler_output)), expected.pooler_output)
+
+
+@torch.no_grad()
+@pytest.mark.applies(lambda subject: subject in (TEXT, POLICY, QWEN))
+def test_keywords_of_image_features_reach_the_image_encoder(subject):
+    model, batch = subject.model(), subject.batch()
+    model.set_attn_implementation("eager")
+    images = batch["pixel_values"], batch["image_grid_thw"]
+    asked = {"output_hidden_states": True, "output_attentions": True}
+    expected = getattr(model, "vlm", model).model.visual(images[0], grid_thw=images[1], return_dict=True, **asked)
+    got = model.get_image_features(*images, **asked)
+    assert len(got.hidden_states) == len(expected.hidden_states) > 0
+    assert len(got.attentions) == len(expected.attentions) > 0
+    for ours, theirs in zip(got.hidden_states, expected.hidden_states, strict=True):
+        assert torch.equal(ours, theirs)
+    assert type(model.get_image_features(*images, return_dict=False)) is tuple
+
+
+def test_image_tokens_without_their_images_are_refused_by_name():
+    model, batch = POLICY.model(), POLICY.batch()
+    del batch["image_grid_thw"]
+    with pytest.raises(
+        ValueError, match=r"image_grid_thw: expected \(images, 3\), got None; input_ids hold 8 image tokens"
+    ):
+        model(**batch)
 
 
 @torch.no_grad()

@@ -124,6 +124,28 @@ def test_the_policy_refuses_a_learned_prompt_by_name():
         adapted(**POLICY.batch())
 
 
+@pytest.mark.parametrize("reentrant", [False, True], ids=["not_reentrant", "reentrant"])
+@pytest.mark.applies(lambda subject: subject.ours or subject.can_generate)
+def test_an_adapter_gets_the_same_gradients_under_checkpointing(subject, reentrant):
+    """With frozen embeddings, reentrant checkpointing needs inputs that ask for a gradient."""
+    if reentrant and subject is POLICY:
+        pytest.skip("SyVLAModel refuses reentrant checkpointing by name: Intention Decoupling cannot work with it")
+    targets = LAYERS if subject.has_text else r"layers\.\d+\.self_attn\.(q|k|v|o)_proj"
+    found = []
+    for checkpointed in (False, True):
+        torch.manual_seed(0)
+        adapted = peft.get_peft_model(subject.model(), peft.LoraConfig(r=4, target_modules=targets)).train()
+        disturb(adapted)
+        if checkpointed:
+            adapted.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+            adapted.enable_input_require_grads()
+        adapted(**subject.batch()).loss.backward()
+        found.append({name: p.grad for name, p in adapted.named_parameters() if p.requires_grad})
+    assert found[0]
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, rtol=1e-3, atol=1e-6, msg=name)
+
+
 @torch.no_grad()
 def test_the_value_model_adapted_equals_merged():
     model, batch = VALUE.model(), VALUE.batch()

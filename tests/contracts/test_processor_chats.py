@@ -365,6 +365,32 @@ def test_token_counts_for_inference_engines_are_those_of_qwen(tiny_processor, qw
     assert ours.num_image_patches == grids.prod(-1).tolist()
 
 
+@pytest.mark.parametrize(
+    "keywords",
+    [{"max_pixels": 64 * 64}, {"images_kwargs": {"min_pixels": 96 * 96, "max_pixels": 128 * 128}}, {"padding": True}],
+    ids=["max_pixels", "images_kwargs", "padding"],
+)
+def test_token_counts_follow_the_keywords_of_a_call_as_those_of_qwen(tiny_processor, qwen, keywords):
+    sizes = [[40, 64], [300, 200]]
+    ours, theirs = (p._get_num_multimodal_tokens(image_sizes=sizes, **keywords) for p in (tiny_processor, qwen))
+    assert (ours.num_image_tokens, ours.num_image_patches) == (theirs.num_image_tokens, theirs.num_image_patches)
+    images = [np.zeros((*size, 3), np.uint8) for size in sizes]
+    text = ["<|vision_start|><|image_pad|><|vision_end|>"] * 2
+    ids = tiny_processor(images=images, text=text, **{"padding": True, **keywords})["input_ids"]
+    assert [list(row).count(tiny_processor.image_token_id) for row in ids] == ours.num_image_tokens
+
+
+def test_token_counts_of_nothing_are_those_of_qwen_and_videos_are_refused(tiny_processor, qwen):
+    assert tiny_processor._get_num_multimodal_tokens(video_sizes=[]).num_image_tokens is None
+    for given in ({}, {"image_sizes": []}):
+        ours, theirs = tiny_processor._get_num_multimodal_tokens(**given), qwen._get_num_multimodal_tokens(**given)
+        assert (ours.num_image_tokens, ours.num_image_patches) == (theirs.num_image_tokens, theirs.num_image_patches)
+    with pytest.raises(ValueError, match="video_sizes: SyVLA reads images only"):
+        tiny_processor._get_num_multimodal_tokens(None, [(4, 32, 32)])
+    with pytest.raises(ValueError, match="merge_size"):
+        tiny_processor._get_num_multimodal_tokens([(32, 32)], merge_size=1)
+
+
 def test_model_input_names_are_what_a_chat_gives(tiny_processor):
     batch = tiny_processor.apply_chat_template(CHATS["system"], **READY)
     assert set(batch) == set(tiny_processor.model_input_names)

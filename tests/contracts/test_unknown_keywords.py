@@ -73,6 +73,13 @@ def test_a_misspelled_keyword_is_named(tiny_model, tiny_processor, observation, 
 
 UNKNOWN = {
     "SyVLAModel.forward": lambda m, p, x, d: m(**x, zzz=1),
+    "SyVLAModel.run_vlm": lambda m, p, x, d: m.run_vlm(x["input_ids"], None, None, None, None, zzz=1),
+    "SyVLAModel.get_image_features": lambda m, p, x, d: m.get_image_features(
+        x["pixel_values"], x["image_grid_thw"], zzz=1
+    ),
+    "SyVLAForConditionalGeneration.get_image_features": lambda m, p, x, d: SyVLAForConditionalGeneration(
+        m.config
+    ).get_image_features(x["pixel_values"], x["image_grid_thw"], zzz=1),
     "SyVLAModel.predict_query_states": lambda m, p, x, d: m.predict_query_states(x["input_ids"], zzz=1),
     "SyVLAModel.predict_actions": lambda m, p, x, d: m.predict_actions(**x, zzz=1),
     "SyVLAModel.from_pretrained": lambda m, p, x, d: SyVLAModel.from_pretrained(d, zzz=1),
@@ -89,6 +96,10 @@ UNKNOWN = {
     "build_tiny_processor": lambda m, p, x, d: build_tiny_processor(zzz=1),
     "SyVLAProcessor": lambda m, p, x, d: type(p)(zzz=1),
     "SyVLAProcessor.__call__": lambda m, p, x, d: p(text="go", zzz=1),
+    "SyVLAProcessor._get_num_multimodal_tokens": lambda m, p, x, d: p._get_num_multimodal_tokens([(32, 32)], zzz=1),
+    "SyVLAProcessor.apply_chat_template": lambda m, p, x, d: p.apply_chat_template(
+        [{"role": "user", "content": "go"}], zzz=1
+    ),
     "SyVLAProcessor.collate": lambda m, p, x, d: p.collate([], zzz=1),
     "SyVLAProcessor.set_embodiment": lambda m, p, x, d: p.set_embodiment("new", STATISTICS, zzz=1),
     "SyVLAProcessor.decode_actions": lambda m, p, x, d: p.decode_actions(torch.zeros(8, 2), "arm", zzz=1),

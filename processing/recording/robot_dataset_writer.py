@@ -27,7 +27,7 @@ from syvla.processing.robot_data.arrow_columns import episode_schema, repeat_lan
 from syvla.processing.robot_data.statistics import DatasetStatistics, has_statistics, vector_statistics
 from syvla.processing.robot_data.video import CODEC_NAMES, default_codec, video_info
 
-from .episode_buffer import EpisodeBuffer
+from .episode_buffer import EpisodeBuffer, PreparedEpisode
 from .parquet_files import GrowingTable
 from .setup import CARD, comparable, new_info, read_episode_rows
 
@@ -145,13 +145,39 @@ class RobotDatasetWriter:
             if self._thoughts:
                 self._add_language_column()
                 self._open_files()
+        self._save_or_close(buffer)
+        self._buffer = None
+        return self.num_episodes - 1
+
+    def save_prepared(self, episode: PreparedEpisode) -> int:
+        """Saves an episode that was encoded elsewhere, in this dataset's file system; otherwise like `save_episode`.
+
+        Raises:
+            ValueError: It has no frames, or thoughts that the dataset has no column for.
+        """
+        if self._lock is None or self._buffer is not None:
+            raise RuntimeError(
+                f"{self.root}: the writer is finalized or records an episode of its own; save that first"
+            )
+        if not episode.length or (episode.thoughts and not self._thoughts):
+            raise ValueError(
+                f"{self.root}: expected a prepared episode with frames, and thoughts only with thoughts=True"
+            )
+        self._thoughts = bool(self._thoughts)
+        self._save_or_close(episode)
+        return self.num_episodes - 1
+
+    @property
+    def staging(self) -> Path:
+        """Folder for unfinished files; names that begin with "episode-" are removed when the dataset is opened again."""
+        return self.root / _STAGING
+
+    def _save_or_close(self, episode: EpisodeBuffer | PreparedEpisode) -> None:
         try:
-            self._save(buffer)
+            self._save(episode)
         except BaseException:
             self._release()  # the files on disk are sound, this object's picture of them may not be
             raise
-        self._buffer = None
-        return self.num_episodes - 1
 
     def discard_episode(self) -> None:
         """Drops the frames added since the last saved episode."""
@@ -291,7 +317,7 @@ class RobotDatasetWriter:
 
     # -- saving -------------------------------------------------------------------------------------------------------
 
-    def _save(self, buffer: EpisodeBuffer) -> None:
+    def _save(self, buffer: EpisodeBuffer | PreparedEpisode) -> None:
         episode, length = self.num_episodes, buffer.length
         row = self._save_videos(buffer)
         columns = self._columns(buffer)
@@ -335,7 +361,7 @@ class RobotDatasetWriter:
         path = fmt.render_path(template, video_key=key, chunk_index=position[0], file_index=position[1])
         return position, self.root / path
 
-    def _save_videos(self, buffer: EpisodeBuffer) -> dict[str, Any]:
+    def _save_videos(self, buffer: EpisodeBuffer | PreparedEpisode) -> dict[str, Any]:
         row: dict[str, Any] = {}
         for key, finished in buffer.finish_videos().items():
             position, path = self._next_video(key)
@@ -349,7 +375,7 @@ class RobotDatasetWriter:
                 self._info["features"][key]["info"] = video_info(path, self._codec)
         return row
 
-    def _columns(self, buffer: EpisodeBuffer) -> dict[str, Any]:
+    def _columns(self, buffer: EpisodeBuffer | PreparedEpisode) -> dict[str, Any]:
         length = buffer.length
         for task in buffer.tasks:
             self._tasks.setdefault(task, len(self._tasks))
@@ -373,7 +399,9 @@ class RobotDatasetWriter:
         ]
         return pa.Table.from_arrays(arrays, schema=schema)
 
-    def _episode_statistics(self, buffer: EpisodeBuffer, columns: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    def _episode_statistics(
+        self, buffer: EpisodeBuffer | PreparedEpisode, columns: Mapping[str, Any]
+    ) -> dict[str, dict[str, Any]]:
         return {
             **{key: statistics.result() for key, statistics in buffer.image_statistics.items()},
             **{key: vector_statistics(columns[key]) for key in self._vector_keys},

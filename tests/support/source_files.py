@@ -1,0 +1,101 @@
+"""Small recordings in the published layouts of other formats, with values that tell their episode, step and dimension."""
+
+import io
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+from PIL import Image
+
+
+def numbers(episode: int, length: int, width: int) -> np.ndarray:
+    """float64 (length, width): episode + step / 100 + dimension / 1000."""
+    return episode + np.arange(length)[:, None] / 100 + np.arange(width)[None] / 1000
+
+
+def picture(episode: int, step: int, camera: int, size: tuple[int, int] = (48, 64)) -> np.ndarray:
+    """A frame whose top is brighter than its bottom, whose left is redder than its right."""
+    image = np.zeros((*size, 3), np.uint8)
+    image[..., 1] = 20 + 10 * step + 40 * camera + 5 * episode
+    image[: size[0] // 2, :, 2] = 200
+    image[:, : size[1] // 2, 0] = 220
+    return image
+
+
+def jpeg(image: np.ndarray, **options) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="JPEG", quality=95, subsampling=0, **options)
+    return buffer.getvalue()
+
+
+CAMERAS = ("cam_high", "cam_left_wrist", "cam_right_wrist")
+
+
+def write_aloha(
+    path: Path, episode: int = 0, length: int = 5, compressed: bool = False, size: tuple[int, int] = (48, 64), **changes
+) -> Path:
+    """One episode as ACT's and Cobot Magic's `record_episodes.py` lay it out."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as file:
+        file.attrs["sim"], file.attrs["compress"] = False, compressed
+        observations = file.create_group("observations")
+        for key in ("qpos", "qvel", "effort"):
+            observations.create_dataset(key, data=numbers(episode, length, 14) + 10 * len(key))
+        file.create_dataset("action", data=numbers(episode, length, 14) + 100)
+        file.create_dataset("base_action", data=numbers(episode, length, 2))
+        images = observations.create_group("images")
+        lengths = []
+        for number, camera in enumerate(CAMERAS):
+            count = changes.get(f"{camera}_frames", length)
+            frames = [picture(episode, step, number, size) for step in range(count)]
+            if not compressed:
+                images.create_dataset(camera, data=np.stack(frames), chunks=(1, *size, 3))
+                continue
+            encoded = [jpeg(frame) for frame in frames]
+            longest = max(map(len, encoded)) + 300
+            padded = [np.frombuffer(data.ljust(longest, b"\0"), np.uint8) for data in encoded]
+            images.create_dataset(camera, data=np.stack(padded))
+            lengths.append([len(data) for data in encoded])
+        if compressed:
+            file.create_dataset("compress_len", data=np.array(lengths, np.float32))
+    return path
+
+
+def write_robomind(path: Path, episode: int = 0, length: int = 4) -> Path:
+    """One `trajectory.hdf5` of RoboMIND: `puppet` is the state, `master` the action, JPEGs of their own length."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as file:
+        for number, camera in enumerate(("camera_front", "camera_left_wrist")):
+            dataset = file.create_dataset(
+                f"observations/rgb_images/{camera}", (length,), h5py.vlen_dtype(np.dtype("uint8"))
+            )
+            for step in range(length):
+                dataset[step] = np.frombuffer(jpeg(picture(episode, step, number)[..., ::-1]), np.uint8)
+        file.create_dataset("observations/depth_images/camera_front", (length,), h5py.vlen_dtype(np.dtype("uint8")))
+        for arm in ("left", "right"):
+            file.create_dataset(f"puppet/joint_position_{arm}", data=numbers(episode, length, 7))
+            file.create_dataset(f"master/joint_position_{arm}", data=numbers(episode, length, 7) + 50)
+        file.create_dataset("language_raw", data=[b"stack the bowls"])
+    return path
+
+
+def write_libero(path: Path, lengths: tuple[int, ...] = (4, 3), size: tuple[int, int] = (32, 32)) -> Path:
+    """A file of LIBERO's demonstrations: pictures with the bottom row first, the instruction in `problem_info`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as file:
+        data = file.create_group("data")
+        data.attrs["problem_info"] = json.dumps({"language_instruction": "open the top drawer", "problem_name": "x"})
+        data.attrs["env_args"] = json.dumps({"env_name": "Libero_Kitchen", "env_kwargs": {"control_freq": 20}})
+        for episode, length in enumerate(lengths):
+            demo = data.create_group(f"demo_{episode}")
+            demo.attrs["num_samples"] = length
+            demo.create_dataset("actions", data=numbers(episode, length, 7))
+            demo.create_dataset("states", data=numbers(episode, length, 79))
+            demo.create_dataset("rewards", data=np.zeros(length, np.uint8))
+            for key, width in (("ee_states", 6), ("gripper_states", 2), ("joint_states", 7)):
+                demo.create_dataset(f"obs/{key}", data=numbers(episode, length, width) + len(key))
+            for number, camera in enumerate(("agentview_rgb", "eye_in_hand_rgb")):
+                frames = [picture(episode, step, number, size)[::-1] for step in range(length)]
+                demo.create_dataset(f"obs/{camera}", data=np.stack(frames))
+    return path

@@ -6,6 +6,7 @@ processes together, and reported.
 
 from __future__ import annotations
 
+import copy
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -13,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch.utils.data import Dataset
 
 from .adapters import ADAPTERS, COLUMNS, AdapterContext, MissingSizeError, ResizedSize
@@ -94,6 +96,7 @@ class MultimodalDataset(Dataset[dict[str, Any]]):
         self._context = AdapterContext(ImageFolder(folder, max_pixels), resized_size, _side(path, format, annotations))
         self._check = check
         self.skipped = SkippedRows(self.name, max_skipped_share, skip_log)
+        self._numbers: np.ndarray | None = None  # rows that the dataset consists of; None: all
         self._stream: _Stream | None = None
         if streaming:
             if rows is None or rows < 1:
@@ -128,8 +131,30 @@ class MultimodalDataset(Dataset[dict[str, Any]]):
                 self.skipped.add(error)
                 continue
             self.skipped.add_usable()
-            return {**item, "row": (index + offset) % len(self)}
+            return {**item, "row": self._number((index + offset) % len(self))}
         raise ValueError(f"{self.name}: {tries} rows in a row are unusable: {self.report()}")
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether rows come in the order of a stream, whatever the index."""
+        return self._stream is not None
+
+    def select(self, numbers: np.ndarray) -> MultimodalDataset:
+        """The dataset of the rows with these numbers alone, int64 (n,), which counts its own skipped rows.
+
+        Raises:
+            ValueError: If the rows are a stream.
+        """
+        if self._stream is not None:
+            raise ValueError(f"{self.name}: rows of a stream cannot be chosen by number; read it without streaming")
+        chosen = copy.copy(self)
+        chosen._numbers = np.asarray(numbers, dtype=np.int64) if self._numbers is None else self._numbers[numbers]
+        chosen._length = len(chosen._numbers)
+        chosen.skipped = SkippedRows(self.name, self.skipped.largest_share, self.skipped.log)
+        return chosen
+
+    def _number(self, index: int) -> int:
+        return index if self._numbers is None else int(self._numbers[index])
 
     def begin_at(self, step: int) -> None:
         """For a run that goes on at `step`: a stream is shuffled anew, by this number, so that its first rows are not those
@@ -147,6 +172,7 @@ class MultimodalDataset(Dataset[dict[str, Any]]):
         if self._stream is not None:
             row, index = self._stream.next()
         else:
+            index = self._number(index)
             row = self.rows[index]
         try:
             item = self._adapter(row, self._context)

@@ -54,11 +54,10 @@ def write_model_card(folder: str | Path, config: Any, processor: Any, fields: di
         config: [`SyVLAConfig`].
         processor: [`SyVLAProcessor`].
         fields: JSON values of the run, all optional: `step`, `nonfinite_steps` (skipped ones), `world_size`, `final` (last
-            logged losses), `arguments` (the `RECIPE_FIELDS`), `freeze`, `multimodal_share`, `datasets` (see
-            `syvla.training.hub.run_description`), `base_model`
-            (Hub id), `adapter` (`{"kind", "scope", "rank", "alpha"}`), `evaluations` (summaries of `syvla-eval`),
-            `augmentation` (its fields), `model_name`, `model_id`, `instruction`, `reinforcement_learning` (facts by name),
-            `tags` (further ones).
+            logged losses), `held_out` (last losses on held-out data), `arguments` (the `RECIPE_FIELDS`), `freeze`,
+            `multimodal_share`, `datasets` (see `syvla.training.hub.run_description`), `base_model` (Hub id), `adapter`
+            (`{"kind", "scope", "rank", "alpha"}`), `evaluations` (summaries of `syvla-eval`), `augmentation` (its fields),
+            `model_name`, `model_id`, `instruction`, `reinforcement_learning` (facts by name), `tags` (further ones).
 
     Returns:
         Path of the card.
@@ -88,6 +87,7 @@ def write_model_card(folder: str | Path, config: Any, processor: Any, fields: di
         freeze=fields.get("freeze"),
         augmentation=fields.get("augmentation") or {},
         final=fields.get("final") or {},
+        held_out=fields.get("held_out") or {},
         reinforcement_learning=fields.get("reinforcement_learning") or {},
         recipe={text: arguments[key] for key, text in RECIPE_FIELDS.items() if arguments.get(key) not in _UNSET},
         results=results_table(evaluations),

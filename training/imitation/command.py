@@ -11,12 +11,17 @@ from typing import Any
 
 from syvla.durable_files import write_json
 from syvla.training.run.arguments import DataArguments, ModelArguments, SyVLATrainingArguments
+from syvla.training.run.evaluation_arguments import require_held_out
 from syvla.training.run.recipe import parse_recipe
 from syvla.training.run.requirements import require_autocast
 
-from .datasets import dataset_weights, load_multimodal_data, load_robot_data, validate
+from .datasets import dataset_weights, load_held_out_robot_data, load_multimodal_data, load_robot_data, validate
+from .held_out import HeldOutSamples
 
 logger = logging.getLogger(__name__)
+
+EVALUATION_FILE = "eval_results.json"
+"""Losses on held-out data at the end of a run, in its output folder."""
 
 
 def main(
@@ -56,14 +61,20 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: SyVLATrain
 
     if not model_args.model_path or not data_args.robot_specs:
         raise ValueError("model_path and robot_datasets: both are needed; pass a checkpoint and at least one dataset")
+    require_held_out(args, data_args.holds_out)
+    if not args.do_train:
+        return measure(model_args, data_args, args)
     data_args.require_both_sides()
     set_seed(args.seed)
     model, processor = load_checkpoint(model_args)
     robot = load_robot_data(data_args, model, processor)
-    rank = "" if args.process_index == 0 else f"_{args.process_index}"
-    multimodal = load_multimodal_data(data_args, processor, Path(args.output_dir) / f"skipped_rows{rank}.jsonl")
+    held_out_robot = load_held_out_robot_data(data_args, processor)
+    skip_log = Path(args.output_dir) / f"skipped_rows{_rank(args)}.jsonl"
+    multimodal, held_out_multimodal = load_multimodal_data(data_args, processor, skip_log)
+    held_out = HeldOutSamples(held_out_robot, held_out_multimodal, args.eval_samples)
     if data_args.validate_data:
-        validate(robot, multimodal, model, processor, data_args.validate_images)
+        members = [*robot, *held_out_robot], [*multimodal, *held_out_multimodal]
+        validate(*members, model, processor, data_args.validate_images)
     embodiments = {dataset.embodiment for dataset in robot}
     augmentation = None
     if data_args.augmentation_settings is not None:
@@ -76,6 +87,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: SyVLATrain
         args=args,
         processing_class=processor,
         train_dataset=MixtureDataset(robot, multimodal, augmentation),
+        eval_dataset=held_out if len(held_out) else None,
         multimodal_share=data_args.multimodal_share if multimodal else 0.0,
         robot_weights=dataset_weights(data_args.robot_specs),
         multimodal_weights=dataset_weights(data_args.multimodal_specs),
@@ -91,10 +103,52 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: SyVLATrain
     )
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.save_model(args.output_dir)
+    evaluate_at_end(trainer)
     if trainer.is_world_process_zero():
         write_json(Path(args.output_dir) / "log_history.json", trainer.state.log_history, allow_nan=True)
         print(json.dumps({"checkpoint": str(args.output_dir), "steps": trainer.state.global_step}))
     return trainer
+
+
+def measure(model_args: ModelArguments, data_args: DataArguments, args: SyVLATrainingArguments) -> Any:
+    """Load, validate and measure the loss of a checkpoint on held-out data, without training. Returns the trainer.
+
+    Writes `eval_results.json` into output_dir.
+
+    Raises:
+        ValueError: On any problem with data, model or arguments.
+    """
+    from .trainer import SyVLATrainer
+
+    model, processor = load_checkpoint(model_args)
+    robot = load_robot_data(data_args, model, processor, held_out=True)
+    multimodal = load_multimodal_data(data_args, processor)[1]
+    if data_args.validate_data:
+        validate(robot, multimodal, model, processor, data_args.validate_images)
+    require_autocast(model, args)
+    held_out = HeldOutSamples(robot, multimodal, args.eval_samples)
+    trainer = SyVLATrainer(model=model, args=args, processing_class=processor, eval_dataset=held_out)
+    metrics = trainer.evaluate()
+    if trainer.is_world_process_zero():
+        write_json(Path(args.output_dir) / EVALUATION_FILE, metrics, allow_nan=True)
+        print(json.dumps({"checkpoint": model_args.model_path, **metrics}))
+    return trainer
+
+
+def evaluate_at_end(trainer: Any) -> None:
+    """Measures the trained weights on the held-out data, where there is any, and writes `eval_results.json`."""
+    args, state = trainer.args, trainer.state
+    if trainer.eval_dataset is None or args.do_eval is False:
+        return
+    measured = [entry for entry in state.log_history if "eval_loss" in entry and entry["step"] == state.global_step]
+    metrics = measured[-1] if measured and not args.load_best_model_at_end else trainer.evaluate()
+    if trainer.is_world_process_zero():
+        write_json(Path(args.output_dir) / EVALUATION_FILE, metrics, allow_nan=True)
+    trainer.create_model_card()  # with these losses
+
+
+def _rank(args: SyVLATrainingArguments) -> str:
+    return "" if args.process_index == 0 else f"_{args.process_index}"
 
 
 def load_checkpoint(model_args: ModelArguments) -> tuple[Any, Any]:

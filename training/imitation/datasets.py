@@ -2,45 +2,63 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from syvla.processing.mixture import shuffled_indices
 from syvla.training.run.arguments import DataArguments
+from syvla.training.run.evaluation_arguments import held_out_rows
 
 from .embodiment_agreement import require_agreement
 
+logger = logging.getLogger(__name__)
+
+_HELD_OUT_ROWS = 20_260_609  # seeds their choice; not the run's seed, so that every run holds the same rows out
+
 # Keys of `robot_datasets` that say how data is used; the others are arguments of `RobotDataset`.
-NOT_THE_READERS = ("path", "weight", "normalization", "units", "delta_actions", "accept")
+NOT_THE_READERS = ("path", "weight", "normalization", "units", "delta_actions", "accept", "eval_split")
 
 
-def load_robot_data(data_args: DataArguments, model: Any, processor: Any) -> list[Any]:
-    """Open the datasets and register their embodiments with processor and model.
+def load_robot_data(data_args: DataArguments, model: Any, processor: Any, *, held_out: bool = False) -> list[Any]:
+    """Open what is trained on of each dataset, and register its embodiment with processor and model.
 
-    Statistics: those of the checkpoint stay unless `recompute_statistics`; a new embodiment gets those of all its frames.
+    Statistics: those of the checkpoint stay unless `recompute_statistics`; a new embodiment gets those of all its frames
+    that are trained on.
+
+    Args:
+        data_args: The datasets.
+        model, processor: The checkpoint.
+        held_out: Open what is held out instead, of the datasets that hold anything out, for a run that only measures. Its
+            robots must be known.
 
     Raises:
         ValueError: If datasets cannot be opened, with the problems of all of them, hold values without statistics, or are
             not of the robot that the checkpoint knows by their name (see `compare_embodiment`).
     """
     from syvla.processing.dataset_validation import require_valid
-    from syvla.processing.robot_data.robot_dataset import RobotDataset, pooled_statistics
+    from syvla.processing.robot_data.robot_dataset import pooled_statistics
 
     datasets, problems = [], []
     by_embodiment: dict[str, list[tuple[dict[str, Any], Any]]] = {}
     modes: dict[str, Any] = {}
     deltas: dict[str, list[int] | None] = {}
     for spec in data_args.robot_specs:
-        options = {k: v for k, v in spec.items() if k not in NOT_THE_READERS}
-        name = options.pop("embodiment", None) or _only_embodiment(processor, spec)
-        options.setdefault("cache_images", data_args.cache_images)
-        if data_args.ignore_thoughts:
-            options["thought_source"] = None
-        try:
-            dataset = RobotDataset(
-                spec["path"], embodiment=name, chunk_size=processor.chunk_size, views=processor.views, **options
+        if held_out and spec.get("eval_split") is None:
+            continue
+        name = spec.get("embodiment") or _only_embodiment(processor, spec)
+        if held_out and (name not in processor.embodiments or data_args.recompute_statistics):
+            raise ValueError(
+                f"do_train: false, but {spec['path']} is of {name!r}, which the checkpoint "
+                f"{'was to get new statistics for' if name in processor.embodiments else 'does not know'}; it knows "
+                f"{sorted(processor.embodiments) or 'none'}. Train first, or name one of them"
             )
+        try:
+            dataset = _open_robot_dataset(spec, data_args, processor, name, held_out)
             references = _delta_references(spec, dataset, processor.embodiments.get(name, {}))
         except (ValueError, OSError) as error:
             problems.append(f"{spec['path']}: {error}")
@@ -86,6 +104,56 @@ def load_robot_data(data_args: DataArguments, model: Any, processor: Any) -> lis
     return datasets
 
 
+def load_held_out_robot_data(data_args: DataArguments, processor: Any) -> list[Any]:
+    """Open what is held out of each dataset that holds anything out, after `load_robot_data`.
+
+    Raises:
+        ValueError: If a dataset cannot be opened, or holds values that are not finite.
+    """
+    from syvla.processing.dataset_validation import require_valid
+
+    datasets = []
+    for spec in data_args.robot_specs:
+        if spec.get("eval_split") is None:
+            continue
+        name = spec.get("embodiment") or _only_embodiment(processor, spec)
+        try:
+            datasets.append(_open_robot_dataset(spec, data_args, processor, name, held_out=True))
+        except (ValueError, OSError) as error:
+            raise ValueError(f"robot_datasets: held-out episodes of {spec['path']}: {error}") from error
+        logger.info("%s: held out from training: episodes %s", spec["path"], datasets[-1].episodes)
+    if data_args.validate_data:
+        require_valid(datasets, images="none")
+    return datasets
+
+
+def _open_robot_dataset(
+    spec: dict[str, Any], data_args: DataArguments, processor: Any, name: str, held_out: bool
+) -> Any:
+    """What is trained on of a dataset, or what is held out of it."""
+    from syvla.processing.robot_data.held_out_episodes import split_episodes
+    from syvla.processing.robot_data.metadata import read_metadata
+    from syvla.processing.robot_data.robot_dataset import RobotDataset
+    from syvla.processing.robot_data.source import locate_dataset
+
+    options = {k: v for k, v in spec.items() if k not in (*NOT_THE_READERS, "embodiment")}
+    options.setdefault("cache_images", data_args.cache_images)
+    if data_args.ignore_thoughts:
+        options["thought_source"] = None
+    if (eval_split := spec.get("eval_split")) is not None:
+        metadata = read_metadata(locate_dataset(spec["path"], revision=spec.get("revision"), episodes=()))
+        split = split_episodes(metadata, eval_split, spec.get("episodes"))
+        options["episodes"] = split.held_out if held_out else split.train
+        if not options["episodes"]:
+            raise ValueError(
+                f"eval_split: {eval_split!r} holds out all {len(split.held_out)} episodes and leaves none to train on; hold "
+                "fewer out, record more, or only measure with --do_train false"
+            )
+    return RobotDataset(
+        spec["path"], embodiment=name, chunk_size=processor.chunk_size, views=processor.views, **options
+    )
+
+
 def _delta_references(spec: dict[str, Any], dataset: Any, known: dict[str, Any]) -> list[int] | None:
     """What the dataset's actions are relative to; where its entry does not say, as the checkpoint was trained."""
     if "delta_actions" not in spec:
@@ -114,13 +182,18 @@ def _units(spec: dict[str, Any], dataset: Any) -> dict[str, list[str]]:
     return {f"{kind}_units": list(units[kind]) for kind in ("state", "action")}
 
 
-def load_multimodal_data(data_args: DataArguments, processor: Any, skip_log: str | Path | None = None) -> list[Any]:
+def load_multimodal_data(
+    data_args: DataArguments, processor: Any, skip_log: str | Path | None = None
+) -> tuple[list[Any], list[Any]]:
     """Open the vision-language datasets.
 
     Args:
         data_args: Their entries, and what holds for all of them.
         processor: The checkpoint's processor, which rows have to fit.
         skip_log: File that names the rows which are skipped in training.
+
+    Returns:
+        (what is trained on of each dataset, what is held out of those that hold rows out).
 
     Raises:
         ValueError: If any cannot be opened, with the problems of all of them.
@@ -134,17 +207,34 @@ def load_multimodal_data(data_args: DataArguments, processor: Any, skip_log: str
         "max_skipped_share": data_args.max_skipped_share,
         "skip_log": skip_log,
     }
-    datasets, problems = [], []
+    datasets, held_out, problems = [], [], []
     for spec in data_args.multimodal_specs:
         options = {"max_pixels": data_args.max_pixels, **spec}
-        options = {key: value for key, value in options.items() if key not in ("path", "weight")}
+        options = {key: value for key, value in options.items() if key not in ("path", "weight", "eval_rows")}
         try:
-            datasets.append(MultimodalDataset(spec["path"], **common, **options))
+            dataset = MultimodalDataset(spec["path"], **common, **options)
+            train, measured = _split_rows(dataset, spec, data_args)
+            datasets.append(train)
+            held_out += measured
         except (ValueError, OSError, TypeError) as error:
             problems.append(f"{spec['path']}: {error}")
     if problems:
         raise ValueError("multimodal_datasets: not all of them can be opened:\n" + "\n".join(problems))
-    return datasets
+    return datasets, held_out
+
+
+def _split_rows(dataset: Any, spec: dict[str, Any], data_args: DataArguments) -> tuple[Any, list[Any]]:
+    """Rows to train on, and a list of the held-out ones, which is empty where there are none."""
+    given = spec.get("eval_rows", data_args.multimodal_eval_rows)
+    measures = any(entry.get("eval_split") is not None for entry in data_args.robot_specs)
+    if dataset.is_stream and given is None:
+        return dataset, []
+    count = held_out_rows(given, len(dataset), spec["path"], measures)
+    if not count:
+        return dataset, []
+    held_out = np.sort(shuffled_indices(np.arange(count), len(dataset), (_HELD_OUT_ROWS,)))
+    logger.info("%s: %d of %d rows are held out from training", spec["path"], count, len(dataset))
+    return dataset.select(np.delete(np.arange(len(dataset)), held_out)), [dataset.select(held_out)]
 
 
 def validate(robot: Sequence[Any], multimodal: Sequence[Any], model: Any, processor: Any, images: str = "ends") -> None:

@@ -39,14 +39,7 @@ class LossMetrics:
         Returns:
             bool (B,), samples with a loss that is not finite; the sums leave them out.
         """
-        values = torch.zeros(len(is_robot), _PARTS, device=is_robot.device)
-        per_sample, lm_sums = outputs.get("action_loss_per_sample"), outputs.get("lm_loss_sums")
-        if per_sample is not None:
-            values[is_robot, 0] = per_sample.detach().float()
-            values[is_robot, 1] = 1
-        if lm_sums is not None:
-            values[:, 2] = lm_sums.detach().float()
-            values[:, 3] = outputs["label_tokens"].float()
+        values = sample_losses(outputs, is_robot)
         # The step of such a sample is skipped. In the sums it would hide all others of its robot and dataset.
         finite = torch.isfinite(values).all(-1)
         values = torch.where(finite[:, None], values, 0.0)
@@ -74,17 +67,10 @@ class LossMetrics:
         names += [f"_by_source/{name}" for name in self.sources]
         for number, name in enumerate(names):
             begin = 2 + _PARTS * number
-            action, samples, language, tokens = sums[begin : begin + _PARTS]
-            parts = []
-            for loss, count, weight, prefix in (
-                (action, samples, self.weights[0], "action_loss"),
-                (language, tokens, self.weights[1], "lm_loss"),
-            ):
-                if count:
-                    logs[f"{prefix}{name}"] = loss / count
-                    parts.append(weight * loss / count)
-            if name and parts:
-                logs[f"loss{name}"] = sum(parts)
+            losses = named_losses(name, sums[begin : begin + _PARTS], self.weights)
+            if not name:
+                losses.pop("loss", None)  # the trainer logs it
+            logs.update(losses)
         return {name: round(value, 6) for name, value in logs.items()}
 
     def state_dict(self) -> list[float]:
@@ -95,6 +81,47 @@ class LossMetrics:
         """Goes on with sums of a process with the same robots and datasets; others are dropped."""
         if len(sums) == len(self.sums):
             self.sums = torch.tensor(sums)
+
+
+def sample_losses(outputs: Any, is_robot: torch.Tensor) -> torch.Tensor:
+    """Action loss and its samples (1 or 0), summed language loss and its tokens of each sample, float32 (B, 4).
+
+    Args:
+        outputs: [`SyVLAOutput`].
+        is_robot: bool (B,), samples with an action loss.
+    """
+    values = torch.zeros(len(is_robot), _PARTS, device=is_robot.device)
+    per_sample, lm_sums = outputs.get("action_loss_per_sample"), outputs.get("lm_loss_sums")
+    if per_sample is not None:
+        values[is_robot, 0] = per_sample.detach().float()
+        values[is_robot, 1] = 1
+    if lm_sums is not None:
+        values[:, 2] = lm_sums.detach().float()
+        values[:, 3] = outputs["label_tokens"].float()
+    return values
+
+
+def named_losses(name: str, sums: Sequence[float], weights: tuple[float, float]) -> dict[str, float]:
+    """Means of one group of samples, from its sums in the order of `sample_losses`; parts without a sample are left out.
+
+    Args:
+        name: What follows `loss`, `action_loss` and `lm_loss` in the names.
+        sums: Action loss, its samples, language loss, its tokens.
+        weights: Of both losses in `loss`.
+    """
+    action, samples, language, tokens = sums
+    found: dict[str, float] = {}
+    parts = []
+    for loss, count, weight, prefix in (
+        (action, samples, weights[0], "action_loss"),
+        (language, tokens, weights[1], "lm_loss"),
+    ):
+        if count:
+            found[f"{prefix}{name}"] = loss / count
+            parts.append(weight * loss / count)
+    if parts:
+        found[f"loss{name}"] = sum(parts)
+    return found
 
 
 def source_names(datasets: Sequence[Any]) -> list[str]:

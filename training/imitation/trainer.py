@@ -39,10 +39,12 @@ from syvla.training.run.requirements import require_one_device, require_processo
 from syvla.training.run.run_settings import settings_of
 from syvla.training.run.schedule import warn_of_endless_warmup
 
+from .held_out import HeldOutSamples
+from .held_out_evaluation import HeldOutEvaluationMixin
 from .loss_metrics import LossMetrics, source_names
 
 
-class SyVLATrainer(FiniteStepsMixin, AtomicCheckpointMixin, Trainer):
+class SyVLATrainer(HeldOutEvaluationMixin, FiniteStepsMixin, AtomicCheckpointMixin, Trainer):
     """Trains [`SyVLAModel`] on robot data mixed with multi-modal data.
 
     A step's loss and gradient depend on its samples alone, not on the numbers of processes and micro-batches that share
@@ -56,6 +58,7 @@ class SyVLATrainer(FiniteStepsMixin, AtomicCheckpointMixin, Trainer):
         args: [`SyVLATrainingArguments`].
         processing_class: The [`SyVLAProcessor`]; its `collate` makes the batches and it is saved with every checkpoint.
         train_dataset: A [`MixtureDataset`], or a single dataset of robot items.
+        eval_dataset: Held-out samples, see `HeldOutEvaluationMixin`.
         multimodal_share: Share of multi-modal samples in every batch.
         robot_weights, multimodal_weights: See [`MixtureBatchSampler`].
         card: Further fields of the model card, see `write_model_card`.
@@ -111,7 +114,8 @@ class SyVLATrainer(FiniteStepsMixin, AtomicCheckpointMixin, Trainer):
         )
         self._config = self.policy.config
         self._sources = source_names(getattr(self.train_dataset, "datasets", ()))
-        self._metrics = {"train": self._new_metrics(), "eval": self._new_metrics()}
+        self._metrics = self._new_metrics()
+        self.require_known_metric()
         self._started, self._waited, self._samples = time.perf_counter(), 0.0, 0  # since the last log
         if self.args.ema_decay:
             self._require_whole_weights("ema_decay", "the average")
@@ -236,34 +240,19 @@ class SyVLATrainer(FiniteStepsMixin, AtomicCheckpointMixin, Trainer):
         source_ids, rows = inputs.pop("source_ids", None), inputs.pop("rows", None)
         names = [] if rows is None else self._row_names(source_ids, rows)
         robots = (inputs["input_ids"] == self._config.query_token_id).any(-1)
-        metrics = self._metrics["train" if model.training else "eval"]
         outputs = model(**inputs)
-        not_finite = metrics.update(outputs, robots, inputs.get("embodiment_ids"), source_ids)
-        if model.training and names:
+        not_finite = self._metrics.update(outputs, robots, inputs.get("embodiment_ids"), source_ids)
+        if names:
             self.note_rows(names, not_finite)
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
     def _row_names(self, source_ids: torch.Tensor, rows: Sequence[str]) -> list[str]:
         return [f"{self._sources[int(source)]}: {row}" for source, row in zip(source_ids, rows, strict=True)]
 
-    def prediction_step(
-        self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
-    ) -> tuple[torch.Tensor, None, None]:
-        """Loss only, with the same noise and timesteps at every evaluation so that values can be compared."""
-        inputs = self._prepare_inputs(inputs)
-        devices = [self.args.device] if self.args.device.type == "cuda" else []
-        with torch.no_grad(), torch.random.fork_rng(devices=devices), self.compute_loss_context_manager():
-            torch.manual_seed(self.args.seed)
-            loss = self.compute_loss(model, inputs)
-        return loss.detach().mean(), None, None
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the losses of robots and datasets since the last log, speed and skipped rows, over all processes."""
-        if any(key.startswith("eval_") for key in logs):
-            report = self._metrics["eval"].report(self._gather)
-            logs.update({f"eval_{name}": value for name, value in report.items() if "_by_source/" not in name})
-        elif "loss" in logs:
-            logs.update(self._metrics["train"].report(self._gather))
+        if "loss" in logs:
+            logs.update(self._metrics.report(self._gather))
             logs.update(self._speed())
             logs.update(self._skipped_rows())
         super().log(logs, start_time)
@@ -303,11 +292,6 @@ class SyVLATrainer(FiniteStepsMixin, AtomicCheckpointMixin, Trainer):
     def averaged_weights(self) -> AbstractContextManager[None]:
         """Puts the average of the weights into the model until the `with` block ends; does nothing without `ema_decay`."""
         return nullcontext() if self.average is None else self.average.applied(self.model)
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """As [`Trainer.evaluate`], with the average of the weights, since the average is what is saved."""
-        with self.averaged_weights():
-            return super().evaluate(*args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         with self.averaged_weights():
@@ -357,6 +341,10 @@ class SyVLATrainer(FiniteStepsMixin, AtomicCheckpointMixin, Trainer):
             "freeze": self.card.get("freeze", "none"),
             "adapter": describe_adapter(self.accelerator.unwrap_model(self.model)),
         }
+        if isinstance(self.eval_dataset, HeldOutSamples):
+            held_out = self.eval_dataset.datasets
+            parts = [getattr(dataset, "episodes", None) or len(dataset) for dataset in held_out]
+            data["held_out"] = [list(pair) for pair in zip(source_names(held_out), parts, strict=True)]
         return settings_of(self.args, data)
 
     def prepare_to_continue(self, checkpoint: Path | None) -> None:
@@ -385,7 +373,7 @@ class SyVLATrainer(FiniteStepsMixin, AtomicCheckpointMixin, Trainer):
         return {
             "loss": self._tr_loss.item(),
             "last_logged_step": self._globalstep_last_logged,
-            "metrics": self._metrics["train"].state_dict(),
+            "metrics": self._metrics.state_dict(),
             "nonfinite_steps": self.nonfinite_steps,
             "skipped_rows": {name: dataset.skipped.counts.tolist() for name, dataset in self._counted()},
         }
@@ -394,7 +382,7 @@ class SyVLATrainer(FiniteStepsMixin, AtomicCheckpointMixin, Trainer):
         self._tr_loss += sums["loss"]
         self._globalstep_last_logged = sums["last_logged_step"]
         self.nonfinite_steps = sums.get("nonfinite_steps", 0)
-        self._metrics["train"].load_state_dict(sums["metrics"])
+        self._metrics.load_state_dict(sums["metrics"])
         for name, dataset in self._counted():
             dataset.skipped.restore(sums.get("skipped_rows", {}).get(name, []))
 
@@ -452,12 +440,16 @@ class SyVLATrainer(FiniteStepsMixin, AtomicCheckpointMixin, Trainer):
 
     def _card_fields(self) -> dict[str, Any]:
         losses = [entry for entry in self.state.log_history if "loss" in entry]
-        kept = ("loss", "action_loss", "lm_loss")
+        measured = [entry for entry in self.state.log_history if "eval_loss" in entry]
+        kept = ("loss", "action_loss", "lm_loss", "vlm_loss")
         return {
             "step": self.state.global_step,
             "nonfinite_steps": self.nonfinite_steps,
             "world_size": self.args.world_size,
             "final": {key: losses[-1][key] for key in kept if key in losses[-1]} if losses else {},
+            "held_out": {key: measured[-1][f"eval_{key}"] for key in kept if f"eval_{key}" in measured[-1]}
+            if measured
+            else {},
             "multimodal_share": self.multimodal_share,
             "arguments": {key: value for key, value in self.args.to_dict().items() if key in RECIPE_FIELDS},
             "adapter": describe_adapter(self.accelerator.unwrap_model(self.model)),

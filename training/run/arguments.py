@@ -14,6 +14,15 @@ from syvla.processing.augmentation import STRENGTHS, augmentation_settings
 
 from .adapters import ADAPTERS, SCOPES, TRAINED_MODULES
 from .checkpoints import RESUME_HELP
+from .evaluation_arguments import (
+    DO_EVAL_HELP,
+    DO_TRAIN_HELP,
+    EVAL_ROWS_HELP,
+    EVAL_SAMPLES_HELP,
+    EVAL_SPLIT_HELP,
+    parse_eval_split,
+    settle_evaluation,
+)
 from .finite_steps import NONFINITE_HELP
 from .freezing import FREEZE_PRESETS
 from .requirements import require_trackers
@@ -41,6 +50,7 @@ ROBOT_KEYS = (
     "resample",
     "delta_actions",
     "accept",
+    "eval_split",
 )
 MULTIMODAL_KEYS = (
     "path",
@@ -54,6 +64,7 @@ MULTIMODAL_KEYS = (
     "rows",
     "shuffle_buffer",
     "max_pixels",
+    "eval_rows",
 )
 
 
@@ -133,6 +144,8 @@ class DataArguments:
     multimodal_share: float = field(
         default=0.30, metadata={"help": "Share of multi-modal samples in every batch; 0 without multi-modal data."}
     )
+    eval_split: str | None = field(default=None, metadata={"help": EVAL_SPLIT_HELP})
+    multimodal_eval_rows: int | None = field(default=None, metadata={"help": EVAL_ROWS_HELP})
     max_pixels: int = field(
         default=1280 * 28 * 28,
         metadata={
@@ -194,6 +207,15 @@ class DataArguments:
         self.multimodal_specs = [
             dataset_spec(entry, "multimodal_datasets", MULTIMODAL_KEYS) for entry in self.multimodal_datasets
         ]
+        common = parse_eval_split(self.eval_split)
+        for spec in self.robot_specs:
+            spec["eval_split"] = parse_eval_split(spec.get("eval_split", common))
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether any dataset says that a part of it is not trained on."""
+        rows = [spec.get("eval_rows", self.multimodal_eval_rows) for spec in self.multimodal_specs]
+        return any(rows) or any(spec["eval_split"] is not None for spec in self.robot_specs)
 
     def require_both_sides(self) -> None:
         """Makes sure that the mixture can be made, before anything heavy is loaded.
@@ -259,6 +281,11 @@ class SyVLATrainingArguments(TrainingArguments):
     vlm_eval_max_new_tokens: int = field(
         default=16, metadata={"help": "Longest answer in tokens, so that a model that rambles costs little time."}
     )
+    do_train: bool = field(default=True, metadata={"help": DO_TRAIN_HELP})
+    do_eval: bool | None = field(  # type: ignore[assignment]  # none: not said
+        default=None, metadata={"help": DO_EVAL_HELP}
+    )
+    eval_samples: int = field(default=0, metadata={"help": EVAL_SAMPLES_HELP})
     length_bucket: int = field(
         default=1,
         metadata={"help": "Sequences are padded to a multiple of this many tokens, so that few shapes occur; 1: off."},
@@ -287,6 +314,7 @@ class SyVLATrainingArguments(TrainingArguments):
             raise ValueError(f"max_nonfinite_steps: expected 0 or more, got {self.max_nonfinite_steps}")
         if self.vlm_eval_steps < 0:
             raise ValueError(f"vlm_eval_steps: expected 0 (off) or more, got {self.vlm_eval_steps}")
+        settle_evaluation(self)
         if not getattr(self, "lr_scheduler_kwargs", None):
             require_falling_rate(self)
         if self.lr_scheduler_type == WITH_FINAL_RATE and not getattr(self, "lr_scheduler_kwargs", None):

@@ -209,13 +209,14 @@ class DataArguments:
         ]
         common = parse_eval_split(self.eval_split)
         for spec in self.robot_specs:
-            spec["eval_split"] = parse_eval_split(spec.get("eval_split", common))
+            if common is not None or "eval_split" in spec:
+                spec["eval_split"] = parse_eval_split(spec.get("eval_split", common))
 
     @property
     def holds_out(self) -> bool:
         """Whether any dataset says that a part of it is not trained on."""
         rows = [spec.get("eval_rows", self.multimodal_eval_rows) for spec in self.multimodal_specs]
-        return any(rows) or any(spec["eval_split"] is not None for spec in self.robot_specs)
+        return any(rows) or any(spec.get("eval_split") is not None for spec in self.robot_specs)
 
     def require_both_sides(self) -> None:
         """Makes sure that the mixture can be made, before anything heavy is loaded.

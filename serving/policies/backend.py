@@ -262,13 +262,15 @@ class SyVLABackend:
             state = np.zeros(self.processor.embodiments[name]["state_dim"], np.float32)
             images = dict.fromkeys(self.processor.views, image)
             for thinking in (True, False) if think else (False,):
-                request = ActRequest(images, state, "warm up", 0, name, think=thinking, session="warm up")
+                # A session of its own: its first answer waits for its run of the VLM, so that none goes on after the warm-up.
+                session = f"warm up {thinking}"
+                request = ActRequest(images, state, "warm up", 0, name, think=thinking, session=session)
                 (answer,) = self.answer([request])
+                self.forget(session)
                 if not np.isfinite(answer.actions).all():
                     raise ValueError(
                         f"warm up: expected finite actions for {name!r}, got others; its weights are damaged"
                     )
-        self.forget("warm up")
         self.take_vlm_seconds()  # no client asked for these runs
 
     def close(self) -> None:

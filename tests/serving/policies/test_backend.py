@@ -254,6 +254,23 @@ def test_dual_system_replies_have_the_phases_of_their_vlm_run_and_the_metrics_ea
             assert [observed(phase) for phase in ("think", "queries", "denoise")] == [3, 3, 3]
 
 
+def test_no_run_of_the_vlm_outlives_the_warm_up(checkpoint, monkeypatch):
+    """Else the first client waits for it, and it is counted as the client's."""
+    policy = SyVLABackend.from_pretrained(checkpoint, device="cpu", dual_system=True, background_think=True)
+    plain, ended = policy.policies["golden"].intention, []
+
+    def slow(*arguments, **options):
+        time.sleep(0.2)
+        ended.append(plain(*arguments, **options))
+        return ended[-1]
+
+    monkeypatch.setattr(policy.policies["golden"], "intention", slow)
+    policy.warm_up(think=True)
+    policy.close()  # waits for what still runs
+    assert len(ended) == 2
+    assert policy.take_vlm_seconds() == []
+
+
 def wait_for(condition, seconds: float = 60.0) -> None:
     until = time.monotonic() + seconds
     while not condition():

@@ -1,6 +1,7 @@
 # make demo         record demonstrations, fine-tune the tiny SyVLA on them, measure success before and after
 # make test         tests, then `make lint`
 # make lint         lint, format check, type check
+# make docs         the documentation site, into site/
 # make smoke        what shows within minutes whether a Python works: imports, quick demo, tests of the essentials
 # make test-newest  tests with the newest releases that pyproject.toml admits, in .venv-newest
 # make constraints  the same, and if they pass: constraints/python-X.Y.txt anew
@@ -27,7 +28,7 @@ INSTALLED := $(VENV)/.installed
 PEERS := $(VENV)/.peers
 PYTEST := $(BIN)/python -m pytest -rs -n $(TEST_PROCESSES) --dist worksteal
 
-.PHONY: demo test lint smoke test-newest constraints clean
+.PHONY: demo test lint docs smoke test-newest constraints clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m syvla.training.demo $(DEMO_ARGS)
@@ -40,6 +41,10 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "site/index.html"
 
 smoke: $(INSTALLED)
 	$(BIN)/python -m syvla.training.demo --quick --output $(VENV)/demo

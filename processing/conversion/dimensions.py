@@ -22,7 +22,8 @@ def next_difference(values: np.ndarray) -> np.ndarray:
 
 def next_angle_difference(values: np.ndarray) -> np.ndarray:
     """`next_difference` of angles in radians, within [-pi, pi)."""
-    return (next_difference(values) + np.pi) % (2 * np.pi) - np.pi
+    turned: np.ndarray = (next_difference(values) + np.pi) % (2 * np.pi) - np.pi
+    return turned
 
 
 def closing_events(values: np.ndarray) -> np.ndarray:

@@ -7,10 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from .aloha_hdf5 import AlohaSource
+from .rlds import RldsSource
 from .robomimic import RobomimicSource
 from .source import Source, SourceError
 
-FORMATS: dict[str, Callable[..., Source]] = {"aloha-hdf5": AlohaSource, "robomimic": RobomimicSource}
+FORMATS: dict[str, Callable[..., Source]] = {
+    "aloha-hdf5": AlohaSource,
+    "robomimic": RobomimicSource,
+    "rlds": RldsSource,
+}
 
 
 def open_source(format: str, path: str | Path, options: Mapping[str, Any] | None = None) -> Source:

@@ -63,8 +63,13 @@ class SourceEpisode:
 class Source(Protocol):
     """A folder or file in one format. Travels to worker processes by pickling."""
 
-    format: str
-    root: Path
+    @property
+    def format(self) -> str:
+        """Name of the format."""
+
+    @property
+    def root(self) -> Path:
+        """Folder or file."""
 
     def episodes(self) -> list[EpisodeReference]:
         """All episodes in a fixed order; what cannot be read carries its problem.

@@ -18,7 +18,12 @@ import numpy as np
 
 VIEW, STATE_DIM, SIZE = "center", 4, 32
 UPDATES = 4
-TICKS = (
+TICKS = (  # what threads do by the clock while they wait; how often depends on the machine, not on the journey
+    "BatchingWorker._drop_dead",
+    "PolicyService.watch_sessions",
+    "PolicyService._count_vlm_runs",
+    "SessionTable.expire",
+    "SyVLABackend.take_vlm_seconds",
     "_DrainingServer._drain",
     "_DrainingServer.main_loop",
     "RLScheduler._follow",

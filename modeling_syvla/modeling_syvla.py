@@ -20,13 +20,13 @@ from .configuration_syvla import SyVLAConfig, require_consistent_design
 from .denoise_loop import denoise, fixed_context, step_times
 from .expert_inputs import ActionTarget, ExpertObservation, action_target, own_action_dims, select_rows
 from .flow_matching import flow_matching_loss, interpolate
-from .forward_arguments import FOUND_OUT_HERE, require_kept, require_no_images, require_read, wanted_states
+from .forward_arguments import FOUND_OUT_HERE, require_kept, require_read, wanted_states
 from .guided_flow import check_guidance, guided_sample
 from .inference_optimization import InferenceOptimizationMixin
 from .intention_decoupling import find_decoupling_mask, gathered_weights, keep_states
 from .model_outputs import SyVLAActionOutput, SyVLAOutput
-from .padding_free import FlattenedBatch
 from .pretrained import SyVLAPreTrainedModel
+from .query_reading import QueryReadingMixin
 from .regression_head import RegressionHead, l1_loss
 from .resizing import resize_chunk, resize_queries
 from .thinking import ThinkingMixin
@@ -41,18 +41,18 @@ from .fused_projections import FusedProjections  # noqa: F401  isort: skip
 from .onednn_linear import use_onednn  # noqa: F401  isort: skip
 from .own_fields import OwnModelTypeMixin  # noqa: F401  isort: skip
 from .packed_weights import PackedLinear  # noqa: F401  isort: skip
+from .padding_free import FlattenedBatch  # noqa: F401  isort: skip
 from .static_thoughts import StaticThoughts  # noqa: F401  isort: skip
 from .view_features import encode_views  # noqa: F401  isort: skip
 
 
 # Its config is narrower than the base class says.
 class SyVLAModel(  # type: ignore[misc]
-    ThinkingMixin, InferenceOptimizationMixin, SyVLAPreTrainedModel, GenerationMixin
+    QueryReadingMixin, ThinkingMixin, InferenceOptimizationMixin, SyVLAPreTrainedModel, GenerationMixin
 ):
     """The whole policy: VLM, Feature Query Tokens, adapter and action expert."""
 
     reentrant_checkpointing = False
-    padding_free = False  # see `padding_free.set_padding_free`
 
     def __init__(self, config: SyVLAConfig) -> None:
         super().__init__(config)
@@ -70,112 +70,7 @@ class SyVLAModel(  # type: ignore[misc]
         present = {type(module).__name__ for module in self.modules()}
         self._no_split_modules = [name for name in self._no_split_modules or () if name in present]
 
-    # ------------------------------------------------------------------ VLM
-
-    def encode(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        mm_token_type_ids: torch.Tensor | None = None,
-        pixel_values: torch.Tensor | None = None,
-        image_grid_thw: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Final hidden states of the VLM, (B, L, D_vlm), with the learnable queries in place of their placeholders."""
-        hidden_states: torch.Tensor = self.run_vlm(
-            input_ids, attention_mask, mm_token_type_ids, pixel_values, image_grid_thw
-        ).last_hidden_state
-        return hidden_states
-
-    def run_vlm(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        mm_token_type_ids: torch.Tensor | None,
-        pixel_values: torch.Tensor | None,
-        image_grid_thw: torch.Tensor | None,
-        **kwargs: Any,
-    ) -> Any:
-        """As `encode`, with all that the VLM gives. kwargs: `output_hidden_states`, `output_attentions`."""
-        require_read("run_vlm", kwargs, ("output_hidden_states", "output_attentions"))
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
-        is_query = input_ids == self.config.query_token_id
-        rank = (is_query.cumsum(-1) - 1).clamp(0, self.config.num_query_tokens - 1)
-        positions = self._positions(input_ids, attention_mask, mm_token_type_ids, image_grid_thw)[0]
-        attention: dict[str, Any] = {"attention_mask": attention_mask, "position_ids": positions}
-        row = FlattenedBatch(attention_mask) if self.padding_free and not attention_mask.all() else None
-        if row is not None:
-            input_ids, is_query, rank = (row.flatten(x) for x in (input_ids, is_query, rank))
-            implementation = self.vlm.model.language_model.config._attn_implementation
-            attention = row.attention_arguments(row.flatten(positions), implementation)
-        embeds = self.get_input_embeddings()(input_ids)
-        embeds = torch.where(is_query[..., None], self.action_queries(rank).to(embeds.dtype), embeds)
-        # Qwen3-VL takes either of the two and finds the images by their embedding; Qwen2.5-VL is quicker with both.
-        takes_both = self.config.vlm_config.model_type in ("qwen2_5_vl", "qwen2_vl")
-        outputs = self.vlm.model(
-            input_ids=input_ids if takes_both else None,
-            inputs_embeds=embeds,
-            pixel_values=pixel_values,
-            image_grid_thw=image_grid_thw,
-            use_cache=False,
-            return_dict=True,
-            **attention,
-            **kwargs,
-        )
-        if row is not None:
-            outputs.last_hidden_state = row.restore(outputs.last_hidden_state)
-            if outputs.hidden_states is not None:
-                outputs.hidden_states = tuple(h if h is None else row.restore(h) for h in outputs.hidden_states)
-        return outputs
-
-    def _positions(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        mm_token_type_ids: torch.Tensor | None,
-        image_grid_thw: torch.Tensor | None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """mRoPE positions (3, B, L) and their offset to plain positions (B, 1); never the module's cached state."""
-        if mm_token_type_ids is None:
-            mm_token_type_ids = self._token_types(input_ids)
-        if image_grid_thw is None:
-            require_no_images(self._token_types(input_ids))
-        positions: tuple[torch.Tensor, torch.Tensor] = self.vlm.model.get_rope_index(
-            input_ids,
-            mm_token_type_ids=mm_token_type_ids,
-            image_grid_thw=image_grid_thw,
-            attention_mask=attention_mask,
-        )
-        return positions
-
-    def select_query_states(self, hidden: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
-        """Feature Query States H of the samples that carry query tokens, (R, N, D_vlm)."""
-        is_query = input_ids == self.config.query_token_id
-        counts = is_query.sum(-1)
-        wrong = (counts != 0) & (counts != self.config.num_query_tokens)
-        if wrong.any():
-            row = int(wrong.nonzero()[0])
-            raise ValueError(
-                f"input_ids[{row}]: expected {self.config.num_query_tokens} query tokens (num_query_tokens) or none, got "
-                f"{int(counts[row])}; was the prompt made by a processor with another num_query_tokens?"
-            )
-        return hidden[is_query].view(-1, self.config.num_query_tokens, hidden.shape[-1])
-
-    def condition_states(
-        self, hidden: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """What the expert attends to, for the samples that carry query tokens.
-
-        Returns:
-            (query states (R, N, D_vlm), None), or with `conditioning="all_hidden_states"` (final hidden states of the whole
-            sequence (R, L, D_vlm), bool (R, L), True for real tokens).
-        """
-        query_states = self.select_query_states(hidden, input_ids)
-        if self.config.conditioning == "query_states":
-            return query_states, None
-        rows = (input_ids == self.config.query_token_id).any(-1)
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        return hidden[rows], mask[rows].bool()
+    # ------------------------------------------------------------------ training
 
     def lm_losses(self, hidden: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Cross-entropy on the label tokens only, summed per sample, float32 (B,), and their numbers (B,).
@@ -193,8 +88,6 @@ class SyVLAModel(  # type: ignore[misc]
         """Mean cross-entropy over the label tokens. Scalar, float32."""
         sums, counts = self.lm_losses(hidden, labels)
         return sums.sum() / counts.sum().clamp(min=1)
-
-    # ------------------------------------------------------------------ training
 
     @can_return_tuple
     def forward(
@@ -263,26 +156,22 @@ class SyVLAModel(  # type: ignore[misc]
             observation = ExpertObservation.checked(
                 self.config, len(input_ids), state, embodiment_ids, expert_pixel_values, expert_view_mask
             )
-            rows = (input_ids == self.config.query_token_id).any(-1).nonzero().squeeze(1)  # (R,)
+            rows = (input_ids == self.config.query_token_id).any(-1).nonzero().squeeze(1)  # (R,), the robot samples
+            output.action_loss = torch.zeros((), device=hidden.device)
             if len(rows):
                 states, condition_mask = self.condition_states(hidden, input_ids, attention_mask)
-                output.action_loss_per_sample, output.query_mask = self.action_loss(
-                    states,
-                    observation.select(rows),
-                    actions[rows],
-                    select_rows(action_mask, rows),
-                    select_rows(noise, rows),
-                    select_rows(timestep, rows),
-                    condition_mask,
+                given = [select_rows(values, rows) for values in (actions, action_mask, noise, timestep)]
+                per_sample, output.query_mask = self.action_loss(
+                    states, observation.select(rows), *given, condition_mask
                 )
-                per_sample = output.action_loss_per_sample
+                output.action_loss_per_sample = per_sample
                 output.action_loss = per_sample.sum() / (robot_samples or len(per_sample))
-            else:
-                output.action_loss = torch.zeros((), device=hidden.device)
             losses.append(self.config.action_loss_weight * output.action_loss)
         if losses:
             output.loss = cast("torch.Tensor", sum(losses))  # the 0 of no losses is excluded above
             if self.training:
+                # Distributed training waits for a gradient of every weight. Those that this batch does not use (another
+                # robot's coders, the expert in a batch of chats) get one of 0.
                 acted = output.action_loss_per_sample is not None
                 output.loss = output.loss + zero_of_unused_weights(self, acted, pixel_values is not None)
         return output
@@ -306,16 +195,21 @@ class SyVLAModel(  # type: ignore[misc]
         Returns:
             (loss float32 (R,), mask of kept query states bool (R, N) or None when decoupling is off or in evaluation).
         """
+        # Noise and time are drawn once, for both passes: the mask answers for the very loss that is then minimized.
         target = action_target(self.config, observation.embodiment_ids, actions, action_mask, noise, timestep)
         encoded = self.expert.encode_observation(observation)
         mask = None
         if self.training and self.config.intention_decoupling and torch.is_grad_enabled():
-            # First pass: on detached inputs, so that no weight gets a gradient; with the noise and time of the second.
+            # First pass, only to ask how strongly the loss depends on each query state. Query states and encoded images are
+            # detached: the backward of this pass stops at the probe and runs neither through the VLM nor through the vision
+            # tower, and no weight gets a gradient of it.
             probe = query_states.detach().requires_grad_()
             quantile, scope = self.config.decoupling_quantile, self.config.decoupling_scope
             with gathered_weights(self):
                 loss = self.loss_of_states(probe, encoded.detach(), target, condition_mask)
                 mask = find_decoupling_mask(loss, probe, quantile, scope)  # (R, N)
+            # Second pass, the one that trains: states that the action hardly depends on are zeroed, the others still lead back
+            # into the VLM.
             query_states = keep_states(query_states, mask)
         return self.loss_of_states(query_states, encoded, target, condition_mask), mask
 
@@ -331,6 +225,8 @@ class SyVLAModel(  # type: ignore[misc]
         if target.noise is None or target.timestep is None:
             return l1_loss(self.expert(condition, encoded.observation), target.actions, target.mask)
         context = self.expert.encode_context(encoded, condition, condition_mask)
+        # Time runs from noise (t = 0) to actions (t = 1), so the velocity that is learned is actions - noise and the sampler
+        # adds it. openpi counts time the other way round, with the opposite sign.
         noisy_actions = interpolate(target.noise, target.actions, target.timestep)  # x_t in the paper
         velocity = self.expert.predict_velocity(noisy_actions, target.timestep, context, target.attended)
         return flow_matching_loss(velocity, target.noise, target.actions, target.mask)

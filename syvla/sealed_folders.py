@@ -55,10 +55,14 @@ def folder_problems(folder: Path, seal: str) -> list[str]:
         return [f"{seal} is missing, which is written last: saving was interrupted, or another program wrote it"]
     try:
         files = json.loads((folder / seal).read_text(encoding="utf-8"))["files"]
-        found = [_file_problem(folder, name, *_size_and_hash(entry)) for name, entry in files.items()]
+        listed = {name: _size_and_hash(entry) for name, entry in files.items()}
+        problems = {name: _size_problem(folder, name, size) for name, (size, _) in listed.items()}
+        for name, (_, digest) in listed.items():
+            if digest is not None and problems[name] is None and (found := sha256_of(folder / name)) != digest:
+                problems[name] = f"{name}: SHA-256 {found[:12]}..., expected {digest[:12]}...: its contents changed"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return [f"{seal} cannot be read ({type(error).__name__}: {error})"]
-    return [problem for problem in found if problem is not None]
+    return [problem for problem in problems.values() if problem is not None]
 
 
 def publish_folder(folder: Path, target: Path) -> None:
@@ -98,7 +102,7 @@ def _size_and_hash(entry: Any) -> tuple[int, str | None]:
     return size, digest
 
 
-def _file_problem(folder: Path, name: str, size: int, digest: str | None) -> str | None:
+def _size_problem(folder: Path, name: str, size: int) -> str | None:
     path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()):
         return f"{name}: lies outside of the folder"
@@ -106,6 +110,4 @@ def _file_problem(folder: Path, name: str, size: int, digest: str | None) -> str
         return f"{name}: missing, expected {size} bytes"
     if (found := path.stat().st_size) != size:
         return f"{name}: {found} bytes, expected {size} bytes"
-    if digest is not None and (hashed := sha256_of(path)) != digest:
-        return f"{name}: SHA-256 {hashed[:12]}..., expected {digest[:12]}...: its contents changed"
     return None

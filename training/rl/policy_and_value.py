@@ -29,12 +29,13 @@ class PolicyAndValue(nn.Module):
         super().__init__()
         self.policy, self.value_model = policy, value_model
         disable_dropout(self)
+        self._base = (base_model(policy),)  # in a tuple, so that it does not become a submodule a second time
         self._unused = self._weights_without_gradient()
 
     @property
     def base_policy(self) -> Any:
         """The [`SyVLAModel`] without its adapter."""
-        return base_model(self.policy)
+        return self._base[0]
 
     def forward(
         self,

@@ -25,7 +25,8 @@ def test_every_public_name_is_documented(package):
     page = (DOCS / "api" / f"{PACKAGES[package]}.md").read_text(encoding="utf-8")
     documented = re.findall(r"^::: (\S+)$", page, re.MULTILINE)
     public = set(importlib.import_module(f"syvla.{package}").__all__)
-    assert {name.rpartition(".")[2] for name in documented} == public
+    found = {name.rpartition(".")[2] for name in documented}
+    assert found == public, f"docs/api/{PACKAGES[package]}.md needs one line '::: module.Name' for each public name"
 
 
 def test_figures_are_those_of_the_benchmarks():

@@ -12,12 +12,14 @@ from .source import SourceError
 
 def next_value(values: np.ndarray) -> np.ndarray:
     """The value of the following frame; the last frame has none and repeats its own (it is dropped)."""
-    return np.concatenate([values[1:], values[-1:]])
+    following: np.ndarray = np.concatenate([values[1:], values[-1:]])
+    return following
 
 
 def next_difference(values: np.ndarray) -> np.ndarray:
     """What the value changes by until the following frame; 0 at the last one (it is dropped)."""
-    return next_value(values) - values
+    difference: np.ndarray = next_value(values) - values
+    return difference
 
 
 def next_angle_difference(values: np.ndarray) -> np.ndarray:

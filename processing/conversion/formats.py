@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .aloha_hdf5 import AlohaSource
+from .rh20t import Rh20tSource
 from .rlds import RldsSource
 from .robomimic import RobomimicSource
 from .source import Source, SourceError
@@ -15,6 +16,7 @@ FORMATS: dict[str, Callable[..., Source]] = {
     "aloha-hdf5": AlohaSource,
     "robomimic": RobomimicSource,
     "rlds": RldsSource,
+    "rh20t": Rh20tSource,
 }
 
 

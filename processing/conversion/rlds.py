@@ -93,15 +93,15 @@ class RldsSource:
             if totals[split] > 1_000_000:
                 raise SourceError(f"{folder}: split {split} of {totals[split]} files; the names are wrong")
             for number in range(totals[split]):
-                path = files.get(number)
-                if path is None:
+                shard = files.get(number)
+                if shard is None:
                     name = f"{split}, file {number} of {totals[split]}"
                     found.append(
                         EpisodeReference(name, folder, problem="the file is missing; the download is incomplete")
                     )
                     continue
                 expected = lengths.get(split, [])
-                found += _episodes_of(path, expected[number] if number < len(expected) else None)
+                found += _episodes_of(shard, expected[number] if number < len(expected) else None)
         return found
 
     @contextmanager

@@ -99,3 +99,44 @@ def write_libero(path: Path, lengths: tuple[int, ...] = (4, 3), size: tuple[int,
                 frames = [picture(episode, step, number, size)[::-1] for step in range(length)]
                 demo.create_dataset(f"obs/{camera}", data=np.stack(frames))
     return path
+
+
+RH20T_CAMERAS = ("cam_038522062288", "cam_045322071843")
+
+
+def write_rh20t(
+    root: Path, number: int = 0, length: int = 8, configuration: int = 3, start: int = 1_700_000_000_000, **changes
+) -> Path:
+    """A scene of RH20T: two cameras with clocks of their own, and the dictionaries that its authors save with numpy."""
+    from syvla.processing.robot_data.video import VideoWriter
+
+    folder = root / f"task_0001_user_0002_scene_{number:04d}_cfg_{configuration:04d}"
+    tcp, joint, gripper, force = {}, {}, {}, {}
+    for camera, name in enumerate(RH20T_CAMERAS):
+        (folder / name).mkdir(parents=True)
+        times = [start + 100 * step + 7 * camera for step in range(length)]
+        np.save(folder / name / "timestamps.npy", {"color": times, "depth": times})
+        with_frames = changes.get(f"{name}_frames", length)
+        writer = VideoWriter(folder / name / "color.mp4", 10, 48, 64, "h264")
+        for step in range(with_frames):
+            writer.write(picture(number, step, camera))
+        writer.close()
+        serial = name.removeprefix("cam_")
+        values = [number + step / 100 for step in range(length)]
+        tcp[serial] = [
+            {"timestamp": t, "tcp": np.array([v, 2 * v, 3 * v, 1.0, 0, 0, 0]), "robot_ft": np.zeros(6)}
+            for t, v in zip(times, values, strict=True)
+        ]
+        joint[serial] = {t: np.arange(6) + v for t, v in zip(times, values, strict=True)}
+        gripper[serial] = {
+            t: {"gripper_command": [10 * v, 1, 2], "gripper_info": np.array([5 * v, 0.0])}
+            for t, v in zip(times, values, strict=True)
+        }
+        force[serial] = [{"timestamp": t, "raw": np.ones(6), "zeroed": np.full(6, 0.5)} for t in times]
+    (folder / "transformed").mkdir()
+    for name, content in (("tcp_base", tcp), ("joint", joint), ("gripper", gripper), ("force_torque_base", force)):
+        np.save(folder / "transformed" / f"{name}.npy", content)
+    (root / "task_description.json").write_text(
+        json.dumps({"task_0001": {"task_description_english": "Press the button"}})
+    )
+    return folder

@@ -21,7 +21,7 @@ from syvla.training.imitation import command as imitation
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `syvla-finetune`. Returns the exit status; bad input is printed as one error."""
-    return imitation.main(argv)
+    return imitation.main(argv, about=__doc__)
 
 
 if __name__ == "__main__":

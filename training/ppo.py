@@ -223,7 +223,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `syvla-ppo`. Returns the exit status; bad input is printed as one error."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     try:
-        model_args, data_args, args = parse_recipe((ModelArguments, RLDataArguments, SyVLAPPOConfig), argv)
+        model_args, data_args, args = parse_recipe((ModelArguments, RLDataArguments, SyVLAPPOConfig), argv, __doc__)
         trainer = train(model_args, data_args, args)
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)

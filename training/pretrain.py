@@ -23,7 +23,7 @@ from syvla.training.run.arguments import PretrainingDataArguments, SyVLAPretrain
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `syvla-pretrain`. Returns the exit status; bad input is printed as one error."""
-    return imitation.main(argv, PretrainingDataArguments, SyVLAPretrainingArguments)
+    return imitation.main(argv, PretrainingDataArguments, SyVLAPretrainingArguments, __doc__)
 
 
 if __name__ == "__main__":

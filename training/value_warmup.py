@@ -334,7 +334,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `syvla-value-warmup`. Returns the exit status; bad input is printed as one error."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     try:
-        value_args, args = parse_recipe((ValueArguments, ValueTrainingArguments), argv)
+        value_args, args = parse_recipe((ValueArguments, ValueTrainingArguments), argv, __doc__)
         trainer = warm_up(value_args, args)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

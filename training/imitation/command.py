@@ -28,16 +28,18 @@ def main(
     argv: Sequence[str] | None = None,
     data_type: type[DataArguments] = DataArguments,
     training_type: type[SyVLATrainingArguments] = SyVLATrainingArguments,
+    about: str | None = None,
 ) -> int:
     """Parse recipe and command line, and train. Returns the exit status; bad input is printed as one error.
 
     Args:
         argv: Command line; None: `sys.argv`.
         data_type, training_type: Arguments with the defaults of the stage.
+        about: Docstring of the command, for `--help`.
     """
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     try:
-        model_args, data_args, args = parse_recipe((ModelArguments, data_type, training_type), argv)
+        model_args, data_args, args = parse_recipe((ModelArguments, data_type, training_type), argv, about)
         train(model_args, data_args, args)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from .command_help import short_help
 
 if TYPE_CHECKING:
     from transformers import HfArgumentParser
 
 
 def parse_recipe(
-    dataclass_types: Sequence[type], argv: Sequence[str] | None = None, **parser_kwargs: Any
+    dataclass_types: Sequence[type], argv: Sequence[str] | None = None, about: str | None = None, **parser_kwargs: Any
 ) -> tuple[Any, ...]:
     """Parse `--config recipe.yaml --field value ...` into instances of `dataclass_types`.
 
     Args:
         dataclass_types: Dataclasses whose fields are the options.
         argv: Command line; None: `sys.argv`.
+        about: Docstring of the command, for `--help`; see `command_help.short_help`.
 
     Raises:
         ValueError: If the recipe has a key that is no field; the message lists it with the closest field.
     """
-    parser, rest = recipe_parser(dataclass_types, argv, **parser_kwargs)
+    parser, rest = recipe_parser(dataclass_types, argv, about, **parser_kwargs)
     *parsed, unknown = parser.parse_args_into_dataclasses(args=rest, return_remaining_strings=True)
     if unknown:
         parser.error(f"unknown arguments: {' '.join(unknown)}")
@@ -32,9 +36,11 @@ def parse_recipe(
 
 
 def recipe_parser(
-    dataclass_types: Sequence[type], argv: Sequence[str] | None = None, **parser_kwargs: Any
+    dataclass_types: Sequence[type], argv: Sequence[str] | None = None, about: str | None = None, **parser_kwargs: Any
 ) -> tuple[HfArgumentParser, list[str]]:
     """The parser of a command line, with the recipe's values as its defaults, and what it has to parse.
+
+    `--help` and `--help-all` are answered here, and end the program.
 
     Raises:
         ValueError: As `parse_recipe`.
@@ -43,6 +49,8 @@ def recipe_parser(
 
     first = argparse.ArgumentParser(add_help=False)
     first.add_argument("--config")
+    first.add_argument("-h", "--help", action="store_true")
+    first.add_argument("--help-all", action="store_true")
     config, rest = first.parse_known_args(argv)
     classes: Any = list(dataclass_types)  # transformers' own alias for a dataclass takes no plain `type`
     parser = HfArgumentParser(classes, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **parser_kwargs)
@@ -54,6 +62,9 @@ def recipe_parser(
         for action in parser._actions:
             if action.dest in recipe:
                 action.required = False
+    if config.help or config.help_all:
+        print(parser.format_help() if config.help_all else short_help(parser, dataclass_types, about), end="")
+        sys.exit()
     return parser, rest
 
 

@@ -16,7 +16,7 @@ read -ra torch <<< "${TORCH:-$torch}"
 test -x "$environment/bin/python" || "${PYTHON:-python3.12}" -m venv "$environment"
 pip=("$environment/bin/python" -m pip install --quiet --disable-pip-version-check)
 "${pip[@]}" "${torch[@]}" 'setuptools>=77,<82'
-"${pip[@]}" "${torch[@]}" -e '.[train,sim,peft]' -e 'integrations/lerobot_policy_syvla[test]'
+"${pip[@]}" "${torch[@]}" -e '.[train,sim,peft,convert]' -e 'integrations/lerobot_policy_syvla[test]'
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 "$environment/bin/python" - <<'VERSIONS'
 import platform

@@ -25,7 +25,8 @@ class PickledDtype:
     """Stand-in of `numpy.dtype`: its name and byte order."""
 
     def __init__(self, name: Any = "", align: Any = False, copy: Any = True):
-        self.name, self.order = name, "="
+        self.name = name
+        self.order: Any = "="
 
     def __setstate__(self, state: Any) -> None:
         if isinstance(state, tuple) and len(state) > 1 and state[1] in ("<", ">", "|", "="):

@@ -17,7 +17,7 @@ def numbers(episode: int, length: int, width: int) -> np.ndarray:
 def picture(episode: int, step: int, camera: int, size: tuple[int, int] = (48, 64)) -> np.ndarray:
     """A frame whose top is brighter than its bottom, whose left is redder than its right."""
     image = np.zeros((*size, 3), np.uint8)
-    image[..., 1] = 20 + 10 * step + 40 * camera + 5 * episode
+    image[..., 1] = (20 + 10 * step + 40 * camera + 5 * episode) % 256
     image[: size[0] // 2, :, 2] = 200
     image[:, : size[1] // 2, 0] = 220
     return image
@@ -140,3 +140,65 @@ def write_rh20t(
         json.dumps({"task_0001": {"task_description_english": "Press the button"}})
     )
     return folder
+
+
+def write_rlds(root: Path, lengths: tuple[int, ...], size: tuple[int, int] = (48, 64)) -> Path:
+    """A folder of tensorflow-datasets in the layout of the Open X set of Bridge V2, by an encoder of its own."""
+    from syvla.processing.conversion.tfrecord import masked_checksum
+
+    root.mkdir(parents=True, exist_ok=True)
+    tensor = {"pythonClassName": "Tensor", "tensor": {"shape": {"dimensions": ["3"]}, "dtype": "float32"}}
+    seven = {"pythonClassName": "Tensor", "tensor": {"shape": {"dimensions": ["7"]}, "dtype": "float32"}}
+    scalar = {"pythonClassName": "Scalar", "tensor": {"shape": {}, "dtype": "bool"}}
+    shape = {"dimensions": [str(size[0]), str(size[1]), "3"]}
+    observation = {
+        "image": {"pythonClassName": "Image", "image": {"shape": shape, "dtype": "uint8", "encodingFormat": "jpeg"}},
+        "state": seven,
+        "natural_language_instruction": {"pythonClassName": "Text", "text": {}},
+    }
+    action = {"world_vector": tensor, "rotation_delta": tensor, "open_gripper": scalar}
+    groups = {
+        name: {"featuresDict": {"features": group}}
+        for name, group in (("observation", observation), ("action", action))
+    }
+    steps = {"sequence": {"feature": {"featuresDict": {"features": groups}}}, "pythonClassName": "Dataset"}
+    (root / "features.json").write_text(json.dumps({"featuresDict": {"features": {"steps": steps}}}))
+    info = {
+        "name": "bridge",
+        "fileFormat": "tfrecord",
+        "splits": [{"name": "train", "shardLengths": [str(len(lengths))]}],
+    }
+    (root / "dataset_info.json").write_text(json.dumps(info))
+    with (root / "bridge-train.tfrecord-00000-of-00001").open("wb") as file:
+        for episode, length in enumerate(lengths):
+            data = _example(episode, length, size)
+            head = len(data).to_bytes(8, "little")
+            file.write(head + masked_checksum(head).to_bytes(4, "little"))
+            file.write(data + masked_checksum(data).to_bytes(4, "little"))
+    return root
+
+
+def _example(episode: int, length: int, size: tuple[int, int]) -> bytes:
+    def floats(values: np.ndarray) -> bytes:
+        return _field(2, _field(1, values.astype("<f4").tobytes()))
+
+    features = {
+        "observation/image": _field(
+            1, b"".join(_field(1, jpeg(picture(episode % 20, step % 10, 0, size))) for step in range(length))
+        ),
+        "observation/state": floats(numbers(episode, length, 7)),
+        "observation/natural_language_instruction": _field(1, _field(1, b"open the drawer") * length),
+        "action/world_vector": floats(numbers(episode, length, 3)),
+        "action/rotation_delta": floats(numbers(episode, length, 3)),
+        "action/open_gripper": _field(3, _field(1, bytes(step % 2 for step in range(length)))),
+    }
+    entries = [_field(1, _field(1, f"steps/{name}".encode()) + _field(2, value)) for name, value in features.items()]
+    return _field(1, b"".join(entries))
+
+
+def _field(number: int, data: bytes) -> bytes:
+    length, size = b"", len(data)
+    while size > 127:
+        length += bytes([size & 127 | 128])
+        size >>= 7
+    return bytes([number << 3 | 2]) + length + bytes([size]) + data

@@ -6,13 +6,20 @@ Needs no torch: `pip install numpy msgpack websockets tenacity wrapt` and `pip i
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
 
 import numpy as np
 
-from syvla.serving import ChunkExecutor, PolicyClient, Watchdog
+from syvla.serving import ChunkExecutor, MeasuredDelay, PolicyClient, Watchdog
+from syvla.serving.client.command_log import CommandLog
+from syvla.serving.client.robot_guard import EmergencyStop, EmergencyStopped, RobotGuard
+from syvla.serving.contract.action_limits import load_limits
+from syvla.serving.contract.chunk_seams import MODES
 
 
 class Robot:
@@ -28,48 +35,84 @@ class Robot:
     def command(self, action: np.ndarray) -> None:
         """Sends one action (D,) to the motors."""
 
+    def quick_stop(self, reason: str) -> None:
+        """Brings the motors to rest at once, whatever was commanded; called from any thread, perhaps twice."""
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("prompt", help="what the robot is to do")
-    parser.add_argument("--url", default="ws://127.0.0.1:8000")
-    parser.add_argument("--token", help="the server's, if it wants one")
-    parser.add_argument("--steps", type=int, default=500)
-    parser.add_argument("--hz", type=float, help="control rate; by default the checkpoint's")
-    parser.add_argument("--replan-steps", type=int, default=4, help="control steps between two requests")
-    parser.add_argument(
-        "--prefetch", type=int, default=0, help="control steps that the server's answer may take; 0: wait"
+
+def parser() -> argparse.ArgumentParser:
+    """Command line of the loop."""
+    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("prompt", help="what the robot is to do")
+    found.add_argument("--url", default="ws://127.0.0.1:8000")
+    found.add_argument("--token", help="the server's, if it wants one")
+    found.add_argument("--steps", type=int, default=500)
+    found.add_argument("--hz", type=float, help="control rate; by default the checkpoint's")
+    found.add_argument("--replan-steps", type=int, default=4, help="control steps between two requests")
+    found.add_argument(
+        "--prefetch",
+        default="0",
+        help="control steps that the server's answer may take; 0: wait; measured: as many as answers take",
     )
-    parser.add_argument(
+    found.add_argument("--seams", choices=MODES, help="how a chunk goes over into the next")
+    found.add_argument(
         "--on-silence", choices=("finish", "hold", "slow"), default="finish", help="what to do where no answer is there"
     )
-    parser.add_argument("--max-age", type=float, default=5.0, help="seconds; older observations move nothing")
-    parser.add_argument("--max-silence", type=float, default=30.0, help="seconds of silence after which the loop ends")
-    options = parser.parse_args(argv)
+    found.add_argument("--max-age", type=float, default=5.0, help="seconds; older observations move nothing")
+    found.add_argument("--max-silence", type=float, default=30.0, help="seconds of silence after which the loop ends")
+    found.add_argument("--limits", help="YAML file with limits per robot, beside the server's; see docs/safety.md")
+    found.add_argument("--dry-run", action="store_true", help="everything but the command")
+    found.add_argument("--log", help="file to write every control step to, as JSON lines")
+    return found
 
-    with PolicyClient(options.url, token=options.token) as client:
-        embodiment = next(iter(client.metadata["embodiments"].values()))
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(argv)
+    with ExitStack() as held:
+        client = held.enter_context(PolicyClient(options.url, token=options.token))
+        name, embodiment = next(iter(client.metadata["embodiments"].items()))
         period = 1.0 / (options.hz or embodiment.get("control_hz") or 10.0)
         robot = Robot(client.metadata["views"], embodiment["state_dim"])
-        watchdog = Watchdog(max_wait_s=0.8 * period, max_age_s=options.max_age, on_silence=options.on_silence)
-        executor = ChunkExecutor(client, options.replan_steps, prefetch=options.prefetch, watchdog=watchdog)
+        emergency = EmergencyStop(robot.quick_stop)
+        signal.signal(signal.SIGINT, lambda *_: emergency.trigger("Ctrl+C"))  # any thread may trigger it as well
+        log = held.enter_context(CommandLog(options.log)) if options.log else None
+        guard = RobotGuard(robot.command, emergency=emergency, dry_run=options.dry_run, log=log)
+        measured = options.prefetch == "measured"
+        executor = ChunkExecutor(
+            client,
+            options.replan_steps,
+            prefetch=MeasuredDelay(most=options.replan_steps - 1) if measured else int(options.prefetch),
+            seams=options.seams,
+            watchdog=Watchdog(max_wait_s=0.8 * period, max_age_s=options.max_age, on_silence=options.on_silence),
+            limits=load_limits(options.limits).get(name) if options.limits else None,
+        )
         executor.reset()  # a new episode
-        reason = ""
-        for _ in range(options.steps):
-            started = time.monotonic()
-            images, state = robot.observe()
-            robot.command(executor.step(images, state, options.prompt))  # within the limits that the server names
-            report = executor.report
-            if report.source != "chunk" and report.reason.partition(":")[0] != reason:
-                reason = report.reason.partition(":")[0]
-                print(f"the robot does not follow the policy ({report.source}): {report.reason}", file=sys.stderr)
-            if report.silent_s > options.max_silence:
-                print(f"the policy was silent for {report.silent_s:.0f} s; the robot is left at rest", file=sys.stderr)
-                return 1
-            time.sleep(max(0.0, started + period - time.monotonic()))
-        executor.close()
+        held.callback(executor.close)
+        try:
+            status = run(robot, executor, guard, period, options)
+        except EmergencyStopped as error:
+            print(f"the robot was stopped: {error}", file=sys.stderr)
+            status = 1
     print(f"{executor.counts['steps']} steps done; last thought: {(executor.last_reply or {}).get('thought')}")
     print(", ".join(f"{name} {count}" for name, count in sorted(executor.counts.items())))
+    return status
+
+
+def run(robot: Robot, executor: ChunkExecutor, guard: RobotGuard, period: float, options: Any) -> int:
+    """The control loop; returns the exit status."""
+    reason = ""
+    for _ in range(options.steps):
+        started = time.monotonic()
+        images, state = robot.observe()
+        command = executor.step(images, state, options.prompt)  # within the limits of server and client
+        report = executor.report
+        guard.command(command, state=state, prompt=options.prompt, report=report)
+        if report.source != "chunk" and report.reason.partition(":")[0] != reason:
+            reason = report.reason.partition(":")[0]
+            print(f"the robot does not follow the policy ({report.source}): {report.reason}", file=sys.stderr)
+        if report.silent_s > options.max_silence:
+            print(f"the policy was silent for {report.silent_s:.0f} s; the robot is left at rest", file=sys.stderr)
+            return 1
+        time.sleep(max(0.0, started + period - time.monotonic()))
     return 0
 
 

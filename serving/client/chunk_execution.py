@@ -286,7 +286,7 @@ class ChunkExecution(Generic[Answer]):
             command, notes = self._limited(action, state)
         self._moved = True
         self.counts.update({"steps": 1, source: 1, "limited": bool(notes)})
-        self.report = self._reported(source, reason, notes)
+        self.report = self._reported(source, reason, notes, action)
         return command
 
     def _silence(self) -> str:
@@ -318,10 +318,10 @@ class ChunkExecution(Generic[Answer]):
         robot, own = self._robot(), self._own_limits
         names = robot.get("action_names")
         names = names if names and len(names) == dim else None
-        served = ActionLimits.of(robot.get("limits"), dim, names)
+        served, hz = ActionLimits.of(robot.get("limits"), dim, names), robot.get("control_hz")
         if own is None:
             return served
-        return served.joined(own if isinstance(own, ActionLimits) else ActionLimits.of(own, dim, names))
+        return served.joined(own if isinstance(own, ActionLimits) else ActionLimits.of(own, dim, names, hz))
 
     def _at_rest(self, reason: str, state: np.ndarray) -> tuple[str, np.ndarray]:
         """Where the command of a robot without a chunk is from, and the command before limits."""
@@ -352,7 +352,7 @@ class ChunkExecution(Generic[Answer]):
             return [last * fraction for fraction in fractions]
         return [last + self._limiter.velocity * way for way in np.cumsum(fractions)]
 
-    def _reported(self, source: str, reason: str, notes: list[str]) -> StepReport:
+    def _reported(self, source: str, reason: str, notes: list[str], action: np.ndarray) -> StepReport:
         now, reply = self._clock(), self.last_reply or {}
         chunk_age = None if self._chunk is None else now - self._chunk_time
         states_age = reply.get("query_age")
@@ -365,6 +365,7 @@ class ChunkExecution(Generic[Answer]):
             dropped=self._dropped,
             limits=notes,
             policy_version=reply.get("policy_version"),
+            action=np.array(action),
         )
 
 

@@ -86,6 +86,7 @@ class StepReport:
         dropped: Why an answer was dropped at this step; empty if none was.
         limits: What the limits changed, one text each.
         policy_version: Of the chunk in use, where the server names it.
+        action: The command before limits, (D,).
     """
 
     source: str
@@ -96,3 +97,4 @@ class StepReport:
     dropped: str = ""
     limits: list[str] = field(default_factory=list)
     policy_version: str | None = None
+    action: np.ndarray | None = None

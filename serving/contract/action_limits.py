@@ -10,6 +10,14 @@ The limits are in the embodiment's entry of the processor (`action_limits`), or 
       max_relative_target: [0.2, 0.2, null]   # largest distance from the present state; for actions that are target states
       on_violation: clamp            # or refuse
       start_from_state: true         # the first command counts from the state; for actions that are target states
+      slow_start_steps: 20           # max_step grows to its full size over the first commands of an episode
+      joints_from: {path: arm.urdf}  # low, high and max_step of the robot's URDF or MJCF; the tighter limit holds
+      workspace:                     # box for an end effector; see `workspace.Workspace`
+        actions: [0, 1, 2]
+        low: [0.2, -0.4, 0.02]
+        high: [0.7, 0.4, 0.5]
+
+Instead of a list, a map from the names of some dimensions to numbers will do: `max_step: {elbow: 0.05}`.
 
 `ActionLimits.apply` limits a chunk before it leaves the server, which may not know what ran before. `CommandLimiter` limits
 each command before it goes to the robot: it knows what ran, so the limits hold over seams, skipped steps and holds as well.
@@ -24,9 +32,12 @@ from typing import Any
 
 import numpy as np
 
+from .robot_description import limits_of_robot
+from .workspace import Workspace, joined_workspaces
+
 _BOUNDS = {"low": -np.inf, "high": np.inf}
 _RATES = {"max_step": np.inf, "max_acceleration": np.inf, "max_relative_target": np.inf}
-_CHOICES = ("on_violation", "start_from_state")
+_CHOICES = ("on_violation", "start_from_state", "slow_start_steps", "joints_from", "workspace")
 
 
 class UnsafeActions(ValueError):
@@ -54,15 +65,29 @@ class ActionLimits:
     max_relative_target: np.ndarray
     refuse: bool = False
     start_from_state: bool = False
+    slow_start_steps: int = 0
+    workspace: Workspace | None = None
     names: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, entry: Mapping[str, Any] | None, dim: int, names: Sequence[str] | None = None) -> ActionLimits:
+    def of(
+        cls,
+        entry: Mapping[str, Any] | None,
+        dim: int,
+        names: Sequence[str] | None = None,
+        control_hz: float | None = None,
+    ) -> ActionLimits:
         """Limits from plain data, see the module. Without an entry nothing is limited.
 
+        Args:
+            entry: The data.
+            dim: Dimensions of the actions.
+            names: Their names.
+            control_hz: Control rate, for the speeds of `joints_from`.
+
         Raises:
-            ValueError: Unknown fields, other lengths than `dim`, a lower limit above the upper one, or a step, acceleration
-                or distance that is not positive.
+            ValueError: Unknown fields, other lengths than `dim`, a lower limit above the upper one, a step, acceleration or
+                distance that is not positive, or `joints_from` without names.
         """
         entry = dict(entry or {})
         known = (*_BOUNDS, *_RATES, *_CHOICES)
@@ -77,19 +102,32 @@ class ActionLimits:
             wrong = f"unknown fields {unknown}" if unknown else f"on_violation {action!r}"
             raise ValueError(f"action_limits: expected {', '.join(known)} (on_violation: clamp or refuse), got {wrong}")
         vectors = {
-            name: _vector(entry.get(name), name, dim, missing) for name, missing in {**_BOUNDS, **_RATES}.items()
+            name: _vector(entry.get(name), name, dim, missing, names) for name, missing in {**_BOUNDS, **_RATES}.items()
         }
+        if entry.get("joints_from") is not None:
+            of_robot = _of_description(entry["joints_from"], dim, names, control_hz)
+            for name, values in of_robot.items():
+                tighter = np.maximum if name == "low" else np.minimum
+                vectors[name] = tighter(vectors[name], values)
         if (vectors["low"] > vectors["high"]).any():
             raise ValueError("action_limits: expected low <= high in every dimension")
         for name in _RATES:
             if (vectors[name] <= 0).any():
                 raise ValueError(f"action_limits: expected {name} > 0 in every dimension")
-        names = tuple(names or (f"action {i}" for i in range(dim)))
+        slow = entry.get("slow_start_steps", 0)
+        if isinstance(slow, bool) or not isinstance(slow, int) or slow < 0:
+            raise ValueError(f"action_limits.slow_start_steps: expected a number of control steps, got {slow!r}")
+        if slow and not np.isfinite(vectors["max_step"]).any():
+            raise ValueError(
+                "action_limits.slow_start_steps: scales max_step, so it has no effect without; give max_step"
+            )
         return cls(
             **vectors,
             refuse=action == "refuse",
             start_from_state=bool(entry.get("start_from_state", False)),
-            names=names,
+            slow_start_steps=slow,
+            workspace=None if entry.get("workspace") is None else Workspace.of(entry["workspace"], dim),
+            names=tuple(names or (f"action {i}" for i in range(dim))),
         )
 
     @property
@@ -104,10 +142,14 @@ class ActionLimits:
             for name in (*_BOUNDS, *_RATES)
             if np.isfinite(getattr(self, name)).any()
         }
-        if not finite:
+        if not finite and self.workspace is None:
             return {}
+        more: dict[str, Any] = {"slow_start_steps": self.slow_start_steps} if self.slow_start_steps else {}
+        if self.workspace is not None:
+            more["workspace"] = self.workspace.describe()
         return {
             **finite,
+            **more,
             "on_violation": "refuse" if self.refuse else "clamp",
             "start_from_state": self.start_from_state,
         }
@@ -120,6 +162,8 @@ class ActionLimits:
             **tighter,
             refuse=self.refuse or other.refuse,
             start_from_state=self.start_from_state or other.start_from_state,
+            slow_start_steps=max(self.slow_start_steps, other.slow_start_steps),
+            workspace=joined_workspaces(self.workspace, other.workspace),
             names=self.names,
         )
 
@@ -144,6 +188,10 @@ class ActionLimits:
         self._require_finite(actions)
         limited = np.clip(actions, self.low, self.high)
         notes = self._notes("joint limit", actions, limited)
+        if self.workspace is not None and not self.workspace.relative:
+            inside = self.workspace.hold(limited, state)
+            notes += self._notes("workspace", limited, inside)
+            limited = inside
         if np.isfinite(self.max_step).any() or np.isfinite(self.max_acceleration).any():
             before_rate = limited.copy()
             limiter = CommandLimiter(self)
@@ -178,7 +226,8 @@ class CommandLimiter:
     """Limits commands one by one, from what was commanded before them.
 
     With `max_acceleration` a command also leaves room to brake before `low` and `high`, so that no limit ever has to give
-    way. Only `max_relative_target` goes before the rate: a target that the robot cannot follow is moved towards the robot.
+    way. Only `max_relative_target` and `workspace` go before the rate: a target that the robot cannot follow is moved towards
+    the robot, and none leads out of the box.
 
     Args:
         limits: What holds.
@@ -193,6 +242,7 @@ class CommandLimiter:
         self.last: np.ndarray | None = None
         self._velocity = np.zeros(len(limits.low), np.float64)
         self._new_episode = True
+        self._commands = 0  # of the episode, for the slow start
 
     @property
     def velocity(self) -> np.ndarray:
@@ -203,6 +253,7 @@ class CommandLimiter:
         """Goes on from where another limiter of the same robot is."""
         if other.last is not None and len(other.last) == len(self._velocity):
             self.last, self._velocity, self._new_episode = other.last, other._velocity, other._new_episode
+            self._commands = other._commands
 
     def begin_from(self, ran: np.ndarray) -> None:
         """Takes note of commands that ran, float32 (n, D), the newest one last."""
@@ -214,7 +265,7 @@ class CommandLimiter:
 
     def new_episode(self) -> None:
         """With `start_from_state`, the next command counts from the state; otherwise from the last command."""
-        self._new_episode = True
+        self._new_episode, self._commands = True, 0
 
     def limit(self, action: np.ndarray, state: np.ndarray) -> tuple[np.ndarray, list[str]]:
         """The command to send in place of an action.
@@ -235,6 +286,8 @@ class CommandLimiter:
         if wanted.shape != limits.low.shape:
             raise UnsafeActions(f"action: expected shape {limits.low.shape}, got {wanted.shape}; nothing was sent")
         limits._require_finite(wanted[None])
+        if limits.workspace is not None:
+            limits.workspace.require(state)
         if limits.needs_state and np.shape(state) != wanted.shape:
             raise ValueError(
                 f"action_limits: start_from_state and max_relative_target compare commands with the state, so they need "
@@ -245,13 +298,20 @@ class CommandLimiter:
             self.begin_from(np.clip(np.asarray(state, np.float32), limits.low, limits.high)[None])
         within = np.clip(wanted, limits.low, limits.high)
         moved = self.move(within)
-        command = self._near(moved, state)
-        stages = (("joint limit", wanted, within), ("rate limit", within, moved), ("relative target", moved, command))
+        near = self._near(moved, state)
+        command = self._in_workspace(near, state)
+        stages = (
+            ("joint limit", wanted, within),
+            ("rate limit", within, moved),
+            ("relative target", moved, near),
+            ("workspace", near, command),
+        )
         notes = [note for what, a, b in stages for note in limits._notes(what, a[None], b[None])]
         if notes and limits.refuse:
             self.last, self._velocity = before
             raise UnsafeActions(f"action: expected values within the limits, got {'; '.join(notes)}; nothing was sent")
         self._new_episode = False
+        self._commands += 1
         return (command if notes else np.array(action)), notes
 
     def move(self, wanted: np.ndarray) -> np.ndarray:
@@ -262,6 +322,9 @@ class CommandLimiter:
             return self.last.copy()
         last = self.last.astype(np.float64)
         step, most = limits.max_step.astype(np.float64), limits.max_acceleration.astype(np.float64)
+        if self._commands < limits.slow_start_steps:  # never below what the acceleration allows to brake to
+            slow = step * (self._commands + 1) / limits.slow_start_steps
+            step = np.minimum(step, np.maximum(slow, np.abs(self._velocity) - most))
         up = np.minimum(np.minimum(step, self._velocity + most), _braking_velocity(limits.high - last, most))
         down = np.minimum(np.minimum(step, most - self._velocity), _braking_velocity(last - limits.low, most))
         command = np.asarray(np.clip(last + np.clip(target - last, -down, up), limits.low, limits.high), np.float32)
@@ -280,6 +343,14 @@ class CommandLimiter:
         near = np.where(np.isfinite(limits.max_relative_target), near, command).astype(np.float32)
         self.last, self._velocity = near, np.where(near != command, 0.0, self._velocity)
         return near.copy()
+
+    def _in_workspace(self, command: np.ndarray, state: np.ndarray) -> np.ndarray:
+        """`command` within the workspace. A dimension that had to be moved begins to move afresh."""
+        if self.limits.workspace is None:
+            return command
+        inside = self.limits.workspace.hold(command[None], state)[0]
+        self.last, self._velocity = inside, np.where(inside != command, 0.0, self._velocity)
+        return inside.copy()
 
 
 def _braking_velocity(room: np.ndarray, most: np.ndarray) -> np.ndarray:
@@ -312,9 +383,32 @@ def load_limits(path: str | Path) -> dict[str, dict[str, Any]]:
     return content
 
 
-def _vector(values: Any, name: str, dim: int, missing: float) -> np.ndarray:
+def _of_description(
+    chosen: Any, dim: int, names: Sequence[str] | None, control_hz: float | None
+) -> dict[str, np.ndarray]:
+    """The vectors of `joints_from`."""
+    if not isinstance(chosen, Mapping) or not isinstance(chosen.get("path"), str) or set(chosen) - {"path", "joints"}:
+        raise ValueError(
+            f"action_limits.joints_from: expected {{path: FILE, joints: {{action: joint}}}}, got {str(chosen)[:80]}"
+        )
+    if not names or len(names) != dim:
+        raise ValueError(
+            "action_limits.joints_from: needs the names of the actions' dimensions, and the robot has none"
+        )
+    joints = chosen.get("joints") or {}
+    return {
+        name: _vector(values, name, dim, -np.inf if name == "low" else np.inf)
+        for name, values in limits_of_robot(chosen["path"], names, control_hz, joints).items()
+    }
+
+
+def _vector(values: Any, name: str, dim: int, missing: float, names: Sequence[str] | None = None) -> np.ndarray:
     if values is None:
         return np.full(dim, missing, np.float32)
+    if isinstance(values, Mapping):
+        if stray := sorted(set(map(str, values)) - set(names or ())):
+            raise ValueError(f"action_limits.{name}: expected names out of {list(names or ())}, got {stray}")
+        values = [values.get(own) for own in names or ()]
     if not isinstance(values, list) or len(values) != dim:
         raise ValueError(f"action_limits.{name}: expected a list of {dim} numbers or nulls, got {str(values)[:80]}")
     try:

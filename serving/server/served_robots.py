@@ -66,7 +66,13 @@ def _robot(
     if not suitable:
         raise ValueError(f"dialects: none suits embodiment {name!r}: " + "; ".join(problems))
     given = settings.action_limits.get(name) or entry.get("limits")
-    limits = ActionLimits.of(given, entry["action_dim"], entry.get("action_names"))
+    limits = ActionLimits.of(given, entry["action_dim"], entry.get("action_names"), entry.get("control_hz"))
+    if (
+        limits.workspace is not None
+        and limits.workspace.relative
+        and max(limits.workspace.states) >= entry["state_dim"]
+    ):
+        raise ValueError(f"workspace.states: expected dimensions below {entry['state_dim']}, the state of {name!r}")
     if limits.needs_state and entry["state_dim"] != entry["action_dim"]:
         raise ValueError(
             f"action_limits: start_from_state and max_relative_target hold actions against the state, so {name!r} would need "

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from ports import reserved_port
 
+from syvla.serving.client.command_log import read_log
 from syvla.serving.client.http_client import http_ready
 from syvla.serving.recording.reader import read_rollouts
 
@@ -78,8 +79,13 @@ def test_openpi_client_closes_the_loop_with_the_demo_environment(server):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("prefetch", [0, 2])
-def test_robot_loop_runs(server, prefetch):
+@pytest.mark.parametrize("prefetch", ["0", "2", "measured"])
+def test_robot_loop_runs(server, prefetch, tmp_path):
     port, _ = server
-    options = ["--url", f"ws://127.0.0.1:{port}", "--steps", "20", "--hz", "10", "--prefetch", str(prefetch)]
+    options = ["--url", f"ws://127.0.0.1:{port}", "--steps", "20", "--hz", "10", "--prefetch", prefetch]
+    options += ["--seams", "rtc", "--dry-run", "--log", str(tmp_path / "log.jsonl")] if prefetch == "2" else []
     assert "20 steps done" in run("robot_loop.py", "lift the red cube", *options)
+    if prefetch == "2":
+        steps = list(read_log(tmp_path / "log.jsonl"))
+        assert len(steps) == 20
+        assert not any(step.sent for step in steps)

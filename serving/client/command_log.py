@@ -56,7 +56,7 @@ class CommandLog:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self._file = Path(path).open("x", encoding="utf-8")
+        self._file = Path(path).open("x", encoding="utf-8")  # noqa: SIM115 - closed by `close`
         self._begun: float | None = None
         self._new_episode = True
 

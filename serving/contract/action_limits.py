@@ -348,7 +348,7 @@ class CommandLimiter:
         """`command` within the workspace. A dimension that had to be moved begins to move afresh."""
         if self.limits.workspace is None:
             return command
-        inside = self.limits.workspace.hold(command[None], state)[0]
+        inside: np.ndarray = self.limits.workspace.hold(command[None], state)[0]
         self.last, self._velocity = inside, np.where(inside != command, 0.0, self._velocity)
         return inside.copy()
 

@@ -16,8 +16,8 @@ class Workspace:
     """Bounds of a position that some dimensions of the action command.
 
     Where the actions are positions, commands outside are moved to the box's surface. Where they are displacements
-    (`relative`), the present position plus the displacement stays in the box; a robot that is outside may only come back, and is
-    not moved by itself. What the robot does between two commands, and how well it follows them, is not bounded here.
+    (`relative`), the present position plus the displacement stays in the box; a robot that is outside may only come back,
+    and is not moved by itself. What the robot does between two commands, and how well it follows them, is not bounded here.
 
     Attributes:
         actions: Dimensions of the action, as many as the box has axes.

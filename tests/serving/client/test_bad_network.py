@@ -1,0 +1,16 @@
+"""A robot behind a network that delays, drops, reorders, repeats and cuts; ten minutes of it: `benchmarks.watchdog_soak`."""
+
+import pytest
+
+from benchmarks.watchdog_soak import soak
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_no_step_is_blocked_no_limit_exceeded_and_every_hold_reported(seed):
+    found = soak(seconds=8, seed=seed)
+    assert found["network"].keys() >= {"pass", "delay"}
+    assert found["counts"]["chunk"] > 20
+    assert found["wrong"] == 0
+    assert found["not_the_next_action"] == found["reported"]
+    assert found["largest_change"] <= found["max_step"] + 1e-6
+    assert found["step_s"]["max"] < 1.0  # 0.04 s were allowed, and the network holds messages for up to 3 s

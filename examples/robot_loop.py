@@ -15,9 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from syvla.serving import ChunkExecutor, MeasuredDelay, PolicyClient, Watchdog
-from syvla.serving.client.command_log import CommandLog
-from syvla.serving.client.robot_guard import EmergencyStop, EmergencyStopped, RobotGuard
+from syvla.serving import (
+    ChunkExecutor,
+    CommandLog,
+    EmergencyStop,
+    EmergencyStopped,
+    MeasuredDelay,
+    PolicyClient,
+    RobotGuard,
+    Watchdog,
+)
 from syvla.serving.contract.action_limits import load_limits
 from syvla.serving.contract.chunk_seams import MODES
 

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .client.chunk_executor import AsyncChunkExecutor, ChunkExecutor
+    from .client.command_log import CommandLog
     from .client.policy_client import AsyncPolicyClient, PolicyClient
     from .client.retries import PolicyError
     from .client.rl_client import RLClient
+    from .client.robot_guard import EmergencyStop, EmergencyStopped, RobotGuard
     from .client.silence import Watchdog
     from .contract.action_chunks import ActionChunks
     from .contract.answer_delay import MeasuredDelay
@@ -23,11 +25,15 @@ _MODULES = {
     "AsyncChunkExecutor": "client.chunk_executor",
     "AsyncPolicyClient": "client.policy_client",
     "ChunkExecutor": "client.chunk_executor",
+    "CommandLog": "client.command_log",
+    "EmergencyStop": "client.robot_guard",
+    "EmergencyStopped": "client.robot_guard",
     "MeasuredDelay": "contract.answer_delay",
     "PolicyClient": "client.policy_client",
     "PolicyError": "client.retries",
     "PolicyServer": "policy_server",
     "RLClient": "client.rl_client",
+    "RobotGuard": "client.robot_guard",
     "RolloutRecorder": "recording.recorder",
     "Seams": "contract.chunk_seams",
     "SyVLAPolicy": "policies.in_process",
@@ -39,11 +45,15 @@ __all__ = [
     "AsyncChunkExecutor",
     "AsyncPolicyClient",
     "ChunkExecutor",
+    "CommandLog",
+    "EmergencyStop",
+    "EmergencyStopped",
     "MeasuredDelay",
     "PolicyClient",
     "PolicyError",
     "PolicyServer",
     "RLClient",
+    "RobotGuard",
     "RolloutRecorder",
     "Seams",
     "SyVLAPolicy",

@@ -34,7 +34,7 @@ if __name__ == "__main__" and not __package__:  # started by its path
 from syvla.evaluation.simulated_robot import ROLLOUT_SEED_OFFSET
 from syvla.evaluation.simulated_robot import build_parser as robot_parser
 from syvla.serving.client.http_client import http_ready
-from syvla.serving.rl.progress import read_progress
+from syvla.serving.rl.ledger import CONSUMED, LEDGER_FILE, Ledger
 from syvla.training.processes.child_processes import Child, ChildProcesses, ProcessDied
 
 logger = logging.getLogger("syvla.training.rl_run")
@@ -158,11 +158,11 @@ def summarise(output: Path) -> dict[str, Any]:
     """What a finished run did: number of updates and rollouts, and of each update what it took and whether it counted."""
     kept = ("update", "version", "steps", "refused")
     history = json.loads((output / "rl_history.json").read_text(encoding="utf-8"))
-    progress = read_progress(output)
+    known = Ledger(output).read()
     return {
-        "updates": progress.updates,
+        "updates": known.updates,
         "version": max((entry["version"] for entry in history), default=0),
-        "rollouts": len(progress.consumed),
+        "rollouts": len(known.names(CONSUMED)),
         "history": [
             {**{key: entry[key] for key in kept}, "rollout_success": entry["objective/success_rate"]}
             for entry in history
@@ -172,7 +172,7 @@ def summarise(output: Path) -> dict[str, Any]:
 
 def begun_episodes(output: Path) -> int:
     """Episodes that robots have begun in this run so far."""
-    journal = output / "journal.jsonl"
+    journal = output / LEDGER_FILE
     return journal.read_bytes().count(b'"event": "begin"') if journal.is_file() else 0
 
 

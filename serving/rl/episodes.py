@@ -1,8 +1,9 @@
-"""The episodes of a run of reinforcement learning: open -> awaiting_reward -> sealed -> consumed, or aborted. No torch.
+"""The episodes of a run of reinforcement learning: open -> awaiting_reward -> sealed, or aborted, or discarded. No torch.
 
 An open episode is recorded into `rollouts/.open/ID`. Its end seals it into `rollouts/ID` (`recording.seal`), where it waits
-for a reward of 0 or 1 for as long as it takes; then it counts as sealed, and the Workers see it. A restarted server finds
-everything again in these folders and in `journal.jsonl`; what was open is aborted, and its robot told so.
+for a reward of 0 or 1 for as long as it takes; then it counts as sealed, and the Workers see it. What they make of it stands
+in the ledger (`ledger`). A restarted server finds everything again in these folders and in the ledger; what was open is
+aborted, and its robot told so.
 """
 
 from __future__ import annotations
@@ -25,12 +26,24 @@ from syvla.serving.recording.episode_facts import EpisodeFacts, read_facts, writ
 from syvla.serving.recording.recorder import RecordingError, RolloutRecorder
 from syvla.serving.recording.seal import seal_rollout
 
-from .journal import Journal
-from .recovery import recover_rollouts
+from .ledger import (
+    ABORTED,
+    AWAITING,
+    CLAIMED,
+    CONSUMED,
+    DISCARDED,
+    ENDING,
+    OPEN,
+    SEALED,
+    SET_ASIDE,
+    STATES,
+    Ledger,
+    LedgerEntry,
+    RunLedger,
+)
+from .recovery import ABORTED_FOLDER, move_rollout, recover_rollouts, rollout_folder
 
 logger = logging.getLogger(__name__)
-
-OPEN, ENDING, AWAITING, SEALED, ABORTED = "open", "ending", "awaiting_reward", "sealed", "aborted"
 
 
 @dataclass
@@ -38,7 +51,7 @@ class Episode:
     """What the server knows of an episode.
 
     Attributes:
-        state: One of the five above; whether a sealed one is consumed, the Workers know.
+        state: open, ending, awaiting_reward, sealed, discarded or aborted; the ledger knows what the Workers made of it.
         version: Hash of the policy that acts in it.
         recorder: While it is open.
         facts: Once it has ended.
@@ -66,6 +79,7 @@ class RLEpisodes:
 
     Attributes:
         recovered: What was found and put right at the start, one text each.
+        instructions: Tasks that the trainer has demonstrations of; None: any will do.
 
     Raises:
         RuntimeError: Another server serves this run.
@@ -76,6 +90,7 @@ class RLEpisodes:
 
         self.root, self.embodiment, self._entry = run / "rollouts", embodiment, entry
         self.robots = {embodiment}
+        self.instructions: tuple[str, ...] | None = None
         self._open_folder = self.root / ".open"
         self.root.mkdir(parents=True, exist_ok=True)
         self._folder_lock = FileLock(run / ".serving", thread_local=False)
@@ -84,14 +99,16 @@ class RLEpisodes:
         except Timeout as error:
             raise RuntimeError(f"{run}: another server serves this run; stop it first") from error
         self.lock = threading.RLock()
-        self.journal = Journal(run / "journal.jsonl")
+        self.ledger = Ledger(run)
         self.episodes: dict[str, Episode] = {}
-        known, self.recovered = recover_rollouts(self.root, self.journal)
-        for name, facts in known.items():
+        found, self.recovered = recover_rollouts(self.root, self.ledger)
+        known = self.ledger.read()
+        for name, facts in found.items():
             if facts is None:
                 self.episodes[name] = Episode(ABORTED, why="the server was restarted, or the rollout is damaged")
             else:
                 state = AWAITING if facts.outcome is None else SEALED
+                state = DISCARDED if known.rollouts[name].state == DISCARDED else state
                 self.episodes[name] = Episode(state, _version(facts), facts=facts)
 
     # ------------------------------------------------------------------ life of an episode
@@ -111,7 +128,7 @@ class RLEpisodes:
                 action_names=self._entry.get("action_names"),
             )
             self.episodes[name] = Episode(OPEN, version, recorder, request_id=request_id)
-            self.journal.write("begin", episode_id=name, policy_version=version)
+            self.ledger.write("begin", episode_id=name, policy_version=version)
             return name
 
     def end(self, name: str, executed: int | None, timed_out: bool) -> Episode:
@@ -145,25 +162,25 @@ class RLEpisodes:
         with self.lock:
             episode.state, episode.facts, episode.recorder = AWAITING, facts, None
             self._unlock_file(name)
-            self.journal.write("end", episode_id=name, decisions=facts.decisions, ended=facts.ended)
+            self.ledger.write("end", episode_id=name, decisions=facts.decisions, ended=facts.ended)
         return episode
 
-    def label(self, name: str, reward: int, *, override: bool, consumed: bool, timed_out: bool | None = None) -> None:
+    def label(self, name: str, reward: int, *, override: bool, timed_out: bool | None = None) -> None:
         """Sets the reward of an ended episode; the same one may come again.
 
         Args:
             name: The episode.
             reward: 1 success, 0 failure.
             override: Whether another label before may be changed.
-            consumed: Whether an update has used it, and nothing may be changed.
             timed_out: Whether a 0 only means that the time was up (True) or that it failed (False); None: as the robot said.
 
         Raises:
-            RequestError: Not 0 or 1 (422), no such episode (404), still open or another reward before (409), aborted (410).
+            RequestError: Not 0 or 1 (422), no such episode (404), still open, discarded, another reward before, or an update
+                has taken it (409), aborted (410).
         """
         if type(reward) is not int or reward not in (0, 1):
             raise RequestError(f"reward: expected 1 (success) or 0 (failure), got {reward!r:.60}")
-        with self.lock:
+        with self.lock, self.ledger.exclusive() as known:
             episode = self._known(name)
             facts = episode.facts
             if episode.state == ABORTED:
@@ -172,20 +189,62 @@ class RLEpisodes:
                 raise RequestError(f"episode {name}: is not over; end it first", status=409, cause="episode_state")
             if facts.outcome == reward and timed_out in (None, facts.cut_off):
                 return
-            if facts.outcome is not None and (consumed or not override):
-                hint = "an update has already used it" if consumed else 'send "override": true to change it on purpose'
+            if episode.state == DISCARDED:
+                raise RequestError(f"episode {name}: is discarded; restore it first", status=409, cause="episode_state")
+            taken = _taken_by(known.rollouts[name])
+            if facts.outcome is not None and (taken or not override):
+                hint = taken or 'send "override": true to change it on purpose'
                 before, given = (_shown(r, t) for r, t in ((facts.outcome, facts.cut_off), (reward, timed_out)))
                 raise RequestError(
                     f"episode {name}: is already labelled {before}, got {given}; {hint}",
                     status=409,
                     cause="reward_conflict",
                 )
-            self.journal.write("reward", episode_id=name, reward=reward, timed_out=timed_out, before=facts.outcome)
-            episode.facts = replace(facts, outcome=reward, cut_off=timed_out)
-            write_facts(self.root / name, 0, episode.facts)
-            episode.state = SEALED
+            self.ledger.write("reward", episode_id=name, reward=reward, timed_out=timed_out, before=facts.outcome)
+            labelled = replace(facts, outcome=reward, cut_off=timed_out)
+            write_facts(self.root / name, 0, labelled)
+            episode.facts, episode.state = labelled, SEALED
 
-    def abort(self, name: str, why: str, *, consumed: bool = False) -> None:
+    def discard(self, name: str, why: str) -> None:
+        """Takes an ended rollout out of the run, whole, so that `restore` can bring it back. May be repeated.
+
+        Raises:
+            RequestError: There is no such episode (404), it is open, or an update has taken it (409), it was aborted (410).
+        """
+        with self.lock, self.ledger.exclusive() as known:
+            episode = self._known(name)
+            if episode.state == DISCARDED:
+                return
+            if episode.state == ABORTED:
+                raise RequestError(f"episode {name}: was aborted: {episode.why}", status=410, cause="aborted")
+            taken = "it is not over; end or abort it" if episode.facts is None else _taken_by(known.rollouts[name])
+            if taken:
+                raise RequestError(f"episode {name}: cannot be discarded; {taken}", status=409, cause="episode_state")
+            self.ledger.write("discard", episode_id=name, why=why)
+            episode.state, episode.why = DISCARDED, why
+            move_rollout(self.root, name, discarded=True)
+
+    def restore(self, name: str) -> None:
+        """Brings a rollout back that was discarded, or has one used that the trainer set aside, whatever its age.
+
+        Raises:
+            RequestError: There is no such episode (404), or it is neither discarded nor set aside (409).
+        """
+        with self.lock, self.ledger.exclusive() as known:
+            episode = self._known(name)
+            state = known.rollouts[name].state
+            if state not in (DISCARDED, SET_ASIDE) or episode.facts is None:
+                text = f"episode {name}: is neither discarded nor set aside, but {state}"
+                raise RequestError(text, status=409, cause="episode_state")
+            self.ledger.write("restore", episode_id=name)
+            move_rollout(self.root, name, discarded=False)
+            episode.state, episode.why = AWAITING if episode.facts.outcome is None else SEALED, ""
+
+    def folder(self, name: str) -> Path:
+        """Where the rollout of an ended episode lies."""
+        return rollout_folder(self.root, name, self._known(name).state == DISCARDED)
+
+    def abort(self, name: str, why: str) -> None:
         """Drops an episode that is open, or that nobody has labelled yet. May be repeated.
 
         Raises:
@@ -195,7 +254,7 @@ class RLEpisodes:
             episode = self._known(name)
             if episode.state == ABORTED:
                 return
-            if episode.state not in (OPEN, AWAITING) or consumed:
+            if episode.state not in (OPEN, AWAITING):
                 raise RequestError(
                     f"episode {name}: is {episode.state} and cannot be aborted", status=409, cause="episode_state"
                 )
@@ -233,6 +292,11 @@ class RLEpisodes:
             self._require_open(request.episode_id, episode)
             if request.embodiment != self.embodiment:
                 raise RequestError(f"embodiment: expected {self.embodiment!r} in this run, got {request.embodiment!r}")
+            if self.instructions is not None and request.instruction not in self.instructions:
+                raise RequestError(
+                    f"prompt: the trainer has no demonstrations of {request.instruction[:200]!r}, only of "
+                    f"{sorted(self.instructions)[:10]}; give it demonstrations of this task, or set --same_task false"
+                )
             episode.last_seen = time.monotonic()
 
     def record(self, request: ActRequest, answer: ActAnswer, sent: np.ndarray, version: str) -> dict[str, Any]:
@@ -268,10 +332,17 @@ class RLEpisodes:
         """A robot may lose its connection and come back to its episode, see `abort_silent`."""
 
     def status(self) -> dict[str, Any]:
-        """Counts by state."""
+        """Counts by state, see `state_of`."""
+        known = self.ledger.read()
         with self.lock:
-            states = [episode.state for episode in self.episodes.values()]
-        return {state: states.count(state) for state in (OPEN, AWAITING, SEALED, ABORTED)}
+            states = [self.state_of(name, known) for name in self.episodes]
+        return {state: states.count(state) for state in STATES}
+
+    def state_of(self, name: str, known: RunLedger | None = None) -> str:
+        """State of a known episode, with what the Workers made of it."""
+        state = self.episodes[name].state
+        entry = (known or self.ledger.read()).rollouts.get(name)
+        return entry.state if entry is not None and state in (AWAITING, SEALED) else state
 
     def close(self) -> None:
         """Aborts what is open and lets go of the run."""
@@ -296,16 +367,23 @@ class RLEpisodes:
 
     def _drop(self, name: str, episode: Episode, why: str) -> None:
         with self.lock:
-            self.journal.write("abort", episode_id=name, why=why)
+            self.ledger.write("abort", episode_id=name, why=why)
             episode.state, episode.why, episode.facts, episode.recorder = ABORTED, why, None, None
             shutil.rmtree(self._open_folder / name, ignore_errors=True)
             self._unlock_file(name)
             if (self.root / name).is_dir():
-                (self.root / ".aborted").mkdir(exist_ok=True)
-                (self.root / name).rename(self.root / ".aborted" / name)
+                (self.root / ABORTED_FOLDER).mkdir(exist_ok=True)
+                (self.root / name).rename(self.root / ABORTED_FOLDER / name)
 
     def _unlock_file(self, name: str) -> None:
         (self._open_folder / f".{name}.recording").unlink(missing_ok=True)
+
+
+def _taken_by(entry: LedgerEntry) -> str:
+    """Why an update keeps a rollout from being changed; empty if none does."""
+    if entry.state == CONSUMED:
+        return "an update has already used it"
+    return f"update {(entry.update or 0) + 1} works on it" if entry.state == CLAIMED else ""
 
 
 def _shown(reward: int, timed_out: bool | None) -> str:

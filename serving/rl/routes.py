@@ -10,9 +10,11 @@ import asyncio
 import base64
 import io
 import json
+import logging
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
@@ -21,6 +23,10 @@ from syvla.serving.contract.requests import RequestError
 from syvla.serving.server.http_routes import read_body
 
 from .scheduler import RLScheduler
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 SHOWN_STEPS = 4
 """Last observations of a rollout that the page shows. Ours: they fill a row."""
@@ -44,22 +50,22 @@ def rl_router(scheduler: RLScheduler) -> APIRouter:
 
     @router.get("/rl/status")
     async def status() -> Response:
-        return JSONResponse(scheduler.status())
+        return JSONResponse(await _done(scheduler.status))
 
     @router.post("/rl/episodes")
     async def begin(request: Request) -> Response:
         body = await _body(scheduler, request, request_id=str)
-        return JSONResponse(await asyncio.to_thread(scheduler.begin, body.get("request_id")), status_code=201)
+        return JSONResponse(await _done(scheduler.begin, body.get("request_id")), status_code=201)
 
     @router.get("/rl/episodes/{name}")
     async def episode(name: str) -> Response:
-        return JSONResponse(await asyncio.to_thread(_described, scheduler, name))
+        return JSONResponse(await _done(_described, scheduler, name))
 
     @router.post("/rl/episodes/{name}/end")
     async def end(name: str, request: Request) -> Response:
         body = await _body(scheduler, request, executed_steps=int, timed_out=bool)
         executed, timed_out = body.get("executed_steps"), body.get("timed_out", False)
-        ended = await asyncio.to_thread(scheduler.episodes.end, name, executed, timed_out)
+        ended = await _done(scheduler.episodes.end, name, executed, timed_out)
         decisions = ended.facts.decisions if ended.facts is not None else 0
         return JSONResponse({"episode_id": name, "state": scheduler.state_of(name), "decisions": decisions})
 
@@ -68,27 +74,50 @@ def rl_router(scheduler: RLScheduler) -> APIRouter:
         body = await _body(scheduler, request, reward=object, override=bool, timed_out=bool)
         override, timed_out = body.get("override", False), body.get("timed_out")
         given: Any = body.get("reward")
-        return JSONResponse(await asyncio.to_thread(scheduler.label, name, given, override, timed_out))
+        return JSONResponse(await _done(scheduler.label, name, given, override, timed_out))
 
     @router.post("/rl/episodes/{name}/abort")
     async def abort(name: str, request: Request) -> Response:
         body = await _body(scheduler, request, reason=str)
         why = body.get("reason", "by request")[:200]
-        return JSONResponse(await asyncio.to_thread(scheduler.abort, name, why))
+        return JSONResponse(await _done(scheduler.abort, name, why))
+
+    @router.post("/rl/episodes/{name}/discard")
+    async def discard(name: str, request: Request) -> Response:
+        body = await _body(scheduler, request, reason=str)
+        why = body.get("reason", "by request")[:200]
+        return JSONResponse(await _done(scheduler.discard, name, why))
+
+    @router.post("/rl/episodes/{name}/restore")
+    async def restore(name: str, request: Request) -> Response:
+        await _body(scheduler, request)
+        return JSONResponse(await _done(scheduler.restore, name))
 
     @router.post("/rl/policy")
     async def policy(request: Request) -> Response:
         body = await _body(scheduler, request, version=str)
         if "version" not in body:
             raise RequestError("version: expected the name of a folder of the run's policies, such as v0003")
-        return JSONResponse(await asyncio.to_thread(scheduler.publish, body["version"]))
+        return JSONResponse(await _done(scheduler.publish, body["version"]))
 
     @router.post("/rl/rollback")
     async def rollback(request: Request) -> Response:
         body = await _body(scheduler, request, version=str)
-        return JSONResponse(await asyncio.to_thread(scheduler.rollback, body.get("version")))
+        return JSONResponse(await _done(scheduler.rollback, body.get("version")))
 
     return router
+
+
+async def _done(work: Callable[..., T], *arguments: Any) -> T:
+    """`work(*arguments)` in a thread. Raises RequestError where the disk does not take it (507): it does not count."""
+    try:
+        return await asyncio.to_thread(work, *arguments)
+    except OSError as error:
+        logger.error("%s", error)
+        text = (
+            f"disk: the run's folder cannot be written ({error.strerror or error}); free some space and send it again"
+        )
+        raise RequestError(text, status=507, cause="disk") from None
 
 
 async def _body(scheduler: RLScheduler, request: Request, **fields: type) -> dict[str, Any]:
@@ -126,10 +155,12 @@ def _described(scheduler: RLScheduler, name: str) -> dict[str, Any]:
     if episode is None:
         raise RequestError(f"episode {name[:60]!r}: is not known here", status=404, cause="no_episode")
     described = {"episode_id": name, "state": scheduler.state_of(name), "policy_version": episode.version}
+    entry = scheduler.episodes.ledger.read().rollouts.get(name)
+    described["why"] = episode.why or (entry.why if entry is not None else "")
     facts = episode.facts
     if facts is None:
-        return {**described, "why": episode.why, "frames": []}
-    frames = last_frames(scheduler.episodes.root / name, SHOWN_STEPS)
+        return {**described, "frames": []}
+    frames = last_frames(scheduler.episodes.folder(name), SHOWN_STEPS)
     shown = ("instruction", "outcome", "ended", "decisions")
     return {**described, **{key: getattr(facts, key) for key in shown}, "frames": frames}
 

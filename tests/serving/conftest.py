@@ -71,7 +71,7 @@ def serve_run(run):
             version = json.loads((folder / "config.json").read_text())["version"]
             return CountingPolicy(dim=3 if version == 66 else 2, version="to be set")
 
-        scheduler = RLScheduler(RLSettings(run, poll_s=0.05, **settings), load)
+        scheduler = RLScheduler(RLSettings(run, **{"poll_s": 0.05, **settings}), load)
         server = PolicyServer(None, ServerSettings(port=0, token=token), rl=scheduler).start(120)
         servers.append(server)
         return server

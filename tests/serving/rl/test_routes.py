@@ -16,6 +16,7 @@ from syvla.serving import PolicyServer
 from syvla.serving.client.http_client import http_act
 from syvla.serving.client.retries import ClientOptions, PolicyError
 from syvla.serving.client.rl_client import RLClient
+from syvla.serving.rl.ledger import STATES, Ledger
 from syvla.serving.rl.progress import RunSize
 from syvla.serving.rl.published_policies import LATEST, point_latest, read_published
 from syvla.serving.rl.scheduler import RLScheduler, RLSettings
@@ -49,10 +50,13 @@ def test_an_episode_from_its_beginning_to_its_label(serve_run, run):
     assert [d.valid.sum() for d in rollout.decisions] == [2, 5]
     np.testing.assert_array_equal(rollout.decisions[1].chunk[:, 0], 4 + np.arange(6))
     assert store.load([name])[0].decisions[0].images["center"][0, 0, 0] == 3
-    (run / "checkpoint-7").mkdir()
-    progress = {"updates": 1, "consumed": [name], "dropped": [], "versions": ["hash 0"]}
-    (run / "checkpoint-7" / "rollout_state.json").write_text(json.dumps(progress))
-    until(lambda: states(robot)["consumed"] == 1)
+    trainer = Ledger(run)
+    trainer.claim(0, [name])
+    assert states(robot)["claimed"] == 1
+    status, text = robot.refused(f"/rl/episodes/{name}/reward", {"reward": 0, "override": True})
+    assert (status, "update 1 works on it" in text) == (409, True)
+    trainer.consume(0, [name])
+    assert states(robot)["consumed"] == 1
     assert robot.refused(f"/rl/episodes/{name}/reward", {"reward": 0, "override": True})[0] == 409, "it has trained"
 
 
@@ -154,7 +158,7 @@ def test_aborted_episodes_stop_their_robot(serve_run, run):
         robot.act(name)
     assert error.value.status == 410
     robot.call(f"/rl/episodes/{waiting}/abort", {})
-    assert states(robot) == {"open": 0, "awaiting_reward": 0, "sealed": 0, "aborted": 2, "consumed": 0, "dropped": 0}
+    assert states(robot) == {**dict.fromkeys(STATES, 0), "aborted": 2}
     assert not list((run / "rollouts").glob("[!.]*"))
     assert robot.refused(f"/rl/episodes/{robot.begin()}/end", {})[0] == 409, "nothing was asked in it"
 
@@ -196,10 +200,8 @@ def test_no_more_rollouts_than_an_update_takes(serve_run, run):
     assert (status, "has its 2 rollouts, of which 2 wait for a reward" in text) == (503, True)
     robot.call(f"/rl/episodes/{second}/abort", {})
     name = robot.begin()
-    (run / "checkpoint-1").mkdir()
-    state = {"updates": 1, "consumed": [first], "dropped": [], "versions": ["hash 0"]}
-    (run / "checkpoint-1" / "rollout_state.json").write_text(json.dumps(state))
-    until(lambda: robot.call("/rl/status")["updates"] == 1)
+    Ledger(run).consume(0, [first])
+    assert robot.call("/rl/status")["updates"] == 1
     robot.act(name)
     robot.call(f"/rl/episodes/{name}/end", {})
     status, text = robot.refused("/rl/episodes", {})
@@ -244,15 +246,24 @@ def test_policies_change_between_episodes_alone(serve_run, run):
 
 
 def test_no_episode_begins_with_a_policy_that_an_update_has_left_behind(serve_run, run):
-    """Its rollout would be too old. The checkpoint after an update comes before the policy."""
-    robot = Robot(serve_run())
+    """Its rollout would be too old. The policy is announced, then written, then found and loaded by the server."""
+    trainer = Ledger(run)
+    trainer.announce(0, "hash 0")
+    robot = Robot(serve_run(poll_s=3600.0))
     robot.rollout()
-    (run / "checkpoint-1").mkdir()
-    state = {"updates": 1, "consumed": [], "dropped": [], "versions": ["hash 0", "hash 1"]}
-    (run / "checkpoint-1" / "rollout_state.json").write_text(json.dumps(state))
-    until(lambda: robot.call("/rl/status")["updates"] == 1)
-    status, text = robot.refused("/rl/episodes", {})
-    assert (status, "policy v0001: comes next" in text) == (503, True)
+    trainer.announce(1, "hash 1")
+    for written in (False, True):
+        if written:
+            publish(run, 1)
+        status, text = robot.refused("/rl/episodes", {})
+        assert (status, "policy v0001: comes next" in text) == (503, True), "at once, without a look at the folder"
+
+
+def test_the_announced_policy_acts_as_soon_as_it_is_published(serve_run, run):
+    trainer = Ledger(run)
+    trainer.announce(0, "hash 0")
+    robot = Robot(serve_run())
+    trainer.announce(1, "hash 1")
     publish(run, 1)
     until(lambda: robot.call("/rl/status")["policy"]["serving"] == "v0001")
     assert robot.act(robot.begin())["policy_version"] == "hash 1"

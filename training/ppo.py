@@ -14,6 +14,7 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,7 +95,7 @@ def train(
     args: SyVLAPPOConfig,
     publisher: PolicyPublisher | None = None,
 ) -> Any:
-    """Load, check, train, save. Returns the trainer.
+    """Load, check, train, save. Returns the trainer. One trainer at a time works on an `output_dir`.
 
     Args:
         publisher: Where policies go instead of `policies_path`; what it does before it returns happens before the next
@@ -103,6 +104,15 @@ def train(
     Raises:
         ValueError: On any problem with policy, value model, data or rollouts; with what to do.
     """
+    from syvla.training.rl.run_lock import only_trainer
+
+    with only_trainer(Path(args.output_dir)) if args.process_index == 0 else nullcontext():
+        return _train(model_args, data_args, args, publisher)
+
+
+def _train(
+    model_args: ModelArguments, data_args: RLDataArguments, args: SyVLAPPOConfig, publisher: PolicyPublisher | None
+) -> Any:
     from transformers import set_seed
 
     from syvla.training.hub.run_description import describe_robot_dataset, hub_id

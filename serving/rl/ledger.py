@@ -128,7 +128,9 @@ class RunLedger:
                 raise ValueError(f"version {number} after {len(self.versions)} versions")
             del self.versions[number:], self.parents[number:]  # another run in the same folder
             self.versions.append(policy_version)
-            parent = self.current if self.current is not None and self.current < number else None
+            parent = event.get("parent")
+            if parent is not None and not 0 <= parent < number:
+                raise ValueError(f"version {number} from version {parent}")
             self.parents.append(parent)
         elif not 0 <= number < len(self.versions) or self.versions[number] != policy_version:
             raise ValueError(f"version {number} was never announced")
@@ -243,9 +245,14 @@ class Ledger:
         """Notes why a labeled rollout cannot be used; it is kept, see the module's text."""
         self.write("set_aside", episode_id=name, why=why)
 
-    def announce(self, version: int, policy_version: str) -> None:
-        """Notes that a policy comes next: from now on no episode begins with another one."""
-        self.write("announce", version=version, policy_version=policy_version)
+    def announce(self, version: int, policy_version: str, parent: int | None = None) -> None:
+        """Notes that a policy comes next: from now on no episode begins with another one.
+
+        Args:
+            version, policy_version: Its number and hash.
+            parent: Number of the policy that it was trained from; None of the first.
+        """
+        self.write("announce", version=version, policy_version=policy_version, parent=parent)
 
     def _refreshed(self) -> RunLedger:
         """Reads whole lines that were added since the last look."""

@@ -17,8 +17,10 @@ from .config import SyVLAPPOConfig
 from .policy_and_value import PolicyAndValue
 from .run_state import RLState
 from .value_fit import FIT_FILE
+from .weight_snapshot import WeightSnapshot
 
 VALUE_FOLDER = "value_model"
+ADAPTER_FOLDER = "adapter_in_training"
 
 _CARD_SETTINGS = (
     "objective",
@@ -69,6 +71,21 @@ def load_policy_and_value(folder: str | Path, module: PolicyAndValue) -> None:
 def merged_policy(policy: Any) -> Any:
     """The [`SyVLAModel`] that acts: the policy itself, or a copy with its adapter merged in."""
     return copy.deepcopy(policy).merge_and_unload() if is_adapted(policy) else base_model(policy)
+
+
+def save_to_return(policy: Any, folder: Path) -> None:
+    """Puts the weights of an adapter, which is merged into a published policy, beside it, so that training can return to it."""
+    if is_adapted(policy):
+        (folder / ADAPTER_FOLDER).mkdir()
+        WeightSnapshot.take(policy).save(folder / ADAPTER_FOLDER)
+
+
+def return_to_policy(policy: Any, folder: Path) -> None:
+    """Gives the policy in training the weights of a published one. See `save_to_return`."""
+    if is_adapted(policy):
+        WeightSnapshot.load(folder / ADAPTER_FOLDER).restore(policy)
+    else:
+        _load(policy, folder)
 
 
 def ppo_card_fields(args: SyVLAPPOConfig, state: RLState, policy: Any, step: int) -> dict[str, Any]:

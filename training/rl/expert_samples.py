@@ -81,6 +81,11 @@ class ExpertSamples:
             return {}
         return {"dataset": self.index.manifest.dataset, "encoder": self.index.manifest.encoder}
 
+    @property
+    def instructions(self) -> tuple[str, ...]:
+        """Tasks of which there are expert samples, sorted."""
+        return tuple(sorted(set(self._tasks[self.usable].tolist())))
+
     def locate(self, row: int) -> tuple[Any, int]:
         """Data set of a row and the frame's index there."""
         position = int(np.searchsorted(self._dataset_ends, row, side="right"))

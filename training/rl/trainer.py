@@ -20,9 +20,8 @@ from accelerate.utils import gather_object
 from transformers import Trainer, TrainerCallback, TrainerControl
 from transformers.trainer import TRAINING_ARGS_NAME
 
-from syvla.serving.policies.digests import weights_digest
-from syvla.serving.recording.decision import Decision
-from syvla.serving.rl.progress import RunSize
+from syvla.serving.recording.decision import Decision, Rollout
+from syvla.serving.rl.ledger import SET_ASIDE, Ledger
 from syvla.training.hub.model_card import write_model_card
 from syvla.training.run.argument_fields import (
     NO_EVALUATION_SET,
@@ -36,14 +35,15 @@ from syvla.training.run.requirements import require_one_device, require_processo
 from syvla.training.run.run_settings import settings_of
 
 from .action_likelihood import require_scored_design
-from .checkpoint import load_policy_and_value, merged_policy, ppo_card_fields, save_policy_and_value
+from .checkpoint import load_policy_and_value, ppo_card_fields, save_policy_and_value
 from .config import SyVLAPPOConfig, fixed_settings
 from .expert_samples import ExpertSamples
 from .losses import value_loss
 from .objective import policy_objective
 from .policy_and_value import PolicyAndValue
+from .policy_handover import PolicyHandoverMixin
 from .policy_publisher import PolicyPublisher
-from .rollout_selection import check_family, wait_for_rollouts, wanted_sampler
+from .rollout_selection import RolloutSelection, Selection, family_problem, wait_for_rollouts, wanted_sampler
 from .rollout_store import RolloutStore
 from .run_state import RLState, staleness
 from .step_metrics import StepMetrics
@@ -54,7 +54,7 @@ from .weight_snapshot import WeightSnapshot
 logger = logging.getLogger(__name__)
 
 
-class SyVLAPPOTrainer(AtomicCheckpointMixin, Trainer):
+class SyVLAPPOTrainer(PolicyHandoverMixin, AtomicCheckpointMixin, Trainer):
     """Trains a SyVLA policy and its value model on rollouts and expert samples.
 
     Args:
@@ -65,6 +65,7 @@ class SyVLAPPOTrainer(AtomicCheckpointMixin, Trainer):
         rollout_store: Where rollouts come from.
         experts: [`ExpertSamples`]; with an open index for `expert_mode="similar"`.
         publisher: Where policies go.
+        ledger: Of the run, which its server shares; None: the one in `args.output_dir`.
         expert_decision_steps: Control steps between decisions on expert episodes; None: the policy's chunk.
         value_fit: Contents of the value model's `value_fit.json`, saved beside it again.
         card: Further fields of the model card, see `write_model_card`.
@@ -94,6 +95,7 @@ class SyVLAPPOTrainer(AtomicCheckpointMixin, Trainer):
         experts: ExpertSamples,
         publisher: PolicyPublisher,
         *,
+        ledger: Ledger | None = None,
         expert_decision_steps: int | None = None,
         value_fit: dict[str, Any] | None = None,
         card: dict[str, Any] | None = None,
@@ -137,6 +139,9 @@ class SyVLAPPOTrainer(AtomicCheckpointMixin, Trainer):
             expert_decision_steps=expert_decision_steps or processing_class.chunk_size,
         )
         self.add_callback(_UpdateCallback(self))
+        self.ledger = None
+        if self.is_world_process_zero():
+            self.ledger = ledger or Ledger(Path(args.output_dir))
 
     @property
     def _module(self) -> PolicyAndValue:
@@ -193,9 +198,15 @@ class SyVLAPPOTrainer(AtomicCheckpointMixin, Trainer):
     def passes(self) -> Iterator[dict[str, Any]]:
         """Batches of update after update, until the last one or until no rollouts come."""
         while self.rl.updates < self.args.max_rl_updates:
-            if self.update is None and not self._begin_update():
-                self.control.should_training_stop = True
-                return
+            if self.update is None:
+                found = self._wait_for_rollouts()
+                if found.rolled_back:
+                    self._go_back()
+                    continue
+                if len(found.chosen) < self.args.rollouts_per_update:
+                    logger.warning("no rollouts came within wait_timeout_s=%s; the run ends", self.args.wait_timeout_s)
+                    break
+                self._begin_update(found.chosen)
             update = self.update
             assert update is not None
             accumulation = self.args.gradient_accumulation_steps
@@ -205,25 +216,34 @@ class SyVLAPPOTrainer(AtomicCheckpointMixin, Trainer):
                 yield self._batch(update, number)
         self.control.should_training_stop = True
 
-    def _begin_update(self) -> bool:
-        """Wait for rollouts and prepare the next update; False if none came in time."""
-        ids = wait_for_rollouts(self.store, self.rl, self.args, self.is_world_process_zero())
-        if ids is None:
-            logger.warning("no rollouts came within wait_timeout_s=%s; the run ends here", self.args.wait_timeout_s)
-            return False
+    def _wait_for_rollouts(self) -> Selection:
+        """Claimed rollouts of the next update, a rollback that comes first, or nothing in time."""
+        look = None
+        if self.ledger is not None:
+            sampler, tasks = wanted_sampler(self.args, self._module.base_policy.config), self.instructions
+
+            def problem(rollout: Rollout) -> str | None:
+                return family_problem(rollout, self.processing_class, sampler, tasks)
+
+            look = RolloutSelection(self.store, self.ledger, self.rl, self.args, problem).look
+        return wait_for_rollouts(look, self.args)
+
+    def _begin_update(self, ids: list[str]) -> None:
+        """Prepare the next update."""
         module = self._module
         self._snapshot = WeightSnapshot.take(module.policy)
         self.rl.settings = fixed_settings(self.args)  # between updates they may have changed
         rollouts = self.store.load(ids)
-        check_family(rollouts, self.processing_class, wanted_sampler(self.args, module.base_policy.config))
         update, self._decisions = self.preparation.build_update(self.rl.updates, rollouts)
         self.update = update
-        stale = [staleness(self.rl.versions, rollout.facts.policy_versions) or 0 for rollout in rollouts]
+        stale = [staleness(self.rl.line, rollout.facts.policy_versions) for rollout in rollouts]
+        known = [behind for behind in stale if behind is not None] or [0]  # a person may have accepted a foreign one
         update.metrics |= {
-            "buffer/staleness_mean": float(np.mean(stale)),
-            "buffer/staleness_max": float(np.max(stale)),
-            "buffer/dropped_stale_total": float(self.rl.dropped_stale),
+            "buffer/staleness_mean": float(np.mean(known)),
+            "buffer/staleness_max": float(np.max(known)),
         }
+        if self.ledger is not None:
+            update.metrics["buffer/set_aside_total"] = float(len(self.ledger.read().names(SET_ASIDE)))
         self._began = time.time()
         logger.info(
             "update %d: %d rollouts, %d decisions, success %.2f",
@@ -232,7 +252,6 @@ class SyVLAPPOTrainer(AtomicCheckpointMixin, Trainer):
             len(self._decisions),
             update.metrics["objective/success_rate"],
         )
-        return True
 
     def _batch(self, update: UpdateData, number: int) -> dict[str, Any]:
         """The rollout and expert samples of one pass of this process."""
@@ -309,6 +328,10 @@ class SyVLAPPOTrainer(AtomicCheckpointMixin, Trainer):
         update = self.update
         if update is None:
             return
+        if self._rollback_waits():
+            update.ended = control.should_save = control.should_log = True
+            self._go_back()
+            return
         update.step += 1
         kl = self._steps.last_kl(gather_object)
         if self.args.target_kl and kl is not None and kl > self.args.target_kl:
@@ -338,17 +361,13 @@ class SyVLAPPOTrainer(AtomicCheckpointMixin, Trainer):
             refused = f"held-out loss {heldout:.4g} exceeds {self.args.guard_heldout_cfm} times {baseline:.4g}"
         module = self._module
         if refused is None:
-            self.rl.versions.append(self._policy_version())
-            self.rl.published = False
+            self.rl.add_version(self._policy_version())
         else:
             logger.error("update %d is not published: %s; the policy of version %d is restored", update.number, refused,
                          self.rl.version)  # fmt: skip
             assert self._snapshot is not None
             self._snapshot.restore(module.policy)
-            if self.is_deepspeed_enabled:
-                self.deepspeed.optimizer.refresh_fp32_params()  # its own copies of the weights
-            for parameter in module.policy.parameters():
-                self.optimizer.state.pop(parameter, None)  # moments of a direction that was given up
+            self._forget_direction()
         self._skipped_in_a_row = 0
         self.rl.updates += 1
         self.rl.consumed += update.episode_ids
@@ -375,39 +394,6 @@ class SyVLAPPOTrainer(AtomicCheckpointMixin, Trainer):
         seeds = np.arange(len(rows))
         scores = self.preparation.scores(lambda i: items[i], seeds, rollout=False, decoupling=False, method="fpo")
         return float((-scores / steps[:, None]).mean())
-
-    # ------------------------------------------------------------------ publication
-
-    def start(self) -> None:
-        """Before the first step: the first policy is published, or the one that a crash kept from it."""
-        if self.is_world_process_zero():
-            RunSize(self.args.rollouts_per_update, self.args.max_rl_updates).save(Path(self.args.output_dir))
-        self.accelerator.wait_for_everyone()
-        if not self.rl.versions:
-            self.rl.versions = [self._policy_version()]
-            self.rl.baseline_cfm = self.heldout_cfm()
-            self.rl.retrieval = self.experts.fingerprints
-        self._publish()
-
-    def _publish(self) -> None:
-        """Hand the newest policy over, once the checkpoint that knows of it is on disk."""
-        if self.rl.published:
-            return
-        if self.is_world_process_zero():
-            policy = merged_policy(self._module.policy)
-
-            def save(folder: Path) -> None:
-                policy.save_pretrained(folder)
-                self.processing_class.save_pretrained(folder)
-                if (sampler := wanted_sampler(self.args, policy.config)) is not None:
-                    sampler.save(folder)
-
-            self.publisher.publish(self.rl.version, self.rl.versions[-1], save)
-        self.accelerator.wait_for_everyone()
-        self.rl.published = True
-
-    def _policy_version(self) -> str:
-        return weights_digest(merged_policy(self._module.policy))
 
     # ------------------------------------------------------------------ checkpoints
 

@@ -13,9 +13,10 @@ from syvla.serving.contract.rollout_sampler import ChainStep, RolloutSampler
 from syvla.serving.recording.decision import Decision
 from syvla.serving.recording.episode_facts import EpisodeFacts
 from syvla.serving.recording.recorder import RolloutRecorder
-from syvla.serving.rl.published_policies import read_latest
+from syvla.serving.rl.ledger import CLAIMED, DISCARDED, SEALED, SET_ASIDE, Ledger, LedgerEntry, RunLedger
+from syvla.serving.rl.published_policies import DamagedPolicy, read_latest
 from syvla.training.rl.policy_publisher import FolderPublisher
-from syvla.training.rl.rollout_selection import check_family, choose_rollouts
+from syvla.training.rl.rollout_selection import RolloutSelection, choose_rollouts, family_problem
 from syvla.training.rl.rollout_store import LeRobotRolloutStore
 from syvla.training.rl.run_state import RLState, staleness
 
@@ -103,17 +104,67 @@ def test_staleness_counts_published_versions():
     assert staleness(["a", "b", "a"], ("a",)) == 0, "the same weights again"
 
 
+LABELED = [info("1", "b"), info("2", "a"), info("3", "a"), info("4", "b"), info("5", "a", "b"), info("6", "b")]
+
+
 def test_each_rollout_trains_once_and_stale_ones_never():
-    state = RLState(versions=["a", "b"], consumed=["1"], dropped=["2"])
-    labeled = [info("1", "b"), info("2", "a"), info("3", "a"), info("4", "b"), info("5", "a", "b"), info("6", "b")]
-    assert choose_rollouts(labeled, state, 20, 0) == (["4", "6"], ["3", "5"])
-    assert choose_rollouts(labeled, state, 1, 0) == (["4"], ["3", "5"])
-    assert choose_rollouts(labeled, state, 20, 1) == (["3", "4", "5", "6"], [])
+    state = RLState(versions=["a", "b"], consumed=["1"], updates=1)
+    known = RunLedger(rollouts={"2": LedgerEntry(DISCARDED)})
+    chosen, unusable = choose_rollouts(LABELED, known, state, 20, 0)
+    assert (chosen, list(unusable)) == (["4", "6"], ["3", "5"])
+    assert all(why.startswith("too old: 1 version(s) behind, max_staleness is 0") for why in unusable.values())
+    assert choose_rollouts(LABELED, known, state, 1, 0)[0] == ["4"]
+    assert choose_rollouts(LABELED, known, state, 20, 1) == (["3", "4", "5", "6"], {})
 
 
-def test_rollouts_of_a_policy_that_was_never_published_are_refused():
-    with pytest.raises(ValueError, match=r"episode 7 was made by policies \['x'\], which this run never published"):
-        choose_rollouts([info("7", "x")], RLState(versions=["a"]), 20, 0)
+def test_what_was_set_aside_can_be_used_after_all():
+    """By a larger `max_staleness`, or by a person's word; a reason that still holds is not told twice."""
+    state = RLState(versions=["a", "b"], updates=1)
+    _, unusable = choose_rollouts(LABELED[2:3], RunLedger(), state, 20, 0)
+    aside = RunLedger(rollouts={"3": LedgerEntry(SET_ASIDE, why=unusable["3"])})
+    assert choose_rollouts(LABELED[2:3], aside, state, 20, 0) == ([], {})
+    assert choose_rollouts(LABELED[2:3], aside, state, 20, 1) == (["3"], {})
+    restored = RunLedger(rollouts={"3": LedgerEntry(SEALED, reward=1, accepted=True)})
+    assert choose_rollouts(LABELED[2:3], restored, state, 20, 0) == (["3"], {})
+
+
+def test_an_update_takes_its_own_claims_again_and_nobody_elses():
+    state = RLState(versions=["a", "b"], updates=2)
+    known = RunLedger(rollouts={"4": LedgerEntry(CLAIMED, update=2), "6": LedgerEntry(CLAIMED, update=3)})
+    assert choose_rollouts([LABELED[3], LABELED[5]], known, state, 20, 0) == (["4"], {})
+
+
+def test_rollouts_of_foreign_and_of_left_policies_are_set_aside_with_the_reason():
+    state = RLState(versions=["a", "b", "c"], lineage=[0, 2])
+    labeled = [info("7", "x"), info("8", "b"), info("9", "c")]
+    chosen, unusable = choose_rollouts(labeled, RunLedger(), state, 20, 5)
+    assert chosen == ["9"]
+    assert unusable["7"].startswith("foreign: made by policies ['x'], which this run never published")
+    assert unusable["8"].startswith("rolled back: its policy is not in the line of the present one; restore")
+
+
+def test_a_look_claims_what_fits_and_sets_the_rest_aside(store, tmp_path):
+    """One foreign rollout costs itself alone."""
+    ledger, state = Ledger(tmp_path / "run"), RLState(versions=["a", "b"])
+    args = SimpleNamespace(rollouts_per_update=1, max_staleness=1)
+    processor = SimpleNamespace(embodiments={"arm": {"action_dim": 2}}, chunk_size=5)
+
+    def look(tasks):
+        return RolloutSelection(
+            store, ledger, state, args, lambda rollout: family_problem(rollout, processor, None, tasks)
+        ).look()
+
+    found = look(("push",))
+    assert found.chosen == []
+    assert "no demonstrations of its task 'reach', only of ['push']" in found.unusable["episode 0"]
+    assert len(found.unusable) == len(ledger.read().names(SET_ASIDE)) == 3
+    for name in found.unusable:
+        ledger.write("restore", episode_id=name)
+    assert look(("reach",)).chosen == ["episode 0"]
+    assert ledger.read().rollouts["episode 0"].state == CLAIMED
+    ledger.announce(0, "a")
+    ledger.write("rollback", version=0, policy_version="a")
+    assert look(None).rolled_back
 
 
 def test_a_policy_is_published_whole_once_and_old_ones_go(tmp_path):
@@ -148,6 +199,13 @@ def test_a_policy_is_published_whole_once_and_old_ones_go(tmp_path):
     publisher.publish(2, "hash 2", save)
     assert len(weights.read_bytes()) > 5, "a damaged policy is published anew"
     read_latest(tmp_path / "policies").verify()
+    assert publisher.go_back(1, "hash 1") == tmp_path / "policies" / "v0001"
+    assert publisher.latest()["version"] == 1
+    publisher.left = {2}
+    publisher.publish(3, "hash 3", save)
+    assert sorted(p.name for p in (tmp_path / "policies").glob("v*")) == ["v0001", "v0003"], "its parent is kept"
+    with pytest.raises(DamagedPolicy, match="has no whole policy v0002"):
+        publisher.go_back(2, "hash 2")
 
 
 def test_state_survives_saving_and_guards_settings(tmp_path):
@@ -171,23 +229,20 @@ def test_rewards_other_than_zero_and_one_are_refused(store, reward):
         store.labeled()
 
 
-def test_rollouts_of_another_policy_family_are_refused(store):
+def test_rollouts_of_another_policy_family_do_not_fit(store):
     """Another robot, another length of chunks, another number of action dimensions."""
-    rollouts = store.load(["episode 0"])
+    (rollout,) = store.load(["episode 0"])
     known = {"arm": {"action_dim": 2}}
-    check_family(rollouts, SimpleNamespace(embodiments=known, chunk_size=5), None)
+    assert family_problem(rollout, SimpleNamespace(embodiments=known, chunk_size=5), None) is None
     for embodiments, size in ((known, 8), ({"arm": {"action_dim": 3}}, 5), ({"hand": {"action_dim": 2}}, 5)):
-        with pytest.raises(
-            ValueError, match=r"rollout episode 0: robot 'arm' with chunks of shape \(5, 2\); this policy knows"
-        ):
-            check_family(rollouts, SimpleNamespace(embodiments=embodiments, chunk_size=size), None)
+        why = family_problem(rollout, SimpleNamespace(embodiments=embodiments, chunk_size=size), None)
+        assert "robot 'arm' with chunks of shape (5, 2); this policy knows" in why
 
 
 def test_flow_sde_wants_the_chain_of_its_own_sampler(store):
     processor = SimpleNamespace(embodiments={"arm": {"action_dim": 2}}, chunk_size=5)
     (rollout,), sampler = store.load(["episode 0"]), RolloutSampler(10, 0.5)
-    with pytest.raises(ValueError, match=r"decision 0 holds no step of a stochastic sampler.*syvla-serve --rl-run"):
-        check_family([rollout], processor, sampler)
+    assert "decision 0 holds no step of a stochastic sampler" in family_problem(rollout, processor, sampler)
     state = np.zeros((5, 2), np.float32)
 
     def sampled(settings):
@@ -195,10 +250,9 @@ def test_flow_sde_wants_the_chain_of_its_own_sampler(store):
             rollout, decisions=[replace(d, chain=ChainStep(state, state, 0, settings)) for d in rollout.decisions]
         )
 
-    check_family([sampled(sampler)], processor, sampler)
+    assert family_problem(sampled(sampler), processor, sampler) is None
     for other in (RolloutSampler(9, 0.5), RolloutSampler(10, 0.7)):
-        with pytest.raises(ValueError, match=r"was sampled with .* set flow_sde_noise_level"):
-            check_family([sampled(other)], processor, sampler)
+        assert "set flow_sde_noise_level" in family_problem(sampled(other), processor, sampler)
 
 
 def test_a_decision_keeps_the_instruction_that_it_was_made_for(tmp_path):

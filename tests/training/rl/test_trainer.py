@@ -13,6 +13,7 @@ pytest.importorskip("faiss", reason="FAISS (extra rl) is not installed")
 
 from syvla.modeling_syvla import SyVLAModel, SyVLAValueModel
 from syvla.serving.policies.digests import weights_digest
+from syvla.serving.rl.ledger import CONSUMED, SET_ASIDE, Ledger
 from syvla.training.ppo import main
 from syvla.training.rl.trainer import SyVLAPPOTrainer
 
@@ -105,7 +106,7 @@ METRICS = {
     *("policy/cfm_expert", "policy/cfm_heldout", "loss/policy_avg", "loss/value_avg", "val/clipfrac_avg", "val/ratio"),
     *("val/ratio_var", "val/explained_variance", "grad_norm/policy", "grad_norm/value", "retrieval/sim_mean"),
     *("retrieval/sim_min", "retrieval/unique_frac", "buffer/staleness_mean", "buffer/staleness_max"),
-    *("buffer/dropped_stale_total", "decoupling/masked_fraction", "lr", "episode", "eps"),
+    *("buffer/set_aside_total", "decoupling/masked_fraction", "lr", "episode", "eps"),
 }
 
 
@@ -217,6 +218,11 @@ def test_unlabelled_and_stale_rollouts_do_not_train(run, policy, record_rollouts
     state = json.loads((tmp_path / "out" / "rollout_state.json").read_text())
     assert [name[-1] for name in state["consumed"]] == ["0", "2", "4", "5"]
     assert len(history(tmp_path / "out")) == 1, "the other two are of version 0, one behind"
+    known = Ledger(tmp_path / "out").read()
+    aside = {name[-1]: entry.why for name, entry in known.rollouts.items() if entry.state == SET_ASIDE}
+    assert sorted(aside) == ["6", "7"]
+    assert all(why.startswith("too old: 1 version(s) behind") for why in aside.values())
+    assert len(known.names(CONSUMED)) == 4
 
 
 def test_rollouts_of_another_policy_are_refused(run, record_rollouts, tmp_path, capsys):

@@ -210,12 +210,18 @@ class PolicyServer:
 
         Raises:
             OSError: The port is taken.
+            RecordingError: It stopped as it should, but episodes could not be recorded.
             Exception: Whatever loading the policy raised.
         """
         self._socket = self._bind()
         self._serve()
         if self._error is not None:
             raise self._error
+        lost = {} if self.service.recording is None else dict(self.service.recording.lost)
+        if lost:
+            from .recording.recorder import RecordingError
+
+            raise RecordingError(f"{len(lost)} episode(s) could not be recorded; the first: {next(iter(lost.items()))}")
 
     def _bind(self) -> socket.socket:
         family = socket.AF_INET6 if ":" in self.settings.host else socket.AF_INET

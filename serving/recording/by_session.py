@@ -69,6 +69,15 @@ class Recording(Protocol):
         """Episodes by state."""
         ...
 
+    def losses(self) -> Mapping[str, int]:
+        """Lost episodes by cause, see `recorder.LOSSES`."""
+        ...
+
+    @property
+    def lost(self) -> Mapping[str, str]:
+        """Lost episodes and why."""
+        ...
+
     def close(self) -> None:
         """Ends all recordings when the server stops."""
         ...
@@ -130,6 +139,16 @@ class ServedRecording:
         """Episodes of all robots that are open, saved and lost since the server started."""
         counts = [recorder.status() for recorder in self.recorders.values()]
         return {state: sum(count[state] for count in counts) for state in ("open", "saved", "lost")}
+
+    def losses(self) -> Mapping[str, int]:
+        """Lost episodes of all robots by cause."""
+        counts = [recorder.losses for recorder in self.recorders.values()]
+        return {cause: sum(count[cause] for count in counts) for cause in counts[0]} if counts else {}
+
+    @property
+    def lost(self) -> Mapping[str, str]:
+        """Lost episodes of all robots and why."""
+        return {name: why for recorder in self.recorders.values() for name, why in recorder.lost.items()}
 
     def close(self) -> None:
         """Seals what is open; losses are logged."""

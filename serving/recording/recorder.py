@@ -6,12 +6,13 @@ nameless files, another turns finished episodes into the dataset, which `RobotDa
 those still running. What is stored per row: `format`; per episode: `episode_facts`.
 
 A frame that cannot be kept (memory limit reached, disk full) costs its episode, never a part of it: an episode is whole
-or absent. Each loss is logged as an error, counted in `status()`, shown as `error` until a later episode is saved, and
-raised by `close()`.
+or absent. Each loss is logged as an error, counted by cause in `losses`, told in every reply (`recording_error`) until a
+later episode is saved, and raised by `close()`. Replies name no episode that is known to be lost.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import queue
 import threading
@@ -46,6 +47,12 @@ def max_open_episodes() -> int:
         return 256
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return (min(files, 8192) if files > 1 else 8192) // 2  # negative: without limit
+
+
+LOSSES = ("disk_full", "disk_error", "disk_slow", "data")
+"""Why an episode was lost: no room, another error of the disk, more frames than it takes, data that do not fit."""
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class RecordingError(RuntimeError):
@@ -130,6 +137,7 @@ class RolloutRecorder:
             self._folder_lock.release()
             raise
         self._lost: dict[str, str] = {}  # episode -> cause
+        self._losses = dict.fromkeys(LOSSES, 0)
         self._pending_bytes, self._saved, self._closed = 0, 0, False
         self._cause: str | None = None
         self._frames: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -162,7 +170,7 @@ class RolloutRecorder:
             request_id: Idempotency key: a repetition of the last one is not recorded twice.
 
         Returns:
-            `episode_id` and `chunk_id`.
+            `episode_id` and `chunk_id`, unless the episode is lost; `recording_error` since an episode was lost.
 
         Raises:
             ValueError: The episode of that name is over, or more steps were executed than the last chunk had.
@@ -188,13 +196,13 @@ class RolloutRecorder:
                     decision.nbytes,
                     lambda: self._spool(facts).add_decision(decision, executed_before),
                 )
-            return current.names
+            return self._said(current)
 
     def observe(self, session: str, images: Mapping[str, np.ndarray], state: np.ndarray) -> dict[str, str]:
         """Queues the observation of a control step at which no actions were asked for.
 
         Returns:
-            `episode_id`, and `chunk_id` of the chunk in force.
+            As `record`, of the chunk in force.
 
         Raises:
             ValueError: The session has no open episode, or the chunk in force has no step left.
@@ -209,7 +217,7 @@ class RolloutRecorder:
             current.last_request = None
             facts, size = current.facts, sum(image.nbytes for image in images.values())
             self._enqueue(facts.episode_id, size, lambda: self._spool(facts).add_observation(images, state))
-            return current.names
+            return self._said(current)
 
     def end(
         self, session: str, *, ended: str = "client", executed: int | None = None, outcome: int | None = None
@@ -248,6 +256,18 @@ class RolloutRecorder:
         done = threading.Event()
         self._frames.put(lambda: self._finished.put(done.set))
         return done.wait(timeout)
+
+    @property
+    def losses(self) -> dict[str, int]:
+        """Lost episodes by cause, see `LOSSES`."""
+        with self._lock:
+            return dict(self._losses)
+
+    @property
+    def lost(self) -> dict[str, str]:
+        """Lost episodes and why."""
+        with self._lock:
+            return dict(self._lost)
 
     @property
     def error(self) -> str | None:
@@ -292,6 +312,10 @@ class RolloutRecorder:
 
     # -- under the lock ------------------------------------------------------------------------------------------------
 
+    def _said(self, current: _Open) -> dict[str, str]:
+        said = {} if current.facts.episode_id in self._lost else current.names
+        return said if self._cause is None else {**said, "recording_error": self._cause}
+
     def _begin(self, session: str, episode_id: str | None) -> _Open:
         name = episode_id or uuid.uuid4().hex
         if name in self._known or name in self._lost:
@@ -318,7 +342,8 @@ class RolloutRecorder:
         if episode in self._lost:
             return
         if self._pending_bytes + size > self._max_pending:
-            self._lose(episode, f"{self._pending_bytes} bytes of frames wait for the disk, which is too slow")
+            waiting = f"{self._pending_bytes} bytes of frames wait for the disk, which is too slow"
+            self._lose(episode, waiting, "disk_slow")
             return
         self._pending_bytes += size
 
@@ -328,16 +353,17 @@ class RolloutRecorder:
                     work()
             except Exception as error:
                 with self._lock:
-                    self._lose(episode, f"{type(error).__name__}: {error}")
+                    self._lose(episode, f"{type(error).__name__}: {error}", _kind_of(error))
             finally:
                 with self._lock:
                     self._pending_bytes -= size
 
         self._frames.put(run)
 
-    def _lose(self, episode: str, cause: str) -> None:
+    def _lose(self, episode: str, cause: str, kind: str) -> None:
         logger.error("%s: episode %s is not recorded: %s", self.root, episode, cause)
-        self._lost[episode] = self._cause = cause
+        self._lost[episode], self._cause = cause, f"episode {episode} is not recorded: {cause}"
+        self._losses[kind] += 1
         self._known.discard(episode)
 
     # -- in the threads ------------------------------------------------------------------------------------------------
@@ -375,7 +401,7 @@ class RolloutRecorder:
                 self._saved, self._cause = self._saved + 1, None
         except Exception as error:
             with self._lock:
-                self._lose(episode, f"{type(error).__name__}: {error}")
+                self._lose(episode, f"{type(error).__name__}: {error}", _kind_of(error))
             self._give_up_writer(sound=adding and isinstance(error, ValueError))
         finally:
             spool.close()
@@ -405,6 +431,13 @@ class RolloutRecorder:
             logger.error("%s: %s", self.root, error)
         if not sound:
             self._writer = None
+
+
+def _kind_of(error: Exception) -> str:
+    """One of `LOSSES`."""
+    if not isinstance(error, OSError):
+        return "data"
+    return "disk_full" if error.errno in _NO_ROOM else "disk_error"
 
 
 def _lock(root: Path) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,9 @@ class RolloutSpool:
             yield frame, decision.instruction, decision.thought or None
 
     def close(self) -> None:
-        self._file.close()
+        """Lets go of the file. What was still in memory of it is not needed: it is read before, or the episode is lost."""
+        with suppress(OSError):
+            self._file.close()
 
     def _settle_executed(self, said: int | None) -> None:
         """Settles how much of the chunk in force ran: by the client's word, by the rows it sent, or by assumption."""

@@ -14,6 +14,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ import numpy as np
 from syvla.serving.contract.requests import ActAnswer, ActRequest, RequestError
 from syvla.serving.recording.by_session import record_answer, refusing
 from syvla.serving.recording.episode_facts import EpisodeFacts, read_facts, write_facts
-from syvla.serving.recording.recorder import RecordingError, RolloutRecorder
+from syvla.serving.recording.recorder import LOSSES, RecordingError, RolloutRecorder
 from syvla.serving.recording.seal import seal_rollout
 
 from .ledger import (
@@ -80,6 +81,7 @@ class RLEpisodes:
     Attributes:
         recovered: What was found and put right at the start, one text each.
         instructions: Tasks that the trainer has demonstrations of; None: any will do.
+        lost: Episodes whose recording the disk did not take, and why.
 
     Raises:
         RuntimeError: Another server serves this run.
@@ -100,6 +102,8 @@ class RLEpisodes:
             raise RuntimeError(f"{run}: another server serves this run; stop it first") from error
         self.lock = threading.RLock()
         self.ledger = Ledger(run)
+        self.lost: dict[str, str] = {}
+        self._losses = dict.fromkeys(LOSSES, 0)
         self.episodes: dict[str, Episode] = {}
         found, self.recovered = recover_rollouts(self.root, self.ledger)
         known = self.ledger.read()
@@ -127,8 +131,13 @@ class RLEpisodes:
                 state_names=self._entry.get("state_names"),
                 action_names=self._entry.get("action_names"),
             )
+            try:
+                self.ledger.write("begin", episode_id=name, policy_version=version)
+            except OSError:
+                recorder.close()
+                self._remove_open(name)
+                raise
             self.episodes[name] = Episode(OPEN, version, recorder, request_id=request_id)
-            self.ledger.write("begin", episode_id=name, policy_version=version)
             return name
 
     def end(self, name: str, executed: int | None, timed_out: bool) -> Episode:
@@ -157,7 +166,7 @@ class RLEpisodes:
             seal_rollout(self._open_folder / name, self.root / name, facts)
         except (RecordingError, OSError, ValueError) as error:
             logger.error("episode %s could not be sealed: %s", name, error)
-            self._drop(name, episode, f"its recording was lost ({error})")
+            self._lose(name, episode, recorder.losses, str(error))
             raise RequestError(f"episode {name}: {episode.why}; run another one", status=507, cause="lost") from None
         with self.lock:
             episode.state, episode.facts, episode.recorder = AWAITING, facts, None
@@ -290,6 +299,7 @@ class RLEpisodes:
         with self.lock:
             episode = self._known(request.episode_id)
             self._require_open(request.episode_id, episode)
+            self._require_recorded(request.episode_id, episode)
             if request.embodiment != self.embodiment:
                 raise RequestError(f"embodiment: expected {self.embodiment!r} in this run, got {request.embodiment!r}")
             if self.instructions is not None and request.instruction not in self.instructions:
@@ -310,6 +320,7 @@ class RLEpisodes:
             recorder = episode.recorder
             assert recorder is not None
             said = record_answer(recorder, name, request, answer, sent, version)
+            self._require_recorded(name, episode)
             episode.last_seen = time.monotonic()
         return said
 
@@ -338,11 +349,20 @@ class RLEpisodes:
             states = [self.state_of(name, known) for name in self.episodes]
         return {state: states.count(state) for state in STATES}
 
+    def losses(self) -> dict[str, int]:
+        """Lost episodes by cause, see `recorder.LOSSES`."""
+        with self.lock:
+            return dict(self._losses)
+
     def state_of(self, name: str, known: RunLedger | None = None) -> str:
         """State of a known episode, with what the Workers made of it."""
         state = self.episodes[name].state
         entry = (known or self.ledger.read()).rollouts.get(name)
-        return entry.state if entry is not None and state in (AWAITING, SEALED) else state
+        if entry is None or state not in (AWAITING, SEALED):
+            return state
+        return (
+            AWAITING if (state, entry.state) == (AWAITING, SEALED) else entry.state
+        )  # its label is on the way, see `label`
 
     def close(self) -> None:
         """Aborts what is open and lets go of the run."""
@@ -365,15 +385,42 @@ class RLEpisodes:
         if episode.state != OPEN:
             raise RequestError(f"episode {name}: is over ({episode.state})", status=409, cause="episode_state")
 
+    def _require_recorded(self, name: str, episode: Episode) -> None:
+        """Gives up an open episode of which a frame was lost, and raises RequestError (410): its robot need not go on."""
+        recorder = episode.recorder
+        if recorder is not None and name in (lost := recorder.lost):
+            self._lose(name, episode, recorder.losses, lost[name])
+            self._require_open(name, episode)
+
+    def _lose(self, name: str, episode: Episode, losses: Mapping[str, int], why: str) -> None:
+        """Gives up an episode that is not recorded as a whole; `losses` by cause, see `RolloutRecorder.losses`."""
+        recorder = episode.recorder
+        with self.lock:
+            self.lost[name] = why
+            for cause, count in losses.items():
+                self._losses[cause] += count
+            if not sum(losses.values()):
+                self._losses["disk_error"] += 1
+            self._drop(name, episode, f"its recording was lost ({why})")
+        if recorder is not None:
+            with suppress(RecordingError, OSError):
+                recorder.close()
+
     def _drop(self, name: str, episode: Episode, why: str) -> None:
         with self.lock:
-            self.ledger.write("abort", episode_id=name, why=why)
             episode.state, episode.why, episode.facts, episode.recorder = ABORTED, why, None, None
-            shutil.rmtree(self._open_folder / name, ignore_errors=True)
-            self._unlock_file(name)
-            if (self.root / name).is_dir():
-                (self.root / ABORTED_FOLDER).mkdir(exist_ok=True)
-                (self.root / name).rename(self.root / ABORTED_FOLDER / name)
+            self._remove_open(name)
+            try:
+                self.ledger.write("abort", episode_id=name, why=why)
+                if (self.root / name).is_dir():
+                    (self.root / ABORTED_FOLDER).mkdir(exist_ok=True)
+                    (self.root / name).rename(self.root / ABORTED_FOLDER / name)
+            except OSError as error:  # the next start finds it open and aborts it
+                logger.error("episode %s: the journal does not say that it was aborted: %s", name, error)
+
+    def _remove_open(self, name: str) -> None:
+        shutil.rmtree(self._open_folder / name, ignore_errors=True)
+        self._unlock_file(name)
 
     def _unlock_file(self, name: str) -> None:
         (self._open_folder / f".{name}.recording").unlink(missing_ok=True)

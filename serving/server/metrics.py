@@ -61,9 +61,11 @@ class Metrics:
         self.count("requests")
         self.count("rejected", "cause", cause)
 
-    def gauge(self, name: str, help: str, read: Callable[[], float | Mapping[str, float]]) -> None:
-        """Registers a value that is read when the page is asked for, or values by `state`."""
-        self._registry.register(_ReadGauge(f"syvla_{name}", help, read))
+    def gauge(
+        self, name: str, help: str, read: Callable[[], float | Mapping[str, float]], label: str = "state"
+    ) -> None:
+        """Registers a value that is read when the page is asked for, or values by `label`."""
+        self._registry.register(_ReadGauge(f"syvla_{name}", help, read, label))
 
     def value(self, name: str, label: str = "", value: str = "") -> float:
         """A counter's present value."""
@@ -77,15 +79,15 @@ class Metrics:
 class _ReadGauge(Collector):
     """A gauge that holds no value: `read` gives it when a page is made."""
 
-    def __init__(self, name: str, help: str, read: Callable[[], float | Mapping[str, float]]) -> None:
-        self.name, self.help, self.read = name, help, read
+    def __init__(self, name: str, help: str, read: Callable[[], float | Mapping[str, float]], label: str) -> None:
+        self.name, self.help, self.read, self.label = name, help, read, label
 
     def collect(self) -> Iterator[Metric]:
         found = self.read()
         if not isinstance(found, Mapping):
             yield GaugeMetricFamily(self.name, self.help, value=found)
             return
-        family = GaugeMetricFamily(self.name, self.help, labels=["state"])
+        family = GaugeMetricFamily(self.name, self.help, labels=[self.label])
         for state, value in found.items():
             family.add_metric([state], value)
         yield family

@@ -59,6 +59,7 @@ class PolicyService:
         self.metrics.gauge("websockets", "Open websockets.", lambda: self.clients.connections)
         self.metrics.gauge("request_bytes", "Bytes that requests hold.", lambda: self.memory.used)
         self.metrics.gauge("episodes", "Recorded episodes; those that are lost are in the log.", self._recorded)
+        self.metrics.gauge("episodes_lost", "Episodes that could not be recorded.", self._losses, "cause")
         self.metrics.gauge("ready", "1 once the policy is loaded and warm.", lambda: float(self.ready))
 
     # ------------------------------------------------------------------ life
@@ -108,6 +109,9 @@ class PolicyService:
             self.holder.current.close()
         if self.recording is not None:
             self.recording.close()
+
+    def _losses(self) -> Mapping[str, int]:
+        return {} if self.recording is None else self.recording.losses()
 
     def _recorded(self) -> Mapping[str, int]:
         return {} if self.recording is None else self.recording.status()

@@ -54,7 +54,13 @@ class PolicyHandoverMixin:
     _decisions: list[Decision]
     _snapshot: WeightSnapshot | None
     _skipped_in_a_row: int
-    _module: PolicyAndValue
+    model: Any
+
+    @property
+    def _module(self) -> PolicyAndValue:
+        """Policy and value model without wrappers."""
+        module: PolicyAndValue = self.accelerator.unwrap_model(self.model)
+        return module
 
     @property
     def instructions(self) -> tuple[str, ...] | None:

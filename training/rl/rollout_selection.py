@@ -134,11 +134,12 @@ class RolloutSelection:
                         self.ledger.claim(self.state.updates, chosen)
                     return Selection(chosen, unusable=unusable)
             for name in unread:  # outside of the lock, since it reads files
-                if (why := self._fit_problem(name)) is None:
+                problem = self._fit_problem(name)
+                if problem is None:
                     self._fitting.add(name)
                 else:
-                    self._set_aside(name, why)
-                    unusable[name] = why
+                    self._set_aside(name, problem)
+                    unusable[name] = problem
             labeled = [facts for facts in labeled if facts.episode_id not in unusable]
 
     def _fit_problem(self, name: str) -> str | None:

@@ -143,11 +143,6 @@ class SyVLAPPOTrainer(PolicyHandoverMixin, AtomicCheckpointMixin, Trainer):
         if self.is_world_process_zero():
             self.ledger = ledger or Ledger(Path(args.output_dir))
 
-    @property
-    def _module(self) -> PolicyAndValue:
-        module: PolicyAndValue = self.accelerator.unwrap_model(self.model)
-        return module
-
     # ------------------------------------------------------------------ optimizer
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:

@@ -6,6 +6,7 @@ import time
 import numpy as np
 import pytest
 
+import syvla.processing.robot_data.robot_dataset  # noqa: F401  loaded now: a request for a rollout's frames waits 30 s
 from syvla.serving.client.http_client import http_act, http_json
 from syvla.serving.client.retries import PolicyError
 from syvla.serving.rl.published_policies import point_latest, publish_policy

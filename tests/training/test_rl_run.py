@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from syvla.modeling_syvla import SyVLAConfig, SyVLAModel, SyVLAValueConfig, SyVLAValueModel
 from syvla.processing import RobotDataset, build_tiny_processor
 from syvla.serving.client.http_client import http_json
+from syvla.serving.rl.ledger import CONSUMED, Ledger
 from syvla.serving.rl.published_policies import read_latest
 
 pytest.importorskip("mujoco", reason="MuJoCo (extra sim) is not installed")
@@ -208,6 +209,35 @@ def test_a_run_survives_the_death_of_its_server_and_its_worker(processes):
     assert [event["version"] for event in processes.events("serve")] == ["v0001", "v0002"]
     rollouts = json.loads((run / "robot.json").read_text())["episodes"]
     assert {entry["episode_id"] for entry in rollouts} >= set(state["consumed"])
+    server.terminate()
+    assert server.wait(timeout=300) == 0
+
+
+def test_a_rollback_holds_for_server_and_trainer_whoever_dies(processes):
+    """Back to version 1 while version 2 acts; the worker is killed before it can follow, and then the server."""
+    run, trainer = processes.run, Ledger(processes.run)
+    server, robot = processes.server(updates=3), processes.robot()
+    worker = processes.start("worker", "syvla.training.ppo", **processes.training(max_rl_updates=3, steps_per_update=2))
+    processes.wait(lambda: (run / "policies" / "v0002").is_dir() and trainer.read().current == 2)
+    worker.kill()
+    processes.died(worker)
+    went_back = http_json(processes.url, "/rl/rollback", {"version": "v0001"})
+    versions = trainer.read().versions
+    assert went_back == {"version": 1, "policy_version": versions[1]}
+    server.kill()
+    processes.died(server)
+    server = processes.server(updates=3)
+    worker = processes.start("worker", "syvla.training.ppo", **processes.training(max_rl_updates=3, steps_per_update=2))
+    processes.wait(lambda: worker.poll() == 0 and robot.poll() == 0)
+    known, state = trainer.read(), state_of(run)
+    assert known.lineage == state["lineage"] == [0, 1, 3]
+    assert known.versions[:3] == versions, "its number is not given again"
+    assert "going back from version 2 to version 1" in processes.log("worker")
+    processes.wait(lambda: http_json(processes.url, "/rl/status")["policy"]["serving"] == "v0003")
+    status = http_json(processes.url, "/rl/status")["episodes"]
+    assert (status["consumed"], status["claimed"], status["sealed"]) == (9, 0, 0), "every label is used or set aside"
+    used = {known.rollouts[name].policy_version for name in known.names(CONSUMED)}
+    assert used == {versions[0], versions[1]}, "the third update learned from rollouts of version 1"
     server.terminate()
     assert server.wait(timeout=300) == 0
 

@@ -182,11 +182,14 @@ def test_one_recorder_at_a_time_and_only_into_a_folder_of_its_own(tmp_path):
 
 def test_frames_that_outrun_the_disk_cost_their_episode_and_nobody_waits(tmp_path):
     recorder = RolloutRecorder(tmp_path / "set", max_pending_bytes=3000, **SETTINGS)  # a decision has 4648 bytes
-    lost = recorder.record("robot", decision(1))["episode_id"]
-    recorder.record("robot", decision(2))
+    for seed in (1, 2):
+        reply = recorder.record("robot", decision(seed), episode_id="the first")
+        assert reply.keys() == {"recording_error"}, "no name of a lost episode"
+        assert "episode the first is not recorded: " in reply["recording_error"]
     recorder.end("robot")
     assert "too slow" in str(recorder.error)
-    with pytest.raises(RecordingError, match=lost):
+    assert recorder.losses == {"disk_full": 0, "disk_error": 0, "disk_slow": 1, "data": 0}
+    with pytest.raises(RecordingError, match="the first"):
         recorder.close()
     assert not (tmp_path / "set" / "meta").exists()
 

@@ -398,3 +398,119 @@ def test_bad_bodies_are_refused(serve_run):
 def test_limits_of_a_run_are_checked():
     with pytest.raises(ValueError, match="rollouts_per_update: expected at least 1, got 0"):
         RLSettings(Path("run"), rollouts_per_update=0)
+
+
+def test_a_rollout_that_nobody_can_judge_is_discarded_and_can_come_back(serve_run, run):
+    server = serve_run(rollouts_per_update=2)
+    robot = Robot(server)
+    first, second, running = robot.rollout(), robot.rollout(), None
+    robot.call(f"/rl/episodes/{second}/reward", {"reward": 1})
+    for name in (first, second):
+        assert robot.call(f"/rl/episodes/{name}/discard", {"reason": "the camera fell"})["state"] == "discarded"
+        assert robot.call(f"/rl/episodes/{name}/discard", {})["state"] == "discarded", "sent again"
+    assert LeRobotRolloutStore(run / "rollouts").labeled() == []
+    running = robot.begin()
+    assert robot.refused(f"/rl/episodes/{running}/discard", {})[0] == 409, "it is open"
+    robot.call(f"/rl/episodes/{running}/abort", {})
+    assert robot.refused(f"/rl/episodes/{running}/discard", {})[0] == 410
+    assert robot.refused(f"/rl/episodes/{first}/reward", {"reward": 1})[0] == 409
+    assert len(robot.call(f"/rl/episodes/{first}")["frames"]) == 1, "it can still be looked at"
+    server.stop()
+    robot = Robot(serve_run())
+    listed = robot.call("/rl/status")["discarded"]
+    assert [(e["episode_id"], e["why"]) for e in listed] == [(name, "the camera fell") for name in (first, second)]
+    assert robot.call(f"/rl/episodes/{first}/restore", {})["state"] == "awaiting_reward"
+    assert robot.call(f"/rl/episodes/{second}/restore", {})["state"] == "sealed"
+    assert robot.refused(f"/rl/episodes/{second}/restore", {})[0] == 409
+    assert [facts.episode_id for facts in LeRobotRolloutStore(run / "rollouts").labeled()] == [second]
+    Ledger(run).claim(0, [second])
+    status, text = robot.refused(f"/rl/episodes/{second}/discard", {})
+    assert (status, "update 1 works on it" in text) == (409, True)
+
+
+def test_what_the_trainer_set_aside_is_shown_with_the_reason_and_can_be_used_after_all(serve_run, run):
+    robot = Robot(serve_run())
+    name = robot.rollout()
+    robot.call(f"/rl/episodes/{name}/reward", {"reward": 1})
+    Ledger(run).set_aside(name, "too old: 1 version(s) behind")
+    status = robot.call("/rl/status")
+    assert (status["episodes"]["set_aside"], status["set_aside"][0]["why"]) == (1, "too old: 1 version(s) behind")
+    assert robot.call(f"/rl/episodes/{name}")["why"] == "too old: 1 version(s) behind"
+    assert robot.call(f"/rl/episodes/{name}/restore", {})["state"] == "sealed"
+    assert Ledger(run).read().rollouts[name].accepted
+
+
+def test_a_task_without_demonstrations_is_refused_before_anything_is_collected(serve_run, run):
+    RunSize(instructions=("lift", "place")).save(run)
+    server = serve_run()
+    robot = Robot(server)
+    name = robot.begin()
+    robot.act(name)
+    with pytest.raises(PolicyError, match=r"no demonstrations of 'push', only of \['lift', 'place'\]") as error:
+        robot.act(name, prompt="push")
+    assert error.value.status == 422
+    robot.act(name, prompt="place", executed_steps=6)
+    assert "chunk_id" not in robot.act(None, prompt="push"), "outside of episodes anything may be asked"
+
+
+def test_a_rollback_goes_back_in_the_line_of_the_trainer_and_stays(serve_run, run):
+    """The trainer's ledger knows the line; `LATEST.json`, which a late trainer may have written over, does not count."""
+    trainer = Ledger(run)
+    for version in range(3):
+        trainer.announce(version, f"hash {version}", version - 1 if version else None)
+        publish(run, version)
+    server = serve_run()
+    robot = Robot(server)
+    assert robot.call("/rl/status")["policy"]["serving"] == "v0002"
+    name = robot.begin()
+    assert robot.call("/rl/rollback", {}) == {"version": 1, "policy_version": "hash 1"}
+    status, text = robot.refused("/rl/episodes", {})
+    assert (status, "policy v0001: comes next" in text) == (503, True), "from the answer on"
+    robot.call(f"/rl/episodes/{name}/abort", {})
+    until(lambda: robot.call("/rl/status")["policy"]["serving"] == "v0001")
+    point_latest(run / "policies", read_published(run / "policies", "v0002"))
+    assert robot.act(robot.begin())["policy_version"] == "hash 1"
+    server.stop()
+    robot = Robot(serve_run())
+    assert robot.call("/rl/status")["policy"]["serving"] == "v0001", "also after a restart"
+    trainer.announce(3, "hash 3", 1)
+    publish(run, 3)
+    until(lambda: robot.call("/rl/status")["policy"]["serving"] == "v0003")
+    assert robot.call("/rl/rollback", {})["version"] == 1, "not 2, which the run has left"
+    assert robot.call("/rl/policy", {"version": "v0002"})["version"] == 2, "but by its name"
+    assert trainer.read().lineage == [0, 1, 2]
+    publish(run, 7, latest=False)
+    assert robot.refused("/rl/policy", {"version": "v0007"})[0] == 422, "no trainer announced it"
+
+
+def test_no_rollouts_are_made_in_vain_of_the_policy_before_one_that_cannot_be_served(serve_run, run):
+    trainer = Ledger(run)
+    trainer.announce(0, "hash 0")
+    robot = Robot(serve_run())
+    weights = publish(run, 1) / "model.safetensors"
+    weights.write_bytes(b"")
+    trainer.announce(1, "hash 1", 0)
+    until(lambda: robot.call("/rl/status")["policy"]["refused"])
+    status, text = robot.refused("/rl/episodes", {})
+    assert (status, "policy v0001: cannot be served" in text, "POST /rl/rollback" in text) == (409, True, True)
+    robot.call("/rl/rollback", {})
+    assert robot.act(robot.begin())["policy_version"] == "hash 0"
+
+
+def test_no_more_rollouts_than_the_trainer_can_use(serve_run, run):
+    """Those beyond would be too old for the next update: labeled, and of no use."""
+    RunSize(rollouts_per_update=1).save(run)
+    robot = Robot(serve_run(rollouts_per_update=2, ahead=3))
+    robot.rollout()
+    assert "has its 1 rollouts" in robot.refused("/rl/episodes", {})[1]
+    assert any("--rl-rollouts 2 is more than the trainer takes" in note for note in robot.call("/rl/status")["notes"])
+    RunSize(rollouts_per_update=1, max_staleness=1).save(run)
+    until(lambda: robot.call("/rl/episodes", {})["episode_id"] if allowed(robot) else False)
+
+
+def allowed(robot):
+    try:
+        robot.rollout()
+    except PolicyError:
+        return False
+    return True

@@ -1,6 +1,7 @@
 """One message to one reply: a request keeps its form down to the policy and the recorder, and the reply is encoded once."""
 
 import asyncio
+from typing import ClassVar
 
 import httpx
 import numpy as np
@@ -40,6 +41,9 @@ class Recorder:
 
     def status(self) -> dict:
         return {}
+
+    losses = status
+    lost: ClassVar[dict] = {}
 
     def close(self) -> None:
         """Nothing to close."""

@@ -11,10 +11,12 @@ import pytest
 import torch
 from killed_processes import killed_at
 from launching import launch
+from rl_robot import until
 from safetensors.torch import load_file
 
 pytest.importorskip("faiss", reason="FAISS (extra rl) is not installed")
 
+from syvla.serving.rl.ledger import CLAIMED, CONSUMED, SET_ASIDE, Ledger
 from syvla.training.ppo import main
 
 ROOT = Path(__file__).parents[3]
@@ -154,3 +156,28 @@ def test_two_workers_share_an_update(start, run_here, tmp_path, monkeypatch):
             assert one[name] == pytest.approx(other[name], rel=1e-4, abs=1e-6), name
     assert logs[0][0]["val/ratio"] == pytest.approx(1.0, abs=1e-4)
     assert (tmp_path / "publications").read_text().split("\n") == ["0 0", "0 1", ""]
+
+
+def test_two_trainers_on_one_run(start, rl_options, record_rollouts, tmp_path):
+    """The second one is told of the first and spoils nothing; one foreign rollout is set aside; a killed trainer keeps nobody
+    out, and the third one takes the rollouts that the first had claimed."""
+    output, rollouts = tmp_path / "run", tmp_path / "rollouts"
+    version = json.loads((Path(rl_options["rollouts_path"]) / "meta" / "rollouts" / "episode-000000.json").read_text())
+    record_rollouts(rollouts, "somebody else's", [1], seed=7)
+    record_rollouts(rollouts, version["policy_versions"][0], [1, 0] * 4, seed=8)
+    options = {"rollouts_path": rollouts, "max_rl_updates": 1, "steps_per_update": 2, "wait_timeout_s": 600}
+    trainer = "syvla.training.rl.trainer:SyVLAPPOTrainer.compute_loss"
+    stopped = "args[0].state.global_step == 1 and os.kill(os.getpid(), signal.SIGSTOP) is None and False"
+    first = start(output, command=killed_at("syvla.training.ppo", trainer, stopped), **options)
+    ledger = Ledger(output)
+    until(lambda: len(ledger.read().names(CLAIMED)) == 4 or first.poll() is not None, 600)
+    other = start(output, **options)
+    assert other.wait(timeout=600) == 1
+    assert f"another trainer works on {output} (process {first.pid} on" in (output / "worker.log").read_text()
+    os.kill(first.pid, signal.SIGKILL)
+    die(first, output)
+    finish(start(output, **options), output)
+    known = ledger.read()
+    assert (len(known.names(CONSUMED)), known.names(CLAIMED), known.lineage) == (4, [], [0, 1])
+    (aside,) = known.names(SET_ASIDE)
+    assert known.rollouts[aside].why.startswith('foreign: made by policies ["somebody else\'s"]')

@@ -115,11 +115,13 @@ def _train(
 ) -> Any:
     from transformers import set_seed
 
+    from syvla.training.hub.model_card import RECIPE_FIELDS
     from syvla.training.hub.run_description import describe_robot_dataset, hub_id
     from syvla.training.imitation.command import choose_trained_weights, load_checkpoint
     from syvla.training.rl.policy_publisher import FolderPublisher
     from syvla.training.rl.rollout_store import LeRobotRolloutStore
     from syvla.training.rl.trainer import SyVLAPPOTrainer
+    from syvla.training.run.run_page_callback import RunPageCallback
 
     if not model_args.model_path or not data_args.value_model_path or not data_args.robot_specs:
         raise ValueError(
@@ -152,7 +154,13 @@ def _train(
             "freeze": model_args.freeze,
         },
     )
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    page = RunPageCallback(
+        lambda: {"Configuration": {text: getattr(args, name, None) for name, text in RECIPE_FIELDS.items()}},
+        trainer.card["datasets"],
+    )
+    trainer.add_callback(page)
+    with page.ending_said(trainer):
+        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.save_model(args.output_dir)
     if trainer.is_world_process_zero():
         for name, value in (("rl_history", trainer.rl.history), ("log_history", trainer.state.log_history)):

@@ -31,8 +31,9 @@ NOT_UPLOADED = (
     "unlogged_losses*",
     "raw_weights*",
     "ema_weights*",
+    "index.html",
 )
-"""What a training run keeps for itself; besides these, no pickles (`*.bin`, `*.pt`, `*.pth`, `*.pkl`) are uploaded."""
+"""What a training run keeps for itself (its page shows pictures of the data); besides these, no pickles (`*.bin`, `*.pt`, `*.pth`, `*.pkl`) are uploaded."""
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl")
 

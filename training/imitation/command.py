@@ -10,10 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from syvla.durable_files import write_json
+from syvla.training.hub.model_card import RECIPE_FIELDS
 from syvla.training.run.arguments import DataArguments, ModelArguments, SyVLATrainingArguments
 from syvla.training.run.evaluation_arguments import require_held_out
 from syvla.training.run.recipe import parse_recipe
 from syvla.training.run.requirements import require_autocast
+from syvla.training.run.run_examples import examples_of
+from syvla.training.run.run_page import Example
+from syvla.training.run.run_page_callback import RunPageCallback
 
 from .datasets import dataset_weights, load_held_out_robot_data, load_multimodal_data, load_robot_data, validate
 from .held_out import HeldOutSamples
@@ -103,13 +107,42 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: SyVLATrain
             "augmentation": describe_augmentation(data_args.augmentation_settings),
         },
     )
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    page = _run_page(trainer)
+    trainer.add_callback(page)
+    with page.ending_said(trainer):
+        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.save_model(args.output_dir)
     evaluate_at_end(trainer)
     if trainer.is_world_process_zero():
         write_json(Path(args.output_dir) / "log_history.json", trainer.state.log_history, allow_nan=True)
         print(json.dumps({"checkpoint": str(args.output_dir), "steps": trainer.state.global_step}))
     return trainer
+
+
+def _run_page(trainer: Any) -> RunPageCallback:
+    """What writes the page of a run."""
+    from .loss_metrics import source_names
+
+    card, data = trainer.card, trainer.train_dataset
+
+    def facts() -> dict[str, dict[str, Any]]:
+        fields = trainer._card_fields()
+        recipe = {text: fields["arguments"].get(key) for key, text in RECIPE_FIELDS.items()}
+        tables = {"Configuration": {"processes": trainer.args.world_size, **recipe, "freeze": card.get("freeze")}}
+        if fields["adapter"]:
+            tables["Adapter"] = fields["adapter"]
+        if card.get("augmentation"):
+            tables["Augmentation"] = card["augmentation"]
+        if held_out := trainer.run_settings()["fixed"].get("held_out"):
+            tables["Held out"] = {
+                name: f"episodes {part}" if isinstance(part, list) else f"{part} rows" for name, part in held_out
+            }
+        return tables
+
+    def examples() -> list[Example]:
+        return examples_of(data, source_names(data.datasets), trainer.processing_class)
+
+    return RunPageCallback(facts, card["datasets"], examples)
 
 
 def measure(model_args: ModelArguments, data_args: DataArguments, args: SyVLATrainingArguments) -> Any:

@@ -33,7 +33,9 @@ NOT_UPLOADED = (
     "ema_weights*",
     "index.html",
 )
-"""What a training run keeps for itself (its page shows pictures of the data); besides these, no pickles (`*.bin`, `*.pt`, `*.pth`, `*.pkl`) are uploaded."""
+"""What a training run keeps for itself, among it its page, which shows pictures of the data.
+
+Besides these, no pickles (`*.bin`, `*.pt`, `*.pth`, `*.pkl`) are uploaded."""
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl")
 

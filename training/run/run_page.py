@@ -142,12 +142,16 @@ def plots(history: History) -> list[tuple[str, str]]:
     losses = {"training": "loss", "held out": "eval_loss"}
     action = {"training": "action_loss", "held out": "eval_action_loss"}
     words = {"training": "lm_loss", "held-out thoughts": "eval_lm_loss", "held-out multi-modal rows": "eval_vlm_loss"}
-    found.append(("Loss", draw("Loss", losses) + draw("Action loss", action) + draw("Language loss", words)))
+    spoken = any(key in series for key in words.values())
+    parts = draw("Action loss", action) + draw("Language loss", words) if spoken else ""
+    used.update(action.values())  # without language the loss itself
+    found.append(("Loss", draw("Loss", losses) + parts))
+    by_group = ""
     for kind, what in (("by_embodiment", "robot"), ("by_source", "dataset")):
-        body = draw(f"Action loss by {what}", both("action_loss", kind))
-        body += draw(f"Language loss by {what}", both("lm_loss", kind))
+        by_group += draw(f"Action loss by {what}", both("action_loss", kind))
+        by_group += draw(f"Language loss by {what}", both("lm_loss", kind))
         used.update(both("loss", kind).values())  # the weighted sum of the two
-        found.append((f"By {what}", body))
+    found.append(("By robot and dataset", by_group))
     optimization = draw("Gradient norm", {"gradient norm": "grad_norm"})
     rates = {"learning rate": "learning_rate", "policy": "lr", "value model": "value_lr"}
     optimization += draw("Learning rate", rates)

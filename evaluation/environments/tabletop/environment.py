@@ -15,6 +15,7 @@ Targets beyond the limits are clipped to them. Within a control step the servo t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -65,7 +66,7 @@ class TabletopEnv(gymnasium.Env):
         supersampling: Rays per pixel and axis in observations; 2 smooths edges and costs four times the rays.
         shapes: Shapes to draw objects from, out of "cube" and "cylinder".
         distractors: Number of further objects of other colours on the table (`lift` and `place`), 0 to 2.
-        control_hz: Control steps per second; the physics runs at 200 Hz.
+        control_hz: Control steps per second; the physics runs at 200 Hz, or a little faster where that is no multiple.
         max_steps: Control steps after which the episode is truncated.
         split: "in_domain" (None means this) or "ood": draw episodes as in demonstrations, or out of their distribution
             (`calculating` and `bagging`, see `tabletop_choice_tasks`; `place`, position alone).
@@ -117,8 +118,8 @@ class TabletopEnv(gymnasium.Env):
         self.render_size = render_size
         self.render_mode = render_mode
         self.max_steps = max_steps
-        self._substeps = max(1, round(1 / control_hz / PHYSICS_TIMESTEP))
-        self.control_hz = 1 / (self._substeps * PHYSICS_TIMESTEP)
+        self._substeps = math.ceil(1 / control_hz / PHYSICS_TIMESTEP - 1e-9)  # steps are shorter where they do not fit
+        self.control_hz = float(control_hz)
         self.metadata = {**self.metadata, "render_fps": self.control_hz}
         self._task = (TASKS | CHOICE_TASKS)[task]
         self.unseen = unseen_aspects(task, split, ood)
@@ -279,6 +280,7 @@ class TabletopEnv(gymnasium.Env):
             if len(self._scenes) >= MAX_SCENES:
                 self.close()
             model = build_scene(layout.objects)
+            model.opt.timestep = 1 / (self.control_hz * self._substeps)
             kinematics = {side: ArmKinematics(model, side) for side in SIDES}
             self._scenes[layout.objects] = (model, mujoco.MjData(model), kinematics)
         self.model, self.data, self.kinematics = self._scenes[layout.objects]

@@ -1,10 +1,12 @@
-"""OpenGL without a display: which implementation MuJoCo uses, a renderer tuned for software rasterisers, a clear error.
+"""OpenGL without a display: which implementation MuJoCo uses, a renderer with two looks, a clear error.
 
 `MUJOCO_GL` chooses the implementation ("egl", "osmesa" or "glfw", as everywhere in MuJoCo). Where it is unset and there
 is no display, EGL is chosen, the one that works on servers and in containers.
 
-Simulators' own scenes are drawn with shadows, reflections and multi-sampling. On a CPU (Mesa's llvmpipe) these cost
-more than everything else: three 64-pixel pictures of a MetaWorld scene took 365 ms with them and 25 ms without.
+The official look is that of each simulator's own renderer, with shadows, reflections and multi-sampling: what published
+datasets and checkpoints have seen. On a CPU (Mesa's llvmpipe) these cost more than everything else: three 64-pixel pictures
+of a MetaWorld scene took 365 ms with them and 25 ms in the fast look, which leaves them out. Its pictures are others: a third
+of MetaWorld's pixels differ visibly.
 """
 
 from __future__ import annotations
@@ -23,6 +25,13 @@ _HINT = (
     "on Debian or Ubuntu run `apt-get install -y libegl1 libgl1-mesa-dri libopengl0` and set MUJOCO_GL=egl (or unset "
     "MUJOCO_GL and PYOPENGL_PLATFORM); the environment 'tabletop' needs no OpenGL"
 )
+
+
+LOOKS = {
+    "official": "official",
+    "fast": "fast: without shadows, reflections and multi-sampling, unlike published pictures",
+}
+"""Looks of pictures, and what stands beside the results of each."""
 
 
 class GraphicsUnavailableError(ImportError):
@@ -65,22 +74,25 @@ def _new_context(width: int, height: int) -> Any:
 
 
 class OffscreenRenderer:
-    """Draws cameras of one model at any size, without shadows, reflections and multi-sampling.
+    """Draws cameras of one model at any size.
 
     Args:
-        model: Compiled model. Its multi-sampling and shadow map are switched off, which changes nothing but pictures.
+        model: Compiled model. The fast look switches off its multi-sampling and shadow map, which changes nothing but
+            pictures.
         hidden_groups: Geom groups that are not drawn.
+        look: Key of `LOOKS`.
 
     Raises:
         GraphicsUnavailableError: If OpenGL does not work.
     """
 
-    def __init__(self, model: Any, hidden_groups: tuple[int, ...] = ()) -> None:
+    def __init__(self, model: Any, hidden_groups: tuple[int, ...] = (), look: str = "official") -> None:
         import mujoco
 
         self._mujoco = mujoco
-        model.vis.quality.offsamples = 0
-        model.vis.quality.shadowsize = 0
+        if look == "fast":
+            model.vis.quality.offsamples = 0
+            model.vis.quality.shadowsize = 0
         self.model = model
         self._size = (256, 256)
         self._context = _new_context(*self._size)
@@ -88,8 +100,9 @@ class OffscreenRenderer:
         self._drawing = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._drawing)
         self._scene = mujoco.MjvScene(model, maxgeom=2000)
-        self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = False
-        self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = False
+        if look == "fast":
+            self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = False
+            self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = False
         self._options = mujoco.MjvOption()
         for group in hidden_groups:
             self._options.geomgroup[group] = False

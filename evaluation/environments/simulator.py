@@ -11,7 +11,7 @@ import mujoco
 import numpy as np
 from gymnasium import spaces
 
-from .graphics import OffscreenRenderer
+from .graphics import LOOKS, OffscreenRenderer
 from .lazy_pictures import LazyPictures
 
 
@@ -41,6 +41,7 @@ class SimulatorEnv(gymnasium.Env):
         task: One of `tasks`.
         image_size: Side of the square pictures in pixels, or (height, width).
         max_steps: Control steps after which the episode is truncated.
+        look: "official", as the simulator's own renderer draws, or "fast", without shadows, reflections and multi-sampling.
 
     Attributes:
         max_step_motion: Scale of the noise that a disturbed recording adds to actions, (D_action,), in their units.
@@ -61,8 +62,11 @@ class SimulatorEnv(gymnasium.Env):
     max_steps: int
     max_step_motion: np.ndarray
 
-    def __init__(self, task: str, image_size: int | tuple[int, int], max_steps: int) -> None:
+    def __init__(self, task: str, image_size: int | tuple[int, int], max_steps: int, look: str = "official") -> None:
         check_task(task, self.tasks)
+        if look not in LOOKS:
+            raise ValueError(f"look: expected one of {list(LOOKS)}, got {look!r}")
+        self.look = look
         if max_steps < 1:
             raise ValueError(f"max_steps: expected at least 1, got {max_steps}")
         self.task = task
@@ -73,7 +77,7 @@ class SimulatorEnv(gymnasium.Env):
         pictures = {camera: spaces.Box(0, 255, (*self.image_size, 3), np.uint8) for camera in self.cameras}
         state = spaces.Box(-np.inf, np.inf, (len(self.state_names),), np.float32)
         self.observation_space = spaces.Dict({"images": spaces.Dict(pictures), "state": state})
-        self.description: dict[str, Any] = {"mujoco": mujoco.__version__}
+        self.description: dict[str, Any] = {"mujoco": mujoco.__version__, "look": LOOKS[look]}
         self._renderer: OffscreenRenderer | None = None
         self._scratch: mujoco.MjData
         self._episode = 0
@@ -215,7 +219,7 @@ class SimulatorEnv(gymnasium.Env):
     def _ready_renderer(self) -> OffscreenRenderer:
         if self._renderer is None or self._renderer.model is not self.model:
             self._close_renderer()
-            self._renderer = OffscreenRenderer(self.model, self.hidden_groups)
+            self._renderer = OffscreenRenderer(self.model, self.hidden_groups, self.look)
             self._scratch = mujoco.MjData(self.model)
         return self._renderer
 

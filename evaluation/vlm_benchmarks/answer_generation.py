@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import gc
+import hashlib
+import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -13,7 +15,7 @@ import torch
 
 from .answer_log import Answer, AnswerLog, Key
 from .batching import prefetch, token_budget_batches, windows
-from .prompts import Prompt, PromptRenderer, Question
+from .prompts import DamagedRow, Prompt, PromptRenderer, Question
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +39,9 @@ class AnswerGenerator:
         batch_tokens: Most tokens of a batch, padding and tokens to generate counted.
         max_new_tokens: Cap on what the tasks allow an answer; None: no cap.
         progress: Whether to show a progress bar.
+
+    Attributes:
+        damaged: Why a row, named by task and number, could not be asked.
     """
 
     def __init__(
@@ -59,6 +64,7 @@ class AnswerGenerator:
             raise ValueError(f"max_new_tokens: expected at least 1, got {max_new_tokens}")
         self.max_batch_size, self.batch_tokens, self.max_new_tokens = max_batch_size, batch_tokens, max_new_tokens
         self.progress = progress
+        self.damaged: dict[tuple[str, int], str] = {}
         # Of this thread: a fast tokenizer that two threads use at once raises "Already borrowed".
         self.tokenizer = copy.deepcopy(renderer.processor.tokenizer)
 
@@ -70,10 +76,21 @@ class AnswerGenerator:
             "pixel_limits": list(self.renderer.pixel_limits),
             "max_batch_size": self.max_batch_size,
             "max_new_tokens": self.max_new_tokens,
+            "generation_config": self._generation_config(),
+        }
+
+    def _generation_config(self) -> dict[str, Any]:
+        """The model's generation configuration, as far as it was set; tasks override parts of it."""
+        config: dict[str, Any] = self.model.generation_config.to_diff_dict()
+        return {
+            name: value for name, value in config.items() if name not in ("transformers_version", "_from_model_config")
         }
 
     def answer(self, questions: Sequence[Question]) -> list[Answer]:
-        """Answers in the order of the questions. A question that occurs twice, or that the log knows, is not asked again."""
+        """Answers in the order of the questions. A question that occurs twice, or that the log knows, is not asked again.
+
+        A damaged row is logged, gets an empty answer with its `damage`, and does not end the run.
+        """
         from tqdm import tqdm
 
         if self.max_new_tokens is not None:
@@ -105,8 +122,16 @@ class AnswerGenerator:
         """Runs in the prefetch thread: renders a window, and yields batches of what is still to be asked."""
         pending: dict[Key, Pending] = {}
         asked = set(keys.values())
+        configuration = json.dumps(self._generation_config(), sort_keys=True, default=str)
         for index, question in window:
-            prompt = self.renderer.render(question)
+            try:
+                prompt = self.renderer.render(question)
+            except DamagedRow as error:
+                keys[index] = self._damaged(question, str(error), answers)
+                bar.update(1)
+                continue
+            digest = hashlib.sha256(f"{prompt.digest} {configuration}".encode()).hexdigest()[:20]
+            prompt = replace(prompt, digest=digest)
             key = keys[index] = (question.task, question.doc_id, prompt.digest)
             if self.log is not None and key in self.log.known:
                 answers[key] = self.log.known[key]
@@ -123,6 +148,13 @@ class AnswerGenerator:
             for indices in token_budget_batches(lengths, self.max_batch_size, self.batch_tokens):
                 batch = [group[i] for i in indices]
                 yield batch, self.renderer.inputs([prompt for _, prompt in batch])
+
+    def _damaged(self, question: Question, damage: str, answers: dict[Key, Answer]) -> Key:
+        logger.warning("%s, row %d cannot be asked: %s; it counts as wrong", question.task, question.doc_id, damage)
+        self.damaged[question.task, question.doc_id] = damage
+        answer = Answer(question.task, question.doc_id, "damaged", self.checkpoint, "", 0, damage=damage)
+        answers[answer.key] = answer
+        return answer.key
 
     def _generated(self, batch: list[Pending], inputs: dict[str, torch.Tensor] | None) -> Iterator[list[Answer]]:
         """Answers to a batch, in parts where it is too much for the memory."""
@@ -181,6 +213,7 @@ def generation_settings(wanted: dict[str, Any]) -> dict[str, Any]:
     """
     temperature = wanted.get("temperature") or 0
     sampled = bool(wanted.get("do_sample", temperature > 0)) and temperature > 0
+    penalty = wanted.get("repetition_penalty")  # where a task asks for none, the checkpoint's own holds
     return {
         "max_new_tokens": int(wanted.get("max_new_tokens", 128)),
         "num_beams": int(wanted.get("num_beams") or 1),
@@ -188,6 +221,7 @@ def generation_settings(wanted: dict[str, Any]) -> dict[str, Any]:
         "temperature": temperature if sampled else None,
         "top_p": wanted.get("top_p") if sampled else None,
         "top_k": wanted.get("top_k") if sampled else None,
+        **({} if penalty is None else {"repetition_penalty": float(penalty)}),
     }
 
 

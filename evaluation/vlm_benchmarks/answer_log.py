@@ -21,11 +21,13 @@ class Answer:
     Attributes:
         task: Task of lmms-eval.
         doc_id: Row of the task's split.
-        prompt: Digest of everything the model saw: text, images, pixel limits, generation settings.
+        prompt: Digest of everything that an answer depends on besides the weights: text, images, pixel limits, the task's
+            generation settings, and the model's generation configuration.
         checkpoint: Digest of the model's weights.
         text: The answer.
         tokens: Generated tokens, the end token counted.
         prompt_text: The rendered chat, for readers.
+        damage: Why the question could not be asked; its answer is empty then, and is not kept.
     """
 
     task: str
@@ -35,6 +37,7 @@ class Answer:
     text: str
     tokens: int
     prompt_text: str = ""
+    damage: str = ""
 
     @property
     def key(self) -> Key:

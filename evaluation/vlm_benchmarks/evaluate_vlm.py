@@ -7,20 +7,21 @@ import json
 import logging
 import os
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from .answer_log import AnswerLog
-from .benchmark_report import BenchmarkResult, VLMResult, read_scores
+from .benchmark_report import RULE, VLMResult
 from .benchmarks import BENCHMARKS, Benchmark, chosen_benchmarks
 from .hallusion_accuracy import HEADLINES
 from .judge_server import JudgeServer
-from .lmms_eval_import import contained_changes, quiet_output, require_lmms_eval
+from .lmms_eval_import import quiet_output, require_lmms_eval
+from .lmms_protocol import run_lmms_eval
 from .local_datasets import parquet_files
+from .protocols import IMAGE_BUDGETS, LMMS_EVAL, PROTOCOLS, VLMEVALKIT, chosen_protocol
 from .random_state import preserved_random_state
+from .vlmevalkit_protocol import run_vlmevalkit
 
 if TYPE_CHECKING:
     from .answer_generation import AnswerGenerator
@@ -32,9 +33,11 @@ def evaluate_vlm(
     model: Any,
     tasks: Sequence[str] | None = None,
     *,
+    protocol: str = VLMEVALKIT.name,
     processor: Any = None,
     data_root: str | Path | None = None,
     limit: int | None = None,
+    image_budget: str = "protocol",
     output: str | Path | None = None,
     resume: bool = False,
     headline: str = "mean",
@@ -46,7 +49,7 @@ def evaluate_vlm(
     progress: bool = True,
     **generation: int | None,
 ) -> VLMResult | None:
-    """Runs VLM benchmarks through lmms-eval. Under torchrun or `accelerate launch` the processes share the rows.
+    """Runs VLM benchmarks under a named protocol. Under torchrun or `accelerate launch` the processes share the rows.
 
     The random generators of the process are left as they were.
 
@@ -54,14 +57,18 @@ def evaluate_vlm(
         model: Checkpoint folder or Hub id, of SyVLA or plain Qwen2.5-VL; or such a model in memory, with its `processor`;
             or a whole `AnswerGenerator`.
         tasks: Names out of `BENCHMARKS`; all when None.
+        protocol: `vlmevalkit` (prompts, image budget and readings with which tables of Qwen2.5-VL-like models are made) or
+            `lmms-eval` (that package itself).
         processor: Of a model in memory.
         data_root: Folder with `DocVQA/`, `ai2d/`, `MMMU/`, `MME/`, `HallusionBench/`; None: the Hub or its cache.
         limit: First rows of each benchmark to ask; the result is then labelled a subset.
+        image_budget: Whose pixel limits hold where `min_pixels` and `max_pixels` do not say: `protocol` or `checkpoint`.
         output: Folder for `summary.json`, the answers (`answers-rank*.jsonl`) and the judge's verdicts; None: none.
         resume: Whether to take over the answers of an interrupted run in `output`.
         headline: HallusionBench's number among aAcc, qAcc, fAcc and their mean, which leaderboards print; the paper does
             not say which its is.
-        judge_url: OpenAI-compatible server that judges HallusionBench; None: a word-level rule.
+        judge_url: OpenAI-compatible server. Under `vlmevalkit` it names the option that an unreadable answer means; under
+            `lmms-eval` it judges HallusionBench. None: rules alone.
         judge_model, judge_key: Name of the judging model, and a bearer token.
         device, dtype: Of a checkpoint that is loaded.
         progress: Whether to show progress bars.
@@ -72,15 +79,20 @@ def evaluate_vlm(
         The result, on the first process; None on the others.
 
     Raises:
-        ImportError: If lmms-eval is not installed.
+        ImportError: If the protocol is lmms-eval's and the package is not installed.
         ValueError, OSError: On bad arguments, missing data, answers that `resume` is needed for, or a failing judge.
     """
-    chosen = check_request(tasks, data_root, limit, headline, output, resume)
+    chosen = check_request(tasks, data_root, limit, headline, output, resume, protocol, image_budget)
+    official = chosen_protocol(protocol)
+    version = None
     with preserved_random_state():
-        with quiet_output():
-            version = require_lmms_eval()
+        if official is LMMS_EVAL:
+            with quiet_output():
+                version = require_lmms_eval()
         rank = _join_processes(device)
         options: dict[str, Any] = {name: value for name, value in generation.items() if value is not None}
+        if image_budget == "protocol":
+            options = {"min_pixels": official.min_pixels, "max_pixels": official.max_pixels, **options}
         options |= {"progress": progress and rank == 0, "fingerprint": output is not None or judge_url is not None}
         generator = _generator(model, processor, device, dtype, options)
         folder = Path(output) if output is not None else None
@@ -90,14 +102,16 @@ def evaluate_vlm(
         if judge_url is not None:
             cache = folder / "judge.jsonl" if folder is not None else None
             judge = JudgeServer(judge_url, judge_model, generator.checkpoint, cache, judge_key)
-        columns = {item.name: _run(item, generator, data_root, limit, headline, judge) for item in chosen}
+        run = run_lmms_eval if official is LMMS_EVAL else run_vlmevalkit
+        columns = {item.name: run(item, generator, data_root, limit, headline, judge) for item in chosen}
     if rank != 0:
         return None
     settings = {
         "model": str(model) if isinstance(model, (str, Path)) else type(model).__name__,
         "limit": limit,
+        "protocol": official.name,
         "lmms_eval": version,
-        "judge": "a word-level rule" if judge is None else f"{judge_model} at {judge_url}",
+        "judge": RULE if judge is None else f"{judge_model} at {judge_url}",
         "headline": headline,
         "data_root": None if data_root is None else str(data_root),
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
@@ -116,12 +130,17 @@ def check_request(
     headline: str = "mean",
     output: str | Path | None = None,
     resume: bool = False,
+    protocol: str = VLMEVALKIT.name,
+    image_budget: str = "protocol",
 ) -> list[Benchmark]:
-    """The benchmarks to run, after everything that can be wrong before lmms-eval and the model are loaded.
+    """The benchmarks to run, after everything that can be wrong before the model is loaded.
 
     Arguments and errors are those of `evaluate_vlm`.
     """
     chosen = chosen_benchmarks(tasks)
+    chosen_protocol(protocol)
+    if image_budget not in IMAGE_BUDGETS:
+        raise ValueError(f"image_budget: expected one of {', '.join(IMAGE_BUDGETS)}, got {image_budget!r}")
     if headline not in HEADLINES:
         raise ValueError(f"headline: expected one of {', '.join(HEADLINES)}, got {headline!r}")
     if limit is not None and limit < 1:
@@ -171,78 +190,23 @@ def _generator(model: Any, processor: Any, device: str | None, dtype: str, optio
     return make_generator(model, processor, **options)
 
 
-def _run(
-    benchmark: Benchmark,
-    generator: AnswerGenerator,
-    data_root: str | Path | None,
-    limit: int | None,
-    headline: str,
-    judge: JudgeServer | None,
-) -> BenchmarkResult | None:
-    """One benchmark in a call of its own, since lmms-eval returns nothing before all tasks of a call are done."""
-    from lmms_eval.evaluator import simple_evaluate
-
-    from .lmms_model import SyVLAForLmms
-    from .task_loading import load_task
-    from .unparsable import is_unparsable
-
-    started = time.monotonic()
-    with quiet_output(), contained_changes():
-        task = load_task(benchmark, data_root, judge)
-        try:
-            results = simple_evaluate(
-                model=SyVLAForLmms(generator=generator),
-                tasks=[task],
-                task_manager=SimpleNamespace(),  # the task is loaded; the default one would index 2,000 others
-                limit=limit,
-                bootstrap_iters=0,
-                process_docs_parallel=1,
-                distributed_executor_backend="torchrun",
-                cli_args=SimpleNamespace(output_path=None, process_with_media=False, reasoning_tags=None),
-                verbosity="WARNING",
-            )
-        except AssertionError as error:
-            if "pairwise" in str(error):
-                raise ValueError(
-                    "MME: a question lacks the second one of its pair; is the dataset complete?"
-                ) from error
-            raise
-    if results is None:
-        return None
-    samples = results["samples"][benchmark.task]
-    unreadable = sum(
-        is_unparsable(benchmark.name, sample["doc"], _text(sample), judge is not None) for sample in samples
-    )
-    return read_scores(
-        benchmark,
-        results["results"][benchmark.task],
-        len(samples),
-        unreadable / max(len(samples), 1),
-        time.monotonic() - started,
-        headline,
-    )
-
-
-def _text(sample: dict[str, Any]) -> str:
-    """The raw answer of one of lmms-eval's samples."""
-    answer = sample["resps"]
-    while isinstance(answer, (list, tuple)):
-        answer = answer[0]
-    text: str = answer
-    return text
-
-
 def build_parser() -> argparse.ArgumentParser:
     """Command line of `syvla-eval-vlm`."""
     from .answer_generation import BATCH_TOKENS, MAX_BATCH_SIZE
 
     parser = argparse.ArgumentParser(
         prog="syvla-eval-vlm",
-        description="Scores of a checkpoint on five VLM benchmarks, through lmms-eval (paper, Table 2).",
+        description="Scores of a checkpoint on five VLM benchmarks, under a named protocol (paper, Table 2).",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--model", required=True, help="checkpoint folder or Hub id: SyVLA, or a plain Qwen2.5-VL")
     parser.add_argument("--tasks", nargs="+", default=list(BENCHMARKS), metavar="TASK", help="benchmarks to run")
+    parser.add_argument(
+        "--protocol",
+        default=VLMEVALKIT.name,
+        choices=PROTOCOLS,
+        help="prompts, image budget and readings: see docs/evaluation.md",
+    )
     parser.add_argument("--data-root", type=Path, help="folder with DocVQA/, ai2d/, MMMU/, MME/, HallusionBench/")
     parser.add_argument("--limit", type=int, help="first rows of each benchmark; the result is labelled a subset")
     parser.add_argument("--output", type=Path, default=Path("outputs/vlm_benchmarks"), help="folder of the results")
@@ -252,17 +216,19 @@ def build_parser() -> argparse.ArgumentParser:
         "--batch-tokens", type=int, default=BATCH_TOKENS, help="most tokens in a batch, padding counted"
     )
     parser.add_argument(
-        "--min-pixels", type=int, help="smaller images are scaled up to it; by default the checkpoint's"
+        "--image-budget",
+        default="protocol",
+        choices=IMAGE_BUDGETS,
+        help="whose pixel limits hold where the next two do not say",
     )
+    parser.add_argument("--min-pixels", type=int, help="smaller images are scaled up to it")
+    parser.add_argument("--max-pixels", type=int, help="bigger images are scaled down to it")
     parser.add_argument(
-        "--max-pixels", type=int, help="bigger images are scaled down to it; by default the checkpoint's"
-    )
-    parser.add_argument(
-        "--max-new-tokens", type=int, help="cap on an answer's tokens; by default the tasks' own limits"
+        "--max-new-tokens", type=int, help="cap on an answer's tokens; by default the protocol's own limits"
     )
     parser.add_argument("--headline", default="mean", choices=HEADLINES, help="HallusionBench's number in the table")
     parser.add_argument(
-        "--judge-url", help="OpenAI-compatible server that judges HallusionBench; by default a rule does"
+        "--judge-url", help="OpenAI-compatible server that reads what the rules cannot; by default that is wrong"
     )
     parser.add_argument("--judge-model", default="gpt-4", help="name of the judging model")
     parser.add_argument(

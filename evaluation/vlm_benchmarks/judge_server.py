@@ -9,7 +9,7 @@ import re
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
@@ -24,6 +24,10 @@ logger = logging.getLogger(__name__)
 _INSTRUCTION = (
     "You grade an answer to a question about an image. The reference is right. Reply with one word: correct if the answer "
     "agrees with the reference, incorrect if it contradicts it, unclear if it does not say."
+)
+_CHOICE = (
+    "You are given a question, its options and an answer. Reply with the name of the option that the answer means, and with "
+    "nothing else. Reply with none if the answer means no option, or several."
 )
 _LONGEST_REPLY = 1_000_000  # bytes
 
@@ -60,8 +64,19 @@ class JudgeServer:
         self.model, self.checkpoint, self.key = model, checkpoint, key
         self.timeout, self.tries, self.pause, self.workers = timeout, tries, pause, workers
         self.cache = Path(cache) if cache is not None else None
-        self._known: dict[str, Verdict] = self._read()
+        self._known: dict[str, str] = self._read()
         self._lock = Lock()
+
+    def choices(self, questions: Sequence[tuple[str, Mapping[str, str], str]]) -> list[str | None]:
+        """Which option each answer means, None where the judge finds none.
+
+        Args:
+            questions: Question, text of every option by its name, and answer.
+
+        Raises:
+            OSError: As `verdicts`.
+        """
+        return self._all(lambda item: self._choice(*item), questions)
 
     def verdicts(self, rows: Sequence[dict[str, Any]], answers: Sequence[str]) -> list[Verdict]:
         """Verdicts on answers, in their order.
@@ -73,10 +88,13 @@ class JudgeServer:
         Raises:
             OSError: If the server refuses, or does not give a verdict within `tries`; verdicts so far are kept.
         """
+        return self._all(lambda item: self._verdict(*item), list(zip(rows, answers, strict=True)))
+
+    def _all(self, judged: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
         from tqdm import tqdm
 
         with ThreadPoolExecutor(self.workers) as pool:
-            jobs = [pool.submit(self._verdict, row, answer) for row, answer in zip(rows, answers, strict=True)]
+            jobs = [pool.submit(judged, item) for item in items]
             try:
                 return [job.result() for job in tqdm(jobs, desc="judge", disable=None)]
             except BaseException:
@@ -85,12 +103,23 @@ class JudgeServer:
 
     def _verdict(self, row: dict[str, Any], answer: str) -> Verdict:
         parts = [self.checkpoint, row["question"], row["gt_answer_details"], answer, self.model]
+        prompt = f"Question: {row['question']}\nReference: {row['gt_answer_details']}\nAnswer: {answer}"
+        verdict: Verdict = self._known_or_asked(parts, _INSTRUCTION, prompt, _read_verdict)
+        return verdict
+
+    def _choice(self, question: str, options: Mapping[str, str], answer: str) -> str | None:
+        listed = "\n".join(f"{name}. {text}" for name, text in options.items())
+        prompt = f"Question: {question}\nOptions:\n{listed}\nAnswer: {answer}"
+        parts = [self.checkpoint, prompt, self.model]
+        chosen: str = self._known_or_asked(parts, _CHOICE, prompt, lambda reply: _read_choice(reply, options))
+        return chosen or None
+
+    def _known_or_asked(self, parts: list[str], instruction: str, prompt: str, read: Callable[[str], str]) -> Any:
         key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
         if key in self._known:
             return self._known[key]
-        prompt = f"Question: {row['question']}\nReference: {row['gt_answer_details']}\nAnswer: {answer}"
-        reply = self._ask(prompt)
-        verdict = _read_verdict(reply)
+        reply = self._ask(instruction, prompt)
+        verdict = read(reply)
         with self._lock:
             self._known[key] = verdict
             if self.cache is not None:
@@ -98,8 +127,8 @@ class JudgeServer:
                 append_json_lines(self.cache, [{"key": key, "verdict": verdict, "reply": reply, "prompt": prompt}])
         return verdict
 
-    def _ask(self, prompt: str) -> str:
-        messages = [{"role": "system", "content": _INSTRUCTION}, {"role": "user", "content": prompt}]
+    def _ask(self, instruction: str, prompt: str) -> str:
+        messages = [{"role": "system", "content": instruction}, {"role": "user", "content": prompt}]
         body = json.dumps({"model": self.model, "messages": messages, "max_tokens": 16, "temperature": 0}).encode()
         headers = {"Content-Type": "application/json"}
         if self.key:
@@ -125,7 +154,7 @@ class JudgeServer:
             "with --resume, or without --judge-url for the rule"
         )
 
-    def _read(self) -> dict[str, Verdict]:
+    def _read(self) -> dict[str, str]:
         if self.cache is None:
             return {}
         entries, _ = read_json_lines(self.cache)  # what a crash cut off is asked again
@@ -137,3 +166,10 @@ def _read_verdict(reply: str) -> Verdict:
     if "incorrect" in words:
         return "incorrect"
     return "correct" if "correct" in words else "unclear"
+
+
+def _read_choice(reply: str, options: Mapping[str, str]) -> str:
+    """The one option that a reply names, empty where it names none or several."""
+    words = {word.lower() for word in re.findall(r"\w+", reply)}
+    named = [name for name in options if name.lower() in words]
+    return named[0] if len(named) == 1 else ""

@@ -14,8 +14,9 @@ from lmms_eval.protocol import ChatMessages
 
 from .answer_generation import BATCH_TOKENS, MAX_BATCH_SIZE, AnswerGenerator
 from .answer_log import AnswerLog
+from .image_rows import decoded_row
 from .model_loading import load_generator
-from .prompts import Question
+from .prompts import DamagedRow, Question
 
 
 class SyVLAForLmms(lmms):
@@ -95,7 +96,14 @@ class SyVLAForLmms(lmms):
 
 
 def _load_chat(to_messages: Any, rows: Any, doc_id: int) -> list[dict[str, Any]]:
-    chat = ChatMessages(messages=to_messages(rows[doc_id]))
+    row = decoded_row(rows, doc_id)
+    try:
+        chat = ChatMessages(messages=to_messages(row))
+    except AttributeError as error:  # tasks call `convert` on what they find
+        missing = [name for name, value in row.items() if name.startswith("image") and value is None]
+        if not missing:
+            raise
+        raise DamagedRow(f"its image is missing ({', '.join(missing)})") from error
     _, videos, audios = chat.extract_media()
     if videos or audios:
         raise ValueError("SyVLA reads images and text; this task holds videos or audio")

@@ -12,6 +12,10 @@ from typing import Any
 import torch
 
 
+class DamagedRow(ValueError):
+    """A row of a benchmark whose image is missing or cannot be read."""
+
+
 @dataclass(frozen=True)
 class Question:
     """One question of a benchmark, its chat not yet loaded.
@@ -19,7 +23,8 @@ class Question:
     Args:
         task: Name of the task.
         doc_id: Row of its split.
-        load: Returns the chat, `transformers` style: image parts are `{"type": "image", "image": PIL image}`.
+        load: Returns the chat, `transformers` style: image parts are `{"type": "image", "image": PIL image}`. Raises
+            `DamagedRow` where an image cannot be read.
         generation: `max_new_tokens` and other settings of `generate` that the task asks for.
     """
 

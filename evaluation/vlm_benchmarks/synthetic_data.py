@@ -3,7 +3,7 @@
     python -m syvla.evaluation.vlm_benchmarks.synthetic_data --output outputs/synthetic --rows 120 --train-rows 4000 --seed 0
 
 writes `outputs/synthetic/benchmarks/` for `--data-root` of `syvla-eval-vlm`, and `outputs/synthetic/train/chats.jsonl` for
-`--multimodal_datasets` of `syvla-finetune`. The chats ask in the words that the harness uses, so that a tiny model can be
+`--multimodal_datasets` of `syvla-finetune`. The chats ask in the words of the protocol, so that a tiny model can be
 trained on them and then measured as a big one is. Both come from the seed, from streams of their own: no picture of one is
 in the other.
 """
@@ -21,7 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from .benchmarks import YES_NO_PROMPT, chosen_benchmarks
+from .protocols import LMMS_EVAL, PROTOCOLS, VLMEVALKIT, chosen_protocol
 from .synthetic_rows import MME_SUFFIX, ROWS, Row
+from .vlmevalkit_prompts import question_content
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +57,13 @@ def write_benchmarks(root: str | Path, rows: int = 120, seed: int = 0, tasks: Se
     return root
 
 
-def write_chats(folder: str | Path, rows: int = 1000, seed: int = 0, tasks: Sequence[str] | None = None) -> Path:
+def write_chats(
+    folder: str | Path,
+    rows: int = 1000,
+    seed: int = 0,
+    tasks: Sequence[str] | None = None,
+    protocol: str = VLMEVALKIT.name,
+) -> Path:
     """Writes `rows` chats, the benchmarks in turn, as `chats.jsonl` with an `images/` folder. Returns the file's path.
 
     The format is that of `processing.MultimodalDataset`.
@@ -65,8 +73,10 @@ def write_chats(folder: str | Path, rows: int = 1000, seed: int = 0, tasks: Sequ
         rows: Chats in all, at least 1.
         seed: Seed of the training pictures; the same seed's benchmarks hold other pictures.
         tasks: Names out of `BENCHMARKS`; all when None.
+        protocol: In whose words the questions are asked.
     """
     _require_rows(rows)
+    chosen_protocol(protocol)
     folder = Path(folder)
     (folder / "images").mkdir(parents=True, exist_ok=True)
     names = [benchmark.name for benchmark in chosen_benchmarks(tasks)]
@@ -76,7 +86,7 @@ def write_chats(folder: str | Path, rows: int = 1000, seed: int = 0, tasks: Sequ
     for i in range(rows):
         name, index = names[i % len(names)], i // len(names)
         row = tables[name][index]
-        content, images, answer = CHATS[name](row)
+        content, images, answer = chat_of(name, row, protocol)
         paths = []
         for k, image in enumerate(images):
             paths.append(f"images/{name}-{index:06d}-{k}.png")
@@ -103,6 +113,16 @@ def oracle_answer(name: str, row: Row) -> str:
         return "Yes" if str(row["gt_answer"]) == "1" else "No"
     answer: str = row["answer"]
     return answer
+
+
+def chat_of(name: str, row: Row, protocol: str) -> Chat:
+    """Content parts of the question in a row of benchmark `name`, its images, and the right answer."""
+    if protocol == LMMS_EVAL.name:
+        return CHATS[name](row)
+    content = question_content(name, row)
+    images = [part["image"] for part in content if part["type"] == "image"]
+    parts = [{"type": "image"} if part["type"] == "image" else part for part in content]
+    return parts, images, oracle_answer(name, row)
 
 
 Chat = tuple[list[dict[str, str]], list[Any], str]
@@ -171,10 +191,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rows", type=int, default=120, help="Rows of each benchmark (default %(default)s).")
     parser.add_argument("--train-rows", type=int, default=4000, help="Chats to train on (default %(default)s).")
     parser.add_argument("--seed", type=int, default=0, help="Seed of both (default %(default)s).")
+    parser.add_argument(
+        "--protocol",
+        default=VLMEVALKIT.name,
+        choices=PROTOCOLS,
+        help="In whose words the chats ask (default %(default)s).",
+    )
     args = parser.parse_args(argv)
     try:
         root = write_benchmarks(Path(args.output) / "benchmarks", args.rows, args.seed)
-        chats = write_chats(Path(args.output) / "train", args.train_rows, args.seed)
+        chats = write_chats(Path(args.output) / "train", args.train_rows, args.seed, protocol=args.protocol)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

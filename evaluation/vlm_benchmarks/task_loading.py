@@ -11,6 +11,7 @@ from .benchmarks import YES_NO_PROMPT, Benchmark
 from .hallusion_accuracy import METRICS, hallusion_accuracies
 from .judge_server import JudgeServer
 from .local_datasets import how_to_get, parquet_files
+from .mmmu_images import lmms_eval_messages
 from .yes_no_rule import Verdict, rule_verdict
 
 _TASK_FOLDERS = ("docvqa", "ai2d", "mmmu", "mme", "hallusion_bench")
@@ -39,6 +40,7 @@ def load_task(benchmark: Benchmark, data_root: str | Path | None = None, judge: 
         config["dataset_kwargs"] = {"data_files": {benchmark.split: files}}
     if benchmark.name == "mmmu":
         config["process_results"] = _mmmu_process_results()
+        config["doc_to_messages"] = lmms_eval_messages
     if benchmark.name == "hallusionbench":
         config |= _hallusion_config(judge)
     root = Path(lmms_eval.tasks.__path__[0])

@@ -36,6 +36,8 @@ class ForgettingCallback(TrainerCallback):
             "tasks": list(args.vlm_eval_tasks),
             "data_root": Path(args.vlm_eval_data_root) if args.vlm_eval_data_root else None,
             "limit": args.vlm_eval_rows,
+            "protocol": "lmms-eval",
+            "image_budget": "checkpoint",  # what the model is trained with, and far cheaper than a protocol's
         }
         try:
             check_request(**self.options)

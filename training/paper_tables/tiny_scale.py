@@ -61,6 +61,7 @@ class TinyScale(Scale):
             jobs.append(self._record(measures, [measures], 120))
         jobs += self._further_demonstrations(arms, measures, ["lift"], *TWO_OBJECTS)
         synthetic = ("--output", str(root / "synthetic"), "--rows", str(self.rows), "--train-rows", str(self.chats))
+        synthetic += ("--protocol", "lmms-eval")  # the words in which the committed tables were made
         jobs.append(Job("syvla.evaluation.vlm_benchmarks.synthetic_data", synthetic, root / "synthetic"))
         for base in dict.fromkeys(ARMS[arm].base for arm in arms):
             head = "l1_regression" if base == "regression" else "flow_matching"

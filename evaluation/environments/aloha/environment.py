@@ -1,7 +1,7 @@
 """ALOHA in simulation (Zhao et al. 2023): two ViperX arms with 14 joints at 50 Hz, from gym-aloha's scenes (Apache-2.0).
 
-Only gym-aloha's scene files are used, with MuJoCo itself: its own environment draws three 640x480 pictures with shadows
-at every step (0.4 s), has no wrist cameras and imports dm-control. Draws, reward and limits are re-implemented from it.
+Only gym-aloha's scene files are used, with MuJoCo itself: its own environment draws three 640x480 pictures at every step
+(0.4 s), has no wrist cameras and imports dm-control. Draws, reward and limits are re-implemented from it.
 
 Observation: pictures of `top`, `left_wrist` and `right_wrist`; state (14-D): six joint angles [rad] and the gripper's
 opening (0 closed, 1 open) of the left arm, then of the right. Action (14-D): targets in the same order and units.
@@ -60,6 +60,7 @@ class AlohaEnv(SimulatorEnv):
         task: "transfer_cube" or "insertion".
         image_size: Side of the square pictures in pixels, or (height, width).
         max_steps: Control steps after which the episode is truncated.
+        look: See `SimulatorEnv`.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 50}
@@ -75,9 +76,16 @@ class AlohaEnv(SimulatorEnv):
     action_names = state_names
     control_hz = 50.0
 
-    def __init__(self, task: str, *, image_size: int | tuple[int, int] = (240, 320), max_steps: int = 400) -> None:
+    def __init__(
+        self,
+        task: str,
+        *,
+        image_size: int | tuple[int, int] = (240, 320),
+        max_steps: int = 400,
+        look: str = "official",
+    ) -> None:
         check_task(task, self.tasks)
-        super().__init__(task, image_size, max_steps)
+        super().__init__(task, image_size, max_steps, look)
         self._model = mujoco.MjModel.from_xml_path(str(_assets_folder() / SCENES[task]))
         self._data = mujoco.MjData(self._model)
         joints = [self._model.joint(f"vx300s_{side}/{joint}") for side in SIDES for joint in ARM_JOINTS]

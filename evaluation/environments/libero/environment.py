@@ -18,7 +18,7 @@ somebody points:
   the gripper points down, a turn by about pi, where the shorter way would flip the sign between two steps.
 - Success is LIBERO's goal predicate at any step and ends the episode; limits per suite in `STEP_LIMITS`.
 
-Cameras, physics and controller are LIBERO's; only drawing leaves out shadows, reflections and multi-sampling.
+Cameras, physics, controller and, in the official look, pictures are LIBERO's.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ class LiberoEnv(SimulatorEnv):
             package's own.
         image_size: Side of the square pictures in pixels, or (height, width).
         max_steps: Control steps after which the episode is truncated; by default the suite's limit.
+        look: See `SimulatorEnv`.
 
     Raises:
         FileNotFoundError: If the assets are missing; the message says what to put where.
@@ -79,10 +80,12 @@ class LiberoEnv(SimulatorEnv):
         assets: str | os.PathLike[str] | None = None,
         image_size: int | tuple[int, int] = 256,
         max_steps: int | None = None,
+        look: str = "official",
     ) -> None:
         check_task(task, self.tasks)
         self.suite, self._number = libero_tasks.suite_and_number(task)
-        super().__init__(task, image_size, libero_tasks.STEP_LIMITS[self.suite] if max_steps is None else max_steps)
+        limit = libero_tasks.STEP_LIMITS[self.suite] if max_steps is None else max_steps
+        super().__init__(task, image_size, limit, look)
         self._name = libero_tasks.task_files(self.suite)[self._number]
         folder = libero_tasks.find_assets(assets)
         self.description["assets"] = STAND_IN_NOTE if libero_tasks.stand_ins(folder) else "official"
@@ -145,6 +148,8 @@ class LiberoEnv(SimulatorEnv):
             index = (seed - EVALUATION_SEED_OFFSET) % len(states)
         if index is not None and not 0 <= index < len(states):
             raise ValueError(f"options['init_state']: expected 0 to {len(states) - 1}, got {index}")
+        for robot in self.simulator.robots:  # a soft reset keeps the command, which a new gripper starts without
+            robot.gripper.current_action = np.zeros(robot.gripper.dof)
         self._draw_positions()
         if index is not None:
             self._set_state(states[index])

@@ -38,6 +38,7 @@ class MetaWorldEnv(SimulatorEnv):
         task: One of `MetaWorldEnv.tasks`, such as "push-v3".
         image_size: Side of the square pictures in pixels, or (height, width).
         max_steps: Control steps after which the episode is truncated, up to 500.
+        look: See `SimulatorEnv`.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 80}
@@ -50,8 +51,15 @@ class MetaWorldEnv(SimulatorEnv):
     action_names = ("hand_dx", "hand_dy", "hand_dz", "gripper")
     control_hz = 80.0
 
-    def __init__(self, task: str, *, image_size: int | tuple[int, int] = 224, max_steps: int = MAX_PATH_LENGTH) -> None:
-        super().__init__(task, image_size, max_steps)
+    def __init__(
+        self,
+        task: str,
+        *,
+        image_size: int | tuple[int, int] = 224,
+        max_steps: int = MAX_PATH_LENGTH,
+        look: str = "official",
+    ) -> None:
+        super().__init__(task, image_size, max_steps, look)
         if max_steps > MAX_PATH_LENGTH:
             raise ValueError(f"max_steps: expected at most {MAX_PATH_LENGTH}, MetaWorld's own limit, got {max_steps}")
         self._simulator: Any = _GOAL_OBSERVABLE[f"{task}-goal-observable"](seed=0)

@@ -5,7 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
-from simulators import make_or_skip
+from simulators import check_a_reset_forgets, make_or_skip
 
 from syvla.evaluation.closed_loop import evaluate_closed_loop
 from syvla.evaluation.environments import ENVIRONMENTS, RobotEnvironment, make_environment
@@ -47,6 +47,10 @@ def test_a_seed_gives_the_same_episode_and_another_seed_another(env):
     assert np.array_equal(first[0], again[0])
     assert np.array_equal(first[1], again[1])
     assert not np.allclose(first[1], other[1])
+
+
+def test_a_reset_forgets_everything(env):
+    check_a_reset_forgets(env, seed=3)
 
 
 def test_pictures_looked_at_later_show_the_step_they_belong_to(env):

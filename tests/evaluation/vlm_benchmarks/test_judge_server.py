@@ -128,6 +128,7 @@ def test_the_harness_asks_the_judge_once_per_answer_and_checkpoint(server, fixed
     answers = [row["gt_answer_details"].split()[-1] for row in rows["hallusionbench"]]  # "red."
     generator = fixed_answers(lambda task, doc: answers[doc] if doc else "")
     options = {"data_root": data_root, "output": tmp_path, "judge_url": server.url, "progress": False}
+    options["protocol"] = "lmms-eval"
     result = evaluate_vlm(generator, ["hallusionbench"], judge_model="grader", **options)
     assert result.benchmarks["hallusionbench"].parts["aAcc"] == pytest.approx(100 * 27 / 28, abs=1e-4)
     assert result.settings["judge"] == f"grader at {server.url}"

@@ -17,7 +17,7 @@ from syvla.evaluation.vlm_benchmarks.benchmarks import BENCHMARKS
 
 ROOT = Path(__file__).resolve().parents[3]
 TASKS = ["ai2d", "mmmu"]
-OPTIONS = {"max_new_tokens": 4, "limit": 20}
+OPTIONS = {"max_new_tokens": 4, "limit": 20, "image_budget": "checkpoint", "protocol": "lmms-eval"}
 
 pytestmark = pytest.mark.slow
 

@@ -83,9 +83,8 @@ def test_logged_scores_are_those_of_the_saved_checkpoint(finetune, data_root, tm
     assert finetune(output, **options) == 0
     logged = measured(output)
     assert sorted(logged) == [0, 40, 80]
-    result = evaluate_vlm(
-        str(output), TASKS, data_root=data_root, limit=4, max_new_tokens=16, device="cpu", progress=False
-    )
+    asked = {"protocol": "lmms-eval", "image_budget": "checkpoint", "limit": 4, "max_new_tokens": 16}
+    result = evaluate_vlm(str(output), TASKS, data_root=data_root, device="cpu", progress=False, **asked)
     assert logged[80]["eval_vlm/mme"] == result.benchmarks["mme"].score > 0, "it has learned to say yes"
     assert logged[0]["eval_vlm/mme"] == 0
     assert logged[40]["eval_vlm/ai2d"] == result.benchmarks["ai2d"].score

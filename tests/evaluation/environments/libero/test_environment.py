@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from simulators import ROOT, libero_assets, make_or_skip, random_policy_succeeds, run_expert
+from simulators import ROOT, check_a_reset_forgets, libero_assets, make_or_skip, random_policy_succeeds, run_expert
 
 from syvla.evaluation.environments import EVALUATION_SEED_OFFSET, make_environment, make_expert
 from syvla.evaluation.environments.libero import tasks as libero_tasks
@@ -146,6 +146,18 @@ def test_demonstrations_start_elsewhere_and_leave_numpys_generator_alone(soup):
     assert not np.allclose(first, other)
     official = soup.initial_states[:, 1 : 1 + soup.model.nq]
     assert np.abs(official - first).max(axis=1).min() > 1e-3, "none of the official states"
+
+
+@pytest.mark.parametrize("seed", [0, EVALUATION_SEED_OFFSET + 3])
+def test_a_reset_forgets_everything(soup, seed):
+    """Robosuite's gripper integrates its commands, and its soft reset keeps the sum."""
+    check_a_reset_forgets(soup, seed)
+    soup.simulator.robots[0].gripper.current_action[:] = 1.0
+    soup.reset(seed=seed)
+    kept = soup.data.qpos.copy()
+    soup.simulator.robots[0].gripper.current_action[:] = -1.0
+    soup.reset(seed=seed)
+    assert np.array_equal(soup.data.qpos, kept)
 
 
 def test_action_conventions(soup):

@@ -6,6 +6,7 @@ import warnings
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
+from simulators import check_a_reset_forgets
 
 from syvla.evaluation.closed_loop import evaluate_closed_loop
 from syvla.evaluation.environments import (
@@ -113,6 +114,11 @@ def test_a_seed_means_one_episode_to_the_bit(task):
             first.action_space.high - first.action_space.low
         )
         assert observations_equal(first.step(action)[0], second.step(action)[0])
+
+
+@pytest.mark.parametrize(("task", "control"), [("place", "joints"), ("lift", "ee_delta"), ("bagging", "joints")])
+def test_a_reset_forgets_everything(task, control):
+    check_a_reset_forgets(make_environment("tabletop", task, control=control, image_size=1), seed=3, histories=4)
 
 
 def test_seeds_vary_colour_position_and_arm():

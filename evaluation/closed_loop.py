@@ -18,6 +18,7 @@ from typing import Any
 from .baselines import BASELINES, Baseline
 from .closed_loop_result import ClosedLoopResult, describe_machine, write_summary
 from .command_line import environment_option
+from .control_rate import CONTROL_RATES, at_the_environments_rate
 from .environments import ENVIRONMENTS, make_environment
 from .environments.base import EVALUATION_SEED_OFFSET
 from .episode_records import fingerprint
@@ -54,6 +55,7 @@ def evaluate_closed_loop(
     batch_size: int = 8,
     workers: int = 1,
     replan_steps: int | None = None,
+    control_rate: str = "refuse",
     environment_options: Mapping[str, Any] | None = None,
     policy_options: Mapping[str, Any] | None = None,
     output: str | Path | None = None,
@@ -73,6 +75,8 @@ def evaluate_closed_loop(
         workers: Processes that simulate them; 1 simulates in this process. Changes nothing but the speed. They start
             afresh, so a script that asks for more needs the guard `if __name__ == "__main__":`.
         replan_steps: Actions executed of each chunk. None executes the whole chunk.
+        control_rate: What to do with a policy of another control rate than the environment's: "refuse" it, or "resample" its
+            chunks, of target positions only. Both rates stand in the summary.
         environment_options: Keyword arguments of `make_environment`, such as `max_steps`.
         policy_options: Keyword arguments of `load_policy` where `policy` is a string, such as `think`.
         output: Folder for `episodes.jsonl`, and recordings in `videos/`. Episodes found there under the same settings
@@ -91,6 +95,8 @@ def evaluate_closed_loop(
         raise ValueError(
             f"expected batch_size >= 1, workers >= 1 and at least one task, got {batch_size=} {workers=} {tasks=}"
         )
+    if control_rate not in CONTROL_RATES:
+        raise ValueError(f"control_rate: expected one of {', '.join(CONTROL_RATES)}, got {control_rate!r}")
     if video_episodes and output is None:
         raise ValueError("video_episodes: recordings need a folder; set output")
     options = dict(environment_options or {})
@@ -108,6 +114,8 @@ def evaluate_closed_loop(
             if isinstance(policy, str):
                 policy = load_policy(policy, sample, **(policy_options or {}))
                 held.callback(getattr(policy, "close", lambda: None))
+            if not isinstance(policy, Baseline):
+                policy, run["control_rate"] = at_the_environments_rate(policy, sample, control_rate)
             action_names = tuple(sample.action_names)
             run["environment"] = dict(getattr(sample, "description", {}))
         replan = _replan_steps(policy, replan_steps)
@@ -155,6 +163,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch-size", type=int, default=8, help="episodes that run in lockstep, per policy call")
     parser.add_argument("--workers", type=int, default=1, help="processes that simulate; 1 simulates in this one")
     parser.add_argument("--replan-steps", type=int, help="actions executed of each chunk; by default all of them")
+    parser.add_argument(
+        "--control-rate",
+        default="refuse",
+        choices=CONTROL_RATES,
+        help="what to do with a policy of another control rate than the environment's",
+    )
     parser.add_argument("--think", action="store_true", help="generate a thought before each action chunk")
     parser.add_argument("--max-new-tokens", type=int, help="longest thought in tokens; by default the model's")
     parser.add_argument("--num-steps", type=int, help="Euler steps of the flow; by default the model's")
@@ -223,6 +237,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             batch_size=arguments.batch_size,
             workers=arguments.workers,
             replan_steps=arguments.replan_steps,
+            control_rate=arguments.control_rate,
             environment_options=dict(arguments.env_option),
             policy_options=_policy_options(arguments),
             output=arguments.output,

@@ -24,6 +24,8 @@ class Policy(Protocol):
     Attributes:
         name: Name for reports and progress bars.
         chunk_size: T, the number of actions per call.
+
+    It may also have `control_hz`, the rate at which its actions are meant to be executed; None if it is not known.
     """
 
     name: str

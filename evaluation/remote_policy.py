@@ -105,6 +105,13 @@ class RemotePolicy:
             self.close()
             raise
 
+    @property
+    def control_hz(self) -> float | None:
+        """Actions per second that a SyVLA server says its policy was trained with; None if it does not say, or is another."""
+        entry = self.metadata.get("embodiments", {}).get(self.embodiment, {}) if self.own_server else {}
+        rate = entry.get("control_hz")
+        return float(rate) if isinstance(rate, int | float) and rate > 0 else None
+
     def identity(self) -> dict[str, Any]:
         """The policy version that the server gives; if it gives none, its address and a hash of its metadata."""
         version = self.metadata.get("policy_version")

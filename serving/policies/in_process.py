@@ -128,6 +128,8 @@ class SyVLAPolicy:
         self.optional_cameras = frozenset(optional_cameras)
         self.name = name
         self.chunk_size = int(model.config.chunk_size)
+        rate = processor.embodiments[embodiment].get("control_hz")
+        self.control_hz = None if rate is None else float(rate)
         self.chunk_shape = (self.chunk_size, int(model.config.max_action_dim))  # as the model sees it: (T, D_max)
 
     @classmethod

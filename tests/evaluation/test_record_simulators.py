@@ -46,7 +46,10 @@ def test_a_recording_reads_back(name, tmp_path, capsys):
 def test_failures_are_kept_on_request(tmp_path):
     make_or_skip("metaworld", "reach-v3").close()
     command = ["--env", "metaworld", "--task", "reach-v3", "--image-size", "8", "--episodes", "2", "--keep-failures"]
-    assert main([*command, "--output", str(tmp_path / "data"), "--env-option", "max_steps=3", "--env-option", "look=fast"]) == 0
+    assert (
+        main([*command, "--output", str(tmp_path / "data"), "--env-option", "max_steps=3", "--env-option", "look=fast"])
+        == 0
+    )
     content = json.loads((tmp_path / "data" / "recording.json").read_text())
     kept = [(attempt["success"], attempt["episode_index"]) for attempt in content["attempts"]]
     assert kept == [(False, 0), (False, 1)]

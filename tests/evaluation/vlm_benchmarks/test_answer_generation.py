@@ -9,7 +9,7 @@ from transformers.models.qwen2_5_vl import Qwen2_5_VLProcessor
 from syvla.evaluation.vlm_benchmarks.answer_generation import AnswerGenerator, generation_settings
 from syvla.evaluation.vlm_benchmarks.answer_log import AnswerLog
 from syvla.evaluation.vlm_benchmarks.model_loading import load_generator
-from syvla.evaluation.vlm_benchmarks.prompts import PromptRenderer, Question
+from syvla.evaluation.vlm_benchmarks.prompts import DamagedRow, PromptRenderer, Question
 
 
 class LimitedMemory(torch.nn.Module):
@@ -105,6 +105,48 @@ def test_known_answers_are_not_asked_again(loaded, questions, single_answers, tm
     assert sum(count for count, _ in model.batches) == len(questions)
     generator_of(loaded, model, checkpoint="b", log=AnswerLog(tmp_path, "b")).answer(questions[:1])
     assert sum(count for count, _ in model.batches) == len(questions) + 1
+
+
+def test_a_changed_generation_configuration_is_asked_anew(loaded, questions, single_answers, tmp_path):
+    """Qwen2.5-VL's checkpoints bring a repetition penalty of their own, which changes what greedy decoding says."""
+    config = loaded.model.generation_config
+    before = config.repetition_penalty
+    texts = {}
+    try:
+        for penalty in (before, 5.0, before):
+            config.repetition_penalty = penalty
+            model = LimitedMemory(loaded.model, 99)
+            generator = generator_of(loaded, model, checkpoint="a", log=AnswerLog(tmp_path, "a"))
+            texts.setdefault(penalty, []).append([a.text for a in generator.answer(questions)])
+            asked = sum(count for count, _ in model.batches)
+            assert asked == (0 if len(texts[penalty]) == 2 else len(questions))
+            assert generator.settings()["generation_config"].get("repetition_penalty", before) == penalty
+    finally:
+        config.repetition_penalty = before
+    assert texts[before] == [single_answers] * 2
+    assert texts[5.0][0] != single_answers
+
+
+def test_a_tasks_own_repetition_penalty_holds_over_the_checkpoints(loaded, single_answers):
+    config = loaded.model.generation_config
+    before = config.repetition_penalty
+    try:
+        config.repetition_penalty = 5.0
+        asked = [question(i, words=1 + i % 4, side=32 + 16 * (i % 2), repetition_penalty=1.0) for i in range(4)]
+        assert [a.text for a in generator_of(loaded).answer(asked)] == single_answers[:4]
+    finally:
+        config.repetition_penalty = before
+
+
+def test_a_damaged_row_is_named_and_the_others_are_answered(loaded, questions, single_answers):
+    def damaged():
+        raise DamagedRow("its image is missing")
+
+    generator = generator_of(loaded)
+    answers = generator.answer([questions[0], Question("task", 77, damaged), questions[1]])
+    assert [a.text for a in answers] == [single_answers[0], "", single_answers[1]]
+    assert [bool(a.damage) for a in answers] == [False, True, False]
+    assert generator.damaged == {("task", 77): "its image is missing"}
 
 
 def test_digest_names_everything_the_model_sees(loaded, checkpoint):

@@ -33,6 +33,12 @@ class StandIn:
                     self._reply(failure, b"{}")
                     return
                 text = body["messages"][-1]["content"]
+                if "Options:" in text:
+                    options, answer = text.split("Options:\n")[1].split("\nAnswer: ")
+                    named = [line.split(". ") for line in options.split("\n")]
+                    chosen = [name for name, option in named if option in answer] or ["none"]
+                    self._reply(200, json.dumps({"choices": [{"message": {"content": " or ".join(chosen)}}]}).encode())
+                    return
                 reference, answer = (text.split(f"{part}: ")[1].split("\n")[0] for part in ("Reference", "Answer"))
                 verdict = "Unclear." if not answer else "Correct" if answer in reference else "INCORRECT."
                 self._reply(200, json.dumps({"choices": [{"message": {"content": verdict}}]}).encode())
@@ -145,6 +151,26 @@ def test_the_harness_asks_the_judge_once_per_answer_and_checkpoint(server, fixed
         json.loads(line)["prompt_text"] for line in next(tmp_path.glob("answers-*.jsonl")).read_text().splitlines()
     }
     assert not any("yes or no" in prompt for prompt in prompts)
+
+
+def test_choices_are_one_option_or_none(server, tmp_path):
+    judge = JudgeServer(server.url, "grader", "weights", tmp_path / "judge.jsonl")
+    options = {"A": "red", "B": "blue"}
+    asked = [("Which?", options, answer) for answer in ("reddish", "bluish", "red and blue", "green")]
+    assert judge.choices(asked) == ["A", "B", None, None]
+    assert judge.choices(asked) == ["A", "B", None, None]
+    assert len(server.requests) == 4, "a choice of none is kept as well"
+
+
+def test_under_vlmevalkit_the_judge_reads_what_the_rules_cannot(server, fixed_answers, data_root, rows):
+    truth = [row["options"][int(row["answer"])] for row in rows["ai2d"]]
+    vague = fixed_answers(
+        lambda task, doc: "x" * 200 + truth[doc]
+    )  # too long for the rule that looks for an option's text
+    alone = evaluate_vlm(vague, ["ai2d"], data_root=data_root, progress=False).benchmarks["ai2d"]
+    assert (alone.score, alone.unparsable) == (0, 1)
+    judged = evaluate_vlm(vague, ["ai2d"], data_root=data_root, judge_url=server.url, progress=False).benchmarks["ai2d"]
+    assert (judged.score, judged.unparsable) == (100, 1)
 
 
 def test_other_schemes_are_refused():

@@ -1,6 +1,5 @@
 """Pictures in the official look against the renderer that each simulator brings, in the same state."""
 
-import mujoco
 import numpy as np
 import pytest
 from simulators import make_or_skip
@@ -17,21 +16,15 @@ def share_that_differs(ours, theirs):
     return float((np.abs(ours.astype(int) - theirs.astype(int)).max(axis=-1) > VISIBLE).mean())
 
 
-def metaworlds_own(env, camera):
-    """Of gymnasium, which MetaWorld draws with; its corner camera hangs upside down."""
+def gymnasiums_own(env, camera):
+    """What MetaWorld draws with. gym-aloha draws through dm-control, which passes MuJoCo's own defaults on as well."""
     from gymnasium.envs.mujoco.mujoco_rendering import OffScreenViewer
 
     viewer = OffScreenViewer(env.model, env.data, SIDE, SIDE)
-    picture = viewer.render("rgb_array", camera_id=env.model.camera(env.simulator_cameras[camera]).id).copy()
+    name = env.simulator_cameras.get(camera, camera)
+    picture = viewer.render("rgb_array", camera_id=env.model.camera(name).id).copy()
     viewer.free()
-    return picture[::-1, ::-1] if camera == "center" else picture
-
-
-def alohas_own(env, camera):
-    """gym-aloha draws through dm_control, which passes MuJoCo's own defaults on."""
-    with mujoco.Renderer(env.model, SIDE, SIDE) as renderer:
-        renderer.update_scene(env.data, camera=camera)
-        return renderer.render().copy()
+    return picture[::-1, ::-1] if name == "corner2" else picture  # which hangs upside down
 
 
 def liberos_own(env, camera):
@@ -45,8 +38,8 @@ def liberos_own(env, camera):
 
 
 CASES = {
-    "metaworld": ("push-v3", metaworlds_own),
-    "aloha": ("transfer_cube", alohas_own),
+    "metaworld": ("push-v3", gymnasiums_own),
+    "aloha": ("transfer_cube", gymnasiums_own),
     "libero": ("libero_spatial_0", liberos_own),
 }
 

@@ -1,5 +1,7 @@
 """Answers do not depend on batches, memory, duplicates or an earlier run, and the model is left as it was."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from PIL import Image
@@ -120,20 +122,20 @@ def test_a_changed_generation_configuration_is_asked_anew(loaded, questions, sin
             texts.setdefault(penalty, []).append([a.text for a in generator.answer(questions)])
             asked = sum(count for count, _ in model.batches)
             assert asked == (0 if len(texts[penalty]) == 2 else len(questions))
-            assert generator.settings()["generation_config"].get("repetition_penalty", before) == penalty
+            assert generator_of(loaded).settings()["generation_config"].get("repetition_penalty", before) == penalty
     finally:
         config.repetition_penalty = before
     assert texts[before] == [single_answers] * 2
     assert texts[5.0][0] != single_answers
 
 
-def test_a_tasks_own_repetition_penalty_holds_over_the_checkpoints(loaded, single_answers):
+def test_a_tasks_own_repetition_penalty_holds_over_the_checkpoints(loaded, questions, single_answers):
     config = loaded.model.generation_config
     before = config.repetition_penalty
     try:
         config.repetition_penalty = 5.0
-        asked = [question(i, words=1 + i % 4, side=32 + 16 * (i % 2), repetition_penalty=1.0) for i in range(4)]
-        assert [a.text for a in generator_of(loaded).answer(asked)] == single_answers[:4]
+        asked = [replace(q, generation={**q.generation, "repetition_penalty": 1.0}) for q in questions]
+        assert [a.text for a in generator_of(loaded).answer(asked)] == single_answers
     finally:
         config.repetition_penalty = before
 

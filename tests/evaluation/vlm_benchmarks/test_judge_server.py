@@ -156,7 +156,7 @@ def test_the_harness_asks_the_judge_once_per_answer_and_checkpoint(server, fixed
 def test_choices_are_one_option_or_none(server, tmp_path):
     judge = JudgeServer(server.url, "grader", "weights", tmp_path / "judge.jsonl")
     options = {"A": "red", "B": "blue"}
-    asked = [("Which?", options, answer) for answer in ("reddish", "bluish", "red and blue", "green")]
+    asked = [("Which?", options, answer) for answer in ("reddish", "rather blue", "red and blue", "green")]
     assert judge.choices(asked) == ["A", "B", None, None]
     assert judge.choices(asked) == ["A", "B", None, None]
     assert len(server.requests) == 4, "a choice of none is kept as well"

@@ -134,6 +134,9 @@ def test_lmms_evals_own_command_finds_the_model(fresh, checkpoint, data_root, tm
     )
     logs = list((tmp_path / "out").rglob("*samples_local_ai2d.jsonl"))
     assert len(logs) == 1, result.stdout[-3000:] + result.stderr[-3000:]
+    assert "|local_ai2d|" in result.stdout.replace(" ", ""), "the table of scores is printed\n" + result.stdout[-3000:]
+    (scored,) = (tmp_path / "out").rglob("*results.json")
+    assert "exact_match,flexible-extract" in json.loads(scored.read_text())["results"]["local_ai2d"]
     samples = [json.loads(line) for line in logs[0].read_text().splitlines()]
     got = {sample["doc_id"]: sample["filtered_resps"].strip() for sample in samples}
     expected = {doc_id: text for task, doc_id, text in answers(fresh) if task == BENCHMARKS["ai2d"].task}

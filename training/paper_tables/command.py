@@ -183,6 +183,7 @@ def build_parser() -> argparse.ArgumentParser:
     full.add_argument("--multimodal-datasets", nargs="+", default=[], help="chats to mix in")
     full.add_argument("--libero-datasets", nargs="+", default=[], help="LIBERO's demonstrations (table 8)")
     full.add_argument("--data-root", help="folder of the VLM benchmarks; by default the Hub")
+    full.add_argument("--workers", type=int, default=FullScale.workers, help="processes that simulate the episodes")
     full.add_argument("--accelerate-config", default=FullScale.accelerate_config, help="of accelerate launch")
     return parser
 

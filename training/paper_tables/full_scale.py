@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from .jobs import Job
+from .needs import benchmark_needs, libero_needs, missing_files
 from .plans import ARMS
 from .rl_stage import RLStage
 from .scales import ALONE, RECIPES, STATISTICS_TOLERANCE, SUITES, TASKS, Scale
@@ -28,6 +29,7 @@ class FullScale(Scale):
         libero_datasets: LIBERO's demonstrations as LeRobot datasets (paths, Hub ids or JSON objects), for Table 8.
         data_root: Folder of the VLM benchmarks; None: the Hub.
         accelerate_config: File of `accelerate launch`.
+        workers: Processes that simulate the episodes.
     """
 
     model_path: str | None = None
@@ -36,6 +38,7 @@ class FullScale(Scale):
     libero_datasets: list[str] = field(default_factory=list)
     data_root: str | None = None
     accelerate_config: str = "training/accelerate_configs/zero2.yaml"
+    workers: int = 8
 
     name = "full"
     label = "full: 3B, simulator"
@@ -65,6 +68,19 @@ class FullScale(Scale):
             missing.append("--multimodal-datasets: chats to mix in (the paper: COCO, VQA-v2, PixMo, Cambrian)")
         if measures == "libero" and not self.libero_datasets:
             missing.append("--libero-datasets: LIBERO's demonstrations as LeRobot datasets")
+        missing += missing_files(
+            {
+                "--model-path": [self.model_path],
+                "--regression-model-path": [self.regression_model_path],
+                "--multimodal-datasets": self.multimodal_datasets,
+                "--libero-datasets": self.libero_datasets,
+                "--accelerate-config": [self.accelerate_config],
+            }
+        )
+        if measures == "libero":
+            missing += libero_needs(self.libero_datasets)
+        if measures == "benchmarks":
+            missing += benchmark_needs(self.data_root)
         return missing
 
     def preparation_jobs(self, arms: Sequence[str], measures: str) -> list[Job]:
@@ -109,7 +125,9 @@ class FullScale(Scale):
 
     def measure(self, arm: str, seed: int, measures: str) -> dict[str, Job]:
         run = self.run_folder(arm, seed, measures)
+        workers = ("--workers", str(self.workers))
         loop = ("--batch-size", "20", "--replan-steps", "10", "--env-option", "image_size=224", "--dtype", "bfloat16")
+        loop += workers
         if measures == "ablation":
             return {"ablation": self._closed_loop(run, "closed_loop", ["calculating"], 100, arm, *loop)}
         if measures in ALONE:
@@ -119,6 +137,7 @@ class FullScale(Scale):
         if measures == "libero":
             tasks = [f"{suite}_{number}" for suite in SUITES.values() for number in range(10)]
             options = ("--env", "libero", "--batch-size", "10", "--replan-steps", "10", "--dtype", "bfloat16")
+            options += workers
             return {"libero": self._closed_loop(run, "libero", tasks, 50, arm, *options)}
         options = ("--dtype", "bfloat16", *(() if self.data_root is None else ("--data-root", self.data_root)))
         return {"benchmarks": self._benchmarks(run, options)}

@@ -56,8 +56,10 @@ ARMS: dict[str, Arm] = {
     "without_thoughts": Arm(NO_DECOUPLING, {"ignore_thoughts": True}, thinks=False),
     **{quantile_arm(q): Arm({**DECOUPLING, "decoupling_quantile": q / 100}) for q in (3, 8, 10, 15, 20)},
     **{queries_arm(n): Arm(options={"num_query_tokens": n}) for n in (5, 10, 15, 25, 30)},
-    "all_hidden_states": Arm({**NO_DECOUPLING, "conditioning": "all_hidden_states"}),
-    "l1_regression": Arm(NO_DECOUPLING, base="regression"),
+    "all_hidden_states": Arm(
+        {**NO_DECOUPLING, "conditioning": "all_hidden_states"}, {"ignore_thoughts": True}, thinks=False
+    ),
+    "l1_regression": Arm(NO_DECOUPLING, {"ignore_thoughts": True}, thinks=False, base="regression"),
 }
 """By name. "all" is the paper's method up to imitation: 20 queries, quantile 5%, mixed data, thoughts. "unannotated" is the
 same on demonstrations that have no thoughts, as LIBERO's; the paper disables thinking for such data (appendix A)."""
@@ -144,7 +146,8 @@ PLANS: dict[str, Plan] = {
             "`bagging` for Tasks 2 and 3.",
             "Out of distribution: for `place` the object lies beyond all places of the demonstrations, as the paper moves its "
             "shirt; for the others expression, phrasing and position are unseen.",
-            "Rows of ours with another design are SyVLA with one part exchanged, not the named models.",
+            "Rows of ours with another design are SyVLA with one part exchanged, not the named models. They learn and act "
+            "without thoughts, which GR00T and OpenVLA-OFT do not have.",
             IMITATION,
         ),
     ),

@@ -124,6 +124,7 @@ class TinyScale(Scale):
         if measures == "benchmarks":
             data = self.output / self.name / "synthetic" / "benchmarks"
             options = ("--data-root", str(data), "--max-new-tokens", "16", "--device", "cpu")
+            options += ("--protocol", "lmms-eval", "--image-budget", "checkpoint")
             return {"benchmarks": self._benchmarks(run, options)}
         if measures == "libero":
             return {}

@@ -120,8 +120,8 @@ def evaluate_closed_loop(
             run["environment"] = dict(getattr(sample, "description", {}))
         replan = _replan_steps(policy, replan_steps)
         settings = {"env": env, "environment_options": options, "replan_steps": replan, **policy.identity()}
-        if "look" in run["environment"]:
-            settings["look"] = run["environment"]["look"]  # results of another look are not mixed in
+        # What the policy sees and is asked decides the outcome, also where it is the environment's default.
+        settings |= {name: run["environment"][name] for name in ("look", "sentences") if name in run["environment"]}
         shared = SlotSettings(env, options, fingerprint(settings), str(output) if output is not None else None)
         runner = LockstepRunner(
             policy, shared, replan, action_names, batch_size=batch_size, workers=workers, progress=progress

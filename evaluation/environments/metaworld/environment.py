@@ -24,7 +24,7 @@ from metaworld.env_dict import ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE
 
 from syvla.evaluation.environments.simulator import SimulatorEnv, check_options
 
-from .tasks import TASK_WORDS
+from .tasks import LEROBOT_SENTENCES, SENTENCES, TASK_WORDS
 
 MAX_PATH_LENGTH = 500
 _GOAL_OBSERVABLE: dict[str, Any] = ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE
@@ -39,6 +39,7 @@ class MetaWorldEnv(SimulatorEnv):
         image_size: Side of the square pictures in pixels, or (height, width).
         max_steps: Control steps after which the episode is truncated, up to 500.
         look: See `SimulatorEnv`.
+        sentences: "lerobot" asks in the words that LeRobot has published, "plain" in ours, which differ from task to task.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 80}
@@ -58,8 +59,12 @@ class MetaWorldEnv(SimulatorEnv):
         image_size: int | tuple[int, int] = 224,
         max_steps: int = MAX_PATH_LENGTH,
         look: str = "official",
+        sentences: str = "lerobot",
     ) -> None:
         super().__init__(task, image_size, max_steps, look)
+        if sentences not in SENTENCES:
+            raise ValueError(f"sentences: expected one of {list(SENTENCES)}, got {sentences!r}")
+        self.sentences = self.description["sentences"] = sentences
         if max_steps > MAX_PATH_LENGTH:
             raise ValueError(f"max_steps: expected at most {MAX_PATH_LENGTH}, MetaWorld's own limit, got {max_steps}")
         self._simulator: Any = _GOAL_OBSERVABLE[f"{task}-goal-observable"](seed=0)
@@ -85,7 +90,7 @@ class MetaWorldEnv(SimulatorEnv):
 
     @property
     def instruction(self) -> str:
-        return TASK_WORDS[self.task].instruction
+        return LEROBOT_SENTENCES[self.task] if self.sentences == "lerobot" else TASK_WORDS[self.task].instruction
 
     @property
     def success(self) -> bool:

@@ -1,11 +1,13 @@
 """MetaWorld: all of its tasks, experts that succeed where random actions fail, a camera that stands upright."""
 
+import hashlib
+
 import numpy as np
 import pytest
 from simulators import make_or_skip, random_policy_succeeds, run_expert
 
 pytest.importorskip("metaworld")
-from syvla.evaluation.environments.metaworld.tasks import TASK_WORDS
+from syvla.evaluation.environments.metaworld.tasks import LEROBOT_SENTENCES, TASK_WORDS
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +25,22 @@ def test_every_task_of_metaworld_has_words_and_an_expert():
     assert len(TASK_WORDS) == 50
     assert set(TASK_WORDS) <= set(ENV_POLICY_MAP)
     assert len({words.instruction for words in TASK_WORDS.values()}) == 50, "no two tasks share a sentence"
+
+
+def test_it_asks_in_the_words_that_lerobot_has_published_unless_told_otherwise(push):
+    """Three of them read in LeRobot's metaworld_config.json; a digest of all fifty, in the order of their names."""
+    assert set(LEROBOT_SENTENCES) == set(TASK_WORDS)
+    assert push.instruction == push.reset(seed=0)[1]["instruction"] == "Push the puck to a goal"
+    assert LEROBOT_SENTENCES["dial-turn-v3"] == "Rotate a dial 180 degrees"
+    assert LEROBOT_SENTENCES["soccer-v3"] == "Kick a soccer into the goal"
+    lines = "\n".join(LEROBOT_SENTENCES[name] for name in sorted(LEROBOT_SENTENCES))
+    assert hashlib.sha256(lines.encode()).hexdigest()[:16] == "0d38db1953fe9223"
+    plain = make_or_skip("metaworld", "push-v3", sentences="plain")
+    assert plain.instruction == "push the puck to the goal"
+    assert plain.description["sentences"] == "plain"
+    plain.close()
+    with pytest.raises(ValueError, match=r"sentences: expected one of \['lerobot', 'plain'\], got 'poems'"):
+        make_or_skip("metaworld", "push-v3", sentences="poems")
 
 
 @pytest.mark.parametrize("task", ["push-v3", "drawer-open-v3", "pick-place-v3"])

@@ -74,7 +74,8 @@ def evaluate_closed_loop(
         batch_size: Episodes that run in lockstep, answered by one policy call.
         workers: Processes that simulate them; 1 simulates in this process. Changes nothing but the speed. They start
             afresh, so a script that asks for more needs the guard `if __name__ == "__main__":`.
-        replan_steps: Actions executed of each chunk. None executes the whole chunk.
+        replan_steps: Actions executed of each chunk. None executes what the policy's own client does, where its dialect says
+            so, else the whole chunk.
         control_rate: What to do with a policy of another control rate than the environment's: "refuse" it, or "resample" its
             chunks, of target positions only. Both rates stand in the summary.
         environment_options: Keyword arguments of `make_environment`, such as `max_steps`.
@@ -134,7 +135,8 @@ def evaluate_closed_loop(
 
 def _replan_steps(policy: Policy | Baseline, asked_for: int | None) -> int:
     chunk = 1 if isinstance(policy, Baseline) else policy.chunk_size
-    replan = chunk if asked_for is None else asked_for
+    published = min(getattr(policy, "replan_steps", None) or chunk, chunk)
+    replan = published if asked_for is None else asked_for
     if not 1 <= replan <= chunk:
         raise ValueError(f"replan_steps: expected 1 to {chunk}, the policy's chunk size, got {asked_for}")
     return replan
@@ -162,7 +164,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="which set of evaluation episodes; each names its own")
     parser.add_argument("--batch-size", type=int, default=8, help="episodes that run in lockstep, per policy call")
     parser.add_argument("--workers", type=int, default=1, help="processes that simulate; 1 simulates in this one")
-    parser.add_argument("--replan-steps", type=int, help="actions executed of each chunk; by default all of them")
+    parser.add_argument(
+        "--replan-steps", type=int, help="actions executed of each chunk; by default the dialect's own, else all"
+    )
     parser.add_argument(
         "--control-rate",
         default="refuse",
@@ -176,6 +180,7 @@ def build_parser() -> argparse.ArgumentParser:
     served.add_argument(
         "--dialect", default="lerobot", help="keys of observations: a name, or the path of a .yaml file"
     )
+    served.add_argument("--prompt", help="instruction to send instead of the environment's")
     served.add_argument("--timeout", type=float, default=60.0, help="seconds until the server has to answer")
     served.add_argument("--connections", type=int, default=1, help="requests of one batch at the same time")
     served.add_argument("--token-file", type=Path, help="file with the server's token")
@@ -206,7 +211,7 @@ def _policy_options(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.server:
         from syvla.serving.server.settings import read_token
 
-        names += ["dialect", "timeout", "connections"]
+        names += ["dialect", "timeout", "connections", "prompt"]
         token = read_token(arguments.token_file) if arguments.token_file else None
         return {"token": token, "name": arguments.model, **{name: getattr(arguments, name) for name in names}}
     if arguments.model in BASELINES:

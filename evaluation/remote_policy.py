@@ -29,6 +29,7 @@ from syvla.serving.wire.dialect_files import load_dialect
 from syvla.serving.wire.dialects import Dialect
 
 from .environments.base import Observation, RobotEnvironment
+from .foreign_protocols import spoken_instead
 
 DEFAULT_TIMEOUT = 60.0
 """Seconds within which a server has to answer. Ours: far more than any policy's call takes; a server that compiles at its
@@ -52,7 +53,11 @@ class RemotePolicy:
         think: For a SyVLA server, as in `SyVLAPolicy`.
         max_new_tokens: As `think`.
         num_steps: As `think`.
+        prompt: Instruction that is sent instead of the environment's own; None: the environment's.
         name: For reports; None takes the URL.
+
+    Attributes:
+        replan_steps: How many actions of a chunk the dialect's own client executes; None: all, as for a SyVLA server.
 
     Raises:
         ConnectionError: If nobody answers at the URL; the message names it.
@@ -73,6 +78,7 @@ class RemotePolicy:
         think: bool = False,
         max_new_tokens: int | None = None,
         num_steps: int | None = None,
+        prompt: str | None = None,
         name: str | None = None,
     ) -> None:
         if connections < 1 or not timeout > 0:
@@ -86,9 +92,19 @@ class RemotePolicy:
             self._dialect_name += f" {hashlib.sha256(Path(dialect).read_bytes()).hexdigest()[:8]}"
         # Two attempts to connect, and the pause between them, stay within the time.
         patience = ClientOptions(token=token, connect_timeout=0.45 * timeout, read_timeout=timeout, retries=1)
-        with PolicyClient(url, patience) as first:
-            self.metadata = dict(first.metadata)
+        try:
+            with PolicyClient(url, patience) as first:
+                self.metadata = dict(first.metadata)
+        except ConnectionError as error:
+            other = spoken_instead(url)
+            if other is None:
+                raise
+            raise ConnectionError(f"{url}: {other}") from error
         self.own_server = "protocol_version" in self.metadata
+        self.prompt = prompt
+        self.replan_steps = None if self.own_server else written.replan_steps
+        if not self.own_server and written.sends is not None:
+            self.view_cameras = {view: self.view_cameras[view] for view in written.sends if view in self.view_cameras}
         if not self.own_server:  # it may refuse keys it does not know, and answer no pings while its policy computes
             patience = replace(patience, extras=False, ping_interval=None)
         self._options = {"think": think, "max_new_tokens": max_new_tokens, "num_steps": num_steps}
@@ -122,6 +138,7 @@ class RemotePolicy:
             digest = hashlib.sha256(text.encode()).hexdigest()[:16]
             identity = {"policy": "server", "url": self.url, "metadata": digest}
         options = {"embodiment": self.embodiment, **self._options} if self.own_server else {}
+        options |= {} if self.prompt is None else {"prompt": self.prompt}
         return {**identity, "dialect": self._dialect_name, **options}
 
     def predict(
@@ -157,7 +174,9 @@ class RemotePolicy:
         """Actions float32 (T, D), thought if there was one, and the seconds that they took."""
         images = observation["images"]
         views = {view: images[camera] for view, camera in self.view_cameras.items()}
-        request = self.dialect.to_request(views, observation["state"], instruction)
+        request = self.dialect.to_request(
+            views, observation["state"], instruction if self.prompt is None else self.prompt
+        )
         if self.own_server:
             given = {name: value for name, value in self._options.items() if value is not None}
             request |= {"seed": seed, "embodiment": self.embodiment, **given}

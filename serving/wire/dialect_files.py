@@ -52,6 +52,8 @@ def _from_fields(name: str, fields: dict[str, Any]) -> Dialect:
         "image_size",
         "state",
         "prompt",
+        "sends",
+        "replan_steps",
     }
     unknown = sorted(set(fields) - known)
     if unknown:
@@ -59,6 +61,12 @@ def _from_fields(name: str, fields: dict[str, Any]) -> Dialect:
     layouts = tuple(fields.get("image_layout", ["hwc"]))
     if not layouts or not set(layouts) <= {"hwc", "chw"}:
         raise ValueError(f"dialect {name!r}: image_layout: expected hwc and chw, got {list(layouts)}")
+    replan = fields.get("replan_steps")
+    if replan is not None and (isinstance(replan, bool) or not isinstance(replan, int) or replan < 1):
+        raise ValueError(f"dialect {name!r}: replan_steps: expected a number from 1, got {replan!r}")
+    sends = fields.get("sends")
+    if sends is not None and (not sends or not set(sends) <= set(fields["images"])):
+        raise ValueError(f"dialect {name!r}: sends: expected views out of {sorted(fields['images'])}, got {sends!r}")
     return Dialect(
         name=name,
         images={view: (_key(key),) for view, key in fields["images"].items()},
@@ -69,6 +77,8 @@ def _from_fields(name: str, fields: dict[str, Any]) -> Dialect:
         image_layout=layouts,
         image_size=fields.get("image_size"),
         camera_key=fields.get("camera_key"),
+        sends=None if sends is None else tuple(sends),
+        replan_steps=replan,
         description=fields.get("description", ""),
     )
 

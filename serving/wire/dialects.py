@@ -13,6 +13,8 @@ form makes another dialect, see `dialect_files`. Values stay raw: the processor 
 | `image_size` | side to which images are resized with padding, or null |
 | `state` | parts in order, each with its `key` and, if it is fixed, its number of dimensions `dim` |
 | `prompt` | keys of the instruction; the first one is written |
+| `sends` | views that the dialect's own client sends, where it knows more; evaluation sends these |
+| `replan_steps` | actions that the dialect's own client executes of each chunk; evaluation's default |
 
 Imports no torch, so that light clients can use it.
 """
@@ -60,6 +62,8 @@ class Dialect:
     image_layout: tuple[str, ...] = ("hwc",)
     image_size: int | None = None
     camera_key: str | None = None
+    sends: tuple[str, ...] | None = None
+    replan_steps: int | None = None
     description: str = ""
     max_pixels: int = field(default=MAX_PIXELS, compare=False)
 

@@ -51,6 +51,20 @@ def test_a_foreign_policy_is_evaluated_like_any_other(dialect, connections, work
     assert all(record.thoughts == [] for record in result.records)
 
 
+def test_a_dialect_brings_the_replan_steps_of_its_client_and_the_prompt_may_be_replaced(dialect, tmp_path):
+    path = tmp_path / "published.yaml"
+    path.write_text(DIALECT + "\nreplan_steps: 2\n")
+    with OpenpiServer() as server:
+        result = evaluate(server, str(path), policy_options={"prompt": "go there"})
+        assert {request["prompt"] for request in server.requests} == {"go there"}
+        asked = evaluate(server, str(path), replan_steps=4)
+    assert result.settings["replan_steps"] == 2
+    assert result.settings["prompt"] == "go there"
+    assert all(record.policy_calls == -(-record.steps // 2) for record in result.records)
+    assert asked.settings["replan_steps"] == 4
+    assert "prompt" not in asked.settings
+
+
 def test_the_chunk_length_may_stand_in_the_metadata(dialect):
     with OpenpiServer({"action_horizon": 5}) as server:
         http = server.url.replace("ws://", "http://")

@@ -96,6 +96,21 @@ def test_two_processes_equal_one(fresh, checkpoint, data_root, tmp_path):
     assert json.loads((output / "summary.json").read_text())["settings"]["processes"] == 2
 
 
+def test_two_processes_equal_one_under_vlmevalkit(checkpoint, data_root, tmp_path):
+    shared = {**OPTIONS, "protocol": "vlmevalkit", "limit": 6}
+    alone = evaluate_vlm(str(checkpoint), TASKS, data_root=data_root, output=tmp_path / "one", progress=False, **shared)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    arguments = command(checkpoint, data_root, tmp_path / "two", "--device", "cpu", "--quiet")
+    arguments += ["--protocol", "vlmevalkit", "--limit", "6"]
+    result = subprocess.run(
+        [sys.executable, *launcher, *arguments], env=environment(), capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert answers(tmp_path / "two") == answers(tmp_path / "one")
+    assert scores(tmp_path / "two") == scores(tmp_path / "one")
+    assert alone.settings["protocol"] == "vlmevalkit"
+
+
 def test_lmms_evals_own_command_finds_the_model(fresh, checkpoint, data_root, tmp_path):
     """By the entry point of the metadata that an installation has; lmms-eval exits with 0 whatever happens."""
     pytest.importorskip("setuptools", reason="setuptools, which makes the metadata, is not installed")

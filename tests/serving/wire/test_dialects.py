@@ -226,6 +226,12 @@ def test_a_dialect_must_suit_the_model():
         load_dialect("lerobot").for_views(["center"], {"top": "head"})
 
 
+def test_openpis_dialects_know_what_its_clients_do():
+    """examples/libero, examples/droid and examples/aloha_sim of openpi: steps between requests, cameras that are sent."""
+    known = {name: (load_dialect(name).replan_steps, load_dialect(name).sends) for name in dialect_names()}
+    assert known == {"libero": (5, None), "droid": (8, None), "aloha": (10, ("center",)), "lerobot": (None, None)}
+
+
 def test_a_dialect_of_ones_own_is_a_file(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(
@@ -247,6 +253,14 @@ def test_a_dialect_of_ones_own_is_a_file(tmp_path):
         ("images: {}\nstate: []\nprompt: [p]\nimage_layouts: [hwc]\n", r"unknown fields \['image_layouts'\]"),
         ("images: {center: a}\nstate: [{key: s}]\nprompt: [p]\nimage_layout: [wch]\n", "expected hwc and chw"),
         ("images: {center: a}\nprompt: [p]\n", "not a dialect"),
+        (
+            "images: {center: a}\nstate: [{key: s}]\nprompt: [p]\nreplan_steps: 0\n",
+            "replan_steps: expected a number from 1",
+        ),
+        (
+            "images: {center: a}\nstate: [{key: s}]\nprompt: [p]\nsends: [left]\n",
+            r"sends: expected views out of \['center'\]",
+        ),
         ("1\n", "not a dialect"),
         ("{", "cannot read"),
     ],

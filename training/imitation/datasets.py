@@ -21,7 +21,17 @@ logger = logging.getLogger(__name__)
 _HELD_OUT_ROWS = 20_260_609  # seeds their choice; not the run's seed, so that every run holds the same rows out
 
 # Keys of `robot_datasets` that say how data is used; the others are arguments of `RobotDataset`.
-NOT_THE_READERS = ("path", "weight", "normalization", "units", "delta_actions", "accept", "eval_split")
+NOT_THE_READERS = (
+    "path",
+    "weight",
+    "normalization",
+    "units",
+    "delta_actions",
+    "accept",
+    "eval_split",
+    "license",
+    "note",
+)
 
 
 def load_robot_data(data_args: DataArguments, model: Any, processor: Any, *, held_out: bool = False) -> list[Any]:

@@ -51,6 +51,8 @@ ROBOT_KEYS = (
     "delta_actions",
     "accept",
     "eval_split",
+    "license",
+    "note",
 )
 MULTIMODAL_KEYS = (
     "path",

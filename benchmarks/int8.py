@@ -1,6 +1,6 @@
 """Whether 8-bit weights help at inference: `pip install torchao`, then `python -m benchmarks.int8 [--device cuda]`.
 
-Linear layers of the VLM and of the action expert at the paper's size with torchao's weight-only quantisation against the
+Linear layers of the VLM and of the action expert at the paper's size with torchao's weight-only quantization against the
 same layers in the dtype of the computation, for one token of a thought, the 51 tokens of a flow step and the prompt: eager,
 and through `torch.compile` with constant weights, which is what torchao is made for. On a CPU also against packed weights
 (`optimize_for_inference(pack_weights=True)`), which change no result.
@@ -31,14 +31,14 @@ COPIES = 4  # together larger than the caches, as a model's layers are
 
 
 def build(sizes: tuple[int, int, int], dtype: torch.dtype, device: str) -> dict[str, nn.ModuleList]:
-    """The same layers plain, quantised and, on a CPU, packed."""
+    """The same layers plain, quantized and, on a CPU, packed."""
     from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
     _, inner, outer = sizes
     plain = nn.ModuleList(nn.Linear(inner, outer, bias=False) for _ in range(COPIES)).to(device, dtype).eval()
-    quantised = copy.deepcopy(plain)
-    quantize_(quantised, Int8WeightOnlyConfig())
-    models = {"plain": plain, "int8": quantised}
+    quantized = copy.deepcopy(plain)
+    quantize_(quantized, Int8WeightOnlyConfig())
+    models = {"plain": plain, "int8": quantized}
     if why_not_packed(plain) is None:
         models["packed"] = copy.deepcopy(plain)
         pack_weights(models["packed"])

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from benchmarks.latency_models import BOUND_SIZES, CALLS, POLICIES, SCALES
-from benchmarks.latency_report import print_report, summarise
+from benchmarks.latency_report import print_report, summarize
 from benchmarks.machine_bound import describe_device, device_name, dtype_of, measure_bound
 from benchmarks.operator_times import operator_seconds, shares_of_difference
 from benchmarks.phases import Phases
@@ -167,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if {piece["model"] for piece in pieces} != set(POLICIES):
         print(f"not both models are measured yet; the same command goes on ({folder})")
         return
-    result = summarise(pieces)
+    result = summarize(pieces)
     print_report(result)
     name = "latency" if options.scale == "paper" else f"latency_{options.scale}"
     forms = [word for option, word in FORMS.items() if settings[option]]

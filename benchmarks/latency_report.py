@@ -17,14 +17,14 @@ GOALS = {"ratio_action_to_pi0": 0.65, "ratio_refresh_to_pi0": 0.25, "denoise_sha
 Piece = dict[str, Any]
 
 
-def summarise(pieces: list[Piece]) -> dict[str, Any]:
+def summarize(pieces: list[Piece]) -> dict[str, Any]:
     """Medians over all pieces of a model, and the three figures that the goals are about."""
     bounds = [bound for piece in pieces for bound in piece["bounds"]]
     rates = {key: [bound[key] * 1e9 for bound in bounds] for key in ("gflops_per_second", "gbytes_per_second")}
     # The machine's best, not its rate at the moment: shares cannot profit from a slow one.
     bound = MachineBound(max(rates["gflops_per_second"]), max(rates["gbytes_per_second"]))
     models = {
-        name: summarise_model([piece for piece in pieces if piece["model"] == name], bound)
+        name: summarize_model([piece for piece in pieces if piece["model"] == name], bound)
         for name in dict.fromkeys(piece["model"] for piece in pieces)
     }
     action = {name: model["calls"]["action"] for name, model in models.items()}
@@ -41,7 +41,7 @@ def summarise(pieces: list[Piece]) -> dict[str, Any]:
     }
 
 
-def summarise_model(pieces: list[Piece], bound: MachineBound) -> dict[str, Any]:
+def summarize_model(pieces: list[Piece], bound: MachineBound) -> dict[str, Any]:
     """Times of all calls of one model, phase by phase."""
     calls = {}
     for name in pieces[0]["calls"]:
@@ -58,14 +58,14 @@ def summarise_model(pieces: list[Piece], bound: MachineBound) -> dict[str, Any]:
             "phases": {phase: row for phase, row in phases.items() if row["p50_seconds"] > 0},
         }
         if name == "think":
-            calls[name] |= summarise_thought([piece["calls"][name] for piece in pieces])
+            calls[name] |= summarize_thought([piece["calls"][name] for piece in pieces])
     return {
         "parameters": pieces[0]["parameters"],
         "calls": calls,
     }
 
 
-def summarise_thought(calls: list[dict[str, Any]]) -> dict[str, Any]:
+def summarize_thought(calls: list[dict[str, Any]]) -> dict[str, Any]:
     """Seconds of one thought token, with the choice of the token, and of the queries on the thought's cache."""
     tokens, queries = [], []
     for call in calls:

@@ -183,7 +183,7 @@ def run_child(step: str, folder: Path, *options: str) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def summarise(runs: dict[str, list[dict[str, Any]]], small: dict[str, list[float]]) -> dict[str, Any]:
+def summarize(runs: dict[str, list[dict[str, Any]]], small: dict[str, list[float]]) -> dict[str, Any]:
     """Medians, and our seconds per byte over theirs."""
     loads = {}
     for name, values in runs.items():
@@ -235,7 +235,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             for name in small:
                 small[name].append(run_child(name, folder)["seconds"])
         shards = len(list(folder.glob("*.safetensors")))
-    report(summarise(runs, small), options.scale, shards)
+    report(summarize(runs, small), options.scale, shards)
 
 
 def report(result: dict[str, Any], scale: str, shards: int) -> None:

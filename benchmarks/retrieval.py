@@ -37,25 +37,25 @@ class NoEncoder:
         return "random"
 
 
-def features(first: int, last: int, centres: np.ndarray) -> np.ndarray:
-    """Features (last - first, V, dim) of rows around common centres, as frames of similar scenes are; by blocks of rows."""
+def features(first: int, last: int, centers: np.ndarray) -> np.ndarray:
+    """Features (last - first, V, dim) of rows around common centers, as frames of similar scenes are; by blocks of rows."""
     parts = []
     for block in range(first // BLOCK, -(-last // BLOCK)):
         generator = np.random.default_rng(block)
-        chosen = centres[generator.integers(len(centres), size=(BLOCK, len(VIEWS)))]
+        chosen = centers[generator.integers(len(centers), size=(BLOCK, len(VIEWS)))]
         values = chosen + generator.standard_normal((BLOCK, len(VIEWS), DIM), dtype=np.float32)
         parts.append(values[max(first - block * BLOCK, 0) : last - block * BLOCK])
     return np.concatenate(parts)
 
 
-def build(folder: Path, rows: int, centres: np.ndarray) -> EmbeddingStore:
+def build(folder: Path, rows: int, centers: np.ndarray) -> EmbeddingStore:
     weights = list(VIEW_WEIGHTS.values())
     manifest = Manifest("random", "random", rows, list(VIEWS), weights, DIM, ["task"], shard_rows=20_000)
     store = EmbeddingStore.create(folder, manifest, np.zeros(rows))
     for number in store.missing_shards():
         low, high = manifest.shards[number]
         mask = np.ones((high - low, len(VIEWS)), bool)
-        values = features(low, high, centres)
+        values = features(low, high, centers)
         store.write_shard(number, weighted_vectors(values, mask, np.sqrt(weights)), mask)
         store.mark_done(number)
     return store
@@ -71,7 +71,7 @@ def formula(queries: np.ndarray, values: np.ndarray) -> np.ndarray:
     return total
 
 
-def check(index: SimilarSampleIndex, queries: np.ndarray, vectors: np.ndarray, k: int, centres: np.ndarray) -> dict:
+def check(index: SimilarSampleIndex, queries: np.ndarray, vectors: np.ndarray, k: int, centers: np.ndarray) -> dict:
     """Largest error of the similarities found, and whether a row is missing that the formula ranks higher.
 
     The formula is applied to all rows in blocks, for as many queries as fit; ties within float32 rounding may swap.
@@ -79,15 +79,15 @@ def check(index: SimilarSampleIndex, queries: np.ndarray, vectors: np.ndarray, k
     found = index.search(vectors, k)
     best = np.full((len(queries), k), -np.inf)
     for low in range(0, len(index), 10_000):
-        truth = formula(queries, features(low, min(low + 10_000, len(index)), centres))
+        truth = formula(queries, features(low, min(low + 10_000, len(index)), centers))
         best = -np.sort(-np.concatenate((best, truth), axis=1), axis=1)[:, :k]
     worst, misses = 0.0, 0
     for query in range(len(queries)):
-        rows = [features(row, row + 1, centres)[0] for row in found.rows[query].tolist()]
+        rows = [features(row, row + 1, centers)[0] for row in found.rows[query].tolist()]
         truth = formula(queries[query : query + 1], np.stack(rows))[0]
         worst = max(worst, float(np.abs(truth - found.similarities[query]).max()))
         misses += int((np.abs(np.sort(truth)[::-1] - best[query]) > 1e-6).sum())
-    return {"largest_error": worst, "rows_missed": misses, "neighbours_checked": len(queries) * k}
+    return {"largest_error": worst, "rows_missed": misses, "neighbors_checked": len(queries) * k}
 
 
 def processor_seconds(run: Callable[[], Any], repeats: int) -> float:
@@ -114,17 +114,17 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     import_faiss().omp_set_num_threads(options.threads)
-    centres = np.random.default_rng(0).standard_normal((CLUSTERS, DIM), dtype=np.float32)
+    centers = np.random.default_rng(0).standard_normal((CLUSTERS, DIM), dtype=np.float32)
     with tempfile.TemporaryDirectory() as temporary:
         start = time.perf_counter()
-        store = build(options.folder or Path(temporary) / "store", options.rows, centres)
+        store = build(options.folder or Path(temporary) / "store", options.rows, centers)
         building = time.perf_counter() - start
         index = SimilarSampleIndex(store.folder, NoEncoder())
-        raw = features(options.rows, options.rows + options.batch, centres)
+        raw = features(options.rows, options.rows + options.batch, centers)
         ones = np.ones((options.batch, len(VIEWS)), bool)
         queries = weighted_vectors(raw, ones, np.sqrt(list(VIEW_WEIGHTS.values())))
         few = options.checked_queries
-        agreement = check(index, raw[:few], queries[:few], options.top_k, centres)
+        agreement = check(index, raw[:few], queries[:few], options.top_k, centers)
         own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         matrix = torch.from_numpy(np.array(index.vectors))
         plain = torch.from_numpy(queries)

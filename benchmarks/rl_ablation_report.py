@@ -52,7 +52,7 @@ def write_report(plan: Plan, folder: Path, name: str) -> Path:
             runs.setdefault(arm, {})[seed] = result["summary"]
     if not runs:
         raise ValueError(f"{plan.output}: no run is finished yet; start without --report")
-    arms = {arm: summarise(found, same_policy=arm == "il") for arm, found in runs.items()}
+    arms = {arm: summarize(found, same_policy=arm == "il") for arm, found in runs.items()}
     settings = describe(plan, next(iter(jobs.values())))
     content = {
         "benchmark": "Similar-Sample Guided RL, ablation in simulation",
@@ -77,7 +77,7 @@ def write_report(plan: Plan, folder: Path, name: str) -> Path:
     return path
 
 
-def summarise(found: Mapping[int, Mapping[str, Any]], *, same_policy: bool = False) -> dict[str, Any]:
+def summarize(found: Mapping[int, Mapping[str, Any]], *, same_policy: bool = False) -> dict[str, Any]:
     """Success of one arm over its seeds.
 
     `wilson95` is Wilson's interval of all episodes together, which knows nothing of how training varies. `ci95` is Student's
@@ -225,16 +225,16 @@ def draw(content: Mapping[str, Any], runs: Runs, path: Path) -> None:
     FigureCanvasAgg(figure)
     success, norm, heldout = figure.subplots(1, 3)
     for number, (arm, curves) in enumerate(content["updates"].items()):
-        colour = f"C{number}"
+        color = f"C{number}"
         for run in curves:
-            success.plot(range(len(run["success"])), run["success"], color=colour, alpha=0.25)
-            norm.plot(run["step"], run["gradient_norm"], color=colour, alpha=0.25, linewidth=0.8)
+            success.plot(range(len(run["success"])), run["success"], color=color, alpha=0.25)
+            norm.plot(run["step"], run["gradient_norm"], color=color, alpha=0.25, linewidth=0.8)
         for axes, key in ((success, "success"), (heldout, "heldout_loss")):
             means = [fmean(values) for values in zip(*(run[key] for run in curves), strict=False) if None not in values]
-            axes.plot(range(len(means)), means, "o-", color=colour, label=arm, linewidth=1.8, markersize=4)
+            axes.plot(range(len(means)), means, "o-", color=color, label=arm, linewidth=1.8, markersize=4)
         points = zip(*(run["gradient_norm"] for run in curves), strict=False)
         means = [fmean(known) if (known := [v for v in values if v is not None]) else float("nan") for values in points]
-        norm.plot(curves[0]["step"][: len(means)], means, color=colour, label=arm, linewidth=1.6)
+        norm.plot(curves[0]["step"][: len(means)], means, color=color, label=arm, linewidth=1.6)
     success.set(xlabel="update", ylabel="success", ylim=(-0.02, 1.02), title="closed-loop success, mean over seeds")
     norm.set(xlabel="gradient step", yscale="log", title="gradient norm before clipping")
     norm.set_ylim(bottom=1e-4)  # exactly zero where every sample is clipped

@@ -172,5 +172,5 @@ def _pictures(rng: np.random.Generator, states: np.ndarray) -> np.ndarray:
     low, spread = states[:, :2].min(0), np.ptp(states[:, :2], axis=0) + 1e-9
     at = (states[:, :2] - low) / spread * (SIDE - 8) + 4
     disc = (x[None] - at[:, :1, None]) ** 2 + (y[None] - at[:, 1:, None]) ** 2 < 16
-    grey = np.where(disc, 220.0, table[None])[..., None] + rng.normal(0, 1.5, (len(states), SIDE, SIDE, 3))
-    return grey.clip(0, 255).astype(np.uint8)
+    gray = np.where(disc, 220.0, table[None])[..., None] + rng.normal(0, 1.5, (len(states), SIDE, SIDE, 3))
+    return gray.clip(0, 255).astype(np.uint8)

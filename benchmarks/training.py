@@ -64,7 +64,7 @@ def draw_batch(config: Any, size: int, seed: int = 0) -> dict[str, torch.Tensor]
 
 
 class TrainingStep:
-    """Zero gradients, forward, backward, optimiser."""
+    """Zero gradients, forward, backward, optimizer."""
 
     def __init__(self, model: SyVLAModel, optimizer: torch.optim.Optimizer, batch: dict[str, torch.Tensor]) -> None:
         self.model, self.optimizer, self.batch = model, optimizer, batch
@@ -87,7 +87,7 @@ def layer_shapes(config: Any, tokens: int) -> list[Shape]:
 
 
 def _gibibytes(memory: Memory | None) -> dict[str, float | None]:
-    """Peak, and what it is above weights and optimiser state, which are there before the step."""
+    """Peak, and what it is above weights and optimizer state, which are there before the step."""
     if memory is None:
         return {"peak_gibibytes": None, "peak_above_weights_gibibytes": None}
     above = memory.peak - memory.before

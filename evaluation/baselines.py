@@ -24,7 +24,7 @@ class Baseline(Protocol):
     name: str
 
     def identity(self) -> dict[str, Any]:
-        """JSON-serialisable description that changes whenever the behaviour may change."""
+        """JSON-serializable description that changes whenever the behavior may change."""
         ...
 
     def start_episode(self, environment: RobotEnvironment) -> None:

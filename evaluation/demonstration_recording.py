@@ -26,7 +26,7 @@ from .command_line import environment_option
 from .environments import ENVIRONMENTS, EVALUATION_SEED_OFFSET, ScriptedExpert, make_environment, make_expert
 from .environments.demonstration import Demonstration, demonstrate
 from .environments.disturbance import check_action_noise
-from .recording_log import RecordingLog, summarise
+from .recording_log import RecordingLog, summarize
 
 SUMMARY_FILE = "recording.json"
 
@@ -136,7 +136,7 @@ def _record_missing(
     """Records until every task has its episodes; tasks take turns, so that any first part of the dataset has all."""
     from tqdm.auto import tqdm
 
-    missing = {task: episodes - summarise(log.of(task))["episodes"] for task in settings.tasks}
+    missing = {task: episodes - summarize(log.of(task))["episodes"] for task in settings.tasks}
     next_seed = {task: settings.seed + len(log.of(task)) for task in settings.tasks}
     goal = episodes * len(settings.tasks)
     with tqdm(total=goal, initial=goal - sum(missing.values()), unit="episode", disable=not progress) as bar:
@@ -152,13 +152,13 @@ def _record_missing(
                     missing[attempt.task] -= 1
                     bar.update()
                 if not attempt.success:
-                    bar.set_postfix(failures=summarise(log.attempts)["failures"])
+                    bar.set_postfix(failures=summarize(log.attempts)["failures"])
                 if not settings.keep_failures:
                     _check_expert(log.of(attempt.task), attempt.task)
 
 
 def _check_expert(attempts: Sequence[dict[str, Any]], task: str) -> None:
-    counts = summarise(attempts)
+    counts = summarize(attempts)
     if counts["failures"] > 10 + counts["episodes"]:
         raise RuntimeError(
             f"task {task!r}: the expert failed in {counts['failures']} of {len(attempts)} episodes; lower "

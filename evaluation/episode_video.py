@@ -152,10 +152,10 @@ class EpisodeVideo:
         draw.text((_MARGIN, top), _fitting(draw, self.instruction, font, room), _INK, font)
         thought = f"thought: {self.thoughts[index]}" if self.thoughts[index] else ""
         draw.text((_MARGIN, top + _LINE), _fitting(draw, thought, font, room), _INK, font)
-        clock, colour = f"{index / self.control_hz:.1f} s", _MUTED
+        clock, color = f"{index / self.control_hz:.1f} s", _MUTED
         if self.success is not None and index == len(self.frames) - 1:
-            clock, colour = clock + ("  success" if self.success else "  failure"), _GOOD if self.success else _BAD
-        draw.text((_MARGIN, top + 2 * _LINE), clock, colour, font)
+            clock, color = clock + ("  success" if self.success else "  failure"), _GOOD if self.success else _BAD
+        draw.text((_MARGIN, top + 2 * _LINE), clock, color, font)
         return picture
 
 

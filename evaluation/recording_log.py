@@ -69,8 +69,8 @@ class RecordingLog:
 
     def finish(self, root: Path, seconds: float, environment: dict[str, Any]) -> dict[str, Any]:
         """Writes the summary, with facts about the environment, and returns it."""
-        per_task = {task: summarise(self.of(task)) for task in self._settings["tasks"]}
-        summary = {"output": str(root), **summarise(self.attempts), "seconds": round(seconds, 2), "tasks": per_task}
+        per_task = {task: summarize(self.of(task)) for task in self._settings["tasks"]}
+        summary = {"output": str(root), **summarize(self.attempts), "seconds": round(seconds, 2), "tasks": per_task}
         summary["environment"] = environment
         self._write(summary)
         return summary
@@ -79,7 +79,7 @@ class RecordingLog:
         write_json(self._path, {"summary": summary, "settings": self._settings, "attempts": self.attempts})
 
 
-def summarise(attempts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def summarize(attempts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Counts of a list of attempts: episodes kept and their frames, failures, the expert's success rate and steps."""
     kept = [attempt["steps"] for attempt in attempts if _kept(attempt)]
     successes = sum(attempt["success"] for attempt in attempts)

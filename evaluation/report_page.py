@@ -63,7 +63,7 @@ class ReportPage:
         curve = loss_curve_png(self.loss_history)
         if curve:
             picture = _data_url(curve, "image/png")
-            sections.append(f'<h2>Training loss</h2><img src="{picture}" alt="Loss by optimiser step">')
+            sections.append(f'<h2>Training loss</h2><img src="{picture}" alt="Loss by optimizer step">')
         if self.recordings:
             figures = "".join(_recording(record, video) for record, video in self.recordings)
             sections.append(f"<h2>Episodes, with thoughts</h2><div class=episodes>{figures}</div>")
@@ -95,7 +95,7 @@ def loss_curve_png(history: Sequence[Mapping[str, Any]]) -> bytes | None:
         return None
     figure = Figure(figsize=(9, 3), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot(xlabel="optimiser step", ylabel="loss", yscale="log")
+    axes = figure.add_subplot(xlabel="optimizer step", ylabel="loss", yscale="log")
     for name, points in curves.items():
         axes.plot(*zip(*points, strict=True), label=name.replace("_", " "), linewidth=1.6 if name == "loss" else 1.0)
     axes.legend(frameon=False)

@@ -11,7 +11,7 @@ import numpy as np
 from .normalization import CONSTANT_TOLERANCE
 
 # Ours. A new task moves a robot's joints elsewhere and by other amounts; a factor of 8 in the median over all dimensions is
-# another unit (57 degrees are a radian, 1000 millimetres a metre), and a dimension beyond 10 of the checkpoint's spreads is
+# another unit (57 degrees are a radian, 1000 millimeters a meter), and a dimension beyond 10 of the checkpoint's spreads is
 # one that the model has never seen.
 MEDIAN_RATIO = 8.0
 SPREADS = 10.0

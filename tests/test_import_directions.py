@@ -2,7 +2,7 @@
 
 ``modeling_syvla`` <- ``processing`` <- ``serving`` <- ``evaluation`` <- ``training``: evaluation runs the policy that the
 server runs, in its process or behind the server. All of ``modeling_syvla`` and
-``processing/processing_syvla.py`` with the neighbours it imports are copied flat next to a checkpoint's weights, where
+``processing/processing_syvla.py`` with the neighbors it imports are copied flat next to a checkpoint's weights, where
 transformers finds their imports by regular expression: only ``from .file import name`` survives the copy.
 """
 
@@ -255,7 +255,7 @@ def test_a_circle_is_found():
     assert circles({a: {b, c}, b: {d}, c: {d}, d: set()}) == []
 
 
-def test_shipped_files_are_flat_and_name_their_neighbours():
+def test_shipped_files_are_flat_and_name_their_neighbors():
     for path in shipped_files():
         name = path.relative_to(ROOT)
         assert len(name.parts) == 2, f"{name}: files that ship with a checkpoint lie flat in their package"

@@ -149,12 +149,12 @@ def run_rl(run: RLRun) -> dict[str, Any]:
         until = time.monotonic() + FAREWELL_S
         while any(robot.running for robot in robots) and time.monotonic() < until:
             time.sleep(POLL_S)
-    summary = summarise(run.output)
+    summary = summarize(run.output)
     (run.output / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     return summary
 
 
-def summarise(output: Path) -> dict[str, Any]:
+def summarize(output: Path) -> dict[str, Any]:
     """What a finished run did: number of updates and rollouts, and of each update what it took and whether it counted."""
     kept = ("update", "version", "steps", "refused")
     history = json.loads((output / "rl_history.json").read_text(encoding="utf-8"))

@@ -173,7 +173,7 @@ class ValueTrainer(FiniteStepsMixin, AtomicCheckpointMixin, Trainer):
         super().__init__(data_collator=self.collate, compute_metrics=_metrics, **kwargs)
 
     def collate(self, items: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """What the value model reads, and the targets; the instruction is not tokenised."""
+        """What the value model reads, and the targets; the instruction is not tokenized."""
         batch = self.processor.expert_inputs(items)
         rows = [f"{item.get('dataset', item['embodiment'])}: {row_name(item)}" for item in items]
         return {**batch, "returns": torch.tensor([item["returns"] for item in items]), "rows": rows}

@@ -33,7 +33,7 @@ class RobotEnvironment(Protocol):
         control_hz: Control steps per second of simulated time.
         max_steps: Control steps after which an episode is truncated.
 
-    It may also have `description`, a JSON-serialisable dict of facts that belong beside every result, such as a
+    It may also have `description`, a JSON-serializable dict of facts that belong beside every result, such as a
     simulator's version, or that its assets are stand-ins.
     """
 

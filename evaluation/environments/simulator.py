@@ -24,7 +24,7 @@ class Moment:
         qpos: Joint positions (nq,).
         mocap_pos: Positions of bodies moved from outside (nmocap, 3).
         mocap_quat: Their orientations (nmocap, 4).
-        site_rgba: Colours of the sites (nsite, 4), which show goals and lit burners.
+        site_rgba: Colors of the sites (nsite, 4), which show goals and lit burners.
     """
 
     episode: int
@@ -45,7 +45,7 @@ class SimulatorEnv(gymnasium.Env):
 
     Attributes:
         max_step_motion: Scale of the noise that a disturbed recording adds to actions, (D_action,), in their units.
-        description: Facts about the simulation that belong beside every result, JSON-serialisable.
+        description: Facts about the simulation that belong beside every result, JSON-serializable.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"]}
@@ -207,7 +207,7 @@ class SimulatorEnv(gymnasium.Env):
         self._scratch.mocap_pos[:] = moment.mocap_pos
         self._scratch.mocap_quat[:] = moment.mocap_quat
         mujoco.mj_kinematics(self.model, self._scratch)
-        mujoco.mj_comPos(self.model, self._scratch)  # cameras that track a body stand relative to its centre of mass
+        mujoco.mj_comPos(self.model, self._scratch)  # cameras that track a body stand relative to its center of mass
         mujoco.mj_camlight(self.model, self._scratch)
         present = self.model.site_rgba.copy()
         self.model.site_rgba[:] = moment.site_rgba

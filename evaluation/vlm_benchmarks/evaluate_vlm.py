@@ -61,7 +61,7 @@ def evaluate_vlm(
             `lmms-eval` (that package itself).
         processor: Of a model in memory.
         data_root: Folder with `DocVQA/`, `ai2d/`, `MMMU/`, `MME/`, `HallusionBench/`; None: the Hub or its cache.
-        limit: First rows of each benchmark to ask; the result is then labelled a subset.
+        limit: First rows of each benchmark to ask; the result is then labeled a subset.
         image_budget: Whose pixel limits hold where `min_pixels` and `max_pixels` do not say: `protocol` or `checkpoint`.
         output: Folder for `summary.json`, the answers (`answers-rank*.jsonl`) and the judge's verdicts; None: none.
         resume: Whether to take over the answers of an interrupted run in `output`.
@@ -208,7 +208,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="prompts, image budget and readings: see docs/evaluation.md",
     )
     parser.add_argument("--data-root", type=Path, help="folder with DocVQA/, ai2d/, MMMU/, MME/, HallusionBench/")
-    parser.add_argument("--limit", type=int, help="first rows of each benchmark; the result is labelled a subset")
+    parser.add_argument("--limit", type=int, help="first rows of each benchmark; the result is labeled a subset")
     parser.add_argument("--output", type=Path, default=Path("outputs/vlm_benchmarks"), help="folder of the results")
     parser.add_argument("--resume", action="store_true", help="take over the answers of an interrupted run")
     parser.add_argument("--max-batch-size", type=int, default=MAX_BATCH_SIZE, help="most questions in a batch")

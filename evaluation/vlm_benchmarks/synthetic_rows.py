@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from .synthetic_scenes import COLOURS, DARK, KINDS, LIGHT, NUMBER_WORDS, Shape, draw, spots
+from .synthetic_scenes import COLORS, DARK, KINDS, LIGHT, NUMBER_WORDS, Shape, draw, spots
 
 Row = dict[str, Any]
 SIDES = (32, 48, 64)  # unequal, so that batches have something to pad
@@ -36,15 +36,15 @@ _SUBJECTS = ("Art", "Accounting", "Biology", "Clinical_Medicine", "History", "Co
 
 
 def docvqa_rows(rng: random.Random, count: int) -> list[Row]:
-    """Pages with a printed digit and a coloured stamp."""
+    """Pages with a printed digit and a colored stamp."""
     rows = []
     for i in range(count):
-        colour, kind, digit = rng.choice(list(COLOURS)), rng.choice(KINDS), rng.randrange(10)
+        color, kind, digit = rng.choice(list(COLORS)), rng.choice(KINDS), rng.randrange(10)
         number_left = rng.random() < 0.5
-        stamp = Shape(kind, colour, 0.75 if number_left else 0.25, 0.5)
+        stamp = Shape(kind, color, 0.75 if number_left else 0.25, 0.5)
         page = draw(rng, _side(rng), [stamp], digit, 0.25 if number_left else 0.75)
         question, answer = (
-            ("What is the color of the stamp?", colour),
+            ("What is the color of the stamp?", color),
             ("What shape is the stamp?", kind),
             ("What number is printed on the page?", str(digit)),
         )[i % 3]
@@ -95,14 +95,14 @@ def mmmu_rows(rng: random.Random, count: int) -> list[Row]:
                 "answer": "ABCD"[options.index(answer)],
             }
         elif i % 3 == 1:
-            number, colour, kind = rng.randint(1, 5), rng.choice(list(COLOURS)), rng.choice(KINDS)
-            row["image_1"] = draw(rng, _side(rng), [Shape(kind, colour, x, y, 0.1) for x, y in spots(rng, number)])
+            number, color, kind = rng.randint(1, 5), rng.choice(list(COLORS)), rng.choice(KINDS)
+            row["image_1"] = draw(rng, _side(rng), [Shape(kind, color, x, y, 0.1) for x, y in spots(rng, number)])
             row |= {"question": f"<image 1> How many {kind}s are there?", "options": "[]", "answer": str(number)}
             row["question_type"] = "open"
         else:
             same = rng.random() < 0.5
-            first = rng.choice(list(COLOURS))
-            second = first if same else _other(rng, COLOURS, first)
+            first = rng.choice(list(COLORS))
+            second = first if same else _other(rng, COLORS, first)
             row["image_1"] = draw(rng, _side(rng), [Shape(rng.choice(KINDS), first, 0.5, 0.5, 0.3)])
             row["image_2"] = draw(rng, _side(rng), [Shape(rng.choice(KINDS), second, 0.5, 0.5, 0.3)])
             options = ["same", "different"] if rng.random() < 0.5 else ["different", "same"]
@@ -142,8 +142,8 @@ def hallusion_rows(rng: random.Random, count: int) -> list[Row]:
     rows: list[Row] = []
     for index in range((count + 3) // 4):
         visual_supplement = index % 2 == 1
-        first, kind = rng.choice(list(COLOURS)), rng.choice(KINDS)
-        second = _other(rng, COLOURS, first)
+        first, kind = rng.choice(list(COLORS)), rng.choice(KINDS)
+        second = _other(rng, COLORS, first)
         for figure, shown in enumerate((first, second)):
             picture = draw(rng, _side(rng), [Shape(kind, shown, 0.5, 0.5, 0.3)])
             number = figure + 1 if visual_supplement else figure  # figure 0 of VS has no image and is in another split
@@ -188,16 +188,16 @@ def _other(rng: random.Random, values: Any, but: Any) -> Any:
 def _multiple_choice(rng: random.Random, turn: int) -> tuple[str, list[str], str, Any]:
     """Question, four options, the right one, picture."""
     if turn % 3 == 2:
-        number, colour, kind = rng.randint(1, 4), rng.choice(list(COLOURS)), rng.choice(KINDS)
-        picture = draw(rng, _side(rng), [Shape(kind, colour, x, y, 0.1) for x, y in spots(rng, number)])
+        number, color, kind = rng.randint(1, 4), rng.choice(list(COLORS)), rng.choice(KINDS)
+        picture = draw(rng, _side(rng), [Shape(kind, color, x, y, 0.1) for x, y in spots(rng, number)])
         options = ["1", "2", "3", "4"]
         rng.shuffle(options)
         return f"How many {kind}s are in the diagram?", options, str(number), picture
-    left, right = rng.sample(list(COLOURS), 2)
+    left, right = rng.sample(list(COLORS), 2)
     kinds = rng.sample(KINDS, 2)
     shapes = [Shape(kinds[0], left, 0.25, 0.5), Shape(kinds[1], right, 0.75, 0.5)]
     picture = draw(rng, _side(rng), shapes)
-    rest = [colour for colour in COLOURS if colour not in (left, right)]
+    rest = [color for color in COLORS if color not in (left, right)]
     options = [left, right, *rng.sample(rest, 2)]
     rng.shuffle(options)
     which = rng.randrange(2)
@@ -209,13 +209,13 @@ def _multiple_choice(rng: random.Random, turn: int) -> tuple[str, list[str], str
 
 def _mme_pair(rng: random.Random, category: str) -> tuple[Any, str, str]:
     """Picture, a question whose answer is yes and one whose answer is no, without the suffix."""
-    colour, kind = rng.choice(list(COLOURS)), rng.choice(KINDS)
-    wrong_colour, wrong_kind = _other(rng, COLOURS, colour), _other(rng, KINDS, kind)
+    color, kind = rng.choice(list(COLORS)), rng.choice(KINDS)
+    wrong_color, wrong_kind = _other(rng, COLORS, color), _other(rng, KINDS, kind)
     digit = rng.randrange(9)
     wrong_digit = _other(rng, range(9), digit)
-    shape = [Shape(kind, colour, 0.5, 0.5, 0.3)]
+    shape = [Shape(kind, color, 0.5, 0.5, 0.3)]
     if category in ("existence", "color", "posters", "celebrity", "landmark", "artwork"):
-        by_colour = {
+        by_color = {
             "color": "Is the color of the shape in the image {}?",
             "posters": "Is the poster in the image printed in {}?",
             "landmark": "Is this a photo of the {} tower?",
@@ -225,13 +225,13 @@ def _mme_pair(rng: random.Random, category: str) -> tuple[Any, str, str]:
             "celebrity": "Is the figure in the image called {}?",
             "artwork": "Does this artwork show a {}?",
         }
-        template = by_colour.get(category) or by_kind[category]
-        right, wrong = (colour, wrong_colour) if category in by_colour else (kind, wrong_kind)
+        template = by_color.get(category) or by_kind[category]
+        right, wrong = (color, wrong_color) if category in by_color else (kind, wrong_kind)
         return draw(rng, _side(rng), shape), template.format(right), template.format(wrong)
     if category in ("count", "numerical_calculation"):
         number = rng.randint(2, 5)
         other = _other(rng, range(2, 6), number)
-        picture = draw(rng, _side(rng), [Shape(kind, colour, x, y, 0.1) for x, y in spots(rng, number)])
+        picture = draw(rng, _side(rng), [Shape(kind, color, x, y, 0.1) for x, y in spots(rng, number)])
         template = (
             "Are there {} shapes in this image?"
             if category == "count"
@@ -241,7 +241,7 @@ def _mme_pair(rng: random.Random, category: str) -> tuple[Any, str, str]:
         return picture, template.format(names[number]), template.format(names[other])
     if category == "position":
         left = rng.random() < 0.5
-        picture = draw(rng, _side(rng), [Shape(kind, colour, 0.25 if left else 0.75, 0.5)])
+        picture = draw(rng, _side(rng), [Shape(kind, color, 0.25 if left else 0.75, 0.5)])
         sides = ("left", "right") if left else ("right", "left")
         return picture, *(f"Is the {kind} on the {side} side of the image?" for side in sides)
     if category == "scene":

@@ -1,4 +1,4 @@
-"""Small pictures of coloured shapes and digits, drawn from a random stream, for the synthetic benchmarks."""
+"""Small pictures of colored shapes and digits, drawn from a random stream, for the synthetic benchmarks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
-COLOURS = {
+COLORS = {
     "red": (220, 40, 40),
     "green": (40, 170, 60),
     "blue": (50, 80, 220),
@@ -47,7 +47,7 @@ class Shape:
     """A filled shape; `x`, `y` and `radius` are shares of the picture's side."""
 
     kind: str
-    colour: str
+    color: str
     x: float
     y: float
     radius: float = 0.17
@@ -63,7 +63,7 @@ def draw(
 ) -> Any:
     """A square PIL image, `side` pixels wide, every shape slightly moved so that no two pictures are the same.
 
-    The digit is black, half the picture high, and centred at the share `digit_x` of the width.
+    The digit is black, half the picture high, and centered at the share `digit_x` of the width.
     """
     from PIL import Image, ImageDraw
 
@@ -74,7 +74,7 @@ def draw(
         x = (shape.x + rng.uniform(-0.03, 0.03)) * side
         y = (shape.y + rng.uniform(-0.03, 0.03)) * side
         radius = shape.radius * rng.uniform(0.9, 1.1) * side
-        fill = tuple(min(255, max(0, value + rng.randint(-12, 12))) for value in COLOURS[shape.colour])
+        fill = tuple(min(255, max(0, value + rng.randint(-12, 12))) for value in COLORS[shape.color])
         if shape.kind == "circle":
             canvas.ellipse((x - radius, y - radius, x + radius, y + radius), fill=fill)
         elif shape.kind == "square":

@@ -2,7 +2,7 @@
 
 Each adapter turns a row of the published schema into `{"messages": [...], "images": [...]}`. Points become absolute pixels
 of the image as the VLM sees it, after resizing: the convention of Qwen2.5-VL, `[{"point_2d": [x, y], "label": ...}]`.
-The datasets' own points are per cent of width and height, whatever their card says.
+The datasets' own points are percent of width and height, whatever their card says.
 """
 
 from __future__ import annotations
@@ -246,13 +246,13 @@ def _hashed_image(row: Mapping[str, Any], context: AdapterContext) -> Any:
 
 
 def _pixels(point: Mapping[str, float], image: Any, context: AdapterContext) -> list[int]:
-    """[x, y] in pixels of the resized image, of a point in per cent."""
+    """[x, y] in pixels of the resized image, of a point in percent."""
     if context.resized_size is None:
         raise MissingSizeError(
             "resized_size: points need the size that the VLM resizes images to; pass the processor's"
         )
     if not (0 <= point["x"] <= 100 and 0 <= point["y"] <= 100):
-        raise BrokenRow("malformed", f"points: expected per cent of width and height, got {dict(point)}")
+        raise BrokenRow("malformed", f"points: expected percent of width and height, got {dict(point)}")
     height, width = context.resized_size(image.height, image.width)
     return [min(width - 1, round(point["x"] / 100 * width)), min(height - 1, round(point["y"] / 100 * height))]
 

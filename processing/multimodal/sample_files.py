@@ -20,7 +20,7 @@ SIDE = 48
 
 
 def square_picture(seed: int) -> tuple[Image.Image, str, tuple[float, float]]:
-    """A gray picture with one square; its color and its center in per cent of width and height."""
+    """A gray picture with one square; its color and its center in percent of width and height."""
     rng = np.random.default_rng(seed)
     pixels = np.full((SIDE, SIDE, 3), 150, np.uint8)
     color = list(COLORS)[int(rng.integers(len(COLORS)))]

@@ -104,7 +104,7 @@ class RLClient:
 
         Args:
             executed_steps: How many actions of the last chunk ran.
-            timed_out: Whether only a time limit ended it. Labelled 0, it then counts as cut off rather than as failed.
+            timed_out: Whether only a time limit ended it. Labeled 0, it then counts as cut off rather than as failed.
         """
         said = {} if executed_steps is None else {"executed_steps": executed_steps}
         return self._post(f"/rl/episodes/{self.episode_id}/end", {**said, "timed_out": timed_out})

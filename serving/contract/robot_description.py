@@ -18,7 +18,7 @@ _MOST_BYTES = 64 * 2**20
 
 @dataclass(frozen=True)
 class JointLimits:
-    """Limits of one joint, infinite where the file names none: radians or metres, those per second, and newtons (metres)."""
+    """Limits of one joint, infinite where the file names none: radians or meters, those per second, and newtons (meters)."""
 
     low: float = -math.inf
     high: float = math.inf

@@ -24,7 +24,7 @@ class EpisodeFacts:
         instruction: The first one, if the client changed it on the way.
         outcome: 1 success, 0 failure, None as long as nobody has said.
         ended: "client", "time limit", "new episode", "disconnected", "expired" or "server stopped".
-        cut_off: By the word of who labelled it, whether outcome 0 only means that the time was up (True) or that it failed
+        cut_off: By the word of who labeled it, whether outcome 0 only means that the time was up (True) or that it failed
             (False); None: as `ended` says.
         started_at, ended_at: Unix time, seconds.
         decisions: Number of chunks.

@@ -205,14 +205,14 @@ class RLEpisodes:
                 hint = taken or 'send "override": true to change it on purpose'
                 before, given = (_shown(r, t) for r, t in ((facts.outcome, facts.cut_off), (reward, timed_out)))
                 raise RequestError(
-                    f"episode {name}: is already labelled {before}, got {given}; {hint}",
+                    f"episode {name}: is already labeled {before}, got {given}; {hint}",
                     status=409,
                     cause="reward_conflict",
                 )
             self.ledger.write("reward", episode_id=name, reward=reward, timed_out=timed_out, before=facts.outcome)
-            labelled = replace(facts, outcome=reward, cut_off=timed_out)
-            write_facts(self.root / name, 0, labelled)
-            episode.facts, episode.state = labelled, SEALED
+            labeled = replace(facts, outcome=reward, cut_off=timed_out)
+            write_facts(self.root / name, 0, labeled)
+            episode.facts, episode.state = labeled, SEALED
 
     def discard(self, name: str, why: str) -> None:
         """Takes an ended rollout out of the run, whole, so that `restore` can bring it back. May be repeated.
@@ -254,10 +254,10 @@ class RLEpisodes:
         return rollout_folder(self.root, name, self._known(name).state == DISCARDED)
 
     def abort(self, name: str, why: str) -> None:
-        """Drops an episode that is open, or that nobody has labelled yet. May be repeated.
+        """Drops an episode that is open, or that nobody has labeled yet. May be repeated.
 
         Raises:
-            RequestError: There is no such episode (404), or it is being sealed or labelled (409).
+            RequestError: There is no such episode (404), or it is being sealed or labeled (409).
         """
         with self.lock:
             episode = self._known(name)

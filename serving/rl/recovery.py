@@ -63,9 +63,9 @@ def recover_rollouts(root: Path, ledger: Ledger) -> tuple[dict[str, EpisodeFacts
                 found.pop(name)  # recorded elsewhere, or removed by hand
     shutil.rmtree(root / ".open", ignore_errors=True)
     whole = [facts for facts in found.values() if facts is not None]
-    labelled = sum(facts.outcome is not None for facts in whole)
+    labeled = sum(facts.outcome is not None for facts in whole)
     if found:
-        done.append(f"recovered {labelled} labelled rollout(s) and {len(whole) - labelled} that wait for a reward")
+        done.append(f"recovered {labeled} labeled rollout(s) and {len(whole) - labeled} that wait for a reward")
     for text in done:
         logger.warning("%s", text)
     return found, done

@@ -33,7 +33,7 @@ def test_report_of_both_ways(folder, tmp_path, monkeypatch, capsys):
     runs = {name: [loading.measure_loading(name, folder) for _ in range(3)] for name in loading.LOADERS}
     assert runs["SyVLA"][0]["checksum"] == runs["SyVLA"][1]["checksum"] != runs["Qwen2.5-VL"][0]["checksum"]
     small = {name: [loading.measure_small(name, folder)["seconds"]] for name in (*loading.IMPORTS, "config")}
-    loading.report(loading.summarise(runs, small), "tiny", 3)
+    loading.report(loading.summarize(runs, small), "tiny", 3)
     content = json.loads((tmp_path / "loading_tiny.json").read_text())
     (section,) = content["devices"].values()
     ours, theirs = section["loads"].values()

@@ -1,4 +1,4 @@
-"""`benchmarks.rl_ablation` at a scale at which nothing is learnt: every step runs, is not run again, and is reported."""
+"""`benchmarks.rl_ablation` at a scale at which nothing is learned: every step runs, is not run again, and is reported."""
 
 import json
 
@@ -19,7 +19,7 @@ RUN = {"updates": 1, "rollouts": 2, "steps": 2, "batch": 4, "flow_samples": 1, "
 
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory):
-    """Three arms, one seed, on a policy that has hardly learnt anything; demonstrations of every colour for the retrieval."""
+    """Three arms, one seed, on a policy that has hardly learned anything; demonstrations of every color for the retrieval."""
     folder = tmp_path_factory.mktemp("ablation")
     base = {"demonstrations": 20, "base_steps": 2, "chats": 40, "rows": 4}
     plan = Plan(

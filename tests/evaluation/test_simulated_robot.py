@@ -78,7 +78,7 @@ def test_the_command_makes_rollouts_and_may_leave_the_labels(server, run, tmp_pa
     assert main([*options, "--wait-s", "0.1"]) == 1, "the update has its rollouts"
     assert "no episode could begin within 0.1 s" in capsys.readouterr().err
     store = LeRobotRolloutStore(run / "rollouts")
-    assert len(store.labeled()) == 1, "unlabelled, the other one waits"
+    assert len(store.labeled()) == 1, "unlabeled, the other one waits"
     (waiting,) = client.status()["queue"]
     assert client.reward(1, waiting["episode_id"])["state"] == "sealed"
     assert [info.outcome for info in store.labeled()] == [0, 1]

@@ -58,7 +58,7 @@ def test_impossible_arguments_are_refused(arguments):
         wilson_interval(*arguments)
 
 
-def test_success_rate_counts_prints_and_serialises():
+def test_success_rate_counts_prints_and_serializes():
     rate = SuccessRate.of([True] * 28 + [False] * 12)
     assert str(rate) == "28/40 = 70.0% [54.6, 81.9]"
     assert rate.to_dict()["interval"] == list(wilson_interval(28, 40))

@@ -174,7 +174,7 @@ def initialized(folder):
     return {key: value for key, value in disk_tensors(folder).items() if not key.startswith(given)}
 
 
-def test_new_weights_follow_the_models_own_initialisation(assembled):
+def test_new_weights_follow_the_models_own_initialization(assembled):
     torch.manual_seed(5)
     config = SyVLAModel.from_pretrained(assembled).config
     config.dtype = config.vlm_config.dtype = torch.float32
@@ -214,7 +214,7 @@ def tiny_tower():
     return {"expert_vision_config": {"model_type": "siglip_vision_model", "image_size": 32, "patch_size": 8, **fields}}
 
 
-def test_without_a_vision_tower_the_configs_is_initialised(parts, tmp_path):
+def test_without_a_vision_tower_the_configs_is_initialized(parts, tmp_path):
     report = assemble_checkpoint(parts / "vlm", None, tmp_path / "out", config_overrides={**OVERRIDES, **tiny_tower()})
     model = SyVLAModel.from_pretrained(tmp_path / "out")
     assert report["vision_tower"] is None

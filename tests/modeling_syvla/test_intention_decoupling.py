@@ -249,7 +249,7 @@ def test_forward_leaves_accumulated_gradients_alone(tiny_model, tiny_processor, 
 
 
 def test_gradient_of_a_query_state_is_independent_of_its_batch(tiny_model, batch, monkeypatch):
-    """Summed, not averaged, sample losses: with "sample" scope the mask cannot depend on the neighbours."""
+    """Summed, not averaged, sample losses: with "sample" scope the mask cannot depend on the neighbors."""
     import syvla.modeling_syvla.intention_decoupling as module
 
     norms = []

@@ -83,7 +83,7 @@ def test_other_families_do_without_padding_too(mixed, family, attention):
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_no_sample_sees_another(tiny_model, mixed, attention):
-    """Bit for bit: another sample of equal length in the row changes nothing in its neighbours."""
+    """Bit for bit: another sample of equal length in the row changes nothing in its neighbors."""
     tiny_model.set_attn_implementation({"vlm_config": attention})
     set_padding_free(tiny_model)
     batch = mixed()

@@ -67,7 +67,7 @@ def test_shuffles_of_other_seeds_differ_and_leave_no_order():
     for order in (first, second):
         assert abs(np.corrcoef(order, np.arange(size))[0, 1]) < 0.05
         assert abs(np.corrcoef(order[:-1], order[1:])[0, 1]) < 0.05
-        assert np.mean(np.abs(np.diff(order)) == 1) < 0.01, "neighbouring frames of a video do not stay together"
+        assert np.mean(np.abs(np.diff(order)) == 1) < 0.01, "neighboring frames of a video do not stay together"
 
 
 def test_shuffling_a_huge_dataset_costs_nothing():

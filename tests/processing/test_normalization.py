@@ -68,7 +68,7 @@ def test_constant_dimension_is_shifted_not_blown_up(values, stats, mode):
 
 def test_rarely_moving_dimension_takes_its_full_range_in_quantile_mode():
     gripper = np.zeros((1000, 1), np.float32)
-    gripper[:3] = 85.0  # millimetres, open in 0.3% of frames
+    gripper[:3] = 85.0  # millimeters, open in 0.3% of frames
     running = RunningStatistics(1)
     running.update(gripper)
     normalized = normalize(gripper, running.result(), "quantile")
@@ -137,7 +137,7 @@ def test_floors_follow_the_units():
 
 
 def test_without_units_a_floor_is_relative_and_spares_small_steps_around_zero():
-    """Metres beside degrees, and increments of tenths of millimetres, are motion; noise far from 0 is none."""
+    """Meters beside degrees, and increments of tenths of millimeters, are motion; noise far from 0 is none."""
     pose = {"mean": [0.3, 0.0, 0.2, 90.0, 0.0, 45.0], "std": [0.1, 0.1, 0.1, 30.0, 30.0, 30.0]}
     increments = {"mean": [1e-5, 0.0, 0.0, 0.5], "std": [2e-4, 2e-4, 2e-4, 0.4]}
     for stats in (pose, increments):

@@ -112,7 +112,7 @@ def test_pictures_arrive_as_they_are(tiny_processor, make_item):
 
 
 @pytest.mark.parametrize("mode", ["mean_std", "quantile", "min_max", "identity"])
-def test_states_and_actions_are_normalised_padded_and_decoded_back(tiny_processor, make_item, mode):
+def test_states_and_actions_are_normalized_padded_and_decoded_back(tiny_processor, make_item, mode):
     rng = np.random.default_rng(0)
     statistics = {}
     for kind, dim in (("state", 3), ("action", 2)):

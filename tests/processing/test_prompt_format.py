@@ -40,11 +40,11 @@ RENDERED = {
         [
             {"role": "user", "content": [IMAGE, text("What?")]},
             {"role": "assistant", "content": [text("A cube.")]},
-            {"role": "user", "content": "Colour?"},
+            {"role": "user", "content": "Color?"},
             {"role": "assistant", "content": "Red."},
         ],
         f"{SYSTEM}<|im_start|>user\n{PICTURE}What?<|im_end|>\n<|im_start|>assistant\nA cube.<|im_end|>\n"
-        "<|im_start|>user\nColour?<|im_end|>\n<|im_start|>assistant\nRed.<|im_end|>\n",
+        "<|im_start|>user\nColor?<|im_end|>\n<|im_start|>assistant\nRed.<|im_end|>\n",
     ),
     "whitespace and braces stay": (
         [{"role": "user", "content": "  a\n\n{{b}} {% c %}  "}],

@@ -46,7 +46,7 @@ class Subject:
     def model(self, seed: int = 0) -> Any:
         torch.manual_seed(seed)
         model = self.build().eval()
-        for name, p in model.named_parameters():  # at initialisation a tied head only repeats the last token
+        for name, p in model.named_parameters():  # at initialization a tied head only repeats the last token
             if p.ndim == 2 and ".layers." in name and "language_model" in name:
                 p.data.mul_(8.0)
         return model

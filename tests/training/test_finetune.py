@@ -191,7 +191,7 @@ def test_problems_of_robot_and_multimodal_data_stand_in_one_error(
     assert not (tmp_path / "out" / "model.safetensors").exists()
 
 
-def test_one_normalisation_may_be_named_for_states_and_actions(base_checkpoint, robot_dataset_path, tmp_path):
+def test_one_normalization_may_be_named_for_states_and_actions(base_checkpoint, robot_dataset_path, tmp_path):
     spec = {"path": str(robot_dataset_path), "embodiment": "arms", "cameras": CAMERAS, "normalization": "quantile"}
     assert main(options(base_checkpoint, "", tmp_path, robot_datasets=json.dumps(spec), max_steps=1)) == 0
     entry = AutoProcessor.from_pretrained(tmp_path).embodiments["arms"]

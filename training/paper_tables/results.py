@@ -101,7 +101,7 @@ def rate_cell(groups: Sequence[Sequence[dict[str, int]]], unit: float = 1.0) -> 
 
     Args:
         groups: Per seed, counts of the tasks to pool.
-        unit: 100 for per cent.
+        unit: 100 for percent.
     """
     successes = [sum(task["successes"] for task in tasks) for tasks in groups]
     episodes = [sum(task["episodes"] for task in tasks) for tasks in groups]

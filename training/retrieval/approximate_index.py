@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from syvla.durable_files import write_atomically, write_json
 
-from .exact_index import BLOCK_ROWS, Neighbours, SimilarSampleIndex, import_faiss
+from .exact_index import BLOCK_ROWS, Neighbors, SimilarSampleIndex, import_faiss
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ class ApproximateIndex:
         self.recall, queries = self._measure(k, same_task, allowed, recall_queries, seed)
         logger.info("approximate_index %s: recall at %d is %.3f over %d queries", factory, k, self.recall, queries)
 
-    def search(self, queries: np.ndarray, k: int, tasks: Sequence[str] | None = None) -> Neighbours:
+    def search(self, queries: np.ndarray, k: int, tasks: Sequence[str] | None = None) -> Neighbors:
         """As [`SimilarSampleIndex.search`], but a better row may be missed. Queries with too few candidates are exact."""
         exact, queries = self._exact, np.ascontiguousarray(queries, np.float32)
         rarest = min((len(exact.rows_of(task)) for task in dict.fromkeys(tasks or ())), default=len(self._rows))
@@ -109,7 +109,7 @@ class ApproximateIndex:
         if short:
             best = exact.search(queries[short], k, None if tasks is None else [tasks[number] for number in short])
             rows[short], similarities[short] = best.rows, best.similarities
-        return Neighbours(rows, similarities)
+        return Neighbors(rows, similarities)
 
     def _build(self, factory: str) -> Any:
         vectors, rows = self._exact.vectors, self._rows

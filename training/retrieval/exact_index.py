@@ -30,7 +30,7 @@ BLAS_QUERIES = 20
 
 
 @dataclass(frozen=True)
-class Neighbours:
+class Neighbors:
     """Best rows of each query, best first.
 
     Attributes:
@@ -100,7 +100,7 @@ class SimilarSampleIndex:
         queries: np.ndarray = (self.vectors[rows] * scale).astype(np.float32)
         return queries
 
-    def search(self, queries: np.ndarray, k: int, tasks: Sequence[str] | None = None) -> Neighbours:
+    def search(self, queries: np.ndarray, k: int, tasks: Sequence[str] | None = None) -> Neighbors:
         """The k most similar rows of each query.
 
         Args:
@@ -126,7 +126,7 @@ class SimilarSampleIndex:
             chosen = np.array([other == task for other in tasks])
             found = self.search_rows(queries[chosen], k, self.rows_of(task))
             rows[chosen], similarities[chosen] = found.rows, found.similarities
-        return Neighbours(rows, similarities)
+        return Neighbors(rows, similarities)
 
     def rows_of(self, task: str) -> np.ndarray:
         """Rows with an instruction, int64, ascending.
@@ -146,17 +146,17 @@ class SimilarSampleIndex:
             )
         return rows
 
-    def search_rows(self, queries: np.ndarray, k: int, subset: np.ndarray | None) -> Neighbours:
+    def search_rows(self, queries: np.ndarray, k: int, subset: np.ndarray | None) -> Neighbors:
         """The k most similar of some rows, int64, ascending, which are not checked; None: of all."""
         total = len(self) if subset is None else len(subset)
-        best = Neighbours(np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), -np.inf, np.float32))
+        best = Neighbors(np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), -np.inf, np.float32))
         for low in range(0, total, BLOCK_ROWS):
             numbers = np.arange(low, min(low + BLOCK_ROWS, total)) if subset is None else subset[low : low + BLOCK_ROWS]
             first, last = int(numbers[0]), int(numbers[-1]) + 1
             contiguous = last - first == len(numbers)
             block = self.vectors[first:last] if contiguous else self.vectors[numbers]
             similarity, position = self._knn(queries, np.asarray(block), min(k, len(numbers)))
-            best = _merged(best, Neighbours(numbers[position], similarity), k)
+            best = _merged(best, Neighbors(numbers[position], similarity), k)
         return best
 
     def _knn(self, queries: np.ndarray, block: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -182,9 +182,9 @@ def import_faiss() -> Any:
     return faiss
 
 
-def _merged(a: Neighbours, b: Neighbours, k: int) -> Neighbours:
+def _merged(a: Neighbors, b: Neighbors, k: int) -> Neighbors:
     """The k best of both, best first; of equal ones the lower row first, so that blocks do not matter."""
     rows = np.concatenate((a.rows, b.rows), axis=1)
     similarities = np.concatenate((a.similarities, b.similarities), axis=1)
     order = np.lexsort((rows, -similarities))[:, :k]
-    return Neighbours(np.take_along_axis(rows, order, 1), np.take_along_axis(similarities, order, 1))
+    return Neighbors(np.take_along_axis(rows, order, 1), np.take_along_axis(similarities, order, 1))

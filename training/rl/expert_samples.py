@@ -10,7 +10,7 @@ import numpy as np
 from syvla.training.retrieval.approximate_index import ApproximateIndex
 from syvla.training.retrieval.demonstrations import episode_rewards, split_episodes
 from syvla.training.retrieval.embedding_store import VIEW_WEIGHTS
-from syvla.training.retrieval.exact_index import Neighbours, SimilarSampleIndex
+from syvla.training.retrieval.exact_index import Neighbors, SimilarSampleIndex
 from syvla.training.retrieval.image_encoders import load_encoder
 
 
@@ -87,7 +87,7 @@ class ExpertSamples:
         return tuple(sorted(set(self._tasks[self.usable].tolist())))
 
     def locate(self, row: int) -> tuple[Any, int]:
-        """Data set of a row and the frame's index there."""
+        """Dataset of a row and the frame's index there."""
         position = int(np.searchsorted(self._dataset_ends, row, side="right"))
         return self.datasets[position], row - int(self._dataset_ends[position] - len(self.datasets[position]))
 
@@ -102,7 +102,7 @@ class ExpertSamples:
         end = int(self._episode_ends[np.searchsorted(self._episode_ends, row, side="right")])
         return list(range(row, end, step))
 
-    def similar(self, samples: Sequence[dict[str, np.ndarray]], k: int, tasks: Sequence[str] | None) -> Neighbours:
+    def similar(self, samples: Sequence[dict[str, np.ndarray]], k: int, tasks: Sequence[str] | None) -> Neighbors:
         """The k most similar usable rows of samples {view: image}; with an approximate index some may be missed.
 
         Raises:
@@ -119,13 +119,13 @@ class ExpertSamples:
         for task in dict.fromkeys(tasks):
             self.index.rows_of(task)
 
-    def random(self, count: int, k: int, tasks: Sequence[str] | None, generator: np.random.Generator) -> Neighbours:
+    def random(self, count: int, k: int, tasks: Sequence[str] | None, generator: np.random.Generator) -> Neighbors:
         """k random usable rows for each of `count` samples, of the same task where `tasks` says so."""
         rows = np.empty((count, k), np.int64)
         pools = {task: self._pool(task) for task in ([None] if tasks is None else set(tasks))}
         for number in range(count):
             rows[number] = generator.choice(pools[None if tasks is None else tasks[number]], k)
-        return Neighbours(rows, np.full((count, k), np.nan, np.float32))
+        return Neighbors(rows, np.full((count, k), np.nan, np.float32))
 
     def _pool(self, task: str | None) -> np.ndarray:
         pool = np.flatnonzero(self.usable if task is None else self.usable & (self._tasks == task))

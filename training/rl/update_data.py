@@ -94,13 +94,13 @@ def plan_rollouts(decisions: int, samples: int, passes: int, world: int, generat
 
 
 def plan_experts(
-    rollout_plan: np.ndarray, neighbours: np.ndarray, samples: int, generator: np.random.Generator
+    rollout_plan: np.ndarray, neighbors: np.ndarray, samples: int, generator: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Expert samples that join each pass, each a neighbour of one of its rollout samples, which take turns.
+    """Expert samples that join each pass, each a neighbor of one of its rollout samples, which take turns.
 
     Args:
         rollout_plan: From `plan_rollouts`.
-        neighbours: Rows of each decision's candidates, (D, k); -1 is no candidate.
+        neighbors: Rows of each decision's candidates, (D, k); -1 is no candidate.
         samples: Expert samples per pass and process.
         generator: Chooses among the candidates.
 
@@ -108,8 +108,8 @@ def plan_experts(
         (distinct rows (E,), plan (passes, world, samples) of numbers into them).
     """
     passes, world, size = rollout_plan.shape
-    turns = rollout_plan[:, :, np.arange(samples) % size]  # whose neighbour
-    counts = (neighbours >= 0).sum(axis=1)
+    turns = rollout_plan[:, :, np.arange(samples) % size]  # whose neighbor
+    counts = (neighbors >= 0).sum(axis=1)
     choice = (generator.random(turns.shape) * counts[turns]).astype(np.int64)
-    rows, numbers = np.unique(neighbours[turns, choice], return_inverse=True)
+    rows, numbers = np.unique(neighbors[turns, choice], return_inverse=True)
     return rows, numbers.reshape(passes, world, samples)

@@ -65,8 +65,8 @@ class UpdatePreparation:
         passes = self.passes(len(decisions))
         world = args.world_size
         rollout_plan = plan_rollouts(len(decisions), args.rollouts_per_pass, passes, world, generator)
-        neighbours, retrieval = self._neighbours(decisions, generator)
-        rows, expert_plan = plan_experts(rollout_plan, neighbours, args.experts_per_pass, generator)
+        neighbors, retrieval = self._neighbors(decisions, generator)
+        rows, expert_plan = plan_experts(rollout_plan, neighbors, args.experts_per_pass, generator)
         seeds, expert_seeds = sample_seeds(args.seed, number, 0, numbers), sample_seeds(args.seed, number, 1, rows)
         expert_advantages = self._expert_advantages(rows)
         old_scores = self.scores(lambda i: decisions[i].item(thoughts=args.use_thoughts), seeds, rollout=True)
@@ -239,7 +239,7 @@ class UpdatePreparation:
         }
         return clipped.astype(np.float32), returns.astype(np.float32), kept.astype(np.float32), metrics
 
-    def _neighbours(
+    def _neighbors(
         self, decisions: Sequence[Decision], generator: np.random.Generator
     ) -> tuple[np.ndarray, dict[str, float]]:
         """Rows of candidates of each decision, (D, k), and metrics."""

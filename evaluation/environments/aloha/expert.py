@@ -13,20 +13,20 @@ from syvla.evaluation.environments.arm_kinematics import KinematicChain, rotatio
 
 from .environment import ARM_DIMENSION, ARM_JOINTS, SIDES, AlohaEnv
 
-TOOL = (0.13, 0.0, 0.0)  # metres in the gripper's frame; between the finger pads, 2 cm before their tips
-MAX_STEP = 0.006  # metres per control step
+TOOL = (0.13, 0.0, 0.0)  # meters in the gripper's frame; between the finger pads, 2 cm before their tips
+MAX_STEP = 0.006  # meters per control step
 MAX_TURN = 0.04  # radians per control step
-ARRIVED = 0.002  # metres between the commanded pose and the goal
+ARRIVED = 0.002  # meters between the commanded pose and the goal
 CLOSING_STEPS = 20
-GRASP_HEIGHT = 0.025  # metres above the table
+GRASP_HEIGHT = 0.025  # meters above the table
 HOVER_HEIGHT = 0.12
 SETTLE_STEPS = 8  # after a line, for the arm to catch up with the command
 OPEN, CLOSED = 1.0, 0.0
 PITCH = 1.05  # radians below the horizontal at which the arms grasp
 NAMES = {"box": "red cube", "peg": "red peg", "socket": "blue socket"}
-MEETING = np.array([0.0, 0.5, 0.25])  # metres; where the cube changes hands
-INSERTION = np.array([0.0, 0.5, 0.15])  # metres; where peg and socket meet
-APART = 0.09  # metres from there to each centre before the insertion
+MEETING = np.array([0.0, 0.5, 0.25])  # meters; where the cube changes hands
+INSERTION = np.array([0.0, 0.5, 0.15])  # meters; where peg and socket meet
+APART = 0.09  # meters from there to each center before the insertion
 
 
 def facing(side: str, pitch: float = 0.0, roll: float = 0.0) -> np.ndarray:

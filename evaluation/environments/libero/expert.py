@@ -12,8 +12,8 @@ import numpy as np
 
 from .environment import LiberoEnv
 
-METRES_PER_ACTION = 0.05  # what the OSC_POSE controller makes of an action of 1
-ARRIVED = 0.012  # metres
+METERS_PER_ACTION = 0.05  # what the OSC_POSE controller makes of an action of 1
+ARRIVED = 0.012  # meters
 PHASES = ("reach", "descend", "grasp", "lift", "carry", "lower", "release", "retreat")
 WAITS = {"grasp": 12, "release": 6}  # control steps of phases in which only the gripper moves
 OPEN, CLOSED = -1.0, 1.0
@@ -22,7 +22,7 @@ STALLED_STEPS = 40  # after which a phase goes on although its goal was not reac
 
 @dataclass(frozen=True)
 class Grasp:
-    """How things of a suite are grasped and put down; all in metres.
+    """How things of a suite are grasped and put down; all in meters.
 
     Attributes:
         offset: From the object's origin to the grasp point (3,).
@@ -78,7 +78,7 @@ class PickAndPlaceExpert:
                 self._held_at = here - self._position(self._object)
             self._enter(PHASES[PHASES.index(self._phase) + 1])
             goal, gripper, thought = self._plan(here)
-        move = np.clip((goal - here) / METRES_PER_ACTION, -1, 1)
+        move = np.clip((goal - here) / METERS_PER_ACTION, -1, 1)
         return np.array([*move, 0.0, 0.0, 0.0, gripper], dtype=np.float32), thought
 
     def _plan(self, here: np.ndarray) -> tuple[np.ndarray, float, str]:

@@ -28,7 +28,7 @@ from .tasks import LEROBOT_SENTENCES, SENTENCES, TASK_WORDS
 
 MAX_PATH_LENGTH = 500
 _GOAL_OBSERVABLE: dict[str, Any] = ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE
-CORNER_POSITION = (0.75, 0.075, 0.7)  # metres
+CORNER_POSITION = (0.75, 0.075, 0.7)  # meters
 
 
 class MetaWorldEnv(SimulatorEnv):

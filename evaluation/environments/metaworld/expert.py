@@ -11,8 +11,8 @@ from metaworld.policies import ENV_POLICY_MAP
 from .environment import MetaWorldEnv
 from .tasks import TASK_WORDS
 
-REACHED = 0.08  # metres between hand and object; hands stay up to 7 cm above what they grasp
-MOVED = 0.01  # metres that an object has moved once something happens to it
+REACHED = 0.08  # meters between hand and object; hands stay up to 7 cm above what they grasp
+MOVED = 0.01  # meters that an object has moved once something happens to it
 
 
 class MetaWorldExpert:

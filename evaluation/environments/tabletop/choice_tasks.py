@@ -21,18 +21,18 @@ from typing import TypeVar
 import mujoco
 import numpy as np
 
-from . import arithmetic_instructions, bagging_catalogue
+from . import arithmetic_instructions, bagging_catalog
 from .choice_shapes import CONTAINER_HEIGHT, CONTAINER_INNER_HALF_SIZE, ITEM_SHAPES, NUMBER_HALF_SIZE
-from .scene import COLOURS, SIDES, SceneObject
+from .scene import COLORS, SIDES, SceneObject
 from .tasks import PLACE_RADIUS, REST_SPEED, Draw, Layout, Place, Task, lowest_extent
 
 T = TypeVar("T")
 
 UNSEEN_ASPECTS = ("expression", "phrasing", "position")
-SEEN_ROW = (0.03, 0.07)  # metres in x; where the things to choose from lie
+SEEN_ROW = (0.03, 0.07)  # meters in x; where the things to choose from lie
 UNSEEN_ROW = (0.085, 0.115)
-ROW_HALF_WIDTH = 0.125  # metres in y
-GOAL_X_RANGE = (-0.09, -0.06)  # metres; pad and box stand nearer, within reach of both arms
+ROW_HALF_WIDTH = 0.125  # meters in y
+GOAL_X_RANGE = (-0.09, -0.06)  # meters; pad and box stand nearer, within reach of both arms
 GOAL_Y_RANGE = (-0.03, 0.03)
 
 
@@ -92,7 +92,7 @@ class Calculating(ChoiceTask):
         problem = _one_of(rng, arithmetic_instructions.problems(answer, unseen="expression" in draw.unseen))
         question = _one_of(rng, arithmetic_instructions.questions(problem, unseen="phrasing" in draw.unseen))
         wrong = rng.permutation([digit for digit in range(10) if digit != answer])[: 1 + int(rng.integers(2))]
-        pad_colour = _one_of(rng, list(COLOURS))
+        pad_color = _one_of(rng, list(COLORS))
         names = _candidate_names(1 + len(wrong))
         poses, goal = self.arrange(draw, len(names))
         return Layout(
@@ -101,7 +101,7 @@ class Calculating(ChoiceTask):
             target=f"{answer} block",
             objects=(*(SceneObject(name, "number") for name in names), SceneObject("goal", "pad")),
             poses={**dict(zip(names, poses, strict=True)), "goal": goal},
-            colours={"goal": pad_colour},
+            colors={"goal": pad_color},
             goal="pad",
             digits=dict(zip(names, (answer, *map(int, wrong)), strict=True)),
             reasoning=f"{problem.reasoning}; reach the {answer} block",
@@ -120,10 +120,10 @@ class Bagging(ChoiceTask):
 
     def sample(self, draw: Draw, distractors: int) -> Layout:
         rng = draw.rng
-        items = [bagging_catalogue.CATALOGUE[int(i)] for i in rng.permutation(len(bagging_catalogue.CATALOGUE))]
+        items = [bagging_catalog.CATALOG[int(i)] for i in rng.permutation(len(bagging_catalog.CATALOG))]
         items = items[: 2 + int(rng.integers(2))]
         right = items[0]
-        requests = bagging_catalogue.requests(
+        requests = bagging_catalog.requests(
             right, unseen_wish="expression" in draw.unseen, unseen_phrasing="phrasing" in draw.unseen
         )
         request = _one_of(rng, requests)
@@ -136,7 +136,7 @@ class Bagging(ChoiceTask):
             target=right.name,
             objects=(*things, SceneObject("goal", "container")),
             poses={**dict(zip(names, poses, strict=True)), "goal": goal},
-            colours={},
+            colors={},
             goal="box",
             reasoning=f"{right.purpose}: reach the {right.name}",
         )

@@ -33,7 +33,7 @@ from .scene import (
     ACTION_DIMENSION,
     ARM_DIMENSION,
     CAMERAS,
-    COLOURS,
+    COLORS,
     GRIPPER_LIMITS,
     HOME_TCP,
     PHYSICS_TIMESTEP,
@@ -50,9 +50,9 @@ STATIC_SHAPES = ("pad", "container")
 MAX_SCENES = 16  # compiled scenes kept; another takes a few milliseconds
 MAX_JOINT_SPEED = 3.0  # rad/s
 MAX_GRIPPER_SPEED = 0.5  # m/s
-MAX_EE_STEP = 0.06  # metres per control step and axis
+MAX_EE_STEP = 0.06  # meters per control step and axis
 MAX_EE_TURN = 0.4  # radians per control step and axis
-EE_WORKSPACE = np.array([[-0.25, 0.25], [-0.35, 0.35], [0.02, 0.40]])  # metres; commanded tool points stay inside
+EE_WORKSPACE = np.array([[-0.25, 0.25], [-0.35, 0.35], [0.02, 0.40]])  # meters; commanded tool points stay inside
 
 
 class TabletopEnv(gymnasium.Env):
@@ -65,7 +65,7 @@ class TabletopEnv(gymnasium.Env):
         render_size: (height, width) of `render()`.
         supersampling: Rays per pixel and axis in observations; 2 smooths edges and costs four times the rays.
         shapes: Shapes to draw objects from, out of "cube" and "cylinder".
-        distractors: Number of further objects of other colours on the table (`lift` and `place`), 0 to 2.
+        distractors: Number of further objects of other colors on the table (`lift` and `place`), 0 to 2.
         control_hz: Control steps per second; the physics runs at 200 Hz, or a little faster where that is no multiple.
         max_steps: Control steps after which the episode is truncated.
         split: "in_domain" (None means this) or "ood": draw episodes as in demonstrations, or out of their distribution
@@ -165,8 +165,8 @@ class TabletopEnv(gymnasium.Env):
 
         Args:
             seed: Seed of the draw. None continues the present generator.
-            options: Fixes parts of the draw: `arm` ("left", "right"), `colour`, `shape`, `position` (x, y) [m],
-                `pad_colour`, `pad_position` (x, y) [m]. `calculating` and `bagging` take none.
+            options: Fixes parts of the draw: `arm` ("left", "right"), `color`, `shape`, `position` (x, y) [m],
+                `pad_color`, `pad_position` (x, y) [m]. `calculating` and `bagging` take none.
 
         Returns:
             The observation and the info (`instruction`, `success`, `task`, `seed`, `failure_reason`: None, or the
@@ -295,8 +295,8 @@ class TabletopEnv(gymnasium.Env):
         self.data.ctrl[:] = self._home
         for item in layout.objects:
             self._put(item, layout.poses[item.name])
-            if item.name in layout.colours:
-                self.model.geom(item.name).rgba[:3] = COLOURS[layout.colours[item.name]]
+            if item.name in layout.colors:
+                self.model.geom(item.name).rgba[:3] = COLORS[layout.colors[item.name]]
             if item.name in layout.digits:
                 show_digit(self.model, item.name, layout.digits[item.name])
         mujoco.mj_forward(self.model, self.data)

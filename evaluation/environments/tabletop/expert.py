@@ -19,16 +19,16 @@ from .environment import TabletopEnv
 from .scene import ARM_DIMENSION, BAR_HALF_SIZE, GRIPPER_LIMITS, OBJECT_HALF_SIZE, SIDES
 from .tasks import half_height
 
-MAX_STEP = 0.04  # metres per control step that the commanded tool point leads the measured one
+MAX_STEP = 0.04  # meters per control step that the commanded tool point leads the measured one
 LIFT_STEP = 0.03
-GRASP_HEIGHT = 0.027  # metres; height of the tool point at the grasp
+GRASP_HEIGHT = 0.027  # meters; height of the tool point at the grasp
 CARRY_HEIGHT = 0.11
 BAR_CARRY_HEIGHT = 0.11
-BAR_REACH = 0.10  # metres from the bar's middle to the grasp
-FUNNEL_HEIGHT = 0.09  # metres above the grasp while still away from it sideways
-ARRIVED = 0.012  # metres
-DROP_HEIGHT = 0.062  # metres; height of the tool point above the box, so that the finger tips clear its walls
-REASONING_DISTANCE = 0.06  # metres from where the arm started within which its thought is the reasoning
+BAR_REACH = 0.10  # meters from the bar's middle to the grasp
+FUNNEL_HEIGHT = 0.09  # meters above the grasp while still away from it sideways
+ARRIVED = 0.012  # meters
+DROP_HEIGHT = 0.062  # meters; height of the tool point above the box, so that the finger tips clear its walls
+REASONING_DISTANCE = 0.06  # meters from where the arm started within which its thought is the reasoning
 CLOSED, OPEN = float(GRIPPER_LIMITS[0]), float(GRIPPER_LIMITS[1])
 
 
@@ -140,10 +140,10 @@ class LiftExpert(TabletopExpert):
 
     def _decide(self, targets: np.ndarray) -> str:
         (arm,) = self._arms.values()
-        centre, yaw = self._object_pose()
+        center, yaw = self._object_pose()
         facing = yaw - self._symmetry * np.round(yaw / self._symmetry) if self._symmetry else 0.0
-        grasp = Grasp(np.array([centre[0], centre[1], max(centre[2], GRASP_HEIGHT)]), facing, self._width)
-        held = np.linalg.norm(arm.tool - centre) < 0.035
+        grasp = Grasp(np.array([center[0], center[1], max(center[2], GRASP_HEIGHT)]), facing, self._width)
+        held = np.linalg.norm(arm.tool - center) < 0.035
         if self._phase in ("grasp", "lift", "carry") and not held:
             self._enter("reach")
         return self._drive(arm, grasp, targets)
@@ -174,8 +174,8 @@ class PlaceExpert(LiftExpert):
 
     _half_height = OBJECT_HALF_SIZE
     _preposition = "onto"
-    _lifted = 0.07  # metres; height of the tool point from which the object is carried
-    _missed = 0.03  # metres; an object that was let go further from the goal is grasped again
+    _lifted = 0.07  # meters; height of the tool point from which the object is carried
+    _missed = 0.03  # meters; an object that was let go further from the goal is grasped again
 
     def _decide(self, targets: np.ndarray) -> str:
         if self._phase in ("release", "retreat"):
@@ -186,15 +186,15 @@ class PlaceExpert(LiftExpert):
     def _after_grasp(self, arm: ArmDriver, grasp: Grasp, targets: np.ndarray) -> str:
         words = self._env.layout
         pad, tool = self._goal, arm.tool
-        centre, _ = self._object_pose()
-        offset = pad[:2] - centre[:2]
+        center, _ = self._object_pose()
+        offset = pad[:2] - center[:2]
         distance = float(np.linalg.norm(offset))
         if self._phase == "lift" and tool[2] > self._lifted:
             self._enter("carry")
         if self._phase == "lift":
             return super()._after_grasp(arm, grasp, targets)
         height = self._height_above_goal(distance)
-        if distance < 0.02 and self._may_let_go(tool, centre):
+        if distance < 0.02 and self._may_let_go(tool, center):
             self._enter("release")
             self._hold_at = tool
             return self._let_go(arm, targets)
@@ -206,8 +206,8 @@ class PlaceExpert(LiftExpert):
             self._enter("retreat")
         rise = 0.10 if self._phase == "retreat" else 0.0
         arm.go(targets, self._hold_at + np.array([0.0, 0.0, rise]), arm.yaw, OPEN)
-        pad, (centre, _) = self._goal, self._object_pose()
-        if self._phase == "retreat" and arm.tool[2] > 0.09 and np.linalg.norm(pad[:2] - centre[:2]) > self._missed:
+        pad, (center, _) = self._goal, self._object_pose()
+        if self._phase == "retreat" and arm.tool[2] > 0.09 and np.linalg.norm(pad[:2] - center[:2]) > self._missed:
             self._enter("reach")
         return f"release the {self._env.layout.target} with the {arm.side} arm"
 
@@ -220,9 +220,9 @@ class PlaceExpert(LiftExpert):
         """Height [m] of the tool point while the object is `distance` [m] away from the goal sideways."""
         return GRASP_HEIGHT + min(0.06, 2.0 * max(0.0, distance - 0.01))
 
-    def _may_let_go(self, tool: np.ndarray, centre: np.ndarray) -> bool:
+    def _may_let_go(self, tool: np.ndarray, center: np.ndarray) -> bool:
         """Whether tool point and object (3,) [m] are low enough above the goal."""
-        return bool(centre[2] < self._half_height + 0.008)
+        return bool(center[2] < self._half_height + 0.008)
 
 
 class CalculatingExpert(PlaceExpert):
@@ -263,7 +263,7 @@ class BaggingExpert(CalculatingExpert):
     def _height_above_goal(self, distance: float) -> float:
         return DROP_HEIGHT + min(0.055, 3.0 * max(0.0, distance - 0.01))
 
-    def _may_let_go(self, tool: np.ndarray, centre: np.ndarray) -> bool:
+    def _may_let_go(self, tool: np.ndarray, center: np.ndarray) -> bool:
         return bool(tool[2] < DROP_HEIGHT + 0.008)
 
 
@@ -272,12 +272,12 @@ class BarLiftExpert(TabletopExpert):
 
     def _decide(self, targets: np.ndarray) -> str:
         target = self._env.layout.target
-        centre, yaw = self._object_pose()
+        center, yaw = self._object_pose()
         axis = np.array([-np.sin(yaw), np.cos(yaw), 0.0])
-        height = max(centre[2], GRASP_HEIGHT)
+        height = max(center[2], GRASP_HEIGHT)
         grasps = {}
         for side, sign in (("left", 1), ("right", -1)):
-            point = np.array([centre[0], centre[1], height]) + sign * BAR_REACH * axis
+            point = np.array([center[0], center[1], height]) + sign * BAR_REACH * axis
             grasps[side] = Grasp(point, yaw - np.pi / 2 * sign, 2 * BAR_HALF_SIZE[0])
         arms = list(self._arms.values())
         if self._phase != "reach" and any(np.linalg.norm(arm.tool - grasps[arm.side].position) > 0.05 for arm in arms):

@@ -1,6 +1,6 @@
 """Pictures from MuJoCo's own ray casting: no OpenGL, no EGL, no system package.
 
-One `mj_multiRay` call per picture gives for every pixel the geom that is hit and the surface normal there; the colour
+One `mj_multiRay` call per picture gives for every pixel the geom that is hit and the surface normal there; the color
 is the geom's own with Lambert shading. Cost grows with the pixel count (about a microsecond per ray), so it suits small
 observations and short videos.
 """
@@ -21,7 +21,7 @@ class RayCamera:
     """Renders one camera of a model at one size.
 
     Args:
-        model: Model that holds the camera. Its `geom_rgba` is read at every picture, so colours may change.
+        model: Model that holds the camera. Its `geom_rgba` is read at every picture, so colors may change.
         camera: Camera name.
         height: Picture height in pixels.
         width: Picture width in pixels; the camera's field of view is the vertical one.
@@ -62,10 +62,10 @@ class RayCamera:
         normal = self._normal.reshape(-1, 3)
         facing = -np.einsum("ij,ij->i", normal, rays)
         light = _AMBIENT + _KEY_LIGHT * np.maximum(normal @ _LIGHT_DIRECTION, 0) + _HEAD_LIGHT * np.maximum(facing, 0)
-        colour = self._model.geom_rgba[self._geom, :3] * light[:, None]
-        colour[self._geom < 0] = _BACKGROUND
+        color = self._model.geom_rgba[self._geom, :3] * light[:, None]
+        color[self._geom < 0] = _BACKGROUND
         height, width, samples = self._shape
         if samples > 1:
-            colour = colour.reshape(height, samples, width, samples, 3).mean(axis=(1, 3))
-        image: np.ndarray = (np.clip(colour, 0, 1) * 255 + 0.5).astype(np.uint8).reshape(height, width, 3)
+            color = color.reshape(height, samples, width, samples, 3).mean(axis=(1, 3))
+        image: np.ndarray = (np.clip(color, 0, 1) * 255 + 0.5).astype(np.uint8).reshape(height, width, 3)
         return image

@@ -1,6 +1,6 @@
 """The dual-arm tabletop as a MuJoCo model: MJCF text built from primitives, no mesh or texture files.
 
-World frame: z = 0 is the table top, x points away from the robot, y to its left; metres, radians, kilograms, seconds.
+World frame: z = 0 is the table top, x points away from the robot, y to its left; meters, radians, kilograms, seconds.
 Each arm has six hinges (base yaw, shoulder, elbow, forearm roll, wrist pitch, wrist yaw) and a parallel gripper; with
 all joints at zero the upper arm stands upright, the forearm points along x and the gripper straight down.
 """
@@ -29,13 +29,13 @@ BASE_POSITION = {"left": (-0.36, 0.20, 0.0), "right": (-0.36, -0.20, 0.0)}
 SHOULDER_HEIGHT = 0.10
 UPPER_ARM_LENGTH = 0.28
 FOREARM_LENGTH = 0.28
-TOOL_LENGTH = 0.125  # wrist centre to the point between the finger pads ("tcp")
+TOOL_LENGTH = 0.125  # wrist center to the point between the finger pads ("tcp")
 
 JOINT_LIMITS = np.array([[-2.0, 2.0], [-1.4, 1.7], [-1.6, 1.6], [-1.8, 1.8], [-1.9, 1.9], [-2.6, 2.6]])
 GRIPPER_LIMITS = np.array([0.0, 0.10])  # opening between the pads
 HOME_TCP = {"left": (-0.07, 0.17, 0.20), "right": (-0.07, -0.17, 0.20)}
 
-COLOURS = {
+COLORS = {
     "red": (0.85, 0.12, 0.10),
     "green": (0.12, 0.65, 0.18),
     "blue": (0.12, 0.28, 0.90),
@@ -43,7 +43,7 @@ COLOURS = {
     "purple": (0.55, 0.15, 0.70),
     "orange": (0.98, 0.48, 0.05),
 }
-TABLE_COLOUR = (0.80, 0.78, 0.74)
+TABLE_COLOR = (0.80, 0.78, 0.74)
 
 OBJECT_HALF_SIZE = 0.027  # cubes and cylinders
 PAD_HALF_SIZE = 0.05
@@ -88,7 +88,7 @@ def joint_names() -> tuple[str, ...]:
 
 
 def action_limits() -> tuple[np.ndarray, np.ndarray]:
-    """Lower and upper joint targets, each (14,): radians for joints, metres of opening for grippers."""
+    """Lower and upper joint targets, each (14,): radians for joints, meters of opening for grippers."""
     per_arm = np.concatenate([JOINT_LIMITS, GRIPPER_LIMITS[None]])
     return np.tile(per_arm[:, 0], len(SIDES)), np.tile(per_arm[:, 1], len(SIDES))
 
@@ -118,7 +118,7 @@ def build_scene(objects: Sequence[SceneObject]) -> mujoco.MjModel:
     <default class="finger"><joint type="slide" range="0 {GRIPPER_LIMITS[1] / 2}" armature="0.2" damping="1"/></default>
   </default>
   <worldbody>
-    <geom name="table" type="box" size="0.7 0.7 0.03" pos="0.1 0 -0.03" rgba="{_numbers(TABLE_COLOUR)} 1"
+    <geom name="table" type="box" size="0.7 0.7 0.03" pos="0.1 0 -0.03" rgba="{_numbers(TABLE_COLOR)} 1"
       contype="4" conaffinity="7"/>
     {head}{arms}{bodies}
   </worldbody>
@@ -185,7 +185,7 @@ def _arm(side: str) -> str:
 
 
 def _gripper_tendon(side: str) -> str:
-    # The length of this tendon is the gripper opening, so that its actuator takes metres of opening.
+    # The length of this tendon is the gripper opening, so that its actuator takes meters of opening.
     return f"""<fixed name="{side}_gripper">
       <joint joint="{side}_inner_finger" coef="1"/><joint joint="{side}_outer_finger" coef="1"/></fixed>"""
 

@@ -3,7 +3,7 @@
 Success is physical and has to hold for `HOLD_STEPS` consecutive control steps:
 
 - `lift`: the object's lowest extent is at least `LIFT_HEIGHT` above the table.
-- `place`: the object rests on the table with its centre within `PLACE_RADIUS` of the pad's centre, slower than
+- `place`: the object rests on the table with its center within `PLACE_RADIUS` of the pad's center, slower than
   `REST_SPEED`, and the gripper that moved it is open wider than the object.
 - `bar_lift`: both ends of the bar are at least `BAR_LIFT_HEIGHT` above the table.
 """
@@ -18,23 +18,23 @@ import mujoco
 import numpy as np
 
 from .choice_shapes import ITEM_SHAPES, NUMBER_HALF_SIZE
-from .scene import BAR_HALF_SIZE, COLOURS, OBJECT_HALF_SIZE, SIDES, SceneObject
+from .scene import BAR_HALF_SIZE, COLORS, OBJECT_HALF_SIZE, SIDES, SceneObject
 
 HOLD_STEPS = 3
-LIFT_HEIGHT = 0.06  # metres
-BAR_LIFT_HEIGHT = 0.05  # metres
-PLACE_RADIUS = 0.035  # metres
-REST_SPEED = 0.05  # metres per second
+LIFT_HEIGHT = 0.06  # meters
+BAR_LIFT_HEIGHT = 0.05  # meters
+PLACE_RADIUS = 0.035  # meters
+REST_SPEED = 0.05  # meters per second
 
-X_RANGE = (-0.05, 0.09)  # metres; where objects may lie
-UNSEEN_X_RANGE = (0.105, 0.13)  # metres; where the object of `place` lies out of distribution
-Y_RANGE = (0.03, 0.13)  # metres from the middle line, on either side
-PAD_Y_RANGE = (-0.03, 0.13)  # metres from the middle line towards the arm that places
+X_RANGE = (-0.05, 0.09)  # meters; where objects may lie
+UNSEEN_X_RANGE = (0.105, 0.13)  # meters; where the object of `place` lies out of distribution
+Y_RANGE = (0.03, 0.13)  # meters from the middle line, on either side
+PAD_Y_RANGE = (-0.03, 0.13)  # meters from the middle line towards the arm that places
 MAX_YAW = 0.35  # radians; objects are turned by at most this much
-CLEARANCE = 0.105  # metres between the centres of two things on the table: room for an open gripper
+CLEARANCE = 0.105  # meters between the centers of two things on the table: room for an open gripper
 
 SHAPES = ("cube", "cylinder")
-OPTIONS = ("arm", "colour", "shape", "position", "pad_colour", "pad_position")
+OPTIONS = ("arm", "color", "shape", "position", "pad_color", "pad_position")
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Layout:
         target: Words for the object to handle, such as "red cube".
         objects: Bodies of the scene.
         poses: Body name to (x, y, yaw) on the table [m, m, rad].
-        colours: Body name to colour name.
+        colors: Body name to color name.
         goal: Words for the place to put it, empty without one.
         digits: Body name to the digit that it shows.
         reasoning: What follows from the instruction, for the first thought; empty where there is nothing to work out.
@@ -58,7 +58,7 @@ class Layout:
     target: str
     objects: tuple[SceneObject, ...]
     poses: dict[str, tuple[float, float, float]]
-    colours: dict[str, str]
+    colors: dict[str, str]
     goal: str = ""
     digits: dict[str, int] = field(default_factory=dict)
     reasoning: str = ""
@@ -103,7 +103,7 @@ class Draw:
         if key in self.options:
             point = np.asarray(self.options[key], dtype=float)
             if point.shape != (2,) or not np.isfinite(point).all():
-                raise ValueError(f"options[{key!r}]: expected (x, y) in metres, got {self.options[key]!r}")
+                raise ValueError(f"options[{key!r}]: expected (x, y) in meters, got {self.options[key]!r}")
             return float(point[0]), float(point[1])
         for _ in range(50):
             x = float(self.rng.uniform(*x_range))
@@ -143,8 +143,8 @@ def _object_on_table(
     draw: Draw, arm: str, x_range: tuple[float, float] = X_RANGE
 ) -> tuple[str, str, tuple[float, float, float]]:
     shape = draw.choice("shape", draw.shapes)
-    colour = draw.choice("colour", tuple(COLOURS))
-    return shape, colour, (*draw.position("position", arm, x_range=x_range), draw.yaw())
+    color = draw.choice("color", tuple(COLORS))
+    return shape, color, (*draw.position("position", arm, x_range=x_range), draw.yaw())
 
 
 def _arm_for(draw: Draw) -> str:
@@ -155,8 +155,8 @@ def _arm_for(draw: Draw) -> str:
     return arm
 
 
-def _other_colours(*taken: str) -> tuple[str, ...]:
-    return tuple(colour for colour in COLOURS if colour not in taken)
+def _other_colors(*taken: str) -> tuple[str, ...]:
+    return tuple(color for color in COLORS if color not in taken)
 
 
 def _add_distractors(
@@ -164,13 +164,13 @@ def _add_distractors(
     count: int,
     objects: list[SceneObject],
     poses: dict[str, tuple[float, float, float]],
-    colours: dict[str, str],
+    colors: dict[str, str],
 ) -> None:
-    """Adds things of other colours than those already there, on either side."""
+    """Adds things of other colors than those already there, on either side."""
     for index in range(count):
         name = f"distractor_{index + 1}"
-        remaining = _other_colours(*colours.values())
-        colours[name] = remaining[int(draw.rng.integers(len(remaining)))]
+        remaining = _other_colors(*colors.values())
+        colors[name] = remaining[int(draw.rng.integers(len(remaining)))]
         side = SIDES[int(draw.rng.integers(len(SIDES)))]
         objects.append(SceneObject(name, draw.shapes[int(draw.rng.integers(len(draw.shapes)))]))
         poses[name] = (*draw.position("distractor", side, away_from=list(poses.values())), draw.yaw())
@@ -183,11 +183,11 @@ class Lift(Task):
 
     def sample(self, draw: Draw, distractors: int) -> Layout:
         arm = _arm_for(draw)
-        shape, colour, pose = _object_on_table(draw, arm)
-        objects, poses, colours = [SceneObject("object", shape)], {"object": pose}, {"object": colour}
-        _add_distractors(draw, distractors, objects, poses, colours)
-        target = f"{colour} {shape}"
-        return Layout(f"lift the {target}", (arm,), target, tuple(objects), poses, colours)
+        shape, color, pose = _object_on_table(draw, arm)
+        objects, poses, colors = [SceneObject("object", shape)], {"object": pose}, {"object": color}
+        _add_distractors(draw, distractors, objects, poses, colors)
+        target = f"{color} {shape}"
+        return Layout(f"lift the {target}", (arm,), target, tuple(objects), poses, colors)
 
     def achieved(
         self, model: mujoco.MjModel, data: mujoco.MjData, layout: Layout, openings: Mapping[str, float]
@@ -206,15 +206,15 @@ class Place(Task):
 
     def sample(self, draw: Draw, distractors: int) -> Layout:
         arm = _arm_for(draw)
-        shape, colour, pose = _object_on_table(draw, arm, UNSEEN_X_RANGE if "position" in draw.unseen else X_RANGE)
-        pad_colour = draw.choice("pad_colour", _other_colours(colour))
+        shape, color, pose = _object_on_table(draw, arm, UNSEEN_X_RANGE if "position" in draw.unseen else X_RANGE)
+        pad_color = draw.choice("pad_color", _other_colors(color))
         pad_pose = (*draw.position("pad_position", arm, away_from=[pose], y_range=PAD_Y_RANGE), 0.0)
         objects = [SceneObject("object", shape), SceneObject("pad", "pad")]
-        poses, colours = {"object": pose, "pad": pad_pose}, {"object": colour, "pad": pad_colour}
-        _add_distractors(draw, distractors, objects, poses, colours)
-        target, goal = f"{colour} {shape}", f"{pad_colour} pad"
+        poses, colors = {"object": pose, "pad": pad_pose}, {"object": color, "pad": pad_color}
+        _add_distractors(draw, distractors, objects, poses, colors)
+        target, goal = f"{color} {shape}", f"{pad_color} pad"
         instruction = f"put the {target} on the {goal}"
-        return Layout(instruction, (arm,), target, tuple(objects), poses, colours, goal)
+        return Layout(instruction, (arm,), target, tuple(objects), poses, colors, goal)
 
     def achieved(
         self, model: mujoco.MjModel, data: mujoco.MjData, layout: Layout, openings: Mapping[str, float]
@@ -232,15 +232,15 @@ class BarLift(Task):
     name = "bar_lift"
 
     def sample(self, draw: Draw, distractors: int) -> Layout:
-        colour = draw.choice("colour", tuple(COLOURS))
+        color = draw.choice("color", tuple(COLORS))
         x, y = float(draw.rng.uniform(-0.02, 0.07)), float(draw.rng.uniform(-0.02, 0.02))
         if "position" in draw.options:
             x, y = draw.position("position", "left")
         pose = (x, y, float(draw.rng.uniform(-0.2, 0.2)))
-        target = f"{colour} bar"
+        target = f"{color} bar"
         instruction = f"lift the {target} with both arms"
         bar = (SceneObject("object", "bar"),)
-        return Layout(instruction, SIDES, target, bar, {"object": pose}, {"object": colour})
+        return Layout(instruction, SIDES, target, bar, {"object": pose}, {"object": color})
 
     def achieved(
         self, model: mujoco.MjModel, data: mujoco.MjData, layout: Layout, openings: Mapping[str, float]
@@ -269,7 +269,7 @@ TASKS: dict[str, Task] = {task.name: task for task in (Lift(), Place(), BarLift(
 
 
 def half_height(shape: str) -> float:
-    """Height [m] of an object's centre above the table at rest."""
+    """Height [m] of an object's center above the table at rest."""
     if shape in ITEM_SHAPES:
         return ITEM_SHAPES[shape].half_height
     return {

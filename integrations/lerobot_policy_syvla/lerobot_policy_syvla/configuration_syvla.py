@@ -34,7 +34,7 @@ class LeRobotSyVLAConfig(PreTrainedConfig):
         embodiment: Name of the robot in the checkpoint. One that the checkpoint does not have is added to it. None takes
             the checkpoint's only robot, or "robot" where it has none.
         cameras: View to camera feature, `{"center": "observation.images.head"}`. None infers it from the names.
-        statistics: Normalise with the statistics of the "checkpoint" or of the "dataset"; "auto": the checkpoint's if it
+        statistics: Normalize with the statistics of the "checkpoint" or of the "dataset"; "auto": the checkpoint's if it
             knows the embodiment, else the dataset's. Both travel with the saved checkpoint.
         normalization: How the dataset's statistics are used: "mean_std" (the paper), "quantile",
             "min_max" or "identity".
@@ -49,7 +49,7 @@ class LeRobotSyVLAConfig(PreTrainedConfig):
         gradient_checkpointing: Save memory in training, at the cost of a second forward pass.
         syvla_config: The model's own config; filled in, so that a saved policy does not need `syvla_checkpoint`.
         action_feature_names: Names of the action's dimensions; filled in from the dataset.
-        normalization_mapping: LeRobot's own normalisation: none, since SyVLA's processor does it.
+        normalization_mapping: LeRobot's own normalization: none, since SyVLA's processor does it.
         optimizer_lr ... scheduler_decay_lr: The paper's fine-tuning (table 7), as in `training/recipes/finetune.yaml`.
     """
 
@@ -91,7 +91,7 @@ class LeRobotSyVLAConfig(PreTrainedConfig):
             )
         if any(mode is not NormalizationMode.IDENTITY for mode in self.normalization_mapping.values()):
             raise ValueError(
-                "normalization_mapping: SyVLA's processor normalises, so LeRobot's must be IDENTITY throughout; choose the "
+                "normalization_mapping: SyVLA's processor normalizes, so LeRobot's must be IDENTITY throughout; choose the "
                 "mode with --policy.normalization"
             )
         if self.random_tiny and self.syvla_checkpoint:

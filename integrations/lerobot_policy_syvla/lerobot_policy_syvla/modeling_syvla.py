@@ -25,7 +25,7 @@ class LeRobotSyVLAPolicy(PreTrainedPolicy):
     """SyVLA in LeRobot's training, evaluation and rollout.
 
     It takes the batches that the preprocessor of `make_syvla_pre_post_processors` makes; the actions it returns are
-    normalised, and the postprocessor brings them to physical units.
+    normalized, and the postprocessor brings them to physical units.
 
     Args:
         config: Names the checkpoint, or holds the model's config.
@@ -122,7 +122,7 @@ class LeRobotSyVLAPolicy(PreTrainedPolicy):
 
     @torch.no_grad()
     def predict_action_chunk(self, batch: dict[str, Any], noise: Tensor | None = None, **kwargs: Any) -> Tensor:
-        """Normalised action chunks, float32 (B, chunk_size, D_action).
+        """Normalized action chunks, float32 (B, chunk_size, D_action).
 
         Args:
             batch: Output of the preprocessor.
@@ -148,7 +148,7 @@ class LeRobotSyVLAPolicy(PreTrainedPolicy):
 
     @torch.no_grad()
     def select_action(self, batch: dict[str, Any], **kwargs: Any) -> Tensor:
-        """The next action, normalised, (B, D_action); predicts a chunk when `n_action_steps` have been executed."""
+        """The next action, normalized, (B, D_action); predicts a chunk when `n_action_steps` have been executed."""
         self.eval()
         if not self._queue:
             chunk = self.predict_action_chunk(batch, **kwargs)

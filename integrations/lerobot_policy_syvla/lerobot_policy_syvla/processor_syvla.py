@@ -1,7 +1,7 @@
 """LeRobot's pre- and postprocessor of SyVLA: SyVLAProcessor as two registered steps.
 
 The steps between them keep the names that LeRobot's command lines override (`rename_observations_processor`,
-`normalizer_processor`, `unnormalizer_processor`, `device_processor`); LeRobot's own normalisation is the identity.
+`normalizer_processor`, `unnormalizer_processor`, `device_processor`); LeRobot's own normalization is the identity.
 """
 
 from __future__ import annotations
@@ -133,11 +133,11 @@ class SyVLAInputsStep(ProcessorStep):
 @ProcessorStepRegistry.register("syvla_actions_processor")
 @dataclass
 class SyVLAActionsStep(ProcessorStep):
-    """Normalised actions (..., D_action) to physical units, float32.
+    """Normalized actions (..., D_action) to physical units, float32.
 
     Args:
         statistics: Per-dimension statistics of the embodiment's actions.
-        normalization: The mode they were normalised with.
+        normalization: The mode they were normalized with.
     """
 
     statistics: dict[str, list[float]]

@@ -97,7 +97,7 @@ def test_bad_input_is_named(env):
     with pytest.raises(ValueError, match="options: unknown"):
         env.reset(seed=0, options={"weather": "rain"})
     with pytest.raises(ValueError, match="unknown arguments"):
-        make_environment(env.embodiment, env.task, colour="red")
+        make_environment(env.embodiment, env.task, color="red")
     fresh = make_environment(env.embodiment, env.task)
     for too_early in (lambda: fresh.step(np.zeros(size)), lambda: fresh.render()):
         with pytest.raises(RuntimeError, match="before reset"):

@@ -40,7 +40,7 @@ def rows():
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory):
-    """Untrained, with layers stronger than at initialisation: a tied head would only repeat the last token."""
+    """Untrained, with layers stronger than at initialization: a tied head would only repeat the last token."""
     folder = tmp_path_factory.mktemp("checkpoint")
     config = SyVLAConfig.tiny()
     torch.manual_seed(0)

@@ -164,10 +164,10 @@ def test_every_problem_of_a_mapping_is_listed(tmp_path):
     values["state"][0]["names"] = ["one"]
     values["action"][0]["scale"] = float("nan")
     values["cameras"]["observation.images.head"]["flip"] = "upside down"
-    values["colour"] = 1
-    with pytest.raises(MappingError, match=r"unknown keys \['colour'\]"):
+    values["color"] = 1
+    with pytest.raises(MappingError, match=r"unknown keys \['color'\]"):
         ConversionMapping.from_dict(values)
-    del values["colour"]
+    del values["color"]
     with pytest.raises(MappingError) as caught:
         ConversionMapping.from_dict(values)
     for part in (

@@ -47,7 +47,7 @@ def check(reader: VideoReader, frame: int) -> None:
     image = reader.read(frame / FPS)
     assert image.shape == (32, 48, 3)
     assert image.dtype == np.uint8
-    assert abs(image.mean() - level(frame)) < 1.6  # nearer to this frame than to its neighbours
+    assert abs(image.mean() - level(frame)) < 1.6  # nearer to this frame than to its neighbors
 
 
 @pytest.mark.parametrize("name", ["default", "h264", "reordered"])

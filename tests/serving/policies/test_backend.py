@@ -78,8 +78,8 @@ def test_training_path_process_and_server_give_the_same_action(policy, server, c
     sample = processor.collate([{**item, "thought": None}])  # with actions: the prompt of training, queries included
     inputs = {key: value for key, value in sample.items() if key not in ("labels", "actions", "action_mask")}
     noise = torch.randn(8, 3, generator=torch.Generator().manual_seed(SEED))[None]
-    normalised = model.predict_actions(**inputs, noise=noise).actions
-    trained = processor.decode_actions(normalised, "golden")[0]
+    normalized = model.predict_actions(**inputs, noise=noise).actions
+    trained = processor.decode_actions(normalized, "golden")[0]
 
     evaluated = SyVLAPolicy.from_pretrained(
         checkpoint, "golden", {view: view for view in dataset.cameras}, device="cpu"

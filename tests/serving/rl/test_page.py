@@ -1,4 +1,4 @@
-"""`/rl`: what it is served with, and a person labelling rollouts by keys in a real browser."""
+"""`/rl`: what it is served with, and a person labeling rollouts by keys in a real browser."""
 
 import json
 import os

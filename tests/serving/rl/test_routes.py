@@ -39,7 +39,7 @@ def test_an_episode_from_its_beginning_to_its_label(serve_run, run):
     assert (ended["state"], ended["decisions"]) == ("awaiting_reward", 2)
     assert robot.call(f"/rl/episodes/{name}/end", {})["state"] == "awaiting_reward", "the same end, sent again"
     assert states(robot)["awaiting_reward"] == 1
-    assert store.labeled() == [], "unlabelled, it waits"
+    assert store.labeled() == [], "unlabeled, it waits"
     shown = robot.call(f"/rl/episodes/{name}")
     assert (shown["instruction"], shown["outcome"], len(shown["frames"])) == ("lift", None, 2)
     assert shown["frames"][0]["center"].startswith("data:image/jpeg;base64,")
@@ -115,7 +115,7 @@ def test_repeated_and_conflicting_rewards(serve_run):
         thread.join()
     assert replies == ["sealed"] * 4
     status, text = robot.refused(path, {"reward": 1})
-    assert (status, "already labelled 0, got 1" in text) == (409, True)
+    assert (status, "already labeled 0, got 1" in text) == (409, True)
     assert robot.call(path, {"reward": 1, "override": True})["state"] == "sealed"
     assert robot.call(f"/rl/episodes/{name}")["outcome"] == 1
     assert robot.refused(f"/rl/episodes/{name}/abort", {})[0] == 409
@@ -127,18 +127,18 @@ def test_whether_a_zero_means_failure_is_the_word_of_who_labels(serve_run, run):
     server = serve_run()
     robot = Robot(server)
     names = []
-    for said, labelled in ((True, None), (True, False), (False, None), (False, True)):
+    for said, labeled in ((True, None), (True, False), (False, None), (False, True)):
         name = robot.begin()
         robot.act(name)
         robot.call(f"/rl/episodes/{name}/end", {"timed_out": said})
-        label = {"reward": 0} if labelled is None else {"reward": 0, "timed_out": labelled}
+        label = {"reward": 0} if labeled is None else {"reward": 0, "timed_out": labeled}
         robot.call(f"/rl/episodes/{name}/reward", label)
         assert robot.call(f"/rl/episodes/{name}/reward", label)["state"] == "sealed", "the same label, sent again"
         names.append(name)
     wanted = [True, False, False, True]
     assert [info.timed_out for info in LeRobotRolloutStore(run / "rollouts").labeled()] == wanted
     status, text = robot.refused(f"/rl/episodes/{names[1]}/reward", {"reward": 0, "timed_out": True})
-    assert (status, "already labelled 0 (timed_out false), got 0 (timed_out true)" in text) == (409, True)
+    assert (status, "already labeled 0 (timed_out false), got 0 (timed_out true)" in text) == (409, True)
     assert robot.refused(f"/rl/episodes/{names[0]}/reward", {"reward": 0, "timed_out": 1})[0] == 422
     server.stop()
     facts = run / "rollouts" / names[1] / "meta" / "rollouts" / "episode-000000.json"
@@ -327,8 +327,8 @@ def test_it_waits_for_the_first_policy(tmp_path):
 def test_a_stopped_server_is_found_again(serve_run, run):
     server = serve_run()
     robot = Robot(server)
-    waiting, labelled, still_open = robot.rollout(), robot.rollout(), robot.begin()
-    robot.call(f"/rl/episodes/{labelled}/reward", {"reward": 0})
+    waiting, labeled, still_open = robot.rollout(), robot.rollout(), robot.begin()
+    robot.call(f"/rl/episodes/{labeled}/reward", {"reward": 0})
     with pytest.raises(RuntimeError, match="another server serves this run"):
         serve_run()
     server.stop()
@@ -337,7 +337,7 @@ def test_a_stopped_server_is_found_again(serve_run, run):
     robot = Robot(serve_run())
     notes = " ".join(robot.call("/rl/status")["notes"])
     assert "cut off by a crash and are passed over" in notes
-    assert "recovered 1 labelled rollout(s) and 1 that wait for a reward" in notes
+    assert "recovered 1 labeled rollout(s) and 1 that wait for a reward" in notes
     assert robot.refused(f"/rl/episodes/{still_open}/end", {})[0] == 410
     assert robot.call(f"/rl/episodes/{waiting}/reward", {"reward": 1})["state"] == "sealed"
     assert len(LeRobotRolloutStore(run / "rollouts").labeled()) == 2

@@ -106,7 +106,7 @@ def test_bad_requests_are_named_and_the_connection_goes_on(server, talk, request
     assert over_http.json() == {"error": answer, "cause": "bad_request"}
 
 
-def test_a_long_instruction_is_refused_before_it_is_tokenised(serve, request_of):
+def test_a_long_instruction_is_refused_before_it_is_tokenized(serve, request_of):
     server = serve()
     answer = refused(server, pack(request_of(prompt="go " * 350_000)))
     assert answer.status_code == 422
@@ -172,7 +172,7 @@ def test_decompression_bombs_are_refused(serve, request_of):
     assert answer.json()["error"].endswith("expected an image of at most 1000000 pixels, got 3000 x 3000")
 
 
-def test_depth_images_are_not_taken_for_colours(server, request_of):
+def test_depth_images_are_not_taken_for_colors(server, request_of):
     """16 bits per pixel would be cut at 255."""
     depth = io.BytesIO()
     Image.fromarray(np.full((8, 8), 30_000, np.uint16)).save(depth, "PNG")

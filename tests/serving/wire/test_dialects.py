@@ -122,7 +122,7 @@ BAD_IMAGES = {
     "no bytes": (b"", r"expected the bytes of a JPEG or PNG file, got 0 other bytes"),
     "a path": ("/etc/passwd", r"expected an array .* or the bytes of a JPEG or PNG file, got str"),
     "a batch": (np.zeros((1, 4, 4, 3), np.uint8), r"expected .*got \(1, 4, 4, 3\) uint8"),
-    "grey": (np.zeros((4, 4), np.uint8), r".*got \(4, 4\) uint8"),
+    "gray": (np.zeros((4, 4), np.uint8), r".*got \(4, 4\) uint8"),
     "no pixels": (np.zeros((0, 4, 3), np.uint8), r".*got \(0, 4, 3\) uint8"),
     "integers": (
         np.zeros((4, 4, 3), np.int64),

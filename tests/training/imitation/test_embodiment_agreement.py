@@ -12,7 +12,7 @@ from syvla.training.imitation.datasets import load_robot_data
 from syvla.training.run.arguments import DataArguments
 
 NAMES = ["shoulder", "elbow", "gripper"]
-CENTRE, SPREAD = np.array([10.0, 40.0, 0.5]), np.array([20.0, 25.0, 0.3])
+CENTER, SPREAD = np.array([10.0, 40.0, 0.5]), np.array([20.0, 25.0, 0.3])
 DEGREES = {kind: ["deg", "deg", ""] for kind in ("state", "action")}
 
 
@@ -32,7 +32,7 @@ def record(tmp_path):
         with RobotDatasetWriter(path, fps=fps, features=features, use_videos=False) as writer:
             for _ in range(2):
                 for _ in range(40):
-                    values = (CENTRE + SPREAD * rng.normal(size=3)) * np.array([scale, scale, 1.0])
+                    values = (CENTER + SPREAD * rng.normal(size=3)) * np.array([scale, scale, 1.0])
                     frame = {key: values.astype(np.float32) for key in ("observation.state", "action")}
                     frame["observation.images.head"] = np.zeros((8, 8, 3), np.uint8)
                     writer.add_frame(frame, "lift")

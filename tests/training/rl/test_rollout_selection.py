@@ -37,7 +37,7 @@ def decision(seed, version="v0", **changes):
 
 @pytest.fixture
 def store(tmp_path):
-    """Episodes: a success, an unlabelled one, a failure, one whose weights were swapped on the way."""
+    """Episodes: a success, an unlabeled one, a failure, one whose weights were swapped on the way."""
     recorder = RolloutRecorder(tmp_path / "rollouts", fps=10, embodiment="arm")
     for number, (outcome, versions) in enumerate([(1, "aa"), (None, "aa"), (0, "bb"), (1, "ab")]):
         for step, version in enumerate(versions):
@@ -56,7 +56,7 @@ def info(name, *versions):
     return EpisodeFacts(name, "robot", "arm", outcome=1, policy_versions=versions)
 
 
-def test_only_labelled_episodes_are_offered(store):
+def test_only_labeled_episodes_are_offered(store):
     found = store.labeled()
     assert [(i.episode_id, i.outcome, i.policy_versions) for i in found] == [
         ("episode 0", 1, ("a",)),

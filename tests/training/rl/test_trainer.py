@@ -211,7 +211,7 @@ def test_a_run_ends_when_no_rollouts_come(run, tmp_path):
     assert json.loads((tmp_path / "rollout_state.json").read_text())["updates"] == 2
 
 
-def test_unlabelled_and_stale_rollouts_do_not_train(run, policy, record_rollouts, tmp_path):
+def test_unlabeled_and_stale_rollouts_do_not_train(run, policy, record_rollouts, tmp_path):
     version = weights_digest(SyVLAModel.from_pretrained(policy))
     record_rollouts(tmp_path / "mixed", version, [1, None, 0, None, 1, 0, 1, 0], seed=1)
     assert run(tmp_path / "out", rollouts_path=tmp_path / "mixed", max_staleness=0, steps_per_update=1) == 0

@@ -14,16 +14,16 @@ def test_every_decision_comes_equally_often(decisions, samples, passes, world):
     assert counts.max() - counts.min() <= 1
 
 
-def test_experts_are_neighbours_of_their_rollouts_in_turn():
-    neighbours = np.array([[10, 11, -1], [20, 21, 22], [30, -1, -1]])
+def test_experts_are_neighbors_of_their_rollouts_in_turn():
+    neighbors = np.array([[10, 11, -1], [20, 21, 22], [30, -1, -1]])
     plan = np.array([[[0, 1]], [[2, 0]]])
-    rows, experts = plan_experts(plan, neighbours, 3, np.random.default_rng(0))
+    rows, experts = plan_experts(plan, neighbors, 3, np.random.default_rng(0))
     for number in range(2):
         for slot in range(3):
-            assert rows[experts[number, 0, slot]] in neighbours[plan[number, 0, slot % 2]]
+            assert rows[experts[number, 0, slot]] in neighbors[plan[number, 0, slot % 2]]
     assert (rows >= 0).all()
     assert len(set(rows)) == len(rows)
-    rows, experts = plan_experts(plan, neighbours, 0, np.random.default_rng(0))
+    rows, experts = plan_experts(plan, neighbors, 0, np.random.default_rng(0))
     assert (len(rows), experts.shape) == (0, (2, 1, 0))
 
 

@@ -30,7 +30,7 @@ def weights(folder):
 
 
 @pytest.mark.parametrize("preset", FREEZE_PRESETS)
-def test_frozen_weights_get_no_gradient_and_no_optimiser_state(tiny_model, tiny_processor, make_item, preset, tmp_path):
+def test_frozen_weights_get_no_gradient_and_no_optimizer_state(tiny_model, tiny_processor, make_item, preset, tmp_path):
     from syvla.training import SyVLATrainer, SyVLATrainingArguments
 
     freeze(tiny_model, preset)

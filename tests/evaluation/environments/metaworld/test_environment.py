@@ -83,7 +83,7 @@ def test_goals_come_from_the_seed_and_not_from_numpys_global_generator(push):
     assert not np.allclose(push.full_state[-3:], goals[0])
 
 
-def test_the_centre_picture_is_upright(push):
+def test_the_center_picture_is_upright(push):
     """`corner2` is mounted upside down: its picture's up points down in the world, so it is turned by 180 degrees."""
     push.reset(seed=0)
     camera_up = push.data.camera("corner2").xmat.reshape(3, 3)[:, 1]

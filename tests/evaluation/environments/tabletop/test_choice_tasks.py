@@ -14,7 +14,7 @@ from syvla.evaluation.demonstration_recording import record_demonstrations
 from syvla.evaluation.environments import EVALUATION_SEED_OFFSET, make_environment, make_expert
 from syvla.evaluation.environments.demonstration import demonstrate
 from syvla.evaluation.environments.tabletop.arithmetic_instructions import PROBLEMS, questions
-from syvla.evaluation.environments.tabletop.bagging_catalogue import CATALOGUE, requests
+from syvla.evaluation.environments.tabletop.bagging_catalog import CATALOG, requests
 from syvla.evaluation.environments.tabletop.choice_tasks import SEEN_ROW, UNSEEN_ASPECTS, UNSEEN_ROW
 from syvla.evaluation.environments.tabletop.tasks import CLEARANCE, HOLD_STEPS
 from syvla.processing import RobotDataset
@@ -38,7 +38,7 @@ def instructions(task, unseen):
     """All instructions of a task with the aspects `unseen` out of distribution, enumerated."""
     expression, phrasing = "expression" in unseen, "phrasing" in unseen
     if task == "bagging":
-        return {t for item in CATALOGUE for t in requests(item, unseen_wish=expression, unseen_phrasing=phrasing)}
+        return {t for item in CATALOG for t in requests(item, unseen_wish=expression, unseen_phrasing=phrasing)}
     asked = [problem for problem in PROBLEMS if problem.unseen == expression]
     return {text for problem in asked for text in questions(problem, unseen=phrasing)}
 
@@ -182,7 +182,7 @@ def test_walls_keep_what_is_in_the_box():
     env.reset(seed=0)
     settle(env, "object")
     start = env.model.joint("object").dofadr[0]
-    env.data.qvel[start] = 0.5  # metres per second towards a wall
+    env.data.qvel[start] = 0.5  # meters per second towards a wall
     for _ in range(10):
         env.step(env.state)
     assert abs(env.data.body("object").xpos[0] - env.layout.poses["goal"][0]) < 0.05
@@ -212,7 +212,7 @@ def test_a_wrong_choice_ends_the_episode_with_its_reason_in_the_record():
 
 
 def test_digits_can_be_told_apart_at_48_pixels():
-    """A nearest-neighbour reader of the head camera's picture around each block, tested on scenes that it has not seen."""
+    """A nearest-neighbor reader of the head camera's picture around each block, tested on scenes that it has not seen."""
     env = environment("calculating")
     crops, digits = [], []
     for seed in range(320):
@@ -278,5 +278,5 @@ def test_bad_splits_are_named(task, arguments, message):
 
 
 def test_reset_options_are_refused_where_they_have_no_meaning():
-    with pytest.raises(ValueError, match=r"options: task 'bagging' takes none, got \['colour'\]"):
-        environment("bagging").reset(seed=0, options={"colour": "red"})
+    with pytest.raises(ValueError, match=r"options: task 'bagging' takes none, got \['color'\]"):
+        environment("bagging").reset(seed=0, options={"color": "red"})

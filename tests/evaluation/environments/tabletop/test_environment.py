@@ -20,7 +20,7 @@ from syvla.evaluation.environments.arm_kinematics import ArmKinematics, rotation
 from syvla.evaluation.environments.demonstration import demonstrate
 from syvla.evaluation.environments.tabletop.environment import CONTROLS, TabletopEnv
 from syvla.evaluation.environments.tabletop.ray_camera import RayCamera
-from syvla.evaluation.environments.tabletop.scene import COLOURS, JOINT_LIMITS, OBJECT_HALF_SIZE
+from syvla.evaluation.environments.tabletop.scene import COLORS, JOINT_LIMITS, OBJECT_HALF_SIZE
 from syvla.evaluation.environments.tabletop.tasks import (
     CLEARANCE,
     HOLD_STEPS,
@@ -94,7 +94,7 @@ def test_experts_recover_from_noise_and_pushes_while_their_actions_stay_clean():
 def test_gymnasium_accepts_the_environment(task, control):
     env = make_environment("tabletop", task, control=control, image_size=8)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # advice on normalised actions; ours are in physical units
+        warnings.simplefilter("ignore")  # advice on normalized actions; ours are in physical units
         check_env(env)
     assert isinstance(env, RobotEnvironment)
 
@@ -121,28 +121,28 @@ def test_a_reset_forgets_everything(task, control):
     check_a_reset_forgets(make_environment("tabletop", task, control=control, image_size=1), seed=3, histories=4)
 
 
-def test_seeds_vary_colour_position_and_arm():
+def test_seeds_vary_color_position_and_arm():
     env = make_environment("tabletop", "lift", image_size=1)
     layouts = []
     for seed in range(30):
         env.reset(seed=seed)
         layouts.append(env.layout)
-    assert {layout.colours["object"] for layout in layouts} == set(COLOURS)
+    assert {layout.colors["object"] for layout in layouts} == set(COLORS)
     assert {layout.arms for layout in layouts} == {("left",), ("right",)}
     assert len({layout.poses["object"] for layout in layouts}) == len(layouts)
     for layout in layouts:  # the nearer arm, and the instruction says what lies there
         assert (layout.poses["object"][1] > 0) == (layout.arms == ("left",))
-        assert layout.instruction == f"lift the {layout.colours['object']} cube"
+        assert layout.instruction == f"lift the {layout.colors['object']} cube"
 
 
-def test_things_on_the_table_keep_their_distance_and_colours():
+def test_things_on_the_table_keep_their_distance_and_colors():
     env = make_environment("tabletop", "place", image_size=1, distractors=2)
     for seed in range(20):
         env.reset(seed=seed)
         places = np.array([pose[:2] for pose in env.layout.poses.values()])
         distances = np.linalg.norm(places[:, None] - places[None], axis=-1)[np.triu_indices(len(places), 1)]
         assert distances.min() >= CLEARANCE
-        assert len(set(env.layout.colours.values())) == 4
+        assert len(set(env.layout.colors.values())) == 4
 
 
 @pytest.mark.parametrize(
@@ -181,13 +181,13 @@ def test_state_equals_the_commanded_joints_after_settling():
     env.reset(seed=0, options={"position": (0.0, 0.1)})
     target = env.state.copy()
     target[[0, 1, 2, 3, 4, 5]] += [0.3, -0.2, 0.1, 0.4, -0.3, 0.5]  # radians
-    target[6] = 0.04  # metres
+    target[6] = 0.04  # meters
     target[13] = 0.0
     observation, *_ = hold(env, target, 12)
     assert observation["state"] == pytest.approx(target, abs=2e-3)
 
 
-def test_opening_is_the_distance_between_the_pads_in_metres():
+def test_opening_is_the_distance_between_the_pads_in_meters():
     env = make_environment("tabletop", "lift", image_size=1)
     env.reset(seed=0)
     target = env.state.copy()
@@ -220,7 +220,7 @@ def test_one_step_moves_no_joint_faster_than_its_limit():
     assert (np.abs(env.state - before) <= env.max_step_motion * 1.1).all()
 
 
-def test_end_effector_deltas_are_metres_and_radians_in_the_world_frame():
+def test_end_effector_deltas_are_meters_and_radians_in_the_world_frame():
     env = make_environment("tabletop", "lift", control="ee_delta", image_size=1)
     env.reset(seed=0)
     position, rotation = env.kinematics["left"].forward(env.state[:6])
@@ -284,17 +284,17 @@ def test_objects_rest_on_the_table():
 def test_head_camera_shows_the_cube_in_several_pixels_where_it_lies(side):
     env = make_environment("tabletop", "lift", image_size=32)
     y = 0.1 if side == "left" else -0.1
-    observation, _ = env.reset(seed=0, options={"position": (0.03, y), "colour": "red"})
+    observation, _ = env.reset(seed=0, options={"position": (0.03, y), "color": "red"})
     red, green, blue = np.moveaxis(observation["images"]["head"].astype(int), -1, 0)
     rows, columns = np.nonzero((red > 2 * green) & (red > 2 * blue))
     assert len(rows) >= 16
     assert (columns.mean() < 16) == (side == "left")
 
 
-def test_the_instruction_colour_changes_the_picture_and_nothing_else():
+def test_the_instruction_color_changes_the_picture_and_nothing_else():
     env = make_environment("tabletop", "lift")
-    red, _ = env.reset(seed=7, options={"colour": "red"})
-    blue, info = env.reset(seed=7, options={"colour": "blue"})
+    red, _ = env.reset(seed=7, options={"color": "red"})
+    blue, info = env.reset(seed=7, options={"color": "blue"})
     assert info["instruction"] == "lift the blue cube"
     assert not np.array_equal(red["images"]["head"], blue["images"]["head"])
     assert np.array_equal(red["state"], blue["state"])
@@ -329,7 +329,7 @@ def test_a_picture_from_above_shows_things_where_they_are():
     picture = RayCamera(model, "top", 40, 40).render(data)
     hit = picture[..., 0] > 2 * picture[..., 2].astype(int)
     rows, columns = np.nonzero(hit.any(axis=1))[0], np.nonzero(hit.any(axis=0))[0]
-    assert (len(columns), len(rows)) == (20, 10)  # half and a quarter of the two metres seen
+    assert (len(columns), len(rows)) == (20, 10)  # half and a quarter of the two meters seen
     assert (columns[0], rows[0]) == (12, 9)  # x to the right, y upwards
 
 
@@ -356,8 +356,8 @@ def test_bad_arguments_are_named(arguments, message):
     ("options", "message"),
     [
         ({"color": "red"}, r"options: unknown \['color'\]; known are"),
-        ({"colour": "mauve"}, r"options\['colour'\]: expected one of .*'mauve'"),
-        ({"position": (0, 0, 0)}, r"options\['position'\]: expected \(x, y\) in metres"),
+        ({"color": "mauve"}, r"options\['color'\]: expected one of .*'mauve'"),
+        ({"position": (0, 0, 0)}, r"options\['position'\]: expected \(x, y\) in meters"),
     ],
 )
 def test_bad_reset_options_are_named(options, message):

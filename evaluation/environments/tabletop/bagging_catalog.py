@@ -1,7 +1,7 @@
-"""Catalogue of the Bagging task: six items, the vague wishes that each answers, and the frames around a wish.
+"""Catalog of the Bagging task: six items, the vague wishes that each answers, and the frames around a wish.
 
 Each item serves a purpose of its own (a drink, fruit, something sweet, three tools), and the wishes are worded so that
-no other item of the catalogue answers them. Wishes and frames come in two disjoint sets: seen (demonstrations,
+no other item of the catalog answers them. Wishes and frames come in two disjoint sets: seen (demonstrations,
 in-domain evaluation) and unseen (out-of-distribution evaluation). The shapes are in `choice_shapes.ITEM_SHAPES`.
 """
 
@@ -23,7 +23,7 @@ class Item:
     unseen: tuple[str, ...]
 
 
-CATALOGUE: tuple[Item, ...] = (
+CATALOG: tuple[Item, ...] = (
     Item(
         "bottle",
         "drink",

@@ -349,7 +349,7 @@ class ActionExpert(nn.Module):
         return encode_views(self.vision_tower, pixel_values, view_mask, self.image_proj.bias.dtype)
 
     def encode_observation(self, observation: ExpertObservation) -> EncodedObservation:
-        """Image features, and the prefix where it does not depend on the control condition."""
+        """Image features, and the prefix if the design lets no token of it attend to the control condition."""
         features = self.encode_images(observation.pixel_values, observation.view_mask)
         prefix = None
         if self.config.expert_config.cross_attention_scope == "suffix":
@@ -487,6 +487,10 @@ class QueryAdapter(nn.Sequential):
 
 
 def _prefix_mask(view_mask: torch.Tensor, tokens_per_view: int) -> torch.Tensor:
-    """bool (B, V * P + 1): tokens of present views, then the state."""
+    """bool (B, V * P + 1): tokens of present views, then the state.
+
+    The mask hides absent views as keys. Their own rows are computed and read by nobody. Noisy actions are no keys of the
+    prefix, so that the prefix is the same at every flow step and is computed once.
+    """
     images = view_mask[:, :, None].expand(-1, -1, tokens_per_view).flatten(1)
     return torch.cat((images, torch.ones_like(view_mask[:, :1])), dim=1)

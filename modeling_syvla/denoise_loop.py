@@ -164,7 +164,9 @@ class CompiledDenoising:
         if self.strict:
             raise RuntimeError(f"compiled denoising: {reason}")
         if not self._warned:
-            logger.warning("denoising without torch.compile where it does not apply (said once): %s", reason)
+            logger.warning(
+                "torch.compile does not apply to this call, so it denoises without (this is said once): %s", reason
+            )
             self._warned = True
 
 

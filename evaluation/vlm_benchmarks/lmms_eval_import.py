@@ -60,7 +60,7 @@ def contained_changes() -> Iterator[None]:
         evaluator = sys.modules.get("lmms_eval.evaluator")
         reentrant = getattr(evaluator, "_enable_reentrant_filelocks", None)
         if reentrant is not None:
-            reentrant._patched = False  # so that it takes effect again where it is wanted
+            reentrant._patched = False  # so that the next caller that needs the patch applies it again
 
 
 _SSL = ("__reduce__", "_orig_reduce")

@@ -22,7 +22,7 @@ class BrokenRow(ValueError):
 
     Attributes:
         cause: One of `CAUSES`, for counting.
-        row: Its number, where it is known; of a stream, in this process.
+        row: Number of the row, or None if it is not known; a stream's rows are counted in this process.
     """
 
     def __init__(self, cause: str, detail: str, row: int = -1) -> None:

@@ -176,6 +176,8 @@ class RolloutRecorder:
             ValueError: The episode of that name is over, or more steps were executed than the last chunk had.
             TooManyEpisodes: As many episodes are open as there may be.
         """
+        # Under the lock is bookkeeping only. Another thread writes, in the order in which decisions were queued here, so no
+        # control step waits for the disk.
         with self._lock:
             if self._closed:
                 raise RuntimeError(f"{self.root}: the recorder is closed")
@@ -185,6 +187,7 @@ class RolloutRecorder:
                 current = None
             if current is None:
                 current = self._begin(session, episode_id)
+            # A client that got no answer sends its request again; the decision is recorded once.
             if request_id is None or request_id != current.last_request:
                 current.check_executed(executed_before)
                 current.decisions += 1

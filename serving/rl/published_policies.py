@@ -36,7 +36,7 @@ class PublishedPolicy:
     Attributes:
         version: Number, from 0.
         policy_version: Hash of the weights by `syvla.serving.policies.digests.weights_digest`, which rollouts carry.
-        folder: Where it is.
+        folder: Folder of the checkpoint.
     """
 
     version: int

@@ -197,6 +197,8 @@ class BatchingWorker:
 
     def _gather(self) -> tuple[PolicyBackend, list[Job]] | None:
         """The next batch, or None at the end."""
+        # The lock guards the queue alone. The policy runs without it, so that requests are queued, refused and dropped while a
+        # batch is computed.
         with self._changed:
             while not self._stopping:
                 self._drop_dead()
@@ -206,6 +208,8 @@ class BatchingWorker:
                     continue
                 key = batch_key(self._queue[0].request)
                 jobs = [job for job in self._queue if batch_key(job.request) == key][: self.max_batch_size]
+                # A batch that is not full waits only as long as some client that is connected has not asked yet, and never
+                # longer than `max_wait` after its first request: a lone robot is answered at once.
                 left = self._queue[0].submitted + self.max_wait - time.monotonic()
                 connected = max(self.clients.connections, self.clients.open_requests)
                 if len(jobs) < min(self.max_batch_size, connected) and left > 0:
@@ -213,6 +217,7 @@ class BatchingWorker:
                     continue
                 for job in jobs:
                     self._queue.remove(job)
+                # From here on a client that leaves can no longer cancel its request; those that have left drop out.
                 jobs = [job for job in jobs if job.answer.set_running_or_notify_cancel()]
                 self._running = len(jobs)
                 if jobs:

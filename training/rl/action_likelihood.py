@@ -88,6 +88,7 @@ def action_scores(
     mask = mask & own_action_dims(config, mask, observation.embodiment_ids)  # (B, T, D)
     encoded = policy.expert.encode_observation(observation)
     query_mask = None
+    # The mask is found anew for old and for new scores. With equal weights both get the same one, so the ratio starts at 1.
     if config.intention_decoupling if decoupling is None else decoupling:
         with torch.enable_grad():  # old scores are computed without gradients, but the mask needs one
             probe = query_states.detach().requires_grad_()
@@ -163,10 +164,13 @@ def _scores(
         context.prefix_mask.repeat_interleave(samples, 0),
         context.embodiment_ids.repeat_interleave(samples, 0),
     )
+    # The velocity is asked for at given points x, never by integrating the flow: a score needs one pass and has a gradient.
     velocity = policy.expert.predict_velocity(points.x.flatten(0, 1), points.timestep.flatten(), repeated)
     error = velocity.float().view_as(points.x) - points.target
     error = torch.where(mask[:, None], error, torch.zeros_like(error)).square()  # also stops NaN in padding
     dims = mask.sum(dim=-1).clamp(min=1)  # (B, T)
+    # A mean over dimensions, so that robots of 7 and of 14 joints have ratios of one size; a sum over steps, since every
+    # executed action is a factor of the chunk's likelihood.
     per_step = error.sum(dim=-1) / dims[:, None]  # (B, S, T)
     return -points.weight * per_step.sum(dim=-1)
 

@@ -32,10 +32,13 @@ def policy_loss(
     """
     ratio = log_ratio.exp()
     advantage, eps = advantages[:, None], cliprange[:, None]
+    # The minimum is pessimistic. At A > 0 nothing is gained by a ratio above 1 + eps, at A < 0 nothing by one below 1 - eps; a
+    # ratio that moved the wrong way keeps its gradient and can come back.
     plain = ratio * advantage
     bounded = ratio.clamp(1 - eps, 1 + eps) * advantage
     objective = torch.minimum(plain, bounded)
     clipped = bounded < plain
+    # At A < 0 a large ratio makes the objective arbitrarily negative; dual clipping bounds what one sample can pull.
     if dual_clip is not None:
         floor = dual_clip * advantage
         below = (advantage < 0) & (objective < floor)

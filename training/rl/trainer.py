@@ -319,7 +319,7 @@ class SyVLAPPOTrainer(PolicyHandoverMixin, AtomicCheckpointMixin, Trainer):
     # ------------------------------------------------------------------ end of an update
 
     def after_step(self, control: TrainerControl) -> None:
-        """Count the step; end the update where it is over, the KL too large, or gradients are not finite for too long."""
+        """Counts the step. Ends the update after its last step, at a large KL, or after too many non-finite gradients."""
         update = self.update
         if update is None:
             return

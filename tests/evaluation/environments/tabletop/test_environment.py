@@ -162,7 +162,7 @@ def test_published_seeds_keep_their_episodes(task, instruction, place):
 
 
 def test_place_out_of_distribution_begins_beyond_every_place_of_the_demonstrations():
-    """An aspect of its own: instruction and pad are drawn as ever."""
+    """Only the object's place leaves the distribution; instruction and pad are drawn as in domain."""
     for split, (low, high) in (("in_domain", X_RANGE), ("ood", UNSEEN_X_RANGE)):
         env = TabletopEnv("place", image_size=8, split=split)
         for seed in range(20):

@@ -222,13 +222,12 @@ class SyVLAProcessor(EmbodimentNormalization, ChatInputs):
 
     def _render(self, items: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[dict[str, Image]]]:
         """Chat text of every item, and its images in the order of their placeholders."""
+        images, chats = [], []
         for item in items:
             require_no_misspelled(item, ITEM_KEYS, "item")
-        images = [
-            chat_images(item.get("images")) if "messages" in item else robot_views(item.get("images"), self.views)
-            for item in items
-        ]
-        chats = [item_messages(item, list(views), self.tokenizer) for item, views in zip(items, images, strict=True)]
+            given = item.get("images")
+            images.append(chat_images(given) if "messages" in item else robot_views(given, self.views))
+            chats.append(item_messages(item, list(images[-1]), self.tokenizer))
         texts = [
             self._chat_text(chat, len(views)) if "messages" in item else self._robot_text(chat, item)
             for item, chat, views in zip(items, chats, images, strict=True)

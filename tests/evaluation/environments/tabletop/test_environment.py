@@ -355,7 +355,7 @@ def test_bad_arguments_are_named(arguments, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"color": "red"}, r"options: unknown \['color'\]; known are"),
+        ({"hue": "red"}, r"options: unknown \['hue'\]; known are"),
         ({"color": "mauve"}, r"options\['color'\]: expected one of .*'mauve'"),
         ({"position": (0, 0, 0)}, r"options\['position'\]: expected \(x, y\) in meters"),
     ],

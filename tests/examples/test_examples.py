@@ -89,3 +89,18 @@ def test_robot_loop_runs(server, prefetch, tmp_path):
         steps = list(read_log(tmp_path / "log.jsonl"))
         assert len(steps) == 20
         assert not any(step.sent for step in steps)
+
+
+def test_the_recorded_arm_is_a_dataset_of_two_cameras_at_30_hz(tmp_path):
+    pytest.importorskip("mujoco", reason="MuJoCo (extra sim) is not installed")
+    from syvla.processing import RobotDataset
+
+    script = str(ROOT / "examples" / "single_arm_dataset.py")
+    command = [sys.executable, script, "--episodes", "1", "--image-size", "32", "--output", str(tmp_path / "arm")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]
+    dataset = RobotDataset(tmp_path / "arm", embodiment="arm", chunk_size=4)
+    assert (dataset.fps, dataset.num_episodes, dataset.state_dim, dataset.action_dim) == (30, 1, 7, 7)
+    assert set(dataset.cameras.values()) == {"observation.images.front", "observation.images.wrist"}
+    assert dataset.action_names[-1] == "gripper"
+    assert np.abs(np.diff(dataset.states, axis=0)).max() > 0.01, "the arm moves"

@@ -30,6 +30,7 @@ COMMON = (
     "save_steps",
     "save_total_limit",
     "load_best_model_at_end",
+    "metric_for_best_model",
     "report_to",
     "deepspeed",
 )

@@ -392,3 +392,15 @@ def test_using_it_before_reset_is_refused():
 def test_unknown_environments_are_answered_with_the_known_ones():
     with pytest.raises(ValueError, match=re.escape(f"environment: expected one of {sorted(ENVIRONMENTS)}")):
         make_environment("moon", "lift")
+
+
+@pytest.mark.parametrize(("control_hz", "timestep"), [(10, 0.005), (30, 1 / 210), (200, 0.005), (7.5, 1 / 202.5)])
+def test_any_control_rate_is_kept_exactly(control_hz, timestep):
+    """Two hundred physics steps a second, or a few more, so that a control step is a whole number of them."""
+    env = TabletopEnv("lift", control_hz=control_hz)
+    env.reset(seed=0)
+    before = env.data.time
+    env.step(env.state)
+    assert env.control_hz == control_hz
+    assert env.model.opt.timestep == pytest.approx(timestep, rel=1e-12)
+    assert env.data.time - before == pytest.approx(1 / control_hz, rel=1e-9)

@@ -13,7 +13,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from .hdf5_files import camera_frames, datasets_below, is_encoded, is_frames, is_vector, open_hdf5, read_vector, text_of
+from .hdf5_files import (
+    camera_frames,
+    datasets_below,
+    is_encoded,
+    is_frames,
+    is_vector,
+    open_hdf5,
+    read_vector,
+    shapes_below,
+    text_of,
+)
 from .source import EpisodeReference, SourceEpisode, SourceError
 
 _LENGTHS = "compress_len"
@@ -62,11 +72,7 @@ class AlohaSource:
     def preset(self) -> str | None:
         """`aloha` for the fourteen joints of ACT's layout; RoboMIND's robots are told apart by their mapping alone."""
         for reference in self.episodes()[:5]:
-            try:
-                with open_hdf5(reference.path) as file:
-                    shapes = {path: dataset.shape for path, dataset in datasets_below(file).items()}
-            except SourceError:
-                continue
+            shapes = shapes_below(reference.path)
             joints = [shapes[key][1:] for key in ("observations/qpos", "action") if key in shapes]
             cameras = {path.rsplit("/", 1)[-1] for path in shapes if path.startswith("observations/images/")}
             if joints == [(14,), (14,)] and {"cam_high", "cam_left_wrist", "cam_right_wrist"} <= cameras:

@@ -34,6 +34,36 @@ def open_hdf5(path: Path) -> Any:
         raise SourceError(f"no HDF5 file, or cut off ({error})") from error
 
 
+def group_at(file: Any, path: str) -> Any:
+    """A group of a file, by names that are no links to another place or file.
+
+    Raises:
+        SourceError: There is no such group, or a link stands in its place.
+    """
+    import h5py
+
+    here = file
+    for name in path.split("/"):
+        if name not in here or not isinstance(here.get(name, getlink=True), h5py.HardLink):
+            raise SourceError(f"no group {path}, or a link to another place or file; it has {list(here)[:10]}")
+        here = here[name]
+        if not isinstance(here, h5py.Group):
+            raise SourceError(f"{path}: expected a group, got {type(here).__name__}")
+    return here
+
+
+def shapes_below(path: Path, part: str = "") -> dict[str, tuple[int, ...]]:
+    """Shape of every dataset of a file, or of a group of it; empty where it cannot be read."""
+    try:
+        with open_hdf5(path) as file:
+            found = datasets_below(group_at(file, part) if part else file)
+            return {name: tuple(dataset.shape) for name, dataset in found.items()}
+    except ImportError:
+        raise
+    except Exception:  # whatever a damaged file makes h5py raise; reading the episode says what it is
+        return {}
+
+
 def datasets_below(group: Any) -> dict[str, Any]:
     """Every dataset of a group by its path below it, in alphabetical order.
 

@@ -14,7 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .hdf5_files import camera_frames, datasets_below, is_encoded, is_frames, is_vector, open_hdf5, read_vector, text_of
+from .hdf5_files import (
+    camera_frames,
+    datasets_below,
+    group_at,
+    is_encoded,
+    is_frames,
+    is_vector,
+    open_hdf5,
+    read_vector,
+    shapes_below,
+    text_of,
+)
 from .source import EpisodeReference, SourceEpisode, SourceError
 
 _REPEATED = ("next_obs/", "states")  # the observation of the following step again; the simulator's whole state
@@ -37,9 +48,7 @@ class RobomimicSource:
             name = path.relative_to(base).as_posix()
             try:
                 with open_hdf5(path) as file:
-                    if "data" not in file:
-                        raise SourceError(f"no group data, which holds the demonstrations; it has {list(file)[:10]}")
-                    demos = sorted(file["data"], key=lambda demo: (len(demo), demo))
+                    demos = sorted(group_at(file, "data"), key=lambda demo: (len(demo), demo))
                 found += [EpisodeReference(f"{name}:{demo}", path, f"data/{demo}") for demo in demos]
             except SourceError as error:
                 found.append(EpisodeReference(name, path, problem=str(error)))
@@ -48,7 +57,7 @@ class RobomimicSource:
     @contextmanager
     def open(self, reference: EpisodeReference) -> Iterator[SourceEpisode]:
         with open_hdf5(reference.path) as file:
-            group = file[reference.part]
+            group = group_at(file, reference.part)
             vectors, cameras, skipped = {}, {}, []
             for path, dataset in datasets_below(group).items():
                 if path.startswith(_REPEATED):
@@ -65,12 +74,9 @@ class RobomimicSource:
 
     def preset(self) -> str | None:
         """`libero` for files with its names of cameras and states."""
+        wanted = {"obs/agentview_rgb", "obs/eye_in_hand_rgb", "obs/ee_states", "obs/gripper_states"}
         for reference in self.episodes()[:5]:
-            if reference.problem is not None:
-                continue
-            with open_hdf5(reference.path) as file:
-                found = datasets_below(file[reference.part])
-            if {"obs/agentview_rgb", "obs/eye_in_hand_rgb", "obs/ee_states", "obs/gripper_states"} <= set(found):
+            if reference.problem is None and wanted <= set(shapes_below(reference.path, reference.part)):
                 return "libero"
         return None
 

@@ -53,3 +53,17 @@ def test_folder_without_files_and_files_without_demonstrations(tmp_path):
     with h5py.File(tmp_path / "a.hdf5", "w") as file:
         file["x"] = 1
     assert "no group data" in RobomimicSource(tmp_path).episodes()[0].problem
+
+
+def test_demonstrations_that_are_links_to_other_files_are_refused(tmp_path):
+    import h5py
+
+    secret = write_libero(tmp_path / "elsewhere/secret.hdf5")
+    with h5py.File(write_libero(tmp_path / "source/a_demo.hdf5"), "a") as file:
+        file["data/demo_2"] = h5py.ExternalLink(str(secret), "data/demo_0")
+        file["data/demo_3"] = h5py.SoftLink("/data/demo_0")
+    mapping = replace(load_preset("libero"), storage="image")
+    report = convert(RobomimicSource(tmp_path / "source"), tmp_path / "out", mapping, progress=False)
+    assert len(report.converted) == 2
+    assert [entry["source"] for entry in report.dropped] == ["a_demo.hdf5:demo_2", "a_demo.hdf5:demo_3"]
+    assert all("a link to another place or file" in entry["reason"] for entry in report.dropped)

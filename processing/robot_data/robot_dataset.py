@@ -151,22 +151,32 @@ class RobotDataset(torch.utils.data.Dataset[dict[str, Any]]):
             raise IndexError(f"index {index} is out of range: {self.root} has {len(self)} frames in these episodes")
         index %= len(self)
         position = int(frames.position[index])
-        wanted = index + self._steps
-        last = int(frames.stretches[np.searchsorted(frames.stretches, index, side="right")]) - 1
-        thought = int(frames.thought[index])
+        actions, is_pad = self.action_chunk(index)
         return {
             "images": self.read_images(index),
             "text": self.tasks[frames.task_index[index]],
-            "thought": frames.thoughts[thought] if thought >= 0 else None,
+            "thought": self.thought_at(index),
             "embodiment": self.embodiment,
             "state": frames.state[index].copy(),
-            "actions": self._actions_at(np.minimum(wanted, last)),
-            "action_is_pad": wanted > last,
+            "actions": actions,
+            "action_is_pad": is_pad,
             "index": int(frames.index[index]),
             "episode_index": self.episodes[position],
             "frame_index": int(frames.frame_index[index]),
             "timestamp": float(frames.timestamp[index]),
         }
+
+    def action_chunk(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Actions float32 (T, D_action) from a frame on, and which of them are padding, bool (T,); as in an item."""
+        stretches = self._frames.stretches
+        wanted = index + self._steps
+        last = int(stretches[np.searchsorted(stretches, index, side="right")]) - 1
+        return self._actions_at(np.minimum(wanted, last)), wanted > last
+
+    def thought_at(self, index: int) -> str | None:
+        """The thought of a frame; None without one."""
+        thought = int(self._frames.thought[index])
+        return self._frames.thoughts[thought] if thought >= 0 else None
 
     def _actions_at(self, positions: np.ndarray) -> np.ndarray:
         """Actions (T, D_action) at frames that need not be whole."""

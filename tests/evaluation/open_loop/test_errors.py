@@ -9,7 +9,9 @@ from syvla.evaluation.open_loop.moments import Moments
 # Two moments of episode 4 and one of episode 9; chunks of two steps, two dimensions. The last chunk ends after one step.
 RECORDED = np.array([[[1.0, 10.0], [2.0, 20.0]], [[3.0, 30.0], [4.0, 40.0]], [[5.0, 50.0], [5.0, 50.0]]], np.float32)
 REAL = np.array([[True, True], [True, True], [True, False]])
-PREDICTED = np.stack([RECORDED + np.array([1.0, 0.0]), RECORDED + np.array([-3.0, 10.0])]).astype(np.float32)  # two draws
+PREDICTED = np.stack([RECORDED + np.array([1.0, 0.0]), RECORDED + np.array([-3.0, 10.0])]).astype(
+    np.float32
+)  # two draws
 BOTH = np.array([True, True])
 
 

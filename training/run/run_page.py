@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
 from .run_page_style import SCRIPT, STYLE
@@ -163,12 +164,27 @@ def plots(history: History) -> list[tuple[str, str]]:
     found.append(("Speed", speed))
     rest: dict[str, dict[str, str]] = {}
     for key in series:
-        if key not in used and not key.startswith("eval_runtime"):
+        if key not in used:
             prefix, _, name = key.rpartition("/")
             rest.setdefault(prefix or "other", {})[name] = key
-    found.append(("Further numbers", "".join(draw(prefix, names) for prefix, names in sorted(rest.items()))))
+    figures = ((title, names) for prefix in sorted(rest) for title, names in _split(prefix, rest[prefix]).items())
+    found.append(("Further numbers", "".join(draw(title, names) for title, names in figures)))
     return found
 
+
+def _split(prefix: str, names: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """Figures of the numbers with one prefix: a single one if they are few, else one per quantity (its mean, min, max)."""
+    if len(names) <= MOST_LINES:
+        return {prefix: dict(names)}
+    figures: dict[str, dict[str, str]] = {}
+    for name, key in names.items():
+        stem, _, end = name.rpartition("_")
+        figures.setdefault(f"{prefix}: {stem if stem and end in _SUMMARIES else name}", {})[name] = key
+    return figures
+
+
+MOST_LINES = 4
+_SUMMARIES = ("mean", "min", "max", "avg", "var", "std")
 
 _NO_CURVES = {
     "step",
@@ -235,7 +251,8 @@ def _data_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _table(facts: Mapping[str, Any]) -> str:
-    rows = "".join(f"<tr><th>{_text(key)}<td>{_text(_said(value))}" for key, value in facts.items())
+    given = {key: value for key, value in facts.items() if value is not None}
+    rows = "".join(f"<tr><th>{_text(key)}<td>{_text(_said(value))}" for key, value in given.items())
     return f"<div class=wide><table>{rows}</table></div>" if rows else ""
 
 
@@ -246,6 +263,8 @@ def _said(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         return short(value)
+    if isinstance(value, Enum):
+        return str(value.value)
     if isinstance(value, Mapping):
         return ", ".join(f"{key}: {_said(item)}" for key, item in value.items())
     return ", ".join(map(_said, value)) if isinstance(value, list | tuple) else str(value)

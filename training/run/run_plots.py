@@ -11,7 +11,7 @@ from itertools import pairwise
 Points = Sequence[tuple[float, float]]
 
 WIDTH, HEIGHT = 360, 190
-LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 24
+LEFT, RIGHT, TOP, BOTTOM = 52, 10, 10, 24
 
 MOST_POINTS = 300
 """Points of a line; more are put together, each the mean of a stretch of the run."""

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 
 import pytest
@@ -114,6 +115,13 @@ def test_every_metric_of_the_vocabulary_is_logged(finished):
     logged = {key for entry in json.loads((finished / "log_history.json").read_text()) for key in entry}
     assert logged >= METRICS, METRICS - logged
     assert steps_of(finished)[0]["decoupling/masked_fraction"] == pytest.approx(1 / 8)
+
+
+def test_the_run_can_be_watched_on_its_page(finished):
+    text = (finished / "index.html").read_text()
+    shown = set(re.findall(r'aria-label="([^"]*)"', text))
+    assert {"objective: success_rate", "objective: advantage_rollout", "policy: logratio", "Learning rate"} <= shown
+    assert ">finished</em> step 6 of 6" in text
 
 
 @pytest.mark.parametrize("step", [1, 3, 4])

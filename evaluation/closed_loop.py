@@ -25,6 +25,7 @@ from .episode_records import fingerprint
 from .episode_slot import SlotSettings
 from .lockstep import EpisodeJob, LockstepRunner
 from .policy import Policy, load_policy
+from .run_page import write_run_page
 
 SEEDS_PER_RUN = 10_000
 """Evaluation seeds set apart for each `seed`, so that runs with different seeds share no episode."""
@@ -60,6 +61,7 @@ def evaluate_closed_loop(
     policy_options: Mapping[str, Any] | None = None,
     output: str | Path | None = None,
     video_episodes: int = 0,
+    only: Sequence[int] | None = None,
     progress: bool = True,
 ) -> ClosedLoopResult:
     """Runs a policy in an environment and counts successes.
@@ -83,6 +85,7 @@ def evaluate_closed_loop(
         output: Folder for `episodes.jsonl`, and recordings in `videos/`. Episodes found there under the same settings
             are not run again, except for those that ended in an error.
         video_episodes: Number of episodes per task to record; needs `output`.
+        only: Environment seeds to run instead of those of `seed` and `episodes`: single episodes again.
         progress: Whether to show a progress bar.
 
     Raises:
@@ -91,7 +94,9 @@ def evaluate_closed_loop(
         WorkerFault: If something other than the environment fails in a worker process.
     """
     started = time.monotonic()
-    seeds = evaluation_seeds(seed, episodes)
+    seeds = evaluation_seeds(seed, episodes) if only is None else list(dict.fromkeys(only))
+    if not seeds or min(seeds) < EVALUATION_SEED_OFFSET:
+        raise ValueError(f"only: expected environment seeds from {EVALUATION_SEED_OFFSET} on, got {seeds}")
     if batch_size < 1 or workers < 1 or not tasks:
         raise ValueError(
             f"expected batch_size >= 1, workers >= 1 and at least one task, got {batch_size=} {workers=} {tasks=}"
@@ -118,6 +123,7 @@ def evaluate_closed_loop(
             if not isinstance(policy, Baseline):
                 policy, run["control_rate"] = at_the_environments_rate(policy, sample, control_rate)
             action_names = tuple(sample.action_names)
+            run["control_hz"] = float(sample.control_hz)
             run["environment"] = dict(getattr(sample, "description", {}))
         replan = _replan_steps(policy, replan_steps)
         settings = {"env": env, "environment_options": options, "replan_steps": replan, **policy.identity()}
@@ -162,6 +168,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--episodes", type=int, default=40, help="episodes per task")
     parser.add_argument("--seed", type=int, default=0, help="which set of evaluation episodes; each names its own")
+    parser.add_argument(
+        "--episode",
+        type=int,
+        action="append",
+        metavar="SEED",
+        help="run the episode of this environment seed alone; repeatable",
+    )
     parser.add_argument("--batch-size", type=int, default=8, help="episodes that run in lockstep, per policy call")
     parser.add_argument("--workers", type=int, default=1, help="processes that simulate; 1 simulates in this one")
     parser.add_argument(
@@ -247,12 +260,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             policy_options=_policy_options(arguments),
             output=arguments.output,
             video_episodes=arguments.video_episodes,
+            only=arguments.episode,
             progress=not arguments.quiet,
         )
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         print(f"syvla-eval: {error}", file=sys.stderr)
         return 1
     write_summary(result, arguments.output / "summary.json")
+    write_run_page(result, arguments.output / "report.html")
     for task, rate in result.by_task.items():
         print(f"{task}: {rate}")
     if len(result.by_task) > 1:

@@ -13,7 +13,7 @@ from typing import Any
 from .episode_records import EpisodeRecord
 from .success_rate import SuccessRate
 
-_STYLE = """
+STYLE = """
 :root { color-scheme: light dark; --ink: light-dark(#1c1f24, #e8e8e8); --paper: light-dark(#fff, #17191d);
   --muted: light-dark(#5d6570, #9aa3ad); --line: light-dark(#dde1e6, #333941); --good: #2b9e5f; --weak: #9aa3ad; }
 body { font: 16px/1.55 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 60rem;
@@ -58,7 +58,7 @@ class ReportPage:
         """Writes the page with all pictures and videos inside it."""
         sections = [f"<h1>{html.escape(self.title)}</h1><p class=lead>{html.escape(self.lead)}</p>"]
         if self.rates:
-            bars = "".join(_rate_bar(label, rate) for label, rate in self.rates.items())
+            bars = "".join(rate_bar(label, rate) for label, rate in self.rates.items())
             sections.append(f"<h2>Closed-loop success</h2>{bars}<p class=muted>The dark line is the 95% interval.</p>")
         curve = loss_curve_png(self.loss_history)
         if curve:
@@ -74,7 +74,7 @@ class ReportPage:
             sections.append(f"<h2>This run</h2><table>{rows}</table>")
         head = (
             '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-            f"<title>{html.escape(self.title)}</title><style>{_STYLE}</style>"
+            f"<title>{html.escape(self.title)}</title><style>{STYLE}</style>"
         )
         path.write_text(head + "\n".join(sections) + "</html>\n", encoding="utf-8")
 
@@ -106,7 +106,8 @@ def loss_curve_png(history: Sequence[Mapping[str, Any]]) -> bytes | None:
     return buffer.getvalue()
 
 
-def _rate_bar(label: str, rate: SuccessRate) -> str:
+def rate_bar(label: str, rate: SuccessRate) -> str:
+    """A labelled bar with the 95% interval, in the page's style."""
     low, high = (100 * bound for bound in rate.interval)
     share = 100 * rate.rate if rate.episodes else 0.0
     return (

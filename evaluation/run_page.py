@@ -23,7 +23,7 @@ _STYLE = """
 .timeline button { all: unset; box-sizing: border-box; cursor: pointer; overflow: hidden; white-space: nowrap;
   text-overflow: ellipsis; font-size: .8rem; padding: .15rem .4rem; background: var(--line); border-radius: 3px; }
 .timeline button:hover, .timeline button:focus-visible { outline: 2px solid var(--good); }
-code.replay { display: block; font-size: .75rem; overflow-x: auto; white-space: pre; color: var(--muted); padding: .2rem 0; }
+code.replay { display: block; font-size: .75rem; overflow-wrap: anywhere; color: var(--muted); padding: .2rem 0; }
 th { text-align: left; font-weight: 600; padding: .15rem 1.2rem .15rem 0; } .missing { color: var(--muted); }
 """
 
@@ -117,7 +117,7 @@ def _episodes(result: ClosedLoopResult, folder: Path) -> str:
 
 def _figure(result: ClosedLoopResult, record: EpisodeRecord, folder: Path, rate: float) -> str:
     outcome = "success" if record.success else (record.failure_reason or "failure")
-    caption = f"{record.task}, seed {record.seed}: {outcome} after {record.steps} steps. {record.instruction}"
+    caption = f"{record.instruction}: {outcome} after {record.steps} steps ({record.task}, seed {record.seed})"
     video = str(record.video)
     if (folder / video).is_file():
         shown = (
@@ -128,7 +128,7 @@ def _figure(result: ClosedLoopResult, record: EpisodeRecord, folder: Path, rate:
     command = html.escape(replay_command(result, record))
     return (
         f"<figure>{shown}{_timeline(record, rate)}<figcaption>{html.escape(caption)}</figcaption>"
-        f"<code class=replay>{command}</code></figure>"
+        f"<details><summary>run it again</summary><code class=replay>{command}</code></details></figure>"
     )
 
 

@@ -107,6 +107,8 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: SyVLATrain
             "augmentation": describe_augmentation(data_args.augmentation_settings),
         },
     )
+    if args.open_loop_steps:
+        trainer.add_callback(_open_loop(trainer, held_out_robot))
     page = _run_page(trainer)
     trainer.add_callback(page)
     with page.ending_said(trainer):
@@ -117,6 +119,19 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: SyVLATrain
         write_json(Path(args.output_dir) / "log_history.json", trainer.state.log_history, allow_nan=True)
         print(json.dumps({"checkpoint": str(args.output_dir), "steps": trainer.state.global_step}))
     return trainer
+
+
+def _open_loop(trainer: Any, held_out: Sequence[Any]) -> Any:
+    """What compares predicted with recorded actions on held-out episodes."""
+    from syvla.evaluation.open_loop.evaluation import measure_open_loop
+
+    from .loss_metrics import source_names
+    from .open_loop_callback import OpenLoopCallback
+
+    if not held_out:
+        raise ValueError("open_loop_steps: no episodes are held out to compare on; hold some out with --eval_split 0.1")
+    trainer._require_whole_weights("open_loop_steps", "predicting actions")
+    return OpenLoopCallback(trainer, measure_open_loop, held_out, source_names(held_out), trainer.args.open_loop_steps)
 
 
 def _run_page(trainer: Any) -> RunPageCallback:

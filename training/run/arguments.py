@@ -20,6 +20,7 @@ from .evaluation_arguments import (
     EVAL_ROWS_HELP,
     EVAL_SAMPLES_HELP,
     EVAL_SPLIT_HELP,
+    OPEN_LOOP_HELP,
     parse_eval_split,
     settle_evaluation,
 )
@@ -289,6 +290,7 @@ class SyVLATrainingArguments(TrainingArguments):
         default=None, metadata={"help": DO_EVAL_HELP}
     )
     eval_samples: int = field(default=0, metadata={"help": EVAL_SAMPLES_HELP})
+    open_loop_steps: int = field(default=0, metadata={"help": OPEN_LOOP_HELP})
     length_bucket: int = field(
         default=1,
         metadata={"help": "Sequences are padded to a multiple of this many tokens, so that few shapes occur; 1: off."},

@@ -15,6 +15,10 @@ EVAL_ROWS_HELP = (
     "or a tenth, whichever is less, where episodes are held out as well; 0: none."
 )
 EVAL_SAMPLES_HELP = "Held-out samples to measure of each dataset, spread evenly over it; 0: all."
+OPEN_LOOP_HELP = (
+    "Steps between comparisons of predicted with recorded actions on held-out episodes (eval_open_loop/<dataset>/...), as "
+    "syvla-openloop makes them; 0: off."
+)
 DO_TRAIN_HELP = "Train; false: only measure the loss of model_path on the held-out data."
 DO_EVAL_HELP = "Measure the loss on held-out data, at the end at least; none: where there is such data."
 
@@ -69,6 +73,8 @@ def settle_evaluation(args: Any) -> None:
     strategy = str(getattr(args.eval_strategy, "value", args.eval_strategy) or "no")
     if args.eval_samples < 0:
         raise ValueError(f"eval_samples: expected 0 (all) or more, got {args.eval_samples}")
+    if args.open_loop_steps < 0:
+        raise ValueError(f"open_loop_steps: expected 0 (off) or more, got {args.open_loop_steps}")
     if args.eval_steps is not None and strategy == "no":
         args.eval_strategy = strategy = "steps"
     if strategy == "epoch" and args.eval_steps is not None:
@@ -83,6 +89,10 @@ def settle_evaluation(args: Any) -> None:
         if args.resume_from_checkpoint not in (None, "none", "auto"):
             raise ValueError(
                 "resume_from_checkpoint: nothing is trained with do_train false; name the checkpoint to measure as model_path"
+            )
+        if args.open_loop_steps:
+            raise ValueError(
+                "open_loop_steps: nothing is trained with do_train false; run syvla-openloop on the checkpoint"
             )
         if args.load_best_model_at_end:
             raise ValueError("load_best_model_at_end: nothing is trained with do_train false; leave it out")
@@ -103,6 +113,7 @@ def require_held_out(args: Any, held_out: bool) -> None:
         "load_best_model_at_end": args.load_best_model_at_end,
         "metric_for_best_model": args.metric_for_best_model is not None,
         "eval_samples": args.eval_samples > 0,
+        "open_loop_steps": args.open_loop_steps > 0,
     }
     if not held_out and (names := [name for name, value in asked.items() if value]):
         raise ValueError(

@@ -113,6 +113,23 @@ def test_a_run_goes_on_only_with_the_same_held_out_episodes(finetune, tmp_path, 
     assert finetune(tmp_path, **again, eval_split="[1]") == 0
 
 
+def test_predicted_and_recorded_actions_are_compared_while_training_goes_on(run, tmp_path):
+    """The logged error is that of the saved weights, measured anew; training draws the same numbers with and without."""
+    from syvla.evaluation.open_loop.evaluation import measure_open_loop
+
+    trainer = run(tmp_path / "a", eval_split="[1]", open_loop_steps=2)
+    measured = [entry for entry in trainer.state.log_history if "eval_open_loop/robot/error" in entry]
+    assert [entry["step"] for entry in measured] == [2, 3]
+    trainer.model.eval()
+    again = measure_open_loop(trainer.policy, trainer.processing_class, trainer.eval_dataset.robot_datasets[0])
+    for name, value in again.items():
+        assert measured[-1][f"eval_open_loop/robot/{name}"] == pytest.approx(value, rel=1e-4), name
+    plain = run(tmp_path / "b", eval_split="[1]")
+    losses = [[e["loss"] for e in one.state.log_history if "loss" in e] for one in (trainer, plain)]
+    assert losses[0] == losses[1]
+    assert "eval_open_loop/robot" in (tmp_path / "a" / "index.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -126,6 +143,9 @@ def test_a_run_goes_on_only_with_the_same_held_out_episodes(finetune, tmp_path, 
         ({"do_eval": True}, "do_eval: there is no held-out data"),
         ({"do_train": "false"}, "do_train false: there is no held-out data"),
         ({"eval_samples": 5}, "eval_samples: there is no held-out data"),
+        ({"open_loop_steps": 2}, "open_loop_steps: there is no held-out data"),
+        ({"eval_split": 0.34, "open_loop_steps": -1}, "open_loop_steps: expected 0 (off) or more"),
+        ({"eval_split": 0.34, "do_train": "false", "open_loop_steps": 2}, "run syvla-openloop on the checkpoint"),
         ({"eval_split": 0.34, "eval_samples": -1}, "eval_samples: expected 0 (all) or more"),
         ({"eval_split": 0.34, "do_train": "false", "do_eval": "false"}, "do_train and do_eval are both false"),
         ({"eval_split": 0.34, "do_eval": "false", "eval_steps": 1}, "do_eval: false contradicts eval_strategy=steps"),

@@ -46,10 +46,7 @@ from .static_thoughts import StaticThoughts  # noqa: F401  isort: skip
 from .view_features import encode_views  # noqa: F401  isort: skip
 
 
-# Its config is narrower than the base class says.
-class SyVLAModel(  # type: ignore[misc]
-    QueryReadingMixin, ThinkingMixin, InferenceOptimizationMixin, SyVLAPreTrainedModel, GenerationMixin
-):
+class SyVLAModel(QueryReadingMixin, ThinkingMixin, InferenceOptimizationMixin, SyVLAPreTrainedModel, GenerationMixin):
     """The whole policy: VLM, Feature Query Tokens, adapter and action expert."""
 
     reentrant_checkpointing = False
@@ -160,9 +157,14 @@ class SyVLAModel(  # type: ignore[misc]
             output.action_loss = torch.zeros((), device=hidden.device)
             if len(rows):
                 states, condition_mask = self.condition_states(hidden, input_ids, attention_mask)
-                given = [select_rows(values, rows) for values in (actions, action_mask, noise, timestep)]
                 per_sample, output.query_mask = self.action_loss(
-                    states, observation.select(rows), *given, condition_mask
+                    states,
+                    observation.select(rows),
+                    actions[rows],
+                    select_rows(action_mask, rows),
+                    select_rows(noise, rows),
+                    select_rows(timestep, rows),
+                    condition_mask,
                 )
                 output.action_loss_per_sample = per_sample
                 output.action_loss = per_sample.sum() / (robot_samples or len(per_sample))

@@ -163,7 +163,7 @@ class EmbodimentNormalization:
         rows_of: dict[str, list[int]] = {}
         for row, (name, _, _) in enumerate(samples):
             rows_of.setdefault(name, []).append(row)
-        result: dict[int, tuple[dict[str, Any], np.ndarray, np.ndarray | None]] = {}
+        result: list[Any] = [None] * len(items)
         for name, rows in rows_of.items():
             entry = self.embodiments[name]
             statistics, modes, clip = entry["statistics"], entry["normalization"], entry.get("clip")
@@ -176,7 +176,7 @@ class EmbodimentNormalization:
             chunks = dict(zip(raw_chunks, np.split(steps, ends[:-1]), strict=False))
             for row, state in zip(rows, states, strict=True):
                 result[row] = entry, state, chunks.get(row)
-        return [result[row] for row in range(len(items))]
+        return result
 
     def _raw_sample(self, item: Mapping[str, Any]) -> tuple[str, np.ndarray, np.ndarray | None]:
         """Robot, state and actions of an item as they will be normalized: checked, actions relative where they are."""

@@ -237,7 +237,7 @@ class Dialect:
         for key in found:
             if not isinstance(present[key], str):
                 raise ValueError(f"{_text(key)}: expected the instruction as text, got {type(present[key]).__name__}")
-        value = present[found[0]]
+        value: str = present[found[0]]
         if len(found) > 1 and present[found[1]] != value:
             raise ValueError(f"{_text(found[1])}: the instruction came twice and differs from {name}")
         if not value.strip():

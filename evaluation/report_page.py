@@ -107,7 +107,7 @@ def loss_curve_png(history: Sequence[Mapping[str, Any]]) -> bytes | None:
 
 
 def rate_bar(label: str, rate: SuccessRate) -> str:
-    """A labelled bar with the 95% interval, in the page's style."""
+    """A labeled bar with the 95% interval, in the page's style."""
     low, high = (100 * bound for bound in rate.interval)
     share = 100 * rate.rate if rate.episodes else 0.0
     return (

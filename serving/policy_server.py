@@ -28,6 +28,7 @@ from .server.access_control import AccessControl
 from .server.act_service import ActService
 from .server.connection_guards import Guards, guarded_protocols
 from .server.http_routes import error_response, http_router
+from .server.live_routes import live_router
 from .server.settings import ServerSettings
 from .server.websocket_routes import websocket_router
 
@@ -54,6 +55,7 @@ def build_app(service: ActService, routers: Sequence[APIRouter] = ()) -> FastAPI
     app = FastAPI(title="SyVLA policy server", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     app.state.service = service
     app.include_router(http_router(service))
+    app.include_router(live_router(service))
     for router in routers:
         app.include_router(router)
     app.include_router(websocket_router(service))
@@ -100,6 +102,7 @@ class PolicyServer:
         self._rl = rl
         if rl is not None:
             rl.service, self._load = self.service, rl.first_policy
+            self.service.live.editable = False
             routers = (*routers, rl_router(rl))
         self._server = _DrainingServer(self._config(build_app(self.service, routers)), self.service)
         self._socket: socket.socket | None = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -17,6 +17,7 @@ import numpy as np
 from syvla.serving.contract.action_limits import ActionLimits, CommandLimiter, UnsafeActions
 from syvla.serving.contract.answer_delay import DelayEstimate, MeasuredDelay
 from syvla.serving.contract.chunk_seams import ChunkOverlap, SeamMode, Seams
+from syvla.serving.contract.client_report import COUNTS, MOST_STEPS, ClientReport
 
 from .silence import Silence, StepReport, Watchdog
 
@@ -74,6 +75,9 @@ class ChunkExecution(Generic[Answer]):
         self.counts: Counter[str] = Counter()
         self._own_limits = limits
         self._limiter: CommandLimiter | None = None
+        self._ran_commands: deque[tuple[np.ndarray, np.ndarray]] = deque(
+            maxlen=MOST_STEPS
+        )  # not yet told to the server
         self._limits_of: Any = None  # the metadata that the limits were read from
         self._pending: Answer | None = None
         self._abandoned: Answer | None = None  # still under way, though nobody wants it: a connection has one at a time
@@ -143,6 +147,8 @@ class ChunkExecution(Generic[Answer]):
         options: dict[str, Any] = {**extras}
         if self._ran is not None:
             options["executed_steps"] = self._ran
+        if (getattr(self.client, "metadata", None) or {}).get("client_reports"):
+            options["client_report"] = self._client_report().plain()
         if self._chunk is not None and self.seams.asks_policy and left:
             options |= {"prev_chunk": self._chunk[self._position :], "delay_steps": min(self.prefetch, left)}
             options |= self.seams.request_options
@@ -152,6 +158,19 @@ class ChunkExecution(Generic[Answer]):
         self.counts["requests"] += 1
         self._pending, self._since, self._replan, self._asked_at = answer, 0, False, self._step_time
         self._due, self._steps_waited = self.prefetch, 0
+
+    def _client_report(self) -> ClientReport:
+        """What the server may show of this robot."""
+        steps, ran = self.counts["steps"], list(self._ran_commands)
+        self._told = steps
+        return ClientReport(
+            {name: self.counts[name] for name in COUNTS},
+            steps - len(ran),
+            np.array([command for command, _ in ran], np.float32),
+            np.array([limited for _, limited in ran], bool),
+            None if self._chunk is None else self._clock() - self._chunk_time,
+            self.seam,
+        )
 
     def _drop_chunk(self) -> None:
         self._chunk = None
@@ -186,6 +205,7 @@ class ChunkExecution(Generic[Answer]):
         return entry if isinstance(entry, Mapping) else {}
 
     _embodiment: str | None = None
+    _told = 0  # commands that the last request told of
     _clock = staticmethod(time.monotonic)
 
     # ------------------------------------------------------------------ receiving
@@ -216,6 +236,8 @@ class ChunkExecution(Generic[Answer]):
         self._error, self._retry_at = why, self._clock() + self.watchdog.retry_s
 
     def _received(self, reply: dict[str, Any]) -> None:
+        while len(self._ran_commands) > self.counts["steps"] - self._told:  # the server knows these by now
+            self._ran_commands.popleft()
         chunk = np.asarray(reply["actions"])
         age = self._clock() - self._asked_at
         states_age = age + float(reply.get("query_age") or 0.0)
@@ -286,6 +308,7 @@ class ChunkExecution(Generic[Answer]):
             command, notes = self._limited(action, state)
         self._moved = True
         self.counts.update({"steps": 1, source: 1, "limited": bool(notes)})
+        self._ran_commands.append((command, np.asarray(command != action)))
         self.report = self._reported(source, reason, notes, action)
         return command
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from .client_report import ClientReport
 from .rollout_sampler import ChainStep
 
 
@@ -75,6 +76,7 @@ class ActRequest:
         observe_only: No actions are asked for; the observation is recorded.
         deadline_s: Seconds after which an answer is of no use; None: the server's own limit.
         rollout: Whether the answer is recorded as a decision of a named episode.
+        client_report: What the robot's executor tells, for `/metrics` and the live page.
         pending_queries: What the policy's `submit_observation` returned for this request.
     """
 
@@ -96,6 +98,7 @@ class ActRequest:
     observe_only: bool = False
     deadline_s: float | None = None
     rollout: bool = False
+    client_report: ClientReport | None = None
     pending_queries: PendingQueries | None = None
 
 

@@ -21,6 +21,7 @@ from fastapi.responses import JSONResponse
 
 from syvla.serving.contract.requests import RequestError
 from syvla.serving.server.http_routes import read_body
+from syvla.serving.server.page_headers import PAGE_HEADERS
 
 from .scheduler import RLScheduler
 
@@ -30,13 +31,6 @@ T = TypeVar("T")
 
 SHOWN_STEPS = 4
 """Last observations of a rollout that the page shows. Ours: they fill a row."""
-
-PAGE_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
-    "connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
-    "Cache-Control": "no-store",
-    "X-Content-Type-Options": "nosniff",
-}
 
 
 def rl_router(scheduler: RLScheduler) -> APIRouter:

@@ -11,19 +11,20 @@ from typing import Any
 from .act_service import ActService
 from .settings import is_loopback
 
-OPEN_PATHS = ("/healthz", "/readyz", "/rl")
-"""Paths that everyone may ask for: they say nothing about the model. `/rl` is a page without data that asks for the token."""
+OPEN_PATHS = ("/healthz", "/readyz", "/", "/rl")
+"""Paths that everyone may ask for: they say nothing about the model. `/` and `/rl` are pages without data that ask for the
+token."""
 
-OWN_PAGE = "/rl/"
-"""Start of the paths that the server's own page may ask for."""
+OWN_PAGES = ("/live/", "/rl/")
+"""Starts of the paths that the server's own pages may ask for."""
 
 
 class AccessControl:
     """ASGI middleware in front of every route, those of further routers included.
 
     A request with an `Origin` header comes from a web page; robots send no such header. Without this check, every page that
-    the robot's owner visits could reach a server on loopback. Only the server's own page may send requests, and only for
-    paths below `OWN_PAGE`. Without a token, that page must have been loaded from a loopback address: another host name may
+    the robot's owner visits could reach a server on loopback. Only the server's own pages may send requests, and only for
+    paths below `OWN_PAGES`. Without a token, such a page must have been loaded from a loopback address: another host name may
     have been pointed at this machine. For the same reason, a server on loopback without a token refuses every request, on every
     route, that names another host than loopback or `allowed_hosts`.
 
@@ -72,7 +73,7 @@ class AccessControl:
         host = headers.get(b"host", b"").decode("latin-1")
         own = headers[b"origin"].decode("latin-1") == f"{scope.get('scheme', 'http')}://{host}"
         safe = self._expected is not None or self._known_host(headers)
-        return scope["type"] == "http" and scope["path"].startswith(OWN_PAGE) and own and safe
+        return scope["type"] == "http" and scope["path"].startswith(OWN_PAGES) and own and safe
 
     def _known_host(self, headers: dict[bytes, bytes]) -> bool:
         named = _host(headers)

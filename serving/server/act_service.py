@@ -89,6 +89,8 @@ class ActService(PolicyService):
             held = Holding(self.memory, sum(image.nbytes for image in request.images.values()))
         # 2. admit
         with held:
+            asked = request.instruction
+            request = self.live.instructed(request)
             basis = (request.instruction, request.embodiment, policy.version)  # what a kept thought depends on
             request, session = self._admit(policy, request, connection, basis)
             if request.observe_only:
@@ -103,9 +105,14 @@ class ActService(PolicyService):
             session.answered(answer.thought, bool(request.think), basis)
             # 4. reply and record
             reply = _reply(request, answer, actions, notes, version, seconds, previous_ms)
+            if request.instruction != asked:
+                reply["instruction"] = request.instruction
             reply.setdefault("thought_age", session.thought_age)  # a VLM in the background has an age of its own
             if self.recording is not None:
                 reply |= self.recording.record(request, answer, actions, version)
+            self._show(
+                asked, request, session, answer, actions, notes, {**seconds, "total": time.monotonic() - started}
+            )
             # 5. encode
             encoding = time.monotonic()
             encoded = _encode(reply, codec)
@@ -149,6 +156,23 @@ class ActService(PolicyService):
         think, thought = session.plan_thought(request.think, basis)
         rollout = self.recording is not None and request.episode_id is not None
         return replace(request, think=think, thought=thought, rollout=rollout), session
+
+    def _show(
+        self,
+        asked: str,
+        request: ActRequest,
+        session: Session,
+        answer: ActAnswer,
+        actions: np.ndarray,
+        notes: list[str],
+        seconds: Mapping[str, float],
+    ) -> None:
+        """Metrics of the client, and the live page."""
+        report = request.client_report
+        if report is not None:
+            self.metrics.client_reported(report, session.client_counts)
+            session.client_counts = report.counts
+        self.live.answered(asked, request, answer, actions, notes, seconds)
 
     def _observe(self, request: ActRequest) -> dict[str, Any]:
         if self.recording is None:

@@ -12,8 +12,13 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from syvla.serving.contract.client_report import SOURCES, ClientReport
+
 BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 """Upper bounds in seconds: from a decoded message to a thought on a slow machine."""
+
+SEAM_BUCKETS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+"""Upper bounds in radians or metres, whatever the actions are."""
 
 PHASES = ("decode", "queue", "think", "queries", "denoise", "encode", "total")
 
@@ -22,6 +27,9 @@ COUNTERS = {
     "rejected": ("Requests and connections that were refused.", ("cause",)),
     "batches": ("Batches that the policy ran.", ()),
     "batched_requests": ("Requests in these batches.", ()),
+    "client_steps": ("Control steps, as executors report them, by where the command was from.", ("source",)),
+    "client_limited": ("Control steps whose command the client's limits changed, as executors report them.", ()),
+    "client_seams": ("Chunks that were entered while another one ran, as executors report them.", ()),
 }
 """Help and label names of every counter `syvla_<name>_total`."""
 
@@ -39,6 +47,18 @@ class Metrics:
             "syvla_phase_seconds", "Latency of a request's phases.", ["phase"], buckets=BUCKETS, registry=self._registry
         )
         self._phases = {phase: phases.labels(phase) for phase in PHASES}
+        self._chunk_age = Histogram(
+            "syvla_client_chunk_age_seconds",
+            "Age of the chunk in use when an executor asks for the next.",
+            buckets=BUCKETS,
+            registry=self._registry,
+        )
+        self._seam = Histogram(
+            "syvla_client_seam",
+            "Largest difference of two chunks' commands where one follows the other, physical units.",
+            buckets=SEAM_BUCKETS,
+            registry=self._registry,
+        )
 
     def count(self, name: str, label: str = "", value: str = "", by: float = 1) -> None:
         """Adds to one of `COUNTERS`, `syvla_<name>_total{label="value"}`; values must come from a fixed set."""
@@ -60,6 +80,26 @@ class Metrics:
         """Counts a request that got no answer."""
         self.count("requests")
         self.count("rejected", "cause", cause)
+
+    def client_reported(self, report: ClientReport, before: Mapping[str, int]) -> None:
+        """Counts what an executor did since its last report.
+
+        Args:
+            before: Its counts then; a restarted executor's begin anew.
+        """
+        new = {name: count - before.get(name, 0) for name, count in report.counts.items()}
+        if any(count < 0 for count in new.values()):
+            new = dict(report.counts)
+        for source in SOURCES:
+            if new.get(source):
+                self.count("client_steps", "source", source, new[source])
+        self.count("client_limited", by=new.get("limited", 0))
+        if new.get("seams"):
+            self.count("client_seams", by=new["seams"])
+            if report.seam is not None:
+                self._seam.observe(report.seam)
+        if report.chunk_age_s is not None:
+            self._chunk_age.observe(report.chunk_age_s)
 
     def gauge(
         self, name: str, help: str, read: Callable[[], float | Mapping[str, float]], label: str = "state"

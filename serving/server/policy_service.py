@@ -13,6 +13,7 @@ from syvla.serving.contract.robot_promises import broken_promises
 from syvla.serving.recording.by_session import Recording
 
 from .batching import BatchingWorker, Clients
+from .live_view import LiveView
 from .memory_budget import MemoryBudget
 from .metrics import Metrics
 from .served_robots import ServedRobot, describe_server, served_robots
@@ -33,6 +34,7 @@ class PolicyService:
         memory: Bytes that the requests of all clients hold.
         recording: Records answers; None: nothing is recorded.
         clients: Open websockets and requests.
+        live: What the live page shows.
         draining: Whether the server is stopping.
     """
 
@@ -43,6 +45,7 @@ class PolicyService:
         self.memory = MemoryBudget(settings.max_memory_bytes)
         self.sessions = SessionTable(settings.session_timeout_s)
         self.clients = Clients()
+        self.live = LiveView()
         self.draining = False
         self.worker = BatchingWorker(
             holder,
@@ -88,6 +91,7 @@ class PolicyService:
         self._forget(connection)
 
     def _forget(self, session: str) -> None:
+        self.live.forget(session)
         if self.holder.current is not None:
             self.holder.current.forget(session)
         if self.recording is not None:

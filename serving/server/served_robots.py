@@ -101,6 +101,7 @@ def describe_server(
         "policy_version": policy.version,
         "protocol_version": PROTOCOL_VERSION,
         "think": settings.think,
+        "client_reports": True,  # requests may carry a `ClientReport`
         "request_limits": {
             "max_message_bytes": settings.limits.max_message_bytes,
             "max_array_bytes": settings.limits.max_array_bytes,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -27,6 +28,7 @@ class Session:
         thought_age: Calls since the thought was made.
         request_id: Of the last request. A request with the same id is the last one, sent again since its answer was lost.
         sent: The last chunk that left the server, (T, D) in physical units, and its robot; None before the first one.
+        client_counts: Counts of the last `ClientReport`.
         last_seen: Monotonic time of the last request.
         named: For a connection's own session: the sessions that the connection's requests named, up to `MAX_NAMED`.
     """
@@ -38,6 +40,7 @@ class Session:
     thought_age: int = 0
     request_id: str | None = None
     sent: tuple[str, np.ndarray] | None = None
+    client_counts: Mapping[str, int] = field(default_factory=dict)
     last_seen: float = field(default_factory=time.monotonic)
     named: set[str] = field(default_factory=set)
     _before: tuple[str | None, tuple[str, ...], int] = (None, (), 0)  # the thought as the last request found it

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from syvla.serving.contract.client_report import read_client_report
 from syvla.serving.contract.requests import ActRequest, PreviousChunk
 
 from .array_bytes import shown
@@ -35,6 +36,7 @@ OPTIONS = (
     "prev_chunk",
     "delay_steps",
     "max_guidance_weight",
+    "client_report",
 )
 """Entries of a request that are the server's own. All others belong to the observation. `session` means `session_id`."""
 
@@ -128,6 +130,7 @@ def split_options(message: Any, caps: OptionCaps) -> tuple[dict[str, Any], dict[
         "executed_steps": _integer(given, "executed_steps", 0, 10**6),
         "observe_only": _flag(given, "observe_only"),
         "previous": _previous_chunk(given),
+        "client_report": read_client_report(given.get("client_report")),
     }, others
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from browser import browsers
 from rl_robot import publish
 from served_policies import CountingPolicy
 
@@ -79,3 +80,10 @@ def serve_run(run):
     yield start
     for server in servers:
         server.stop()
+
+
+@pytest.fixture
+def open_page(tmp_path_factory):
+    """Opens an address in a browser of its own: `open_page(url) -> Page`."""
+    with browsers(lambda: tmp_path_factory.mktemp("browser")) as start:
+        yield start

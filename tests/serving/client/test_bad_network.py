@@ -13,4 +13,5 @@ def test_no_step_is_blocked_no_limit_exceeded_and_every_hold_reported(seed):
     assert found["wrong"] == 0
     assert found["not_the_next_action"] == found["reported"]
     assert found["largest_change"] <= found["max_step"] + 1e-6
-    assert found["step_s"]["max"] < 1.0  # 0.04 s were allowed, and the network holds messages for up to 3 s
+    # 0.04 s were allowed; a step that waits for an answer would take two timeouts of 1 s. The machine may be late by itself.
+    assert found["step_s"]["max"] < 1.0 + 2 * found["idle_late_s"]["max"]

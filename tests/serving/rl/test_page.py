@@ -1,15 +1,9 @@
 """`/rl`: what it is served with, and a person labeling rollouts by keys in a real browser."""
 
-import json
-import os
 import re
-import shutil
-import subprocess
 import urllib.error
 import urllib.request
-from contextlib import ExitStack
 
-import pytest
 from rl_robot import Robot, states, until
 
 
@@ -59,57 +53,6 @@ def test_with_a_token_the_page_works_from_other_machines(serve_run):
 READY = "!document.getElementById('success').disabled && document.querySelectorAll('#frames img').length > 0"
 
 
-class Page:
-    """`/rl` in a browser without a window, driven by the browser's own debugging protocol."""
-
-    def __init__(self, profile, held):
-        from websockets.sync.client import connect
-
-        port = profile / "DevToolsActivePort"
-        until(lambda: port.is_file() and port.read_text().count("\n") == 1, 60)
-        listing = f"http://127.0.0.1:{port.read_text().split()[0]}/json/list"
-        with urllib.request.urlopen(listing, timeout=30) as reply:
-            (page,) = [target for target in json.load(reply) if target["type"] == "page"]
-        self.socket, self.count = held.enter_context(connect(page["webSocketDebuggerUrl"], open_timeout=30)), 0
-
-    def call(self, method, **parameters):
-        self.count += 1
-        self.socket.send(json.dumps({"id": self.count, "method": method, "params": parameters}))
-        while (reply := json.loads(self.socket.recv(timeout=30))).get("id") != self.count:
-            pass
-        return reply["result"]
-
-    def value(self, expression):
-        return self.call("Runtime.evaluate", expression=expression)["result"].get("value")
-
-    def press(self, key, when=READY):
-        until(lambda: self.value(when), 30)
-        for kind in ("keyDown", "keyUp"):
-            self.call("Input.dispatchKeyEvent", type=kind, key=key, text=key if kind == "keyDown" else "")
-
-
-@pytest.fixture
-def open_page(tmp_path_factory):
-    """Opens an address in a browser of its own: `open_page(url) -> Page`."""
-    program = shutil.which("chromium") or shutil.which("google-chrome")
-    if program is None:
-        pytest.skip("chromium or google-chrome is not installed")
-    held = ExitStack()
-
-    def start(url):
-        profile = tmp_path_factory.mktemp("browser")
-        options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0"]
-        command = [program, *options, f"--user-data-dir={profile}", url]
-        environment = {**os.environ, "HOME": str(profile)}
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
-        held.callback(process.wait)
-        held.callback(process.kill)
-        return Page(profile, held)
-
-    with held:
-        yield start
-
-
 def test_a_key_means_the_rollout_that_was_shown_however_slow_the_server_is(serve_run, open_page):
     server = serve_run()
     robot = Robot(server)
@@ -150,12 +93,12 @@ def test_a_person_labels_rollouts_with_two_keys(serve_run, open_page):
         until(lambda: given() == set(outcomes), 30)
 
     page = open_page(f"http://{server.url}/rl")
-    page.press("s")
+    page.press("s", when=READY)
     wait_for(1, None)
-    page.press("f")
+    page.press("f", when=READY)
     wait_for(1, 0)
     assert states(robot)["sealed"] == 2
     until(lambda: "No rollout waits." in page.value("document.body.textContent"), 30)
     page.press("u", when="!document.getElementById('undo').disabled")
-    page.press("s")  # of the second one again
+    page.press("s", when=READY)  # of the second one again
     wait_for(1)

@@ -141,8 +141,8 @@ def test_an_asynchronous_executor_waits_where_its_chunk_has_run_out_and_the_loop
             policy.release()
             assert await late == 7, "two steps after its observation"
 
-            await act(), await act()
-            policy.hold()
+            await act()
+            policy.hold()  # before the next request
             await act()
             assert executor._pending is not None
             assert await asyncio.to_thread(policy.running.wait, 60)

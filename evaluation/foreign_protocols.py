@@ -19,8 +19,7 @@ _GRPC = (
     "here; put a server in front of that policy that speaks openpi's protocol"
 )
 _HTTP = (
-    f"{_WANTED}, found HTTP without a websocket, as OpenVLA-OFT's server with its /act; put a server in front of that policy "
-    "that speaks openpi's protocol"
+    f"{_WANTED}, found HTTP without a websocket; for OpenVLA-OFT's server give its whole address, http://host:port/act"
 )
 
 

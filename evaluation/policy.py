@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -80,7 +81,8 @@ def load_policy(model: str, environment: RobotEnvironment, **options: Any) -> Po
     """A policy for `environment`.
 
     Args:
-        model: A name of `BASELINES`, folder or Hub id of a checkpoint, or URL of a policy server.
+        model: A name of `BASELINES`, folder or Hub id of a checkpoint, or URL of a policy server; one that ends in /act is
+            OpenVLA-OFT's.
         environment: Environment that names the embodiment and the cameras.
         **options: For a checkpoint see `SyVLAPolicy.from_pretrained`, for a server `RemotePolicy`.
 
@@ -92,6 +94,10 @@ def load_policy(model: str, environment: RobotEnvironment, **options: Any) -> Po
     if model in BASELINES:
         return BASELINES[model]()
     if "://" in model:
+        if urlsplit(model).path.rstrip("/").endswith("/act"):
+            from .act_server_policy import ActServerPolicy
+
+            return ActServerPolicy(model, environment, **options)
         try:
             from .remote_policy import RemotePolicy
         except ModuleNotFoundError as error:

@@ -42,7 +42,11 @@ def server(greeting=b"", reply=b""):
     [
         (bytes.fromhex("ff00000000000000017f03004e554c4c"), b"", "found ZeroMQ, which GR00T's"),  # RFC 23, ZMTP 3.0
         (bytes.fromhex("00000604000000000000040000ffff"), b"", "found HTTP/2, as gRPC; LeRobot's"),  # RFC 9113, 6.5
-        (b"", b"HTTP/1.1 404 Not Found\r\nserver: uvicorn\r\n\r\n", "found HTTP without a websocket, as OpenVLA-OFT's"),
+        (
+            b"",
+            b"HTTP/1.1 404 Not Found\r\nserver: uvicorn\r\n\r\n",
+            "found HTTP without a websocket; for OpenVLA-OFT's server give its whole address",
+        ),
         (b"", b"HTTP/1.1 101 Switching Protocols\r\n\r\n", None),  # a websocket that was only slow
         (b"", b"HTTP/1.1 401 Unauthorized\r\n\r\n", None),
         (b"", b"SSH-2.0-OpenSSH_9.2\r\n", None),

@@ -375,3 +375,12 @@ def test_requests_of_many_clients_get_their_own_answers(policy, dataset):
         assert server.service.metrics.value("batches") - before == 1, "it waits for all that are connected"
     for one, other in zip(alone, together, strict=True):
         np.testing.assert_allclose(other, one, atol=1e-5)
+
+
+def test_a_policy_whose_warm_up_gives_no_numbers_is_refused(tiny_model, tiny_processor):
+    policy = SyVLABackend(tiny_model, tiny_processor)
+    policy.warm_up()
+    with torch.no_grad():
+        tiny_model.adapter[0].weight[0, 0] = torch.nan
+    with pytest.raises(ValueError, match="warm up: expected finite actions .* its weights are damaged"):
+        policy.warm_up()

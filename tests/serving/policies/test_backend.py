@@ -382,5 +382,5 @@ def test_a_policy_whose_warm_up_gives_no_numbers_is_refused(tiny_model, tiny_pro
     policy.warm_up()
     with torch.no_grad():
         tiny_model.adapter[0].weight[0, 0] = torch.nan
-    with pytest.raises(ValueError, match="warm up: expected finite actions .* its weights are damaged"):
+    with pytest.raises(ValueError, match=r"warm up: expected finite actions .* its weights are damaged"):
         policy.warm_up()

@@ -1,17 +1,18 @@
 """What fewer flow steps cost in accuracy: `python -m benchmarks.flow_steps --checkpoint outputs/demo/checkpoint`.
 
 The checkpoint is one of a trained policy, such as that of `make demo`, which also drives the simulator to the observations
-that are compared. For each number of Euler steps N: the difference between its action chunks and those of 50 steps, on the
-same observations, query states and noise, in standard deviations of the recorded actions. Two draws of the noise at 50
-steps are the yardstick: an error far below theirs is lost in what the policy leaves to chance anyway. With `--episodes`
-also the success rate in closed loop.
+that are compared. For each solver, time grid and number of evaluations: the difference between its action chunks and those
+of 500 uniform Euler steps, on the same observations, query states and noise, in standard deviations of the recorded
+actions. Two draws of the noise are the yardstick: an error far below theirs is lost in what the policy leaves to chance
+anyway. With `--episodes` also the success rate in closed loop. Writes a figure beside the JSON.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,9 @@ from syvla.evaluation.closed_loop import evaluate_closed_loop, evaluation_seeds
 from syvla.evaluation.environments import make_environment
 from syvla.evaluation.policy import load_policy
 
-REFERENCE_STEPS = 50
+REFERENCE_STEPS = 500
+SOLVERS = ("euler:1", "euler:2", "euler:2.5", "ab2:1", "ab2:2", "ab2:2.5")
+"""`flow_solver:flow_grid_power` of a configuration."""
 
 
 def visited(policy: Any, environment: Any, episodes: int) -> tuple[list[dict[str, Any]], list[str]]:
@@ -43,18 +46,56 @@ def visited(policy: Any, environment: Any, episodes: int) -> tuple[list[dict[str
     return observations, instructions
 
 
-def chunks(policy: Any, inputs: Any, intention: Any, num_steps: int, first_seed: int = 0) -> np.ndarray:
+def chunks(
+    policy: Any, inputs: Any, intention: Any, num_steps: int, solver: str = "euler:1", first_seed: int = 0
+) -> np.ndarray:
     """(B, T, D), in standard deviations of the recorded actions."""
+    set_solver(policy, solver)
     seeds = range(first_seed, first_seed + len(inputs.states))
     actions = policy.denoise(inputs, intention, seeds=seeds, num_steps=num_steps)
     deviation = policy.processor.embodiments[policy.embodiment]["statistics"]["action"]["std"]
     return actions / np.maximum(np.asarray(deviation), 1e-6)
 
 
+def set_solver(policy: Any, solver: str) -> None:
+    """Gives a policy the solver and the grid of a text such as "ab2:2.5"."""
+    config = policy.model.config
+    config.flow_solver, power = solver.split(":")
+    config.flow_grid_power = float(power)
+
+
 def distance(actions: np.ndarray, reference: np.ndarray) -> dict[str, float]:
-    """Root mean square over all, and the largest difference."""
-    error = actions - reference
-    return {"rms": float(np.sqrt(np.square(error).mean())), "max": float(np.abs(error).max())}
+    """Root mean square over all, 99th percentile, and the largest difference."""
+    error = np.abs(actions - reference)
+    return {
+        "rms": float(np.sqrt(np.square(error).mean())),
+        "p99": float(np.quantile(error, 0.99)),
+        "max": float(error.max()),
+    }
+
+
+def draw(path: Path, errors: Mapping[str, Mapping[str, Mapping[str, float]]], chance: float) -> None:
+    """Error against evaluations, a line for each solver and grid."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(6.4, 4.2))
+    for solver, by_steps in errors.items():
+        method, power = solver.split(":")
+        steps = [int(n) for n in by_steps]
+        style = "-" if method == "euler" else "--"
+        axis.plot(
+            steps, [by_steps[str(n)]["rms"] for n in steps], style, marker="o", label=f"{method}, grid power {power}"
+        )
+    axis.axhline(chance, color="gray", linewidth=1, linestyle=":", label="another draw of the noise")
+    axis.set(xlabel="evaluations of the flow", ylabel="rms error (standard deviations of the actions)", yscale="log")
+    axis.legend(fontsize=8)
+    axis.grid(alpha=0.3, which="both")
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -62,7 +103,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--checkpoint", required=True, help="folder of a trained policy")
     parser.add_argument("--env", default="tabletop")
     parser.add_argument("--task", default="lift")
-    parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4, 5, 10, 20], help="flow steps to compare")
+    parser.add_argument(
+        "--steps", type=int, nargs="+", default=[1, 2, 3, 4, 5, 6, 8, 10, 20], help="evaluations to compare"
+    )
+    parser.add_argument("--solvers", nargs="+", default=list(SOLVERS), metavar="METHOD:POWER", help="solvers and grids")
     parser.add_argument("--observe", type=int, default=5, help="episodes whose observations are compared")
     parser.add_argument("--episodes", type=int, default=0, help="episodes per number of steps in closed loop")
     parser.add_argument("--device")
@@ -74,17 +118,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     inputs = policy.inputs(images, states, instructions)
     intention = policy.intention(inputs)
     reference = chunks(policy, inputs, intention, REFERENCE_STEPS)
-    chance = distance(chunks(policy, inputs, intention, REFERENCE_STEPS, 10_000), reference)
-    errors = {n: distance(chunks(policy, inputs, intention, n), reference) for n in options.steps}
-    success = {n: _success(options, n) for n in options.steps} if options.episodes else {}
-    header = ["flow steps", "rms error", "of chance", "largest", *(["success"] if success else [])]
-    rows: list[list[Any]] = [
-        [n, e["rms"], e["rms"] / chance["rms"], e["max"], *([success[n]] if success else [])] for n, e in errors.items()
-    ]
+    chance = distance(chunks(policy, inputs, intention, REFERENCE_STEPS, first_seed=10_000), reference)
+    errors: dict[str, dict[str, dict[str, float]]] = {}
+    success: dict[str, dict[str, float]] = {}
+    rows: list[list[Any]] = []
+    for solver in options.solvers:
+        errors[solver], success[solver] = {}, {}
+        for n in options.steps:
+            error = errors[solver][str(n)] = distance(chunks(policy, inputs, intention, n, solver), reference)
+            if options.episodes:
+                success[solver][str(n)] = _success(options, n, solver)
+            rate = [success[solver][str(n)]] if options.episodes else []
+            rows.append([solver, n, *error.values(), error["rms"] / chance["rms"], *rate])
     print(
         f"{len(observations)} observations of {options.observe} episodes; errors in standard deviations of the actions"
     )
-    print_table(header, rows)
+    header = ["solver:power", "evaluations", "rms error", "99%", "largest", "of chance"]
+    print_table([*header, *(["success"] if options.episodes else [])], rows)
     print(f"two draws of the noise at {REFERENCE_STEPS} steps: rms {chance['rms']:.3f}, largest {chance['max']:.3f}")
     result = {
         "checkpoint": options.checkpoint,
@@ -92,21 +142,25 @@ def main(argv: Sequence[str] | None = None) -> None:
         "reference_steps": REFERENCE_STEPS,
         "rms_between_noise_draws": chance["rms"],
         "max_between_noise_draws": chance["max"],
-        "errors": {str(n): error for n, error in errors.items()},
+        "errors": errors,
         "closed_loop_episodes": options.episodes,
-        "closed_loop_success": {str(n): rate for n, rate in success.items()},
+        "closed_loop_success": success,
     }
     device = str(policy.model.device.type)
-    print(write_section("flow_steps", device_name(device), result, describe_device(device)))
+    path = write_section("flow_steps", device_name(device), result, describe_device(device))
+    draw(path.with_suffix(".png"), errors, chance["rms"])
+    print(path)
 
 
-def _success(options: argparse.Namespace, num_steps: int) -> float:
+def _success(options: argparse.Namespace, num_steps: int, solver: str) -> float:
+    with closing(make_environment(options.env, options.task)) as environment:
+        policy = load_policy(options.checkpoint, environment, device=options.device, num_steps=num_steps)
+    set_solver(policy, solver)
     result = evaluate_closed_loop(
-        options.checkpoint,
+        policy,
         options.env,
         options.task,
         episodes=options.episodes,
-        policy_options={"num_steps": num_steps, "device": options.device},
     )
     return result.total.rate
 

@@ -6,12 +6,13 @@ The defaults are the paper's (section 3.1, appendix A). Where the paper is silen
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
+from .embodiment_fields import USABLE_NAME, EmbodimentsMixin
+from .flow_solver import FlowSolver, check_solver
 from .own_fields import OwnModelTypeMixin
 
 VIEWS = ("center", "left_wrist", "right_wrist")
@@ -30,9 +31,6 @@ CHUNK_ENDS = ("noise", "masked", "hold", "hold_untrained")
 - "hold": the last action, trained, as openpi and LeRobot do. Inference sees what training saw.
 - "hold_untrained": the last action, not trained.
 """
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-_RESERVED_NAMES = frozenset(("keys", "values", "items", "pop", "update", "clear", "type", "half", "float", "double"))
 
 # Qwen2.5-VL-3B-Instruct, as published in its config.json.
 _QWEN2_5_VL_3B: dict[str, Any] = {
@@ -83,7 +81,7 @@ def checked_views(views: Any) -> list[str]:
         ValueError: There is none, one is no usable name, or one comes twice.
     """
     names = list(views) if isinstance(views, (list, tuple)) else []
-    if not names or not all(isinstance(name, str) and _NAME.fullmatch(name) for name in names):
+    if not names or not all(isinstance(name, str) and USABLE_NAME.fullmatch(name) for name in names):
         raise ValueError(f"views: expected at least one name of letters, digits, '_' and '-', got {views!r}")
     if len(set(names)) < len(names):
         raise ValueError(f"views: a name comes twice in {names}; give each view a name of its own")
@@ -149,55 +147,6 @@ class SyVLAExpertConfig(OwnModelTypeMixin, PreTrainedConfig):
         return int(-(-width // self.ff_multiple_of) * self.ff_multiple_of)
 
 
-class EmbodimentsMixin:
-    """The robots of a config: name -> `{"id", "state_dim", "action_dim"}`."""
-
-    embodiments: dict[str, dict[str, int]]
-
-    def _set_embodiments(self, embodiments: dict[str, dict[str, int]] | None) -> None:
-        self.embodiments = {}
-        for name, dims in sorted((embodiments or {}).items(), key=lambda item: item[1].get("id", float("inf"))):
-            self._register(name, **dims)
-
-    def _register(self, name: str, state_dim: int, action_dim: int, id: int | None = None) -> None:
-        if not _NAME.fullmatch(name) or name in _RESERVED_NAMES:
-            raise ValueError(
-                f"embodiments: {name!r} is not a usable name; use letters, digits, '_' and '-' (it becomes part of the "
-                "parameter names), for example 'cobot_magic'"
-            )
-        if state_dim < 1 or action_dim < 1:
-            raise ValueError(f"embodiments.{name}: expected positive dimensions, got {state_dim=} {action_dim=}")
-        used = {dims["id"] for dims in self.embodiments.values()}
-        new_id = max(used, default=-1) + 1 if id is None else id
-        if new_id in used:
-            raise ValueError(f"embodiments.{name}: id {new_id} is taken; ids must be unique")
-        self.embodiments[name] = {"id": new_id, "state_dim": state_dim, "action_dim": action_dim}
-
-    def add_embodiment(self, name: str, state_dim: int, action_dim: int) -> None:
-        """Register a further embodiment; ids of the existing ones stay.
-
-        Raises:
-            ValueError: If the name is unusable or already taken with other dimensions.
-        """
-        known = self.embodiments.get(name)
-        if known is not None:
-            if (known["state_dim"], known["action_dim"]) != (state_dim, action_dim):
-                raise ValueError(
-                    f"embodiments.{name}: already registered with state_dim={known['state_dim']}, "
-                    f"action_dim={known['action_dim']}; got {state_dim=}, {action_dim=}. Choose another name."
-                )
-            return
-        self._register(name, state_dim, action_dim)
-
-    @property
-    def max_state_dim(self) -> int:
-        return max((e["state_dim"] for e in self.embodiments.values()), default=1)
-
-    @property
-    def max_action_dim(self) -> int:
-        return max((e["action_dim"] for e in self.embodiments.values()), default=1)
-
-
 class SyVLAConfig(EmbodimentsMixin, OwnModelTypeMixin, PreTrainedConfig):
     """Configuration of [`SyVLAModel`].
 
@@ -215,7 +164,9 @@ class SyVLAConfig(EmbodimentsMixin, OwnModelTypeMixin, PreTrainedConfig):
         query_token_id: Id of the placeholder token that marks a Feature Query Token in `input_ids`. 151665 is the first
             unused row of Qwen2.5-VL-3B's embedding matrix.
         chunk_size: Actions predicted at once (paper: 50).
-        num_inference_steps: Euler steps of the sampler (ours: 10, as pi0).
+        num_inference_steps: Evaluations of the flow at inference (ours: 10, as pi0).
+        flow_solver, flow_grid_power: How they become steps: "euler" on a uniform grid (1) as pi0, or "ab2", and a grid that is
+            finer near the action; see `flow_solver.FlowSolver`. Both may be changed without training.
         time_beta_alpha, time_beta_beta, time_max: Training times are `t = time_max * (1 - Beta(alpha, beta))`, t = 0
             being noise and t = 1 the action (ours: pi0's distribution written in this direction).
         time_min_period, time_max_period: Periods of the sinusoidal timestep embedding.
@@ -256,6 +207,8 @@ class SyVLAConfig(EmbodimentsMixin, OwnModelTypeMixin, PreTrainedConfig):
         query_token_id: int = 151665,
         chunk_size: int = 50,
         num_inference_steps: int = 10,
+        flow_solver: str = "euler",
+        flow_grid_power: float = 1.0,
         time_beta_alpha: float = 1.5,
         time_beta_beta: float = 1.0,
         time_max: float = 0.999,
@@ -291,6 +244,8 @@ class SyVLAConfig(EmbodimentsMixin, OwnModelTypeMixin, PreTrainedConfig):
         self.query_token_id = query_token_id
         self.chunk_size = chunk_size
         self.num_inference_steps = num_inference_steps
+        self.flow_solver = flow_solver
+        self.flow_grid_power = flow_grid_power
         self.time_beta_alpha = time_beta_alpha
         self.time_beta_beta = time_beta_beta
         self.time_max = time_max
@@ -458,6 +413,9 @@ def require_consistent_design(config: Any) -> None:
     _require_choice("conditioning", config.conditioning, CONDITIONINGS)
     _require_choice("action_head", config.action_head, ACTION_HEADS)
     _require_choice("chunk_end", config.chunk_end, CHUNK_ENDS)
+    check_solver(config.flow_solver, config.flow_grid_power)
+    if config.action_head == "l1_regression" and not FlowSolver.of(config).uniform_euler:
+        raise ValueError("flow_solver: has no effect with action_head='l1_regression', which has no flow; leave it out")
     if config.action_head == "l1_regression" and config.chunk_end in ("masked", "hold_untrained"):
         raise ValueError(
             f"chunk_end: {config.chunk_end!r} has no effect with action_head='l1_regression', whose steps do not attend to "

@@ -10,12 +10,12 @@ from .configuration_syvla import (
     SIGLIP_BASE,
     TINY_VISION,
     VIEWS,
-    EmbodimentsMixin,
     SyVLAExpertConfig,
     checked_views,
     known_format_version,
     sub_config,
 )
+from .embodiment_fields import EmbodimentsMixin
 from .own_fields import OwnModelTypeMixin
 
 

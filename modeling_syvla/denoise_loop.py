@@ -17,12 +17,13 @@ import torch
 import torch.nn.functional as F
 
 from .action_expert import ActionExpert, ExpertContext
-from .flow_matching import euler_step
+from .flow_matching import continued
+from .flow_solver import FlowSolver
 
 logger = logging.getLogger(__name__)
 
 Continuation = tuple[torch.Tensor, torch.Tensor]
-"""Actions to continue (B, T, D) and weights (B, T, 1); see `flow_matching.euler_sample`."""
+"""Actions to continue (B, T, D) and weights (B, T, 1); see `flow_matching.continued`."""
 
 
 def velocity_of(expert: ActionExpert, x: torch.Tensor, time: torch.Tensor, context: ExpertContext) -> torch.Tensor:
@@ -35,33 +36,31 @@ def denoise(
     noise: torch.Tensor,
     times: torch.Tensor,
     context: ExpertContext,
+    solver: FlowSolver,
     continuation: Continuation | None = None,
     velocity_fn: Callable[..., torch.Tensor] = velocity_of,
 ) -> torch.Tensor:
-    """Euler steps from noise to actions, (B, T, D).
+    """From noise to actions, (B, T, D).
 
     Args:
         noise: float32 (B, T, D).
         times: Timestep tokens, one per step, (steps, D); see `step_times`.
         context: From `fixed_context`.
+        solver: As for `times`.
         velocity_fn: `velocity_of`, or it compiled.
     """
     context = context.with_buffers(1 + noise.shape[1])
-    x, num_steps = noise, len(times)
-    for step in range(num_steps):
-        x = euler_step(x, velocity_fn(expert, x, times[step : step + 1], context), step, num_steps, continuation)
+    x, previous = noise, None
+    for step in range(solver.num_steps):
+        velocity = velocity_fn(expert, x, times[step : step + 1], context).to(x.dtype)
+        velocity = continued(velocity, x, solver.times[step], continuation)
+        x, previous = solver.advance(x, velocity, step, previous), velocity
     return x
 
 
-def step_times(expert: ActionExpert, num_steps: int, device: torch.device) -> torch.Tensor:
-    """Timestep tokens of all steps, (num_steps, D).
-
-    Raises:
-        ValueError: For less than one step.
-    """
-    if num_steps < 1:
-        raise ValueError(f"num_steps: expected at least 1 flow step, got {num_steps}")
-    return expert.encode_times(torch.arange(num_steps, device=device, dtype=torch.float32) / num_steps)
+def step_times(expert: ActionExpert, solver: FlowSolver, device: torch.device) -> torch.Tensor:
+    """Timestep tokens of all steps, (num_steps, D)."""
+    return expert.encode_times(torch.tensor(solver.times[:-1], device=device, dtype=torch.float32))
 
 
 def fixed_context(
@@ -109,6 +108,7 @@ class CompiledDenoising:
         noise: torch.Tensor,
         times: torch.Tensor,
         context: ExpertContext,
+        solver: FlowSolver,
         continuation: Continuation | None = None,
     ) -> torch.Tensor:
         """As `denoise`, but `context` as the expert made it.
@@ -121,9 +121,10 @@ class CompiledDenoising:
         drop_stale_fusions(expert)
         if whole and continuation is None:  # the same graph, with or without
             continuation = (torch.zeros_like(noise), torch.zeros_like(noise[..., :1]))
-        work = (expert, noise, times, fixed, continuation)
+        work = (expert, noise, times, fixed, solver, continuation)
         shape = _shape(noise, times, fixed, whole)
         key = (*shape.values(), noise.device, fixed.route[0][0] if fixed.route else None, fixed.condition_mask is None)
+        key += (solver,) if whole else ()  # the steps' lengths are constants of the graph
         if key in self._compiled:
             return _run(self._compiled[key], whole, work)
         reason = self._refusal(shape, fixed)
@@ -172,8 +173,7 @@ class CompiledDenoising:
 
 def _run(compiled: Callable[..., torch.Tensor], whole: bool, work: tuple[Any, ...]) -> torch.Tensor:
     if not whole:
-        expert, noise, times, context, continuation = work
-        return denoise(expert, noise, times, context, continuation, compiled)
+        return denoise(*work, compiled)
     torch.compiler.cudagraph_mark_step_begin()
     return compiled(*work).clone()  # a CUDA graph writes its next result to the same place
 

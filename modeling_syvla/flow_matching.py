@@ -1,4 +1,4 @@
-"""Flow matching for action chunks: path, time sampling, masked loss and Euler sampler (paper, section 3.1).
+"""Flow matching for action chunks: path, time sampling, masked loss and sampler (paper, section 3.1).
 
 Straight path from noise to action: `x_t = (1 - t) * noise + t * action` with velocity `action - noise`, so t = 0 is noise
 and t = 1 the action. All functions are pure; shapes are (B, T, D) = batch, chunk steps, action dimensions.
@@ -10,6 +10,8 @@ import math
 from collections.abc import Callable
 
 import torch
+
+from .flow_solver import FlowSolver
 
 
 def interpolate(noise: torch.Tensor, actions: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
@@ -67,48 +69,54 @@ def flow_matching_loss(
     return error.square().sum(dim=(1, 2)) / count
 
 
+def integrate(
+    velocity_fn: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    noise: torch.Tensor,
+    solver: FlowSolver,
+    continuation: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """Follow the flow from noise (t = 0) to actions (t = 1).
+
+    Args:
+        velocity_fn: Maps (x (B, T, D), t (B,)) to the velocity (B, T, D).
+        noise: (B, T, D).
+        solver: Evaluations and steps.
+        continuation: Actions to continue (B, T, D) and weights in [0, 1], (B, T, 1); see `continued`.
+    """
+    x, previous = noise, None
+    for step in range(solver.num_steps):
+        time = solver.times[step]
+        t = torch.full((noise.shape[0],), time, device=noise.device, dtype=torch.float32)
+        velocity = continued(velocity_fn(x, t).to(x.dtype), x, time, continuation)
+        x, previous = solver.advance(x, velocity, step, previous), velocity
+    return x
+
+
 def euler_sample(
     velocity_fn: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     noise: torch.Tensor,
     num_steps: int,
     continuation: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> torch.Tensor:
-    """Integrate the flow from noise (t = 0) to actions (t = 1) in `num_steps` equal Euler steps.
-
-    With a continuation (y, w) each velocity v becomes `(1 - w) v + w (y - x) / (1 - t)`: the flow's own velocity blended
-    with the one that leads straight to y. Where w = 1 the result is y, whatever the flow says; where 0 < w < 1 every step
-    pulls the predicted end point `x + (1 - t) v` towards y by the share w, and the rest of the chunk, which attends to
-    these steps, follows. This is the guidance of real-time chunking (Black et al. 2025, arXiv 2506.07339) with the
-    identity for the Jacobian of the predicted end point, so that it needs no gradient; `guided_flow` is the published one.
-
-    Args:
-        velocity_fn: Maps (x (B, T, D), t (B,)) to the velocity (B, T, D).
-        noise: (B, T, D).
-        num_steps: Number of velocity evaluations, at least 1.
-        continuation: Actions to continue (B, T, D) and weights in [0, 1], (B, T, 1); see `continuation_weights`.
-    """
-    if num_steps < 1:
-        raise ValueError(f"num_steps: expected at least 1 flow step, got {num_steps}")
-    x = noise
-    for step in range(num_steps):
-        t = torch.full((noise.shape[0],), step / num_steps, device=noise.device, dtype=torch.float32)
-        x = euler_step(x, velocity_fn(x, t), step, num_steps, continuation)
-    return x
+    """`integrate` in `num_steps` equal Euler steps."""
+    return integrate(velocity_fn, noise, FlowSolver(num_steps), continuation)
 
 
-def euler_step(
-    x: torch.Tensor,
-    velocity: torch.Tensor,
-    step: int,
-    num_steps: int,
-    continuation: tuple[torch.Tensor, torch.Tensor] | None = None,
+def continued(
+    velocity: torch.Tensor, x: torch.Tensor, time: float, continuation: tuple[torch.Tensor, torch.Tensor] | None
 ) -> torch.Tensor:
-    """Step number `step` of `num_steps`, see `euler_sample`: from t = step / num_steps on. (B, T, D)"""
-    velocity = velocity.to(x.dtype)
-    if continuation is not None:
-        target, weights = continuation
-        velocity = (1 - weights) * velocity + weights * (target - x) * (num_steps / (num_steps - step))
-    return x + velocity / num_steps
+    """The velocity at (x, time) with a continuation (y, w): `(1 - w) v + w (y - x) / (1 - t)`. (B, T, D)
+
+    It blends the flow's own velocity with the one that leads straight to y. Where w = 1 the flow ends at y, whatever the
+    model says; where 0 < w < 1 every step pulls the predicted end point `x + (1 - t) v` towards y by the share w, and the
+    rest of the chunk, which attends to these steps, follows. This is the guidance of real-time chunking (Black et al. 2025,
+    arXiv 2506.07339) with the identity for the Jacobian of the predicted end point, so that it needs no gradient;
+    `guided_flow` is the published one.
+    """
+    if continuation is None:
+        return velocity
+    target, weights = continuation
+    return (1 - weights) * velocity + weights * (target - x) / (1 - time)
 
 
 def continuation_weights(delay: int, overlap: int, num_steps: int) -> torch.Tensor:

@@ -20,6 +20,7 @@ from .configuration_syvla import SyVLAConfig, require_consistent_design
 from .denoise_loop import denoise, fixed_context, step_times
 from .expert_inputs import ActionTarget, ExpertObservation, action_target, own_action_dims, select_rows
 from .flow_matching import flow_matching_loss, interpolate
+from .flow_solver import FlowSolver
 from .forward_arguments import FOUND_OUT_HERE, require_kept, require_read, wanted_states
 from .guided_flow import check_guidance, guided_sample
 from .inference_optimization import InferenceOptimizationMixin
@@ -36,6 +37,7 @@ from .wrapped_vlm import ConditionalGenerationMixin
 
 # Not used here, but by the files above: transformers 5.4 fetches only those files of a checkpoint that its entry file
 # imports itself, not what they import in turn. `test_remote_code` says which line is missing or too many.
+from .embodiment_fields import EmbodimentsMixin  # noqa: F401  isort: skip
 from .embodiment_mlps import apply_per_embodiment  # noqa: F401  isort: skip
 from .fused_projections import FusedProjections  # noqa: F401  isort: skip
 from .onednn_linear import use_onednn  # noqa: F401  isort: skip
@@ -269,12 +271,12 @@ class SyVLAModel(QueryReadingMixin, ThinkingMixin, InferenceOptimizationMixin, S
             think: Generate a chain of thought and append the queries to its key/value cache.
             max_new_tokens: Limit of the thought; a thought that is cut gets the end token it was trained with.
             think_budget: Limit of the thought in seconds of wall time, checked after every token.
-            num_steps: Euler steps; None: `config.num_inference_steps`.
+            num_steps: Evaluations of the flow; None: `config.num_inference_steps`. See `flow_solver.FlowSolver`.
             noise: Initial noise (B, chunk_size, D_action_max), else drawn from `generator`; regression needs none.
             query_states: Skip the VLM and act on these states, (B, N, D_vlm) (asynchronous use, section 3.1).
             condition_mask: That of the output which gave these states; None where all are real.
             continuation: Normalized actions (B, chunk_size, D_action_max) that the chunk shall continue, and how strongly
-                at each step (B, chunk_size); see `flow_matching.euler_sample`.
+                at each step (B, chunk_size); see `flow_matching.continued`.
             max_guidance_weight: Continue by the guidance of `guided_flow.guided_sample`, clipped at this number, which
                 takes a backward pass through the expert at each flow step; None: the form without gradients.
             tokenizer: Turns thoughts into text; None: `self.tokenizer`, else the one saved with the checkpoint.
@@ -345,16 +347,17 @@ class SyVLAModel(QueryReadingMixin, ThinkingMixin, InferenceOptimizationMixin, S
                 f"noise: expected shape {shape} (batch, chunk_size, max_action_dim), got {tuple(noise.shape)}"
             )
         context = self.encode_expert_context(query_states, observation, condition_mask)
-        steps = self.config.num_inference_steps if num_steps is None else num_steps
-        times = step_times(self.expert, steps, noise.device)
+        solver = FlowSolver.of(self.config, num_steps)
         if continuation is not None and max_guidance_weight is not None:
             flow = partial(self.expert.predict_velocity, context=context)
-            actions = guided_sample(flow, noise.float(), steps, continuation, max_guidance_weight)
+            actions = guided_sample(flow, noise.float(), solver, continuation, max_guidance_weight)
         elif self.compiled_denoising is None:
+            times = step_times(self.expert, solver, noise.device)
             context = fixed_context(self.expert, context, shape[1])
-            actions = denoise(self.expert, noise.float(), times, context, continuation)
+            actions = denoise(self.expert, noise.float(), times, context, solver, continuation)
         else:
-            actions = self.compiled_denoising(self.expert, noise.float(), times, context, continuation)
+            times = step_times(self.expert, solver, noise.device)
+            actions = self.compiled_denoising(self.expert, noise.float(), times, context, solver, continuation)
         return torch.where(own_action_dims(self.config, actions, observation.embodiment_ids), actions, 0.0)
 
     def encode_expert_context(

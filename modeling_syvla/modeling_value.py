@@ -27,7 +27,9 @@ from .view_features import all_rows, encode_views, feature_width, make_vision_to
 
 # Not used here, but by the files above: transformers 5.4 fetches only those files of a checkpoint that its entry file
 # imports itself, not what they import in turn. `test_remote_code` says which line is missing or too many.
+from .embodiment_fields import EmbodimentsMixin  # noqa: F401  isort: skip
 from .flow_matching import interpolate  # noqa: F401  isort: skip
+from .flow_solver import FlowSolver  # noqa: F401  isort: skip
 from .fused_projections import FusedProjections  # noqa: F401  isort: skip
 from .onednn_linear import use_onednn  # noqa: F401  isort: skip
 from .own_fields import OwnModelTypeMixin  # noqa: F401  isort: skip

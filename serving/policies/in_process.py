@@ -166,6 +166,7 @@ class SyVLAPolicy:
             "think": self.think,
             "max_new_tokens": self.max_new_tokens,
             "num_steps": self.num_steps or self.model.config.num_inference_steps,
+            "flow_solver": f"{self.model.config.flow_solver}, grid power {self.model.config.flow_grid_power:g}",
         }
 
     @torch.no_grad()

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from syvla.modeling_syvla.flow_sde import sample_with_sde_step
+from syvla.modeling_syvla.flow_solver import require_uniform_euler
 from syvla.serving.contract.rollout_sampler import ChainStep, RolloutSampler
 
 from .in_process import ModelInputs, SyVLAPolicy
@@ -26,11 +27,12 @@ def sample_rollout(
         (chunks (B, T, D_action) in physical units, the stochastic step of each).
 
     Raises:
-        ValueError: If the action head is no flow.
+        ValueError: If the action head is no flow, or its steps are not equal Euler steps.
     """
     model, shape = policy.model, policy.chunk_shape
     if model.config.action_head != "flow_matching":
         raise ValueError(f"{sampler.method}: expected a policy that samples a flow, got {model.config.action_head!r}")
+    require_uniform_euler(model.config, sampler.method)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
     kick = torch.stack([torch.randn(shape, generator=generator) for generator in generators])

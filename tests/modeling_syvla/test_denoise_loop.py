@@ -10,7 +10,8 @@ import torch
 
 from syvla.modeling_syvla.denoise_loop import CompiledDenoising, denoise, fixed_context, step_times
 from syvla.modeling_syvla.expert_inputs import ExpertObservation
-from syvla.modeling_syvla.flow_matching import euler_sample
+from syvla.modeling_syvla.flow_matching import integrate
+from syvla.modeling_syvla.flow_solver import FlowSolver
 
 needs_compiler = pytest.mark.skipif(
     not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile on the CPU needs a C++ compiler"
@@ -46,9 +47,8 @@ def warnings_of(caplog) -> list[str]:
 def step_by_step(model, given, num_steps: int, continuation=None) -> torch.Tensor:
     """The definition: `predict_velocity` from the same context at every step."""
     context = model.encode_expert_context(given["query_states"], given["observation"])
-    actions = euler_sample(
-        lambda x, t: model.expert.predict_velocity(x, t, context), given["noise"], num_steps, continuation
-    )
+    solver = FlowSolver.of(model.config, num_steps)
+    actions = integrate(lambda x, t: model.expert.predict_velocity(x, t, context), given["noise"], solver, continuation)
     width = torch.tensor([[14, 2][i] for i in given["observation"].embodiment_ids.tolist()])
     return torch.where(torch.arange(WIDTH) < width[:, None, None], actions, 0.0)
 
@@ -68,7 +68,9 @@ def test_loop_equals_one_call_per_step(make_model, robots, missing, scope):
         torch.testing.assert_close(model.sample_actions(**given, num_steps=4), expected, atol=1e-5, rtol=0)
 
 
-def test_loop_continues_a_chunk(tiny_model):
+@pytest.mark.parametrize("solver", [{}, {"flow_solver": "ab2", "flow_grid_power": 2.5}])
+def test_loop_continues_a_chunk(make_model, solver):
+    tiny_model = make_model(**solver)
     given = observation(tiny_model, 2)
     continuation = (torch.randn(2, 8, WIDTH), torch.rand(2, 8))
     expected = step_by_step(tiny_model, given, 3, (continuation[0], continuation[1][..., None]))
@@ -84,7 +86,8 @@ def test_steps_write_into_one_buffer_and_leave_the_prefix_alone(tiny_model, monk
         kept = [(k.clone(), v.clone()) for k, v in context.prefix]
         original = expert.velocity_at
         monkeypatch.setattr(expert, "velocity_at", lambda x, t, c: seen.append(c) or original(x, t, c))
-        denoise(expert, given["noise"], step_times(expert, 3, torch.device("cpu")), fixed_context(expert, context, 8))
+        times = step_times(expert, FlowSolver(3), torch.device("cpu"))
+        denoise(expert, given["noise"], times, fixed_context(expert, context, 8), FlowSolver(3))
     addresses = {tuple(part.data_ptr() for layer in c.buffers for part in layer) for c in seen}
     assert len(seen) == 3
     assert len(addresses) == 1, "every step sees the same memory"
@@ -102,7 +105,7 @@ def test_steps_write_into_one_buffer_and_leave_the_prefix_alone(tiny_model, monk
 @pytest.mark.slow
 @pytest.mark.parametrize("whole_loop", [False, True])
 def test_compiled_loop_equals_eager_and_other_shapes_run_as_they_are(make_model, caplog, whole_loop):
-    model = make_model(expert={"num_hidden_layers": 1})
+    model = make_model(expert={"num_hidden_layers": 1}, flow_solver="ab2", flow_grid_power=2.0)
     given, pair = observation(model, 1), observation(model, 2)
     expected, expected_pair = (step_by_step(model, x, 2) for x in (given, pair))
     model.optimize_for_inference(compile=True, whole_loop=whole_loop)

@@ -6,6 +6,7 @@ import torch
 
 from syvla.modeling_syvla.expert_inputs import ExpertObservation
 from syvla.modeling_syvla.flow_matching import continuation_weights, euler_sample
+from syvla.modeling_syvla.flow_solver import FlowSolver
 from syvla.modeling_syvla.guided_flow import guided_sample
 
 BETA = 5.0
@@ -57,7 +58,7 @@ def test_guidance_is_that_of_the_paper(steps, beta):
 
     shaped = [torch.tensor(part).reshape(1, horizon, width) for part in (noise, target, weights)]
     with torch.inference_mode(False), torch.no_grad():
-        got = guided_sample(velocity, shaped[0], steps, (shaped[1], shaped[2]), beta)
+        got = guided_sample(velocity, shaped[0], FlowSolver(steps), (shaped[1], shaped[2]), beta)
     np.testing.assert_allclose(got.reshape(-1), expected, rtol=1e-6)
 
 
@@ -70,7 +71,7 @@ def test_free_steps_follow_where_the_identity_form_leaves_them():
         return x.flip(1)
 
     plain = euler_sample(velocity, noise, 1, (target, weights))
-    guided = guided_sample(velocity, noise, 1, (target, weights), 1.0)
+    guided = guided_sample(velocity, noise, FlowSolver(1), (target, weights), 1.0)
     assert plain.flatten().tolist() == [1.0, 0.0]
     assert guided.flatten().tolist() == [1.0, 1.0]  # J = [[1, 1], [1, 1]]
 

@@ -14,6 +14,7 @@ import torch
 from syvla.modeling_syvla.expert_inputs import full_width
 from syvla.modeling_syvla.flow_matching import interpolate, sample_timesteps, target_velocity
 from syvla.modeling_syvla.flow_sde import sde_step
+from syvla.modeling_syvla.flow_solver import require_uniform_euler
 
 METHODS = ("fpo", "flow_sde")
 
@@ -69,6 +70,7 @@ def make_points(
         raise ValueError(f"seeds: expected one for each of the {len(actions)} samples, got {len(seeds)}")
     if method == "fpo":
         return fpo_points(actions, seeds, num_samples, config)
+    require_uniform_euler(config, f"method={method}")
     num_steps = num_steps or int(config.num_inference_steps)
     points = flow_sde_points(actions, seeds, num_samples, num_steps=num_steps, noise_level=noise_level)
     if "chain_step" not in batch:

@@ -10,6 +10,7 @@ from typing import Any
 
 from accelerate.utils import broadcast_object_list
 
+from syvla.modeling_syvla.flow_solver import require_uniform_euler
 from syvla.serving.contract.rollout_sampler import FLOW_SDE, RolloutSampler
 from syvla.serving.recording.decision import Rollout
 from syvla.serving.recording.episode_facts import EpisodeFacts
@@ -200,6 +201,7 @@ def wanted_sampler(args: SyVLAPPOConfig, model_config: Any) -> RolloutSampler | 
     """How the run's rollouts have to be sampled; None: in any way."""
     if args.ratio_method != FLOW_SDE:
         return None
+    require_uniform_euler(model_config, f"ratio_method={FLOW_SDE}")
     return RolloutSampler(int(model_config.num_inference_steps), float(args.flow_sde_noise_level))
 
 

@@ -36,6 +36,8 @@ _TARGETS = {
 # Fields of the config that a run may change and that alter no weight's shape.
 _BEHAVIOR = (
     "num_inference_steps",
+    "flow_solver",
+    "flow_grid_power",
     "time_beta_alpha",
     "time_beta_beta",
     "time_max",

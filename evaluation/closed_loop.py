@@ -19,7 +19,7 @@ from .baselines import BASELINES, Baseline
 from .closed_loop_result import ClosedLoopResult, describe_machine, write_summary
 from .command_line import environment_option
 from .control_rate import CONTROL_RATES, at_the_environments_rate
-from .environments import ENVIRONMENTS, make_environment
+from .environments import ENVIRONMENTS, expand_tasks, make_environment
 from .environments.base import EVALUATION_SEED_OFFSET
 from .episode_records import fingerprint
 from .episode_slot import SlotSettings
@@ -70,7 +70,7 @@ def evaluate_closed_loop(
         policy: A policy, or what `load_policy` takes: folder or Hub id of a checkpoint, URL of a policy server,
             "expert", "still" or "random".
         env: Name of the environment back-end.
-        tasks: Task name or names.
+        tasks: Task name or names; also names of groups, such as "libero_spatial", "hard" or "all".
         episodes: Episodes per task.
         seed: Which set of evaluation episodes; every seed names its own.
         batch_size: Episodes that run in lockstep, answered by one policy call.
@@ -106,7 +106,7 @@ def evaluate_closed_loop(
     if video_episodes and output is None:
         raise ValueError("video_episodes: recordings need a folder; set output")
     options = dict(environment_options or {})
-    names = [tasks] if isinstance(tasks, str) else list(dict.fromkeys(tasks))
+    names = expand_tasks(env, [tasks] if isinstance(tasks, str) else tasks)
     run: dict[str, Any] = {
         "policy": policy if isinstance(policy, str) else policy.name,
         "policy_options": {key: value for key, value in (policy_options or {}).items() if key != "token"},
@@ -164,7 +164,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--env", default="tabletop", choices=sorted(ENVIRONMENTS), help="environment back-end")
     parser.add_argument(
-        "--task", action="append", default=argparse.SUPPRESS, help="task, repeat for several (default: lift)"
+        "--task",
+        action="append",
+        default=argparse.SUPPRESS,
+        help="task or group of tasks, repeat for several (default: lift)",
     )
     parser.add_argument("--episodes", type=int, default=40, help="episodes per task")
     parser.add_argument("--seed", type=int, default=0, help="which set of evaluation episodes; each names its own")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +18,7 @@ __all__ = [
     "Backend",
     "RobotEnvironment",
     "ScriptedExpert",
+    "expand_tasks",
     "make_environment",
     "make_expert",
 ]
@@ -91,6 +92,26 @@ def make_environment(name: str, task: str, **kwargs: Any) -> Any:
         )
     with _naming_the_install(name):
         return factory(task=task, **kwargs)
+
+
+def expand_tasks(name: str, tasks: Sequence[str]) -> list[str]:
+    """Tasks with the groups among them spelled out, each once: "all", and what the back-end's `task_groups` name.
+
+    Args:
+        name: Name of the back-end.
+        tasks: Names of tasks and groups, such as "libero_spatial" or "hard". What is neither stays as it is.
+
+    Raises:
+        ValueError, ImportError: As `make_environment`.
+    """
+    environment = _load(name, _backend(name).environment)
+    single = tuple(getattr(environment, "tasks", ()))  # which a function that makes environments does not have
+    groups: dict[str, Sequence[str]] = {
+        **getattr(environment, "task_groups", {}),
+        **({"all": single} if single else {}),
+    }
+    expanded = [one for task in tasks for one in (groups[task] if task in groups and task not in single else [task])]
+    return list(dict.fromkeys(expanded))
 
 
 def make_expert(env: Any, **kwargs: Any) -> ScriptedExpert:

@@ -52,6 +52,7 @@ class SimulatorEnv(gymnasium.Env):
     render_mode = "rgb_array"
     embodiment: ClassVar[str]
     tasks: ClassVar[tuple[str, ...]]
+    task_groups: ClassVar[dict[str, tuple[str, ...]]] = {}  # further names of several tasks, for evaluations
     cameras: ClassVar[tuple[str, ...]]
     view_cameras: ClassVar[dict[str, str]]
     state_names: ClassVar[tuple[str, ...]]

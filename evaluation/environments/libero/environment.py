@@ -63,6 +63,7 @@ class LiberoEnv(SimulatorEnv):
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 20}
     embodiment = "libero"
     tasks = libero_tasks.TASKS
+    task_groups: ClassVar[dict[str, tuple[str, ...]]] = libero_tasks.GROUPS
     cameras = ("agentview", "robot0_eye_in_hand")
     view_cameras: ClassVar[dict[str, str]] = {"center": "agentview", "left_wrist": "robot0_eye_in_hand"}
     state_names = (

@@ -24,6 +24,7 @@ longest human demonstrations take 193, 254, 270 and 505 steps."""
 
 SUITES = tuple(STEP_LIMITS)
 TASKS = tuple(f"{suite}_{number}" for suite in SUITES for number in range(TASKS_PER_SUITE))
+GROUPS = {suite: tuple(f"{suite}_{number}" for number in range(TASKS_PER_SUITE)) for suite in SUITES}
 ASSETS_REPOSITORY = "lerobot/libero-assets"
 ASSETS_VARIABLE = "LIBERO_ASSETS"
 _CONFIG_VARIABLE = "LIBERO_CONFIG_PATH"

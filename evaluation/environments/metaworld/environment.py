@@ -24,7 +24,7 @@ from metaworld.env_dict import ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE
 
 from syvla.evaluation.environments.simulator import SimulatorEnv, check_options
 
-from .tasks import LEROBOT_SENTENCES, SENTENCES, TASK_WORDS
+from .tasks import DIFFICULTIES, LEROBOT_SENTENCES, SENTENCES, TASK_WORDS
 
 MAX_PATH_LENGTH = 500
 _GOAL_OBSERVABLE: dict[str, Any] = ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE
@@ -45,6 +45,7 @@ class MetaWorldEnv(SimulatorEnv):
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 80}
     embodiment = "metaworld"
     tasks = tuple(TASK_WORDS)
+    task_groups: ClassVar[dict[str, tuple[str, ...]]] = DIFFICULTIES
     cameras = ("center", "left_wrist", "right_wrist")
     view_cameras: ClassVar[dict[str, str]] = {camera: camera for camera in cameras}
     simulator_cameras: ClassVar[dict[str, str]] = dict(zip(cameras, ("corner2", "gripperPOV", "topview"), strict=True))

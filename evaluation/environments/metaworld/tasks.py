@@ -129,3 +129,16 @@ LEROBOT_SENTENCES: dict[str, str] = {
 """Of LeRobot's `metaworld_config.json`, hence of datasets and checkpoints made with it. `push-back-v3` asks as `push-v3`."""
 
 SENTENCES = ("lerobot", "plain")
+
+_HARDER = {
+    "medium": "basketball bin-picking box-close coffee-pull coffee-push hammer peg-insert-side push-wall soccer sweep "
+    "sweep-into",
+    "hard": "assembly hand-insert pick-out-of-hole pick-place push push-back",
+    "very_hard": "shelf-place disassemble stick-pull stick-push pick-place-wall",
+}
+DIFFICULTIES: dict[str, tuple[str, ...]] = {
+    name: tuple(f"{task}-v3" for task in tasks.split()) for name, tasks in _HARDER.items()
+}
+"""Difficulty by which MetaWorld is reported (Seo et al. 2022, "Masked World Models"), as in LeRobot."""
+
+DIFFICULTIES["easy"] = tuple(name for name in TASK_WORDS if not any(name in tasks for tasks in DIFFICULTIES.values()))

@@ -40,7 +40,7 @@ from syvla.serving.client.silence import Watchdog
 from syvla.serving.contract.chunk_seams import MODES
 
 HOLD = "hold"
-JOINTS = [i for i in range(ACTION_DIM) if i % 7 != 6]  # without the grippers, which are metres
+JOINTS = [i for i in range(ACTION_DIM) if i % 7 != 6]  # without the grippers, which are meters
 
 
 @dataclass

@@ -77,7 +77,9 @@ def _drive(root: Path, trace: Any, handshake: _Handshake) -> None:
     sys.setprofile(None)  # the client is not part of it
     handshake.wait()  # version 0
     handshake.noted.set()
-    settings = RLSettings(root / "run", ahead=UPDATES, poll_s=15.0)  # seldom, so that few passages hold a look at the run
+    settings = RLSettings(
+        root / "run", ahead=UPDATES, poll_s=15.0
+    )  # seldom, so that few passages hold a look at the run
     scheduler = RLScheduler(settings, lambda path: SyVLABackend.from_pretrained(str(path), device="cpu"))
     image = np.zeros((SIZE, SIZE, 3), np.uint8)
     server = PolicyServer(None, ServerSettings(port=0), rl=scheduler).start(120)

@@ -18,7 +18,7 @@ BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
 """Upper bounds in seconds: from a decoded message to a thought on a slow machine."""
 
 SEAM_BUCKETS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
-"""Upper bounds in radians or metres, whatever the actions are."""
+"""Upper bounds in radians or meters, whatever the actions are."""
 
 PHASES = ("decode", "queue", "think", "queries", "denoise", "encode", "total")
 

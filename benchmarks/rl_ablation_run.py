@@ -68,6 +68,10 @@ def trainer_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "learning_rate": arguments.learning_rate,
         "cliprange": arguments.cliprange,
         "num_value_only_steps": arguments.value_only_steps,
+        # As the committed figures were measured.
+        "value_fit_max_steps": 0,
+        "min_advantage_spread": 0,
+        "intention_decoupling": False,
         # A rollout that reaches the time limit has failed: the rewarder says 0, and nothing is bootstrapped.
         "bootstrap_timeouts": False,
         "use_thoughts": False,

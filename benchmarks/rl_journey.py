@@ -158,6 +158,8 @@ def _trainer(root: Path, handshake: _Handshake) -> Any:
         guard_samples=2,
         guard_heldout_cfm=1e9,
         target_kl=0,
+        value_fit_max_steps=0,
+        min_advantage_spread=0,
         poll_seconds=8,
         use_cpu=True,
         disable_tqdm=True,

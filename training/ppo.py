@@ -50,7 +50,10 @@ class RLDataArguments:
         default="auto", metadata={"help": "As in syvla-value-warmup; failed demonstrations are no expert samples."}
     )
     decision_steps: int | None = field(
-        default=None, metadata={"help": "Control steps per decision on demonstrations; none: the policy's whole chunk."}
+        default=None,
+        metadata={
+            "help": "Control steps per decision on demonstrations, for expert_advantages=gae; none: the whole chunk."
+        },
     )
     statistics_tolerance: float = field(
         default=STATISTICS_TOLERANCE,
@@ -224,16 +227,14 @@ def load_value_model(
     import torch
     from transformers import AutoModel
 
-    from syvla.training.rl.value_fit import read_fit, value_model_problems
+    from syvla.training.rl.value_fit import read_fit, run_discount, value_model_problems
 
     folder = data_args.value_model_path
     fit = read_fit(folder)
     model = AutoModel.from_pretrained(folder, dtype=torch.float32)
     if problems := value_model_problems(folder, model.config, processor, embodiments):
         raise ValueError(f"value_model_path: {folder} does not fit the policy:\n- " + "\n- ".join(problems))
-    gamma = fit.get("training", {}).get("gamma")
-    if gamma is not None and gamma != args.gamma:
-        logger.warning("gamma: the value model was warmed up with %s, this run discounts by %s", gamma, args.gamma)
+    args.gamma = run_discount(args.gamma, fit, processor.chunk_size)
     return model, fit
 
 

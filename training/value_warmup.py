@@ -36,7 +36,7 @@ from syvla.training.retrieval.demonstrations import (
     open_expert_datasets,
     split_episodes,
 )
-from syvla.training.rl.advantages import explained_variance, monte_carlo_returns
+from syvla.training.rl.advantages import default_discount, explained_variance, monte_carlo_returns
 from syvla.training.rl.value_fit import write_fit
 from syvla.training.run.arguments import ROBOT_KEYS, dataset_spec
 from syvla.training.run.checkpoints import RESUME_HELP, AtomicCheckpointMixin
@@ -78,9 +78,13 @@ class ValueArguments:
             "there is one; none: all episodes succeeded."
         },
     )
-    gamma: float = field(default=0.99, metadata={"help": "Discount per decision; use the same in syvla-ppo."})
+    gamma: float | None = field(
+        default=None,
+        metadata={"help": "Discount per control step, which syvla-ppo takes over; none: 0.99 per decision_steps."},
+    )
     decision_steps: int | None = field(
-        default=None, metadata={"help": "Control steps executed per decision; none: the policy's whole chunk."}
+        default=None,
+        metadata={"help": "Control steps over which the default gamma is 0.99; none: the policy's whole chunk."},
     )
     heldout_share: float = field(default=0.1, metadata={"help": "Share of the episodes that is held out."})
     statistics_tolerance: float = field(
@@ -90,6 +94,12 @@ class ValueArguments:
 
     def __post_init__(self) -> None:
         self.robot_specs = [dataset_spec(entry, "robot_datasets", ROBOT_KEYS) for entry in self.robot_datasets]
+        if self.gamma is not None and not 0 < self.gamma <= 1:
+            raise ValueError(f"gamma: expected a discount in (0, 1], got {self.gamma}")
+        if self.decision_steps is not None and (self.gamma is not None or self.decision_steps < 1):
+            raise ValueError(
+                "decision_steps: expected at least 1, and only without gamma, which would leave it no effect"
+            )
 
 
 @dataclass
@@ -132,19 +142,16 @@ class ReturnDataset(torch.utils.data.Dataset[dict[str, Any]]):
         dataset: The dataset.
         positions: Which of its episodes, by position in its selection.
         rewards: Outcome of every episode of its selection.
-        decision_steps: Control steps per decision.
-        gamma: Discount per decision.
+        gamma: Discount per control step.
     """
 
-    def __init__(
-        self, dataset: Any, positions: Sequence[int], rewards: np.ndarray, *, decision_steps: int, gamma: float
-    ) -> None:
+    def __init__(self, dataset: Any, positions: Sequence[int], rewards: np.ndarray, *, gamma: float) -> None:
         self.dataset = dataset
         starts, lengths = dataset.episode_starts, dataset.episode_lengths
         chosen = [(int(starts[p]), int(lengths[p]), float(rewards[p])) for p in positions]
         self.rows = np.concatenate([np.arange(start, start + length) for start, length, _ in chosen])
         self.returns = np.concatenate(
-            [monte_carlo_returns(length, decision_steps, gamma, reward) for _, length, reward in chosen]
+            [monte_carlo_returns(length, gamma, reward) for _, length, reward in chosen]
         ).astype(np.float32)
 
     def __len__(self) -> int:
@@ -192,7 +199,7 @@ class ValueTrainer(FiniteStepsMixin, AtomicCheckpointMixin, Trainer):
         return super().create_scheduler(num_training_steps, *args, **kwargs)
 
     def run_settings(self) -> dict[str, dict[str, Any]]:
-        data = ("gamma", "decision_steps", "episodes", "successes", "heldout_share", "datasets")
+        data = ("discount", "episodes", "successes", "heldout_share", "datasets")
         return settings_of(self.args, {name: self.facts[name] for name in data if name in self.facts})
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
@@ -232,22 +239,19 @@ def warm_up(value_args: ValueArguments, args: ValueTrainingArguments) -> ValueTr
     set_seed(args.seed)
     processor = AutoProcessor.from_pretrained(value_args.policy_path)
     datasets = open_expert_datasets(value_args.robot_specs, processor, tolerance=value_args.statistics_tolerance)
-    decision_steps = value_args.decision_steps or processor.chunk_size
-    options = {"decision_steps": decision_steps, "gamma": value_args.gamma}
+    gamma = value_args.gamma or default_discount(value_args.decision_steps or processor.chunk_size)
     outcome_key = None if value_args.outcome_key == "none" else value_args.outcome_key
     rewards = [episode_rewards(dataset, outcome_key) for dataset in datasets]
     parts: list[list[Any]] = [[], []]
     for dataset, reward in zip(datasets, rewards, strict=True):
         split = split_episodes(dataset.num_episodes, value_args.heldout_share, args.seed)
         for part, positions in zip(parts, split, strict=True):
-            part.append(
-                ReturnDataset(dataset, positions, reward, decision_steps=decision_steps, gamma=value_args.gamma)
-            )
+            part.append(ReturnDataset(dataset, positions, reward, gamma=gamma))
     embodiments = sorted({dataset.embodiment for dataset in datasets})
     joined: list[torch.utils.data.ConcatDataset[Any]] = [torch.utils.data.ConcatDataset(part) for part in parts]
     train, heldout = joined
     facts = {
-        **options,
+        "discount": gamma,
         "episodes": int(sum(map(len, rewards))),
         "successes": int(sum(map(np.sum, rewards))),
         "heldout_share": value_args.heldout_share,

@@ -216,6 +216,8 @@ def rl_options(rl_policy, rl_value, robot_dataset_path, record_rollouts, tmp_pat
         "value_learning_rate": 1e-3,
         "guard_heldout_cfm": 10,
         "target_kl": 0,
+        "value_fit_max_steps": 0,
+        "min_advantage_spread": 0,
         "guard_samples": 8,
         "save_total_limit": 9,
         "logging_steps": 1,

@@ -100,6 +100,8 @@ class Processes:
             "num_flow_samples": 2,
             "guard_heldout_cfm": 1000,
             "target_kl": 0,
+            "value_fit_max_steps": 0,
+            "min_advantage_spread": 0,
             "guard_samples": 4,
             "poll_seconds": 0.2,
             "save_strategy": "steps",

@@ -1,7 +1,6 @@
 """`syvla-value-warmup` on recorded episodes, and the check that a value model belongs to a policy."""
 
 import json
-import math
 
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ from transformers import AutoModel, AutoProcessor
 
 from syvla.modeling_syvla import SyVLAConfig, SyVLAModel
 from syvla.processing import RobotDataset, RobotDatasetWriter, build_tiny_processor
-from syvla.training.rl.value_fit import value_model_problems
+from syvla.training.rl.value_fit import read_fit, run_discount, value_model_problems
 from syvla.training.value_warmup import ReturnDataset, main
 
 TINY = json.dumps({"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 32})
@@ -55,8 +54,7 @@ def options(policy, data, output, **more):
         "robot_datasets": json.dumps({"path": str(data), "cameras": {"center": "observation.images.head"}}),
         "output_dir": output,
         "value_overrides": TINY,
-        "decision_steps": 4,
-        "gamma": 0.9,
+        "gamma": 0.97,
         "heldout_share": 0.25,
         "max_steps": 60,
         "warmup_steps": 5,
@@ -107,13 +105,27 @@ def test_image_encoder_starts_from_the_policys(policy, reaching, tmp_path):
 def test_targets_are_discounted_outcomes_of_whole_episodes(reaching):
     dataset = RobotDataset(reaching, embodiment="reacher", chunk_size=4)
     rewards = np.array([float(i % 4 != 0) for i in range(12)])
-    part = ReturnDataset(dataset, [0, 5], rewards, decision_steps=4, gamma=0.9)
+    part = ReturnDataset(dataset, [0, 5], rewards, gamma=0.9)
     first, length = int(dataset.episode_lengths[0]), int(dataset.episode_lengths[5])
     assert len(part) == first + length
     assert not part.returns[:first].any(), "episode 0 failed"
     assert part[len(part) - 1]["returns"] == 1.0
-    assert part[first]["returns"] == pytest.approx(0.9 ** (math.ceil(length / 4) - 1))
+    assert part[first]["returns"] == pytest.approx(0.9 ** (length - 1))
     assert {part[i]["episode_index"] for i in range(first, len(part))} == {5}
+
+
+def test_a_run_takes_over_the_discount_of_its_value_model_and_refuses_another_one(warmed):
+    fit = read_fit(warmed)
+    assert fit["training"]["discount"] == 0.97
+    assert run_discount(None, fit, 4) == run_discount(0.97, fit, 4) == 0.97
+    with pytest.raises(
+        ValueError, match=r"a discount of 0.97 per control step, this run asks for 0.99; leave gamma out"
+    ):
+        run_discount(0.99, fit, 4)
+    former = {"training": {"gamma": 0.99, "decision_steps": 10}}
+    assert run_discount(None, former, 50) ** 10 == pytest.approx(0.99), "one per decision is converted"
+    assert run_discount(None, {"training": {"gamma": 0.99}}, 50) ** 50 == pytest.approx(0.99)
+    assert run_discount(None, None, 50) ** 50 == pytest.approx(0.99)
 
 
 def test_a_value_model_of_another_robot_or_other_statistics_is_refused(warmed, policy, reaching):

@@ -1,7 +1,9 @@
 """Returns and advantages over chunk-level decisions (paper, section 3.3; GAE: Schulman et al., 2016).
 
 One decision is one action chunk: the observation it was made at, and the reward that its execution brought. Rewards are 0
-but for the last decision of an episode, where the person's 0 or 1 stands. All functions are pure and work in float64.
+but for the last control step of an episode, which brings the person's 0 or 1. The discount counts control steps, not
+decisions (a semi-Markov decision process; Sutton, Precup and Singh, 1999): the value of an observation does not depend on how
+often the robot asks for a chunk. All functions are pure and work in float64.
 """
 
 from __future__ import annotations
@@ -15,20 +17,42 @@ EXPERT_ADVANTAGE = 1.0
 """Advantage of every expert sample (paper, section 3.3)."""
 
 
-def decision_rewards(num_decisions: int, reward: float) -> np.ndarray:
-    """Rewards of an episode whose outcome is known at its end: zeros, then `reward`. float64 (n,)"""
-    if num_decisions < 1:
-        raise ValueError(f"decisions: expected at least 1 in an episode, got {num_decisions}")
-    rewards = np.zeros(num_decisions)
-    rewards[-1] = reward
-    return rewards
+CHUNK_DISCOUNT = 0.99
+"""Discount over a whole chunk of the policy where nothing else is said. Ours."""
+
+
+def default_discount(chunk_size: int) -> float:
+    """Discount of one control step for a policy with chunks of this length: 0.9998 at 50 steps."""
+    return float(CHUNK_DISCOUNT ** (1.0 / chunk_size))
+
+
+def decision_rewards(steps: np.ndarray, reward: float, gamma: float) -> tuple[np.ndarray, np.ndarray]:
+    """Rewards and discounts of an episode whose outcome is known at its end.
+
+    Args:
+        steps: Control steps that ran of each decision, (n,).
+        reward: Outcome, which the last control step brings.
+        gamma: Discount per control step.
+
+    Returns:
+        (rewards: 0, and at the last decision `reward` discounted by its own steps before the last one; discounts
+        gamma ** steps), float64 (n,) each.
+    """
+    steps = np.asarray(steps)
+    if steps.ndim != 1 or not len(steps) or (steps < 0).any() or steps[-1] < 1:
+        raise ValueError(
+            f"steps: expected at least 1 decision, and a last one of which something ran, got {steps!r:.80}"
+        )
+    rewards = np.zeros(len(steps))
+    rewards[-1] = reward * float(gamma) ** (int(steps[-1]) - 1)
+    return rewards, float(gamma) ** steps.astype(np.float64)
 
 
 def generalized_advantages(
     rewards: np.ndarray,
     values: np.ndarray,
     *,
-    gamma: float,
+    gamma: float | np.ndarray,
     lam: float,
     bootstrap_value: float | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -37,7 +61,7 @@ def generalized_advantages(
     Args:
         rewards: Per decision, (n,).
         values: V of the observation of each decision, (n,).
-        gamma: Discount per decision, not per control step.
+        gamma: Discount over each decision, (n,) as `decision_rewards` gives it, or one for all.
         lam: Lambda; 0 gives one-step temporal differences, 1 Monte-Carlo advantages.
         bootstrap_value: V of the observation after the last decision when the episode was cut off by a time limit. None:
             the episode ended by itself, in success or failure, and nothing follows.
@@ -51,17 +75,18 @@ def generalized_advantages(
     rewards, values = np.asarray(rewards, np.float64), np.asarray(values, np.float64)
     if rewards.ndim != 1 or rewards.shape != values.shape or not len(rewards):
         raise ValueError(f"values: expected one per reward, shape {rewards.shape}, got {values.shape}")
-    for name, rate in (("gamma", gamma), ("lam", lam)):
-        if not 0.0 <= rate <= 1.0:
-            raise ValueError(f"{name}: expected a number in [0, 1], got {rate}")
+    discounts = np.broadcast_to(np.asarray(gamma, np.float64), rewards.shape)
+    for name, rates in (("gamma", discounts), ("lam", np.array([lam]))):
+        if not ((rates >= 0.0) & (rates <= 1.0)).all():
+            raise ValueError(f"{name}: expected a number in [0, 1], got {rates}")
     following = 0.0 if bootstrap_value is None else float(bootstrap_value)
     if not (np.isfinite(rewards).all() and np.isfinite(values).all() and np.isfinite(following)):
         raise ValueError("rewards and values: expected finite numbers; is the value model's checkpoint damaged?")
-    errors = rewards + gamma * np.append(values[1:], following) - values  # temporal differences
+    errors = rewards + discounts * np.append(values[1:], following) - values  # temporal differences
     advantages = np.empty_like(errors)
     accumulated = 0.0
     for step in reversed(range(len(errors))):
-        accumulated = errors[step] + gamma * lam * accumulated
+        accumulated = errors[step] + discounts[step] * lam * accumulated
         advantages[step] = accumulated
     return advantages, advantages + values
 
@@ -77,26 +102,20 @@ def clip_advantages(advantages: np.ndarray, limit: float = ADVANTAGE_CLIP) -> tu
     return np.clip(advantages, -limit, limit), float(outside.mean()) if len(outside) else 0.0
 
 
-def monte_carlo_returns(frames: int, decision_steps: int, gamma: float, reward: float) -> np.ndarray:
-    """Discounted return from each frame of a recorded episode, as if a decision were made at that frame.
-
-    A frame with r control steps left to the end (itself included) is followed by ceil(r / decision_steps) decisions, the
-    last of which brings `reward`.
+def monte_carlo_returns(frames: int, gamma: float, reward: float) -> np.ndarray:
+    """Discounted return from each frame of a recorded episode, whose last control step brings `reward`.
 
     Args:
-        frames: Length of the episode.
-        decision_steps: Control steps that are executed per decision.
-        gamma: Discount per decision.
+        frames: Length of the episode in control steps.
+        gamma: Discount per control step.
         reward: Outcome, 1 for success.
 
     Returns:
         float64 (frames,).
     """
-    if frames < 1 or decision_steps < 1:
-        raise ValueError(f"frames, decision_steps: expected at least 1 each, got {frames} and {decision_steps}")
-    left = np.arange(frames, 0, -1)
-    decisions = -(-left // decision_steps)
-    return float(gamma) ** (decisions - 1) * float(reward)
+    if frames < 1:
+        raise ValueError(f"frames: expected at least 1, got {frames}")
+    return float(gamma) ** np.arange(frames - 1, -1, -1, dtype=np.float64) * float(reward)
 
 
 def explained_variance(values: np.ndarray, returns: np.ndarray) -> float:

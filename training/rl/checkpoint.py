@@ -16,6 +16,7 @@ from syvla.training.run.adapters import base_model, describe_adapter, is_adapted
 from .config import SyVLAPPOConfig
 from .policy_and_value import PolicyAndValue
 from .run_state import RLState
+from .value_calibration import BINS
 from .value_fit import FIT_FILE
 from .weight_snapshot import WeightSnapshot
 
@@ -31,7 +32,12 @@ _CARD_SETTINGS = (
     "cliprange",
     "use_thoughts",
 )
-_CARD_METRICS = ("objective/success_rate", "policy/cfm_heldout", "val/explained_variance")
+_CARD_METRICS = (
+    *("objective/success_rate", "policy/cfm_heldout", "val/explained_variance", "val/explained_heldout"),
+    *("val/calibration_error_heldout", "val/value_only_steps", "objective/advantage_success_mean"),
+    *("objective/advantage_failure_mean",),
+    *(f"objective/advantage_share[{low:g},{high:g})" for low, high in BINS),
+)
 
 
 def save_policy_and_value(
@@ -88,10 +94,15 @@ def return_to_policy(policy: Any, folder: Path) -> None:
         _load(policy, folder)
 
 
+def decoupling_of(args: SyVLAPPOConfig, policy: Any) -> bool:
+    """Whether Intention Decoupling masks query states in the updates: the run's own setting, or else the checkpoint's."""
+    own = args.intention_decoupling
+    return bool(base_model(policy).config.intention_decoupling) if own is None else own
+
+
 def ppo_card_fields(args: SyVLAPPOConfig, state: RLState, policy: Any, step: int) -> dict[str, Any]:
     """What the model card says about the run, see `write_model_card`."""
-    decoupling = args.intention_decoupling
-    decoupling = base_model(policy).config.intention_decoupling if decoupling is None else decoupling
+    decoupling = decoupling_of(args, policy)
     last = state.history[-1] if state.history else {}
     return {
         "step": step,

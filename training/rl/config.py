@@ -41,9 +41,11 @@ class SyVLAPPOConfig(TrainingArguments):
 
     > Parameters that control the update: `objective`, `num_ppo_epochs`, `steps_per_update`, `gamma`, `lam`,
       `advantage_clip`, `cliprange`, `expert_cliprange`, `dual_clip`, `trust_region`, `clamp_logratio`, `clamp_old_cfm`,
-      `target_kl`, `vf_coef`, `cliprange_value`, `value_learning_rate`, `num_value_only_steps`
+      `target_kl`, `vf_coef`, `cliprange_value`, `value_learning_rate`, `value_fit_threshold`, `value_fit_max_steps`,
+      `value_heldout_share`, `num_value_only_steps`
 
-    > Parameters that guard it: `max_skipped_steps`, `guard_heldout_cfm`, `heldout_share`, `guard_samples`
+    > Parameters that guard it: `max_skipped_steps`, `guard_heldout_cfm`, `min_advantage_spread`, `heldout_share`,
+      `guard_samples`
 
     > [!NOTE]
     > These parameters have default values different from [`~transformers.TrainingArguments`]: `learning_rate`,
@@ -137,7 +139,11 @@ class SyVLAPPOConfig(TrainingArguments):
     )
     flow_sde_noise_level: float = field(default=0.5, metadata={"help": "Noise of the stochastic sampler, flow_sde."})
     intention_decoupling: bool | None = field(
-        default=None, metadata={"help": "Intention Decoupling in the update; none: as the checkpoint says."}
+        default=True,
+        metadata={
+            "help": "Intention Decoupling in the update, as in the paper: query states of small gradient are masked while "
+            "samples are scored, whatever imitation did; none: as the checkpoint says."
+        },
     )
     padding_free: bool | None = field(
         default=None,
@@ -160,7 +166,12 @@ class SyVLAPPOConfig(TrainingArguments):
     local_rollout_forward_batch_size: int = field(
         default=16, metadata={"help": "Samples per pass without gradients: values, old scores, image features."}
     )
-    gamma: float = field(default=0.99, metadata={"help": "Discount per decision."})
+    gamma: float | None = field(
+        default=None,
+        metadata={
+            "help": "Discount per control step; none: the value model's, from its warm-up. Another one is refused."
+        },
+    )
     lam: float = field(default=0.95, metadata={"help": "Lambda of GAE."})
     advantage_clip: float = field(
         default=ADVANTAGE_CLIP, metadata={"help": "Bound of rollouts' advantages; they are never whitened."}
@@ -184,10 +195,21 @@ class SyVLAPPOConfig(TrainingArguments):
     vf_coef: float = field(default=0.5, metadata={"help": "Weight of the value loss."})
     cliprange_value: float = field(default=0.2, metadata={"help": "Clip range of values around the old ones."})
     value_learning_rate: float = field(default=1e-4, metadata={"help": "Learning rate of the value model."})
+    value_fit_threshold: float = field(
+        default=0.3,
+        metadata={
+            "help": "Before an update's advantages are computed, value-only steps on its rollouts go on until this share of "
+            "the variance of held-out rollouts' returns is explained; at most value_fit_max_steps."
+        },
+    )
+    value_fit_max_steps: int = field(default=200, metadata={"help": "Most of these steps per update; 0: none."})
+    value_heldout_share: float = field(
+        default=0.25, metadata={"help": "Share of an update's rollouts held out of them."}
+    )
     num_value_only_steps: int = field(
         default=0,
         metadata={
-            "help": "First steps of the run that train the value model alone; demonstrations made it optimistic."
+            "help": "First steps of the run, of the updates' own, that train the value model alone, whatever it explains."
         },
     )
 
@@ -199,6 +221,11 @@ class SyVLAPPOConfig(TrainingArguments):
         default=1.2,
         metadata={"help": "Publish a policy only if its flow-matching loss on held-out expert samples is at most this "
                   "many times the first policy's."},
+    )  # fmt: skip
+    min_advantage_spread: float = field(
+        default=0.01,
+        metadata={"help": "Publish a policy only if its update's advantages differ by this much, and successes are above "
+                  "failures and above 0 by it: otherwise they carry no information. 0: publish in any case."},
     )  # fmt: skip
     heldout_share: float = field(default=0.05, metadata={"help": "Share of expert episodes kept for that guard."})
     guard_samples: int = field(default=64, metadata={"help": "Held-out samples that the guard looks at."})
@@ -222,6 +249,13 @@ class SyVLAPPOConfig(TrainingArguments):
         for name in (*positive, "flow_sde_noise_level"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}: expected a positive number, got {getattr(self, name)}")
+        if self.value_fit_max_steps < 0 or not 0 < self.value_heldout_share < 1 or self.value_fit_threshold >= 1:
+            raise ValueError(
+                "value_fit_max_steps, value_heldout_share, value_fit_threshold: expected at least 0, a share in (0, 1) and a "
+                f"number below 1, got {self.value_fit_max_steps}, {self.value_heldout_share}, {self.value_fit_threshold}"
+            )
+        if self.gamma is not None and not 0 < self.gamma <= 1:
+            raise ValueError(f"gamma: expected a discount in (0, 1], got {self.gamma}")
         if self.fp16:
             raise ValueError("fp16: likelihood ratios need float32 losses without loss scaling; use bf16 or neither")
         if self.max_grad_norm <= 0:

@@ -99,8 +99,11 @@ class ExpertSamples:
 
     def following(self, row: int, step: int) -> list[int]:
         """The row and those every `step` frames after it in its episode: where decisions would be made."""
-        end = int(self._episode_ends[np.searchsorted(self._episode_ends, row, side="right")])
-        return list(range(row, end, step))
+        return list(range(row, self.episode_end(row), step))
+
+    def episode_end(self, row: int) -> int:
+        """The row after the last one of this row's episode."""
+        return int(self._episode_ends[np.searchsorted(self._episode_ends, row, side="right")])
 
     def similar(self, samples: Sequence[dict[str, np.ndarray]], k: int, tasks: Sequence[str] | None) -> Neighbors:
         """The k most similar usable rows of samples {view: image}; with an approximate index some may be missed.

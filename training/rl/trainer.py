@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from transformers import Trainer, TrainerCallback, TrainerControl
 from transformers.trainer import TRAINING_ARGS_NAME
 
@@ -35,7 +35,7 @@ from syvla.training.run.requirements import require_one_device, require_processo
 from syvla.training.run.run_settings import settings_of
 
 from .action_likelihood import require_scored_design
-from .checkpoint import load_policy_and_value, ppo_card_fields, save_policy_and_value
+from .checkpoint import decoupling_of, load_policy_and_value, ppo_card_fields, save_policy_and_value
 from .config import SyVLAPPOConfig, fixed_settings
 from .expert_samples import ExpertSamples
 from .losses import value_loss
@@ -49,6 +49,8 @@ from .run_state import RLState, staleness
 from .step_metrics import StepMetrics
 from .update_data import DATA_FILE, UpdateData
 from .update_preparation import UpdatePreparation
+from .value_calibration import TOLD_METRICS
+from .value_fit import run_discount
 from .weight_snapshot import WeightSnapshot
 
 logger = logging.getLogger(__name__)
@@ -137,6 +139,7 @@ class SyVLAPPOTrainer(PolicyHandoverMixin, AtomicCheckpointMixin, Trainer):
             gather=gather_object,
             precision=self.compute_loss_context_manager,
             expert_decision_steps=expert_decision_steps or processing_class.chunk_size,
+            gamma=run_discount(args.gamma, value_fit, processing_class.chunk_size),
         )
         self.add_callback(_UpdateCallback(self))
         self.ledger = None
@@ -229,8 +232,10 @@ class SyVLAPPOTrainer(PolicyHandoverMixin, AtomicCheckpointMixin, Trainer):
         self._snapshot = WeightSnapshot.take(module.policy)
         self.rl.settings = fixed_settings(self.args)  # between updates they may have changed
         rollouts = self.store.load(ids)
+        calibration = self._calibrate_values(rollouts)
         update, self._decisions = self.preparation.build_update(self.rl.updates, rollouts)
         self.update = update
+        update.metrics |= calibration
         stale = [staleness(self.rl.line, rollout.facts.policy_versions) for rollout in rollouts]
         known = [behind for behind in stale if behind is not None] or [0]  # a person may have accepted a foreign one
         update.metrics |= {
@@ -241,12 +246,31 @@ class SyVLAPPOTrainer(PolicyHandoverMixin, AtomicCheckpointMixin, Trainer):
             update.metrics["buffer/set_aside_total"] = float(len(self.ledger.read().names(SET_ASIDE)))
         self._began = time.time()
         logger.info(
-            "update %d: %d rollouts, %d decisions, success %.2f",
+            "update %d: %d rollouts, %d decisions, success %.2f; %s",
             update.number,
             len(ids),
             len(self._decisions),
             update.metrics["objective/success_rate"],
+            ", ".join(f"{name} {update.metrics[name]:.3g}" for name in TOLD_METRICS if name in update.metrics),
         )
+        if update.no_information:
+            logger.error("update %d will not be published: %s", update.number, update.no_information)
+
+    def _calibrate_values(self, rollouts: list[Rollout]) -> dict[str, float]:
+        """Value-only steps on the first process, whose weights all others take over; metrics."""
+        if self.args.objective != "ppo" or not self.args.value_fit_max_steps:
+            return {}
+        message: list[Any] = [{}]
+        if self.is_world_process_zero():
+            message[0] = self.preparation.calibrate(self.rl.updates, rollouts)
+        broadcast_object_list(message)
+        if self.args.world_size > 1:
+            for parameter in self._module.value_model.parameters():
+                torch.distributed.broadcast(parameter.data, 0)
+        if self.is_deepspeed_enabled:
+            self.deepspeed.optimizer.refresh_fp32_params()
+        metrics: dict[str, float] = message[0]
+        return metrics
 
     def _batch(self, update: UpdateData, number: int) -> dict[str, Any]:
         """The rollout and expert samples of one pass of this process."""
@@ -328,6 +352,7 @@ class SyVLAPPOTrainer(PolicyHandoverMixin, AtomicCheckpointMixin, Trainer):
             self._go_back()
             return
         update.step += 1
+        update.ended |= bool(update.no_information)
         kl = self._steps.last_kl(gather_object)
         if self.args.target_kl and kl is not None and kl > self.args.target_kl:
             logger.info("update %d: ends after %d steps, approximate KL %.3g", update.number, update.step, kl)
@@ -354,6 +379,8 @@ class SyVLAPPOTrainer(PolicyHandoverMixin, AtomicCheckpointMixin, Trainer):
             refused = "gradients were not finite"
         elif not math.isfinite(heldout) or heldout > self.args.guard_heldout_cfm * baseline:
             refused = f"held-out loss {heldout:.4g} exceeds {self.args.guard_heldout_cfm} times {baseline:.4g}"
+        elif update.no_information:
+            refused = f"its advantages carry no information: {update.no_information}"
         module = self._module
         if refused is None:
             self.rl.add_version(self._policy_version())
@@ -374,6 +401,7 @@ class SyVLAPPOTrainer(PolicyHandoverMixin, AtomicCheckpointMixin, Trainer):
             "eps": len(update.episode_ids) / seconds,
         }
         facts = {"update": update.number, "version": self.rl.version, "steps": update.step, "refused": refused}
+        facts["intention_decoupling"] = decoupling_of(self.args, module.policy)
         finite = {key: value if math.isfinite(value) else None for key, value in metrics.items()}
         self.rl.history.append({**facts, **finite})
         self.update, self._decisions, self._snapshot = None, [], None

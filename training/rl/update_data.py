@@ -35,6 +35,7 @@ class UpdateData:
         metrics: What is logged of it once.
         step: Steps that are done.
         ended: Whether it was ended early.
+        no_information: Why its advantages say nothing, so that no policy comes of it; empty if they do.
     """
 
     number: int
@@ -53,6 +54,7 @@ class UpdateData:
     metrics: dict[str, float]
     step: int = 0
     ended: bool = False
+    no_information: str = ""
 
     def save(self, folder: str | Path) -> None:
         """Write `rl_update.safetensors`."""

@@ -20,6 +20,7 @@ from .expert_samples import ExpertSamples
 from .flow_points import make_points
 from .policy_and_value import PolicyAndValue
 from .update_data import UpdateData, plan_experts, plan_rollouts, sample_seeds
+from .value_calibration import advantage_metrics, calibrate_values, information_problem, value_targets
 
 Gather = Callable[[list[Any]], list[Any]]
 """Concatenates the lists of all processes, in their order."""
@@ -36,6 +37,7 @@ class UpdatePreparation:
         gather: See `Gather`; the work is shared among processes.
         precision: Context manager of the forward passes, as in training.
         expert_decision_steps: Control steps between decisions on expert episodes, for GAE on them.
+        gamma: Discount per control step.
     """
 
     def __init__(
@@ -48,9 +50,11 @@ class UpdatePreparation:
         gather: Gather,
         precision: Callable[[], Any],
         expert_decision_steps: int,
+        gamma: float,
     ) -> None:
         self.args, self.model, self.processor, self.experts = args, model, processor, experts
         self._gather, self._precision, self._expert_steps = gather, precision, expert_decision_steps
+        self.gamma = gamma
 
     def build_update(self, number: int, rollouts: Sequence[Rollout]) -> tuple[UpdateData, list[Decision]]:
         """Computes everything about an update that stays fixed during its steps, and lists its decisions."""
@@ -60,6 +64,9 @@ class UpdatePreparation:
         if not decisions:
             raise ValueError("rollouts: not one action of them was executed; look at what the robot's client reports")
         advantages, returns, values, metrics = self._advantages(rollouts)
+        outcomes = np.array([rollout.facts.outcome for rollout, part in kept for _ in part])
+        metrics |= advantage_metrics(advantages, outcomes)
+        spread = args.min_advantage_spread if args.objective == "ppo" else 0.0
         numbers = np.arange(len(decisions))
         generator = np.random.default_rng(sample_seeds(args.seed, number, 2, np.zeros(1))[0])
         passes = self.passes(len(decisions))
@@ -90,6 +97,7 @@ class UpdatePreparation:
             rollout_plan=rollout_plan,
             expert_plan=expert_plan,
             metrics=metrics,
+            no_information=information_problem(advantages, outcomes, spread),
         )
         return data, decisions
 
@@ -103,6 +111,27 @@ class UpdatePreparation:
         per_step = args.rollouts_per_pass * args.world_size * accumulation
         needed: int = args.num_ppo_epochs * -(-decisions // per_step) * accumulation
         return needed
+
+    def calibrate(self, number: int, rollouts: Sequence[Rollout]) -> dict[str, float]:
+        """Value-only steps on an update's rollouts, on this process alone; see `calibrate_values`."""
+        args, model = self.args, self.model.value_model
+
+        def inputs(decisions: list[Decision]) -> dict[str, torch.Tensor]:
+            batch = self.processor.expert_inputs([decision.item() for decision in decisions])
+            return {key: value.to(model.device) for key, value in batch.items()}
+
+        return calibrate_values(
+            model,
+            inputs,
+            value_targets(rollouts, self.gamma, leave_out_timeouts=args.bootstrap_timeouts),
+            threshold=args.value_fit_threshold,
+            max_steps=args.value_fit_max_steps,
+            heldout_share=args.value_heldout_share,
+            batch_size=args.local_rollout_forward_batch_size,
+            learning_rate=args.value_learning_rate,
+            precision=self._precision,
+            seed=int(sample_seeds(args.seed, number, 3, np.zeros(1))[0]),
+        )
 
     # ------------------------------------------------------------------ forward passes
 
@@ -217,10 +246,12 @@ class UpdatePreparation:
             outcome = rollout.facts.outcome
             assert outcome is not None  # the store lists labeled rollouts only
             cut_off = args.bootstrap_timeouts and rollout.facts.timed_out and outcome == 0
+            steps = np.array([decision.executed or 0 for decision in rollout.decisions[:count]])
+            rewards, discounts = decision_rewards(steps, outcome, self.gamma)
             advantages, returns = generalized_advantages(
-                decision_rewards(count, outcome),
+                rewards,
                 own,
-                gamma=args.gamma,
+                gamma=discounts,
                 lam=args.lam,
                 bootstrap_value=last if cut_off else None,
             )
@@ -283,15 +314,12 @@ class UpdatePreparation:
         chains = [self.experts.following(int(row), self._expert_steps) for row in rows]
         distinct = sorted({row for chain in chains for row in chain})
         values = dict(zip(distinct, self.values(lambda i: self.expert_item(distinct[i]), len(distinct)), strict=True))
-        advantages = [
-            generalized_advantages(
-                decision_rewards(len(chain), 1.0),
-                np.array([values[row] for row in chain]),
-                gamma=args.gamma,
-                lam=args.lam,
-            )[0][0]
-            for chain in chains
-        ]
+        advantages = []
+        for chain in chains:
+            steps = np.diff([*chain, self.experts.episode_end(chain[0])])
+            rewards, discounts = decision_rewards(steps, 1.0, self.gamma)
+            own = np.array([values[row] for row in chain])
+            advantages.append(generalized_advantages(rewards, own, gamma=discounts, lam=args.lam)[0][0])
         return np.array(advantages, np.float32)
 
 

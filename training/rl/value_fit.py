@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from .advantages import default_discount
 
 FIT_FILE = "value_fit.json"
 """What the policy's processor looked like when the value model was trained, and how it was trained."""
@@ -48,6 +52,42 @@ def read_fit(folder: str | Path) -> dict[str, Any]:
         raise ValueError(
             f"{path}: cannot be read ({error}); a value model for reinforcement learning comes from syvla-value-warmup"
         ) from error
+
+
+def discount_of(fit: Mapping[str, Any], chunk_size: int) -> float | None:
+    """Discount per control step with which a value model was warmed up, None if it does not say.
+
+    Models from before the discount counted control steps had one per decision of `decision_steps` control steps, which is
+    converted.
+    """
+    training = fit.get("training", {})
+    if training.get("discount") is not None:
+        return float(training["discount"])
+    if training.get("gamma") is None:
+        return None
+    return float(float(training["gamma"]) ** (1.0 / (training.get("decision_steps") or chunk_size)))
+
+
+def run_discount(asked: float | None, fit: Mapping[str, Any] | None, chunk_size: int) -> float:
+    """Discount per control step of a run: the value model's, whose values it must go with.
+
+    Args:
+        asked: The run's `gamma`; None: the value model's.
+        fit: Contents of its `value_fit.json`, None without one.
+        chunk_size: Of the policy.
+
+    Raises:
+        ValueError: The two differ.
+    """
+    known = None if fit is None else discount_of(fit, chunk_size)
+    if known is None:
+        return default_discount(chunk_size) if asked is None else asked
+    if asked is not None and not math.isclose(math.log(asked), math.log(known), rel_tol=1e-3):
+        raise ValueError(
+            f"gamma: the value model was warmed up with a discount of {known:.8g} per control step, this run asks for "
+            f"{asked:.8g}; leave gamma out, or warm up a value model with it (syvla-value-warmup --gamma {asked:.8g})"
+        )
+    return known
 
 
 def value_model_problems(folder: str | Path, value_config: Any, processor: Any, embodiments: list[str]) -> list[str]:

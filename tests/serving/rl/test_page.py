@@ -6,6 +6,8 @@ import urllib.request
 
 from rl_robot import Robot, states, until
 
+from syvla.serving.rl.ledger import Ledger
+
 
 def fetch(server, path, **headers):
     """Status, headers and text, as a browser would ask."""
@@ -102,3 +104,30 @@ def test_a_person_labels_rollouts_with_two_keys(serve_run, open_page):
     page.press("u", when="!document.getElementById('undo').disabled")
     page.press("s", when=READY)  # of the second one again
     wait_for(1)
+
+
+def test_a_person_discards_and_goes_back_over_several_decisions(serve_run, run, open_page):
+    """Also over a label from before the page was opened; what the trainer set aside can be used by a click."""
+    server = serve_run()
+    robot = Robot(server)
+    first, second, third = (robot.rollout() for _ in range(3))
+    robot.call(f"/rl/episodes/{first}/reward", {"reward": 1})
+
+    def state(name):
+        return robot.call(f"/rl/episodes/{name}")["state"]
+
+    page = open_page(f"http://{server.url}/rl")
+    page.press("s", when=f"shown === '{second}' && {READY}")
+    page.press("d", when=f"shown === '{third}' && {READY}")
+    until(lambda: (state(second), state(third)) == ("sealed", "discarded"), 30)
+    page.press("u", when="!waiting && decided.length === 2")
+    until(lambda: state(third) == "awaiting_reward", 30)
+    page.press("u", when=f"shown === '{third}' && correcting && {READY}")
+    page.press("u", when=f"shown === '{second}' && correcting && {READY}")
+    page.press("f", when=f"shown === '{first}' && correcting && {READY}")
+    until(lambda: robot.call(f"/rl/episodes/{first}")["outcome"] == 0, 30)
+    assert robot.call(f"/rl/episodes/{second}")["outcome"] == 1, "gone back over, and left as it was"
+    Ledger(run).set_aside(second, "too old: 1 version(s) behind")
+    until(lambda: page.value("document.getElementById('reasons').textContent.includes('too old: 1')"), 30)
+    page.value("document.querySelector('#reasons button').click()")
+    until(lambda: state(second) == "sealed", 30)

@@ -11,6 +11,7 @@ from hypothesis.extra.numpy import arrays
 from syvla.training.rl.advantages import (
     clip_advantages,
     decision_rewards,
+    default_discount,
     explained_variance,
     generalized_advantages,
     monte_carlo_returns,
@@ -57,7 +58,7 @@ def test_lambda_one_is_monte_carlo_and_lambda_zero_one_step(episode, gamma):
 
 def test_a_time_out_is_no_failure():
     """Cut off while the value model still expects success, an episode is not punished as a failure is."""
-    rewards, values = decision_rewards(3, 0.0), np.full(3, 0.9)
+    rewards, values = decision_rewards(np.full(3, 10), 0.0, 1.0)[0], np.full(3, 0.9)
     failed, _ = generalized_advantages(rewards, values, gamma=1.0, lam=0.95)
     timed_out, _ = generalized_advantages(rewards, values, gamma=1.0, lam=0.95, bootstrap_value=0.9)
     assert failed[-1] == pytest.approx(-0.9)
@@ -73,17 +74,52 @@ def test_clipping_keeps_sign_and_does_not_whiten():
     assert clip_advantages(np.zeros(0))[1] == 0.0
 
 
-@given(st.integers(1, 60), st.integers(1, 20), st.floats(0.5, 1))
-def test_monte_carlo_returns_count_decisions(frames, decision_steps, gamma):
-    returns = monte_carlo_returns(frames, decision_steps, gamma, 1.0)
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=30), st.floats(0.9, 1), rates)
+def test_a_perfect_success_has_no_advantage_however_often_the_robot_asks(steps, gamma, lam):
+    """The value model was warmed up frame by frame; replanning every step, every 10 or at random changes nothing."""
+    returns = monte_carlo_returns(sum(steps), gamma, 1.0)
+    values = returns[np.cumsum([0, *steps[:-1]])]
+    rewards, discounts = decision_rewards(np.array(steps), 1.0, gamma)
+    advantages, found = generalized_advantages(rewards, values, gamma=discounts, lam=lam)
+    np.testing.assert_allclose(advantages, 0.0, atol=1e-12)
+    np.testing.assert_allclose(found, values, atol=1e-12)
+
+
+@given(st.lists(st.integers(0, 9), max_size=8), st.integers(1, 9), st.floats(0.5, 1), rates, st.data())
+def test_advantages_equal_a_sum_over_control_steps(steps, last, gamma, lam, data):
+    """Each control step by itself: a reward at the last one, a value where a decision was made."""
+    steps = [*steps, last]
+    values = np.array(data.draw(st.lists(st.floats(-2, 2), min_size=len(steps), max_size=len(steps))))
+    rewards, discounts = decision_rewards(np.array(steps), 1.0, gamma)
+    advantages, _ = generalized_advantages(rewards, values, gamma=discounts, lam=lam)
+    for start in range(len(steps)):
+        total, weight = 0.0, 1.0
+        for number in range(start, len(steps)):
+            gained, discount = 0.0, 1.0
+            for step in range(steps[number]):
+                done = number == len(steps) - 1 and step == steps[number] - 1
+                gained += discount * float(done)
+                discount *= gamma
+            following = values[number + 1] if number + 1 < len(steps) else 0.0
+            total += weight * (gained + discount * following - values[number])
+            weight *= discount * lam
+        assert advantages[start] == pytest.approx(total, abs=1e-9)
+
+
+@given(st.integers(1, 60), st.floats(0.5, 1))
+def test_monte_carlo_returns_count_control_steps(frames, gamma):
+    returns = monte_carlo_returns(frames, gamma, 1.0)
     for frame in range(frames):
-        decisions = math.ceil((frames - frame) / decision_steps)
-        _, expected = generalized_advantages(
-            decision_rewards(decisions, 1.0), np.zeros(decisions), gamma=gamma, lam=1.0
-        )
-        assert returns[frame] == pytest.approx(expected[0])
+        expected = 1.0
+        for _ in range(frames - 1 - frame):
+            expected *= gamma
+        assert returns[frame] == pytest.approx(expected)
     assert returns[-1] == 1.0
-    assert not monte_carlo_returns(frames, decision_steps, gamma, 0.0).any()
+    assert not monte_carlo_returns(frames, gamma, 0.0).any()
+
+
+def test_the_default_discount_is_a_hundredth_per_chunk():
+    assert default_discount(50) ** 50 == pytest.approx(0.99)
 
 
 def test_explained_variance_of_perfect_constant_and_misleading_values():
@@ -101,9 +137,10 @@ def test_explained_variance_of_perfect_constant_and_misleading_values():
         (lambda: generalized_advantages(np.zeros(2), np.zeros(3), gamma=1, lam=1), "values: expected one per reward"),
         (lambda: generalized_advantages(np.zeros(2), np.zeros(2), gamma=1.1, lam=1), "gamma: expected a number"),
         (lambda: generalized_advantages(np.zeros(1), np.full(1, np.nan), gamma=1, lam=1), "expected finite numbers"),
-        (lambda: decision_rewards(0, 1.0), "expected at least 1"),
+        (lambda: decision_rewards(np.zeros(0), 1.0, 1.0), "expected at least 1 decision"),
+        (lambda: decision_rewards(np.array([3, 0]), 1.0, 1.0), "a last one of which something ran"),
         (lambda: clip_advantages(np.zeros(1), 0.0), "advantage_clip: expected a positive number"),
-        (lambda: monte_carlo_returns(3, 0, 1.0, 1.0), "expected at least 1 each"),
+        (lambda: monte_carlo_returns(0, 1.0, 1.0), "expected at least 1"),
         (lambda: explained_variance(np.zeros(2), np.zeros(3)), "values: expected one per return"),
     ],
 )

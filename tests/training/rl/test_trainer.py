@@ -202,6 +202,23 @@ def test_a_policy_that_drifts_is_not_published_but_restored(run, tmp_path, polic
     assert all(torch.equal(before[name], after[name]) for name in after)
 
 
+def test_an_update_whose_advantages_say_nothing_is_not_published_and_says_why(run, tmp_path):
+    """The value model of random weights gives a success no higher advantages; it takes its value-only steps all the same."""
+    options = {"min_advantage_spread": 5, "value_fit_max_steps": 3, "value_fit_threshold": 0.99}
+    assert run(tmp_path, max_rl_updates=1, **options) == 0
+    (update,) = history(tmp_path)
+    assert update["refused"].startswith(
+        "its advantages carry no information: the advantages of all decisions are alike"
+    )
+    assert (update["version"], update["steps"], update["val/value_only_steps"]) == (0, 1, 3.0)
+    assert json.loads((tmp_path / "policies" / "LATEST.json").read_text())["version"] == 0
+    assert update["intention_decoupling"] is True, "the run's own setting"
+    card = (tmp_path / "README.md").read_text()
+    assert all(name in card for name in ("val/calibration_error_heldout", "objective/advantage_share[-0.1,0.1)"))
+    shares = [value for name, value in update.items() if name.startswith("objective/advantage_share")]
+    assert sum(shares) == pytest.approx(1.0)
+
+
 def test_an_update_ends_when_the_kl_is_too_large(run, tmp_path):
     assert run(tmp_path, target_kl=1e-9, max_rl_updates=1, steps_per_update=6) == 0
     (update,) = history(tmp_path)

@@ -23,7 +23,7 @@ class SyVLAValueConfig(EmbodimentsMixin, OwnModelTypeMixin, PreTrainedConfig):
     """Configuration of [`SyVLAValueModel`].
 
     The paper gives "about 100M parameters with a Siglip encoder and a transformer network". The encoder alone has 85.8 M;
-    width 512 and 4 layers are ours and bring the whole to 99,576,065 parameters with one robot of 14 states.
+    width 512 and 4 layers are ours and bring the whole to 99,305,729 parameters, and 270,336 more for a robot of 14 states.
 
     Args:
         vision_config: Config (or dict with `model_type`) of the image encoder: any `transformers` vision backbone.
@@ -31,6 +31,8 @@ class SyVLAValueConfig(EmbodimentsMixin, OwnModelTypeMixin, PreTrainedConfig):
         image_size: Side of the square images in pixels. None: the vision config's.
         embodiments: As in [`SyVLAConfig`]; give the value model the policy's, so that ids and states agree.
         views: Names of the camera views, in order.
+        instruction_bytes: Longest instruction that the model reads, in bytes of UTF-8; 0: it reads none, and the same
+            observation has the same value in every task.
         hidden_size: Width of the transformer.
         num_hidden_layers: Number of layers.
         num_attention_heads: Heads of its attention.
@@ -50,6 +52,7 @@ class SyVLAValueConfig(EmbodimentsMixin, OwnModelTypeMixin, PreTrainedConfig):
         image_size: int | None = None,
         embodiments: dict[str, dict[str, int]] | None = None,
         views: list[str] | tuple[str, ...] = VIEWS,
+        instruction_bytes: int = 0,
         hidden_size: int = 512,
         num_hidden_layers: int = 4,
         num_attention_heads: int = 8,
@@ -65,6 +68,9 @@ class SyVLAValueConfig(EmbodimentsMixin, OwnModelTypeMixin, PreTrainedConfig):
         self.image_size: int = image_size or int(getattr(self.vision_config, "image_size", 224))
         self._set_embodiments(embodiments)
         self.views = checked_views(views)
+        if instruction_bytes < 0:
+            raise ValueError(f"instruction_bytes: expected at least 0, got {instruction_bytes}")
+        self.instruction_bytes = instruction_bytes
         self.hidden_size = hidden_size
         self.num_hidden_layers = num_hidden_layers
         self.num_attention_heads = num_attention_heads

@@ -1,12 +1,13 @@
 """The value model: expected return of an observation, for the advantages of reinforcement learning.
 
 Paper, appendix A: "a value model of about 100M parameters with a Siglip encoder and a transformer network to predict the
-value of current state based on observation". It reads what the action expert reads, images and state, and no text (ours:
-the paper trains one value model per task).
+value of current state based on observation". It reads what the action expert reads, images and state, and, where its config
+says so, the instruction (ours: the paper trains one value model per task): one token per byte, so that it needs no vocabulary.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,9 +38,26 @@ from .packed_weights import PackedLinear  # noqa: F401  isort: skip
 from .static_thoughts import StaticThoughts  # noqa: F401  isort: skip
 from .wrapped_vlm import WrappedVLMMixin  # noqa: F401  isort: skip
 
-# In the same batch of the processor; the value model reads no text and no actions.
+NO_BYTE = 256
+"""Stands after the end of an instruction."""
+
+# In the same batch of the processor; the value model reads no tokens of text and no actions.
 _TEXT_INPUTS = ("input_ids", "attention_mask", "mm_token_type_ids", "pixel_values", "image_grid_thw", "labels")
 _OF_THE_POLICY = frozenset((*_TEXT_INPUTS, "actions", "action_mask"))
+
+
+def encode_instructions(texts: Sequence[str], length: int) -> torch.Tensor:
+    """Instructions as the value model reads them: bytes of UTF-8, then `NO_BYTE`, int64 (len(texts), length).
+
+    Of a longer one the first and the last half of `length` are kept.
+    """
+    encoded = torch.full((len(texts), length), NO_BYTE)
+    for row, text in enumerate(texts):
+        data = text.encode()
+        if len(data) > length:
+            data = data[: length - length // 2] + data[len(data) - length // 2 :]
+        encoded[row, : len(data)] = torch.tensor(list(data))
+    return encoded
 
 
 @dataclass
@@ -76,7 +94,7 @@ class ValueLayer(GradientCheckpointingLayer):
 
 
 class SyVLAValueModel(StrictPreTrainedModel):
-    """SigLIP over the views, a transformer over [value token, state token, image tokens], a scalar head."""
+    """SigLIP over the views, a transformer over [value token, state token, image tokens, instruction], a scalar head."""
 
     config_class = SyVLAValueConfig
     base_model_prefix = "value"
@@ -96,6 +114,9 @@ class SyVLAValueModel(StrictPreTrainedModel):
         self.image_proj = nn.Linear(feature_width(config.vision_config), hidden)
         self.view_embedding = nn.Embedding(len(config.views), hidden)
         self.value_token = nn.Embedding(1, hidden)
+        if config.instruction_bytes:
+            self.byte_embedding = nn.Embedding(NO_BYTE + 1, hidden)
+            self.byte_position = nn.Embedding(config.instruction_bytes, hidden)
         self.state_encoders = nn.ModuleDict(
             {name: make_mlp(e["state_dim"], hidden, hidden) for name, e in config.embodiments.items()}
         )
@@ -111,6 +132,7 @@ class SyVLAValueModel(StrictPreTrainedModel):
         state: torch.Tensor,
         embodiment_ids: torch.Tensor,
         expert_view_mask: torch.Tensor | None = None,
+        instruction: torch.Tensor | None = None,
         returns: torch.Tensor | None = None,
         return_loss: bool = True,
         output_hidden_states: bool | None = None,
@@ -123,6 +145,7 @@ class SyVLAValueModel(StrictPreTrainedModel):
             state: Normalized, zero-padded, (B, D_state_max).
             embodiment_ids: (B,).
             expert_view_mask: bool (B, V); what a missing view holds does not matter. None: all views present.
+            instruction: Of `encode_instructions`, int64 (B, config.instruction_bytes); None in a model that reads none.
             returns: Targets, for example Monte-Carlo returns, (B,).
             return_loss: Whether `returns` give a loss. By this name `Trainer` knows that there is one to evaluate.
             output_hidden_states: Whether to return those of the transformer; None: what the configuration says.
@@ -151,7 +174,11 @@ class SyVLAValueModel(StrictPreTrainedModel):
         value_token = all_rows(self.value_token, state.device).expand(count, 1, -1)
         x = torch.cat((value_token, state_token, images.flatten(1, 2)), dim=1)  # (B, 2 + V * P, D)
         seen = view_mask[:, :, None].expand(-1, -1, features.shape[2]).flatten(1)
-        mask = F.pad(seen, (2, 0), value=True)[:, None, None, :]
+        seen = F.pad(seen, (2, 0), value=True)
+        text = self._instruction_tokens(instruction, count)
+        if instruction is not None and text is not None:
+            x, seen = torch.cat((x, text), dim=1), torch.cat((seen, instruction.ne(NO_BYTE)), dim=1)
+        mask = seen[:, None, None, :]
         states = []
         for layer in self.layers:
             if wanted:
@@ -175,6 +202,21 @@ class SyVLAValueModel(StrictPreTrainedModel):
 
     def set_input_embeddings(self, value: Any) -> None:
         self.image_proj = value
+
+    def _instruction_tokens(self, instruction: torch.Tensor | None, count: int) -> torch.Tensor | None:
+        """(B, L, D), None in a model that reads no instruction."""
+        length = self.config.instruction_bytes
+        expected = (count, length) if length else None
+        found = None if instruction is None else tuple(instruction.shape)
+        if found != expected:
+            raise ValueError(
+                f"instruction: expected shape {expected} (instruction_bytes is {length}), got {found}; pass "
+                "encode_instructions(texts, config.instruction_bytes), or leave it out where that is 0"
+            )
+        if instruction is None:
+            return None
+        tokens: torch.Tensor = self.byte_embedding(instruction) + all_rows(self.byte_position, instruction.device)
+        return tokens
 
     def add_embodiment(self, name: str, state_dim: int, action_dim: int) -> None:
         """Give the model a state encoder for a further robot; all other weights stay as they are."""

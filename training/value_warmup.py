@@ -38,6 +38,7 @@ from syvla.training.retrieval.demonstrations import (
 )
 from syvla.training.rl.advantages import default_discount, explained_variance, monte_carlo_returns
 from syvla.training.rl.value_fit import write_fit
+from syvla.training.rl.value_inputs import value_inputs
 from syvla.training.run.arguments import ROBOT_KEYS, dataset_spec
 from syvla.training.run.checkpoints import RESUME_HELP, AtomicCheckpointMixin
 from syvla.training.run.collation import row_name
@@ -48,6 +49,9 @@ from syvla.training.run.run_settings import OVERWRITE_HELP, settings_of
 from syvla.training.run.schedule import warn_of_endless_warmup
 
 logger = logging.getLogger("syvla.training.value_warmup")
+
+INSTRUCTION_BYTES = 128
+"""What a fresh value model reads of an instruction. Ours: longer ones are rare, and it costs as much as a few image tokens."""
 
 
 @dataclass
@@ -180,8 +184,8 @@ class ValueTrainer(FiniteStepsMixin, AtomicCheckpointMixin, Trainer):
         super().__init__(data_collator=self.collate, compute_metrics=_metrics, **kwargs)
 
     def collate(self, items: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """What the value model reads, and the targets; the instruction is not tokenized."""
-        batch = self.processor.expert_inputs(items)
+        """What the value model reads, and the targets."""
+        batch: dict[str, Any] = value_inputs(self.processor, self.accelerator.unwrap_model(self.model).config, items)
         rows = [f"{item.get('dataset', item['embodiment'])}: {row_name(item)}" for item in items]
         return {**batch, "returns": torch.tensor([item["returns"] for item in items]), "rows": rows}
 
@@ -304,7 +308,8 @@ def load_value_model(value_args: ValueArguments, processor: Any, embodiments: Se
     if unknown := sorted(set(fields) - set(known)):
         raise ValueError(f"value_overrides: {unknown} are no fields of SyVLAValueConfig")
     policy = AutoConfig.from_pretrained(value_args.policy_path)
-    fields = {"embodiments": policy.embodiments, "views": list(processor.views), **fields}
+    own = {"embodiments": policy.embodiments, "views": list(processor.views), "instruction_bytes": INSTRUCTION_BYTES}
+    fields = {**own, **fields}
     if value_args.vision_from_policy:
         fields |= {"vision_config": policy.expert_vision_config, "image_size": policy.expert_image_size}
     model = SyVLAValueModel(SyVLAValueConfig(**fields)).float()

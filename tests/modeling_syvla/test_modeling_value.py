@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel
 
 from syvla.modeling_syvla import SyVLAConfig, SyVLAModel, SyVLAValueConfig, SyVLAValueModel
+from syvla.modeling_syvla.modeling_value import encode_instructions
 
 ROBOTS = {"tabletop": {"state_dim": 14, "action_dim": 14}, "arm": {"state_dim": 3, "action_dim": 2}}
 
@@ -29,8 +30,9 @@ def test_default_size_is_about_a_hundred_million():
     """google/siglip-base-patch16-224 without head has 85.8 M of them."""
     robot = {"cobot_magic": {"state_dim": 14, "action_dim": 14}}
     with torch.device("meta"):
-        model = SyVLAValueModel(SyVLAValueConfig(embodiments=robot))
-    assert sum(p.numel() for p in model.parameters()) == 99_576_065
+        model, alone = SyVLAValueModel(SyVLAValueConfig(embodiments=robot)), SyVLAValueModel(SyVLAValueConfig())
+    assert sum(p.numel() for p in alone.parameters()) == 99_305_729
+    assert sum(p.numel() for p in model.parameters()) == 99_305_729 + 270_336, "a robot of 14 states"
     assert sum(p.numel() for p in model.vision_tower.parameters()) == 85_797_120
     d, width = 512, 1408
     layer = 4 * d * d + 3 * d * width + 2 * d
@@ -77,6 +79,31 @@ def test_every_view_its_place_and_the_state_move_the_value(model, batch):
     assert (model(**{**inputs, "state": inputs["state"] + 1}).value - base).abs() > 1e-4
     masked = torch.tensor([[True, True, False]])
     assert (model(**{**inputs, "expert_view_mask": masked}).value - base).abs() > 1e-5
+
+
+def test_a_model_that_reads_the_instruction_values_the_same_observation_differently(batch):
+    torch.manual_seed(0)
+    model = SyVLAValueModel(SyVLAValueConfig.tiny(embodiments=ROBOTS, instruction_bytes=8)).eval()
+    inputs = {name: batch[name][:1] for name in INPUTS}
+
+    def value(text):
+        with torch.no_grad():
+            return model(**inputs, instruction=encode_instructions([text], 8)).value
+
+    assert (value("block 7") - value("block 3")).abs() > 1e-5
+    assert torch.equal(value("block 7"), value("block 7"))
+    for instruction in (None, encode_instructions(["block 7"], 9)):
+        with pytest.raises(ValueError, match="instruction: expected shape"):
+            model(**inputs, instruction=instruction)
+    deaf = SyVLAValueModel(SyVLAValueConfig.tiny(embodiments=ROBOTS))
+    with pytest.raises(ValueError, match=r"instruction_bytes is 0\), got \(1, 8\)"):
+        deaf(**inputs, instruction=encode_instructions(["block 7"], 8))
+
+
+def test_instructions_are_their_bytes():
+    encoded = encode_instructions(["ab", "", "caf\u00e9"], 6)
+    assert encoded.tolist() == [[97, 98, *[256] * 4], [256] * 6, [99, 97, 102, 0xC3, 0xA9, 256]]
+    assert encode_instructions(["abcdefgh"], 4).tolist() == [list(b"abgh")], "beginning and end of a longer one"
 
 
 def test_loss_is_the_mean_squared_error_and_trains_every_weight(model, batch):

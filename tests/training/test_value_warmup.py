@@ -10,6 +10,7 @@ from transformers import AutoModel, AutoProcessor
 from syvla.modeling_syvla import SyVLAConfig, SyVLAModel
 from syvla.processing import RobotDataset, RobotDatasetWriter, build_tiny_processor
 from syvla.training.rl.value_fit import read_fit, run_discount, value_model_problems
+from syvla.training.rl.value_inputs import value_inputs
 from syvla.training.value_warmup import ReturnDataset, main
 
 TINY = json.dumps({"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 32})
@@ -90,7 +91,7 @@ def test_the_saved_model_tells_success_from_failure(warmed, policy, reaching):
     dataset = RobotDataset(reaching, embodiment="reacher", cameras={"center": "observation.images.head"})
     last = dataset.episode_starts + dataset.episode_lengths - 1
     with torch.no_grad():
-        values = model(**processor.expert_inputs([dataset[int(row)] for row in last])).value
+        values = model(**value_inputs(processor, model.config, [dataset[int(row)] for row in last])).value
     won = torch.arange(12) % 4 != 0
     assert values[won].min() > values[~won].max()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,9 +10,13 @@ import numpy as np
 from syvla.processing.normalization import CONSTANT_TOLERANCE, offset_and_scale
 from syvla.processing.robot_data.arrow_columns import to_numpy
 from syvla.processing.robot_data.robot_dataset import RobotDataset
+from syvla.serving.recording.episode_facts import facts_path, read_facts
 
 OUTCOME_KEYS = ("next.success", "rollout.success", "success")
 """Features that say per frame whether the episode has succeeded; LeRobot's own name comes first."""
+
+INTERVENTION_KEYS = ("intervention", "is_intervention", "complementary_info.is_intervention")
+"""Features that say per frame whether a person acted instead of the policy; the last one is of LeRobot's HIL-SERL."""
 
 STATISTICS_TOLERANCE = 0.5
 """Largest accepted difference of statistics: of means in the checkpoint's standard deviations, of spreads as a share.
@@ -109,13 +113,16 @@ def episode_rewards(dataset: RobotDataset, outcome_key: str | None = "auto") -> 
         dataset: The dataset.
         outcome_key: Feature whose value at an episode's last frame says whether it succeeded: a truth value, or a number
             of at least 0.5, such as LeRobot's `next.success` or `next.reward`. "auto": the first of `OUTCOME_KEYS` that
-            the dataset has; without one all episodes count as successes. None: all succeeded.
+            the dataset has; of a recording of `syvla-serve` a person's labels; without either all episodes count as
+            successes. None: all succeeded.
 
     Raises:
         ValueError: If the dataset has no such feature, or no episode succeeded.
     """
     if outcome_key == "auto":
         outcome_key = next((key for key in OUTCOME_KEYS if key in dataset.features), None)
+        if outcome_key is None and facts_path(dataset.root, 0).parent.is_dir():
+            return _labels(dataset)
     if outcome_key is None:
         return np.ones(dataset.num_episodes)
     if outcome_key not in dataset.features:
@@ -123,24 +130,60 @@ def episode_rewards(dataset: RobotDataset, outcome_key: str | None = "auto") -> 
             f"outcome_key: {dataset.root} has no feature {outcome_key!r}; choose from {sorted(dataset.features)}, or none "
             "if all episodes succeeded"
         )
-    import pyarrow.parquet as pq
-
-    rewards: list[float] = []
-    tables: dict[Any, tuple[np.ndarray, np.ndarray]] = {}
-    for episode in dataset.episodes:
-        path = dataset.root / dataset.metadata.data_path(episode)
-        if path not in tables:
-            with pq.ParquetFile(path) as file:
-                table = file.read(columns=["episode_index", outcome_key])
-            values = to_numpy(table.column(outcome_key), (), "float64", outcome_key)
-            tables[path] = (to_numpy(table.column("episode_index"), (), "int64", "episode_index"), values)
-        owner, values = tables[path]
-        rewards.append(float(values[owner == episode][-1] >= 0.5))
+    rewards = [float(values[-1] >= 0.5) for values in _columns(dataset, outcome_key)]
     if not any(rewards):
         raise ValueError(
             f"outcome_key: no episode of {dataset.root} succeeded by {outcome_key!r}; is it the right one?"
         )
     return np.array(rewards)
+
+
+def human_frames(dataset: RobotDataset) -> np.ndarray | None:
+    """Which frames a person acted in, bool (frames,), of a dataset in which a person took over from a policy.
+
+    Returns:
+        None for a dataset without one of `INTERVENTION_KEYS`, all of which is a demonstration.
+
+    Raises:
+        ValueError: No frame is a person's.
+    """
+    key = next((key for key in INTERVENTION_KEYS if key in dataset.features), None)
+    if key is None:
+        return None
+    human = np.concatenate([values >= 0.5 for values in _columns(dataset, key)])
+    if not human.any():
+        raise ValueError(
+            f"{key}: no frame of {dataset.root} is a person's, so that it shows nothing but a policy; leave the dataset out, "
+            "or drop the column if all of it is demonstrations"
+        )
+    return human
+
+
+def _columns(dataset: RobotDataset, key: str) -> Iterator[np.ndarray]:
+    """Values of a column of single numbers, float64 (frames,), episode after episode."""
+    import pyarrow.parquet as pq
+
+    tables: dict[Any, tuple[np.ndarray, np.ndarray]] = {}
+    for episode in dataset.episodes:
+        path = dataset.root / dataset.metadata.data_path(episode)
+        if path not in tables:
+            with pq.ParquetFile(path) as file:
+                table = file.read(columns=["episode_index", key])
+            values = to_numpy(table.column(key), (), "float64", key)
+            tables[path] = (to_numpy(table.column("episode_index"), (), "int64", "episode_index"), values)
+        owner, values = tables[path]
+        yield values[owner == episode]
+
+
+def _labels(dataset: RobotDataset) -> np.ndarray:
+    """Outcomes of recorded rollouts, float64 (episodes,)."""
+    outcomes = [read_facts(dataset.root, episode).outcome for episode in dataset.episodes]
+    if None in outcomes:
+        raise ValueError(
+            f"{dataset.root}: {outcomes.count(None)} of {len(outcomes)} recorded rollouts have no label; label them, or leave "
+            "them out"
+        )
+    return np.array(outcomes, np.float64)
 
 
 def split_episodes(count: int, heldout_share: float, seed: int) -> tuple[list[int], list[int]]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from syvla.training.retrieval.approximate_index import ApproximateIndex
-from syvla.training.retrieval.demonstrations import episode_rewards, split_episodes
+from syvla.training.retrieval.demonstrations import episode_rewards, human_frames, split_episodes
 from syvla.training.retrieval.embedding_store import VIEW_WEIGHTS
 from syvla.training.retrieval.exact_index import Neighbors, SimilarSampleIndex
 from syvla.training.retrieval.image_encoders import load_encoder
@@ -17,7 +17,8 @@ from syvla.training.retrieval.image_encoders import load_encoder
 class ExpertSamples:
     """The imitation data as one list of rows, frame after frame and dataset after dataset.
 
-    Failed demonstrations are left out, and some episodes are held out to measure how far a policy drifts.
+    Failed demonstrations are left out, and so are the policy's own frames of a dataset in which a person took over: they are no
+    expert's. Some episodes are held out to measure how far a policy drifts.
 
     Args:
         datasets: [`RobotDataset`]s.
@@ -26,7 +27,7 @@ class ExpertSamples:
         seed: Of the choice of held-out episodes.
 
     Attributes:
-        usable: bool (rows,), True for rows of successful episodes that are not held out.
+        usable: bool (rows,), True for a person's rows of successful episodes that are not held out.
         heldout: bool (rows,).
 
     Raises:
@@ -41,15 +42,16 @@ class ExpertSamples:
         rewards = np.concatenate([episode_rewards(dataset, outcome_key) for dataset in self.datasets])
         self._episode_ends = np.cumsum(lengths)
         self._dataset_ends = np.cumsum([len(dataset) for dataset in self.datasets])
-        good = np.flatnonzero(rewards > 0)
+        owner = np.repeat(np.arange(len(lengths)), lengths)
+        human = np.concatenate([_human_frames(dataset) for dataset in self.datasets])
+        good = np.flatnonzero((rewards > 0) & np.isin(np.arange(len(lengths)), owner[human]))
         if len(good) < 2:
             raise ValueError(
                 f"robot_datasets: {len(good)} successful episode(s) in all; the set of expert samples needs at least 2, one of "
                 "which is held out"
             )
         used, heldout = (good[part] for part in split_episodes(len(good), heldout_share, seed))
-        owner = np.repeat(np.arange(len(lengths)), lengths)
-        self.usable, self.heldout = np.isin(owner, used), np.isin(owner, heldout)
+        self.usable, self.heldout = np.isin(owner, used) & human, np.isin(owner, heldout) & human
         self._tasks = np.concatenate([np.array(d.tasks, dtype=object)[d.task_indices] for d in self.datasets])
         self.index: SimilarSampleIndex | None = None
         self.approximate: ApproximateIndex | None = None
@@ -144,3 +146,9 @@ class ExpertSamples:
         """At most `count` held-out rows, always the same ones."""
         pool = np.flatnonzero(self.heldout)
         return np.sort(np.random.default_rng(seed).choice(pool, min(count, len(pool)), replace=False))
+
+
+def _human_frames(dataset: Any) -> np.ndarray:
+    """bool (frames,); all of a dataset of demonstrations."""
+    human = human_frames(dataset)
+    return np.ones(len(dataset), bool) if human is None else human

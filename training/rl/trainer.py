@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 from transformers import Trainer, TrainerCallback, TrainerControl
 from transformers.trainer import TRAINING_ARGS_NAME
 
@@ -49,8 +49,9 @@ from .run_state import RLState, staleness
 from .step_metrics import StepMetrics
 from .update_data import DATA_FILE, UpdateData
 from .update_preparation import UpdatePreparation
-from .value_calibration import TOLD_METRICS
+from .value_calibration import TOLD_METRICS, share_calibration
 from .value_fit import run_discount
+from .value_inputs import value_inputs
 from .weight_snapshot import WeightSnapshot
 
 logger = logging.getLogger(__name__)
@@ -260,16 +261,11 @@ class SyVLAPPOTrainer(PolicyHandoverMixin, AtomicCheckpointMixin, Trainer):
         """Value-only steps on the first process, whose weights all others take over; metrics."""
         if self.args.objective != "ppo" or not self.args.value_fit_max_steps:
             return {}
-        message: list[Any] = [{}]
-        if self.is_world_process_zero():
-            message[0] = self.preparation.calibrate(self.rl.updates, rollouts)
-        broadcast_object_list(message)
-        if self.args.world_size > 1:
-            for parameter in self._module.value_model.parameters():
-                torch.distributed.broadcast(parameter.data, 0)
+        first = self.is_world_process_zero()
+        metrics = self.preparation.calibrate(self.rl.updates, rollouts) if first else {}
+        metrics = share_calibration(self._module.value_model, metrics)
         if self.is_deepspeed_enabled:
             self.deepspeed.optimizer.refresh_fp32_params()
-        metrics: dict[str, float] = message[0]
         return metrics
 
     def _batch(self, update: UpdateData, number: int) -> dict[str, Any]:
@@ -283,7 +279,9 @@ class SyVLAPPOTrainer(PolicyHandoverMixin, AtomicCheckpointMixin, Trainer):
         is_expert = [False] * len(rollouts) + [True] * len(experts)
         policy = self.preparation.policy_batch(items, is_expert)
         seeds = np.concatenate((update.seeds[rollouts], update.expert_seeds[experts]))
-        value = {} if args.objective == "imitation" else self.processing_class.expert_inputs(items[: len(rollouts)])
+        value: dict[str, torch.Tensor] = {}
+        if args.objective != "imitation":
+            value = value_inputs(self.processing_class, self._module.value_model.config, items[: len(rollouts)])
 
         def both(mine: np.ndarray, theirs: np.ndarray) -> torch.Tensor:
             return torch.from_numpy(np.concatenate((mine[rollouts], theirs[experts])))
@@ -291,7 +289,7 @@ class SyVLAPPOTrainer(PolicyHandoverMixin, AtomicCheckpointMixin, Trainer):
         return {
             "policy": policy,
             "points": self.preparation.points(policy, seeds.tolist()),
-            "value": dict(value),
+            "value": value,
             "old_scores": both(update.old_scores, update.expert_scores),
             "advantages": both(update.advantages, update.expert_advantages),
             "is_expert": torch.tensor(is_expert),

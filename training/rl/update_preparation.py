@@ -21,6 +21,7 @@ from .flow_points import make_points
 from .policy_and_value import PolicyAndValue
 from .update_data import UpdateData, plan_experts, plan_rollouts, sample_seeds
 from .value_calibration import advantage_metrics, calibrate_values, information_problem, value_targets
+from .value_inputs import value_inputs
 
 Gather = Callable[[list[Any]], list[Any]]
 """Concatenates the lists of all processes, in their order."""
@@ -117,7 +118,7 @@ class UpdatePreparation:
         args, model = self.args, self.model.value_model
 
         def inputs(decisions: list[Decision]) -> dict[str, torch.Tensor]:
-            batch = self.processor.expert_inputs([decision.item() for decision in decisions])
+            batch = value_inputs(self.processor, model.config, [decision.item() for decision in decisions])
             return {key: value.to(model.device) for key, value in batch.items()}
 
         return calibrate_values(
@@ -201,7 +202,7 @@ class UpdatePreparation:
         """Values of samples 0 .. count - 1, float32 (n,)."""
 
         def run(numbers: list[int]) -> torch.Tensor:
-            batch = self.processor.expert_inputs([item(i) for i in numbers])
+            batch = value_inputs(self.processor, self.model.value_model.config, [item(i) for i in numbers])
             device = self.model.value_model.device
             moved = {key: value.to(device) for key, value in batch.items()}
             values: torch.Tensor = self.model(value=moved)["values"]

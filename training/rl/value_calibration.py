@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from accelerate.utils import broadcast_object_list
 
 from syvla.serving.recording.decision import Decision, Rollout
 
@@ -171,7 +172,7 @@ def calibrate_values(
             values = values_of(rows)
             loss = F.mse_loss(values.float(), torch.from_numpy(targets.returns[rows]).to(values.device))
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             steps += 1
@@ -188,6 +189,16 @@ def calibrate_values(
         "val/explained_heldout_before": first["explained"],
         **{f"val/{name}_heldout": value for name, value in best.items()},
     }
+
+
+def share_calibration(value_model: torch.nn.Module, metrics: dict[str, float]) -> dict[str, float]:
+    """Gives all processes the first one's weights and metrics; returns the metrics."""
+    message = [metrics]
+    broadcast_object_list(message)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        for parameter in value_model.parameters():
+            torch.distributed.broadcast(parameter.data, 0)
+    return message[0]
 
 
 def advantage_metrics(advantages: np.ndarray, outcomes: np.ndarray) -> dict[str, float]:

@@ -43,7 +43,7 @@ from benchmarks.chunk_end_policy import (
     train,
 )
 from benchmarks.reporting import RESULTS, print_table
-from syvla.durable_files import write_json
+from syvla.durable_files import write_text
 from syvla.evaluation.success_rate import SuccessRate
 from syvla.modeling_syvla.configuration_syvla import CHUNK_ENDS
 
@@ -56,6 +56,12 @@ KEYS = ("task", "chunk_size", "arm", "seed", "train_steps", "batch_size", "demon
 def load_runs(path: Path) -> list[dict[str, Any]]:
     runs: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["runs"] if path.is_file() else []
     return runs
+
+
+def save_runs(path: Path, runs: Sequence[dict[str, Any]]) -> None:
+    """One line for each run."""
+    lines = ",\n".join(json.dumps(run) for run in runs)
+    write_text(path, f'{{"torch": {json.dumps(torch.__version__)}, "runs": [\n{lines}\n]}}\n')
 
 
 def measure(key: dict[str, Any]) -> dict[str, Any]:
@@ -108,17 +114,26 @@ def table(runs: Sequence[dict[str, Any]]) -> list[list[str]]:
         own, baseline = groups[group], groups.get((*group[:-1], BASELINE), {})
         errors = [np.mean([v for r in own.values() for v in r["errors"][way]]) for way in ("as trained", "as served")]
         row = [group[0], str(group[1]), group[-1], str(len(own)), *(f"{e:.4f}" for e in errors)]
+        shared = [seed for seed in own if seed in baseline] if group[-1] != BASELINE else []
+        row.append(_difference_text([(_served(own[s]), _served(baseline[s])) for s in shared], 1, 3))
         for replan in ("half", "whole"):
             row.append(str(SuccessRate.of(e["success"] for r in own.values() for e in r["episodes"][replan])))
-            shared = [seed for seed in own if seed in baseline] if group[-1] != BASELINE else []
-            if not shared:
-                row.append("")
-                continue
             pairs = [(_rate(own[seed], replan), _rate(baseline[seed], replan)) for seed in shared]
-            mean, half, power = (100 * value for value in difference(pairs))
-            row.append(f"{mean:+.1f} +- {half:.1f} ({power:.1f})")
+            row.append(_difference_text(pairs, 100, 1))
         rows.append(row)
     return rows
+
+
+def _difference_text(pairs: Sequence[tuple[float, float]], factor: float, digits: int) -> str:
+    """Mean, half of the interval, and in brackets what could have been found; empty without pairs."""
+    if not pairs:
+        return ""
+    mean, half, power = (factor * value for value in difference(pairs))
+    return f"{mean:+.{digits}f} +- {half:.{digits}f} ({power:.{digits}f})"
+
+
+def _served(run: dict[str, Any]) -> float:
+    return float(np.mean(run["errors"]["as served"]))
 
 
 def _rate(run: dict[str, Any], replan: str) -> float:
@@ -126,7 +141,7 @@ def _rate(run: dict[str, Any], replan: str) -> float:
 
 
 HEADER = [
-    "task", "chunk", "arm", "seeds", "as trained", "as served",
+    "task", "chunk", "arm", "seeds", "as trained", "as served", "minus noise (detectable)",
     "half executed", "minus noise (detectable)", "whole executed", "minus noise (detectable)",
 ]  # fmt: skip
 
@@ -140,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--arms", nargs="+", default=list(CHUNK_ENDS), choices=CHUNK_ENDS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--demonstrations", type=int, default=120)
-    parser.add_argument("--train-steps", type=int, default=400)
+    parser.add_argument("--train-steps", type=int, default=330)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--episodes", type=int, default=60, help="closed-loop episodes per policy and way to execute")
     options = parser.parse_args(argv)
@@ -158,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                     if any(all(run[name] == value for name, value in key.items()) for run in runs):
                         continue
                     runs.append(measure(key))
-                    write_json(options.output, {"torch": torch.__version__, "runs": runs})
+                    save_runs(options.output, runs)
                     print("done", *values, flush=True)
     print_table(HEADER, table(load_runs(options.output)))
 

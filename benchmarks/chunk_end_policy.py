@@ -271,5 +271,5 @@ def end_errors(model: SyVLAModel, chunks: Chunks, draws: int = 2) -> dict[str, l
             chunk = euler_sample(velocity, noise, model.config.num_inference_steps)
             error = F.mse_loss(chunk, part.actions, reduction="none").where(mask, torch.tensor(0.0))
             total += error.sum((1, 2)) / mask.sum((1, 2))
-        found[way] = (total / draws).tolist()
+        found[way] = [round(value, 5) for value in (total / draws).tolist()]
     return found

@@ -63,7 +63,7 @@ def recipe_parser(
             if action.dest in recipe:
                 action.required = False
     if config.help or config.help_all:
-        print(parser.format_help() if config.help_all else short_help(parser, dataclass_types, about), end="")
+        sys.stdout.write(parser.format_help() if config.help_all else short_help(parser, dataclass_types, about))
         sys.exit()
     return parser, rest
 

@@ -18,6 +18,10 @@ from .configuration_syvla import (
 from .embodiment_fields import EmbodimentsMixin
 from .own_fields import OwnModelTypeMixin
 
+# Not used here, but by `configuration_syvla`: transformers 5.4 fetches only those files of a checkpoint that its entry file
+# imports itself, not what they import in turn.
+from .flow_solver import FlowSolver  # noqa: F401  isort: skip
+
 
 class SyVLAValueConfig(EmbodimentsMixin, OwnModelTypeMixin, PreTrainedConfig):
     """Configuration of [`SyVLAValueModel`].

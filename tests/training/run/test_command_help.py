@@ -26,8 +26,8 @@ def test_help_begins_with_what_the_command_is_for(name, capsys, monkeypatch):
     assert re.search(r"^  --output_dir TEXT", text, re.MULTILINE)
     assert "--help-all" in text
     assert "--fsdp " not in text, "of transformers, and rare"
-    assert len(text.splitlines()) < 260
     everything = printed(capsys, module, "--help-all")
+    assert len(text.splitlines()) < len(everything.splitlines()) / 2
     ours = set(re.findall(r"^  --(\w+)", text, re.MULTILINE)) - {"help"}
     assert ours <= set(re.findall(r"--(\w+)", everything))
     assert "--fsdp " in everything

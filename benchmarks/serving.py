@@ -9,7 +9,8 @@ a tiny SyVLA of random weights.
 - overhead: round trip less the time in which the policy worked on the batch that held the request;
 - queue: the part of it spent waiting for the policy to be free.
 
-Memory is the server's resident size after a warm-up and after `--soak` requests more.
+Memory is the server's resident size after a warm-up and after `--soak` requests more; 64 clients of a real model:
+`--soak-server tiny --soak-clients 64`.
 """
 
 from __future__ import annotations
@@ -206,6 +207,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--requests", type=int, default=1000, help="per measurement without a model")
     parser.add_argument("--model-requests", type=int, default=320, help="per measurement with the tiny model")
     parser.add_argument("--soak", type=int, default=10_000, help="requests between the two readings of memory; 0: none")
+    parser.add_argument("--soak-server", choices=("none", "tiny"), default="none", help="the server that is soaked")
+    parser.add_argument("--soak-clients", type=int, default=8)
     parser.add_argument("--serve", nargs=3, metavar=("POLICY", "BATCH", "WAIT"), help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if options.serve:
@@ -223,10 +226,12 @@ def main(argv: Sequence[str] | None = None) -> None:
                 for clients in options.clients:
                     figures = load(url, clients, max(requests, clients))
                     results.append({"server": name, "max_batch_size": batch, "clients": clients, **figures})
-                if (policy, batch) == ("none", 8) and options.soak:
+                if (name, batch) == (options.soak_server, 8) and options.soak:
+                    load(url, options.soak_clients, 2 * options.soak_clients)  # their connections and buffers
                     memory = {"before_mb": resident_mb(process)}
-                    load(url, 8, options.soak)
+                    soaked = load(url, options.soak_clients, options.soak)
                     memory |= {"after_mb": resident_mb(process), "requests": float(options.soak)}
+                    memory |= {"clients": float(options.soak_clients), **soaked}
     columns = ("overhead_p50", "overhead_p99", "queue_p50", "round_trip_p50", "round_trip_p99", "policy_p50")
     head = ["server", "batch", "clients", "requests/s", *(name.replace("_", " ") for name in columns)]
     rows = [
@@ -237,7 +242,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     print("times in milliseconds; overhead = round trip - policy, queue is part of it")
     if memory:
         print("memory: {before_mb:.1f} MB before, {after_mb:.1f} MB after {requests:.0f} requests".format(**memory))
-    print(write_result("serving", {"rows": results, "memory": memory}))
+    name = "serving" if options.soak_server == "none" else "serving_soak"
+    print(write_result(name, {"rows": results, "memory": memory}))
 
 
 if __name__ == "__main__":

@@ -143,9 +143,11 @@ def test_served_rollouts_train_and_their_ratio_is_one_before_the_first_step(serv
     update = load_file(tmp_path / "whole" / "checkpoint-1" / "rl_update.safetensors")
     expected = [-np.square(kick(seed)[:EXECUTED]).mean(1).sum() / 2 for seed in SEEDS]
     np.testing.assert_allclose(update["old_scores"], np.tile(expected, (2, 1)).T, rtol=1e-3)
-    # The last decisions' returns: a failure brings 0, a success 1, and a time-out what its last state is worth.
-    values, returns = update["old_values"], update["returns"]
-    np.testing.assert_allclose(returns[1::2], [0, 1, 0.99 * values[5], 1], atol=1e-6)
+    # The last decisions' returns: a failure brings 0, a success 1 with its last step, and a time-out what its last state is
+    # worth after the steps that ran. The discount is 0.99 over a chunk of eight steps.
+    values, returns, step = update["old_values"], update["returns"], 0.99 ** (1 / 8)
+    won = step ** (EXECUTED - 1)
+    np.testing.assert_allclose(returns[1::2], [0, won, step**EXECUTED * values[5], won], atol=1e-6)
     assert abs(values[5]) > 1e-3
     assert train(options, tmp_path / "resumed", resume_from_checkpoint=tmp_path / "whole" / "checkpoint-2", **more) == 0
     whole, again = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "resumed"))

@@ -63,6 +63,8 @@ class GrowingTable:
         write_atomically(path, lambda temporary: self._write(temporary, tables))
         self.last = position
         full = path.stat().st_size > self._max_bytes or sum(map(len, tables)) > self._max_rows
+        if not self._row_groups:
+            tables = [pa.concat_tables(tables).combine_chunks()]  # rows of their own take 0.15 MB each
         self._tables = [] if full else tables
 
     def recover(self, column: str, limit: int) -> None:

@@ -123,8 +123,9 @@ class CompiledDenoising:
             continuation = (torch.zeros_like(noise), torch.zeros_like(noise[..., :1]))
         work = (expert, noise, times, fixed, solver, continuation)
         shape = _shape(noise, times, fixed, whole)
-        key = (*shape.values(), noise.device, fixed.route[0][0] if fixed.route else None, fixed.condition_mask is None)
-        key += (solver,) if whole else ()  # the steps' lengths are constants of the graph
+        robot = fixed.route[0][0] if fixed.route else None
+        constants = solver if whole else None  # the steps' lengths, in a graph of all steps
+        key = (*shape.values(), noise.device, robot, fixed.condition_mask is None, constants)
         if key in self._compiled:
             return _run(self._compiled[key], whole, work)
         reason = self._refusal(shape, fixed)
@@ -173,7 +174,8 @@ class CompiledDenoising:
 
 def _run(compiled: Callable[..., torch.Tensor], whole: bool, work: tuple[Any, ...]) -> torch.Tensor:
     if not whole:
-        return denoise(*work, compiled)
+        expert, noise, times, context, solver, continuation = work
+        return denoise(expert, noise, times, context, solver, continuation, compiled)
     torch.compiler.cudagraph_mark_step_begin()
     return compiled(*work).clone()  # a CUDA graph writes its next result to the same place
 

@@ -14,7 +14,6 @@ import json
 import os
 import platform
 import shutil
-import sys
 from importlib.metadata import PackageNotFoundError, distribution, version
 from importlib.resources import files
 from pathlib import Path
@@ -158,4 +157,4 @@ def copy_recipe(parser: argparse.ArgumentParser, name: str, target: Path, *, for
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -126,8 +126,8 @@ class FullScale(Scale):
     def measure(self, arm: str, seed: int, measures: str) -> dict[str, Job]:
         run = self.run_folder(arm, seed, measures)
         workers = ("--workers", str(self.workers))
-        loop = ("--batch-size", "20", "--replan-steps", "10", "--env-option", "image_size=224", "--dtype", "bfloat16")
-        loop += workers
+        steps = ("--batch-size", "20", "--replan-steps", "10")
+        loop = (*steps, "--env-option", "image_size=224", "--dtype", "bfloat16", *workers)
         if measures == "ablation":
             return {"ablation": self._closed_loop(run, "closed_loop", ["calculating"], 100, arm, *loop)}
         if measures in ALONE:
@@ -136,9 +136,8 @@ class FullScale(Scale):
             return self._splits(run, arm, 100, loop)
         if measures == "libero":
             tasks = [f"{suite}_{number}" for suite in SUITES.values() for number in range(10)]
-            options = ("--env", "libero", "--batch-size", "10", "--replan-steps", "10", "--dtype", "bfloat16")
-            options += workers
-            return {"libero": self._closed_loop(run, "libero", tasks, 50, arm, *options)}
+            libero = ("--env", "libero", "--batch-size", "10", "--replan-steps", "10", "--dtype", "bfloat16", *workers)
+            return {"libero": self._closed_loop(run, "libero", tasks, 50, arm, *libero)}
         options = ("--dtype", "bfloat16", *(() if self.data_root is None else ("--data-root", self.data_root)))
         return {"benchmarks": self._benchmarks(run, options)}
 

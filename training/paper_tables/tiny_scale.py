@@ -60,8 +60,9 @@ class TinyScale(Scale):
         if measures in ALONE:  # the same episodes as among those of the three tasks
             jobs.append(self._record(measures, [measures], 120))
         jobs += self._further_demonstrations(arms, measures, ["lift"], *TWO_OBJECTS)
-        synthetic = ("--output", str(root / "synthetic"), "--rows", str(self.rows), "--train-rows", str(self.chats))
-        synthetic += ("--protocol", "lmms-eval")  # the words in which the committed tables were made
+        sizes = ("--rows", str(self.rows), "--train-rows", str(self.chats))
+        # In the protocol in whose words the committed tables were made.
+        synthetic = ("--output", str(root / "synthetic"), *sizes, "--protocol", "lmms-eval")
         jobs.append(Job("syvla.evaluation.vlm_benchmarks.synthetic_data", synthetic, root / "synthetic"))
         for base in dict.fromkeys(ARMS[arm].base for arm in arms):
             head = "l1_regression" if base == "regression" else "flow_matching"
@@ -123,8 +124,8 @@ class TinyScale(Scale):
             return self._splits(run, arm, 60, loop)
         if measures == "benchmarks":
             data = self.output / self.name / "synthetic" / "benchmarks"
-            options = ("--data-root", str(data), "--max-new-tokens", "16", "--device", "cpu")
-            options += ("--protocol", "lmms-eval", "--image-budget", "checkpoint")
+            protocol = ("--protocol", "lmms-eval", "--image-budget", "checkpoint")
+            options = ("--data-root", str(data), "--max-new-tokens", "16", "--device", "cpu", *protocol)
             return {"benchmarks": self._benchmarks(run, options)}
         if measures == "libero":
             return {}

@@ -20,7 +20,7 @@ from .errors import moves
 from .moments import Moments
 
 THUMBNAIL = 8  # pixels on either side
-_BLOCK = 256  # moments compared at a time
+_DISTANCES = 20_000_000  # computed at a time
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,9 @@ def nearest_neighbor(
         pool = np.flatnonzero(own == task)
         pool = pool if len(pool) else np.arange(len(candidates))
         squares = (keys[pool] ** 2).sum(1)
-        for low in range(0, len(rows), _BLOCK):
-            part = rows[low : low + _BLOCK]
+        block = max(1, _DISTANCES // len(pool))
+        for low in range(0, len(rows), block):
+            part = rows[low : low + block]
             distance = squares - 2 * queries[part] @ keys[pool].T  # the query's own square changes no order
             chosen[part] = candidates[pool[distance.argmin(1)]]
     chunks = np.stack([dataset.action_chunk(int(index))[0][:steps] for index in chosen])

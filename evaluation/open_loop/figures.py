@@ -42,8 +42,8 @@ def steps_png(result: OpenLoopResult, control_hz: float | None) -> bytes:
     if control_hz:
         above = axes.secondary_xaxis("top", functions=(lambda k: k / control_hz, lambda s: s * control_hz))
         above.set_xlabel("seconds ahead")
-    axes.set_ylim(bottom=0)
-    axes.legend(frameon=False, fontsize=8)
+    axes.set_ylim(0, 1.25 * axes.get_ylim()[1])  # room for the legend
+    axes.legend(frameon=False, fontsize=8, ncols=5, loc="upper center")
     axes.grid(alpha=0.25)
     return _png(figure)
 

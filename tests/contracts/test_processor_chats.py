@@ -372,12 +372,13 @@ def test_token_counts_for_inference_engines_are_those_of_qwen(tiny_processor, qw
 )
 def test_token_counts_follow_the_keywords_of_a_call_as_those_of_qwen(tiny_processor, qwen, keywords):
     sizes = [[40, 64], [300, 200]]
-    ours, theirs = (p._get_num_multimodal_tokens(image_sizes=sizes, **keywords) for p in (tiny_processor, qwen))
-    assert (ours.num_image_tokens, ours.num_image_patches) == (theirs.num_image_tokens, theirs.num_image_patches)
     images = [np.zeros((*size, 3), np.uint8) for size in sizes]
     text = ["<|vision_start|><|image_pad|><|vision_end|>"] * 2
-    ids = tiny_processor(images=images, text=text, **{"padding": True, **keywords})["input_ids"]
-    assert [list(row).count(tiny_processor.image_token_id) for row in ids] == ours.num_image_tokens
+    counts = tiny_processor._get_num_multimodal_tokens(image_sizes=sizes, **keywords)
+    for processor in (tiny_processor, qwen):
+        batch = processor(images=images, text=text, **{"padding": True, **keywords}, return_tensors="pt")
+        assert batch["image_grid_thw"].prod(-1).tolist() == counts.num_image_patches
+        assert (batch["input_ids"] == processor.image_token_id).sum(-1).tolist() == counts.num_image_tokens
 
 
 def test_token_counts_of_nothing_are_those_of_qwen_and_videos_are_refused(tiny_processor, qwen):

@@ -127,6 +127,8 @@ def _name_as_published(path: Path) -> None:
         text["rope_theta"] = rope.pop("rope_theta")
         text["rope_scaling"] = {**rope, "type": "mrope"}
     text.setdefault("tie_word_embeddings", bool(config.get("tie_word_embeddings", False)))
+    if "dtype" in config:
+        config["torch_dtype"] = config["dtype"]  # as transformers named it before 4.56
     _write_json(path, config)
 
 
@@ -154,7 +156,17 @@ def _copy_processor(source: Path, target: Path, processor_class: str) -> None:
         image_processor = _as_plain(image_processor, processor_class)
         # The class with this suffix is a backend of the same processor, which older versions do not know by name.
         kind = str(image_processor.get("image_processor_type", "")).removesuffix("Pil").removesuffix("Fast")
-        _write_json(target / "preprocessor_config.json", {**image_processor, "image_processor_type": kind})
+        _write_json(
+            target / "preprocessor_config.json",
+            {**image_processor, **_published_pixels(image_processor), "image_processor_type": kind},
+        )
+
+
+def _published_pixels(image_processor: dict[str, Any]) -> dict[str, int]:
+    """`size` under its published names, which the fast processor of transformers 4.57 does not find itself; vLLM reads them."""
+    size = image_processor.get("size") or {}
+    names = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}
+    return {name: size[key] for name, key in names.items() if key in size}
 
 
 def _as_plain(entries: dict[str, Any], processor_class: str) -> dict[str, Any]:

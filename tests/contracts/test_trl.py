@@ -6,6 +6,7 @@ from contract_subjects import TEXT
 from datasets import Dataset
 from transformers import AutoProcessor, AutoTokenizer
 
+from syvla.modeling_syvla import SyVLAForConditionalGeneration
 from syvla.processing import build_tiny_processor
 
 trl = pytest.importorskip("trl", reason="needs TRL: scripts/install_test_peers.sh")
@@ -62,6 +63,20 @@ def moved(trainer):
     return {name for name, p in trainer.model.named_parameters() if name in before and not torch.equal(p, before[name])}
 
 
+def require_saved(trainer, folder, adapted):
+    """What the trainer saves is what it trained, read back by class, or as an adapter of the same base."""
+    trainer.save_model(folder)
+    if adapted:
+        loaded = peft.PeftModel.from_pretrained(TEXT.model(), folder)
+    else:
+        loaded = type(TEXT.model()).from_pretrained(folder)
+    trained, read = trainer.model.state_dict(), loaded.state_dict()
+    compared = [name for name in trained if "lora_" in name or not adapted]
+    assert compared
+    assert all(torch.equal(trained[name], read[name.replace(".ref.", ".default.")]) for name in compared if name in read)
+    assert {name for name in compared if ".ref." not in name} <= read.keys()
+
+
 def conversations():
     pairs = zip(QUESTIONS, ANSWERS, strict=True)
     return Dataset.from_list([{"messages": asked(q) + answered(a)} for q, a in pairs])
@@ -79,11 +94,26 @@ def test_supervised_fine_tuning_on_text(adapted, tokenizer, lora, tmp_path):
     changed = moved(trainer)
     assert any("self_attn.q_proj" in name for name in changed)
     assert all("lora_" in name for name in changed) == adapted
-    trainer.save_model(tmp_path / "saved")
-    if not adapted:
-        loaded = type(TEXT.model()).from_pretrained(tmp_path / "saved")
-        for (name, p), q in zip(trainer.model.named_parameters(), loaded.parameters(), strict=True):
-            assert torch.equal(p, q), name
+    require_saved(trainer, tmp_path / "saved", adapted)
+
+
+@pytest.mark.parametrize("adapted", [False, True], ids=["all_weights", "lora"])
+def test_supervised_fine_tuning_on_the_assistants_tokens_alone(adapted, processor, lora, tmp_path):
+    """Words of the user that the tokenizer does not share with the answers get no gradient from the loss."""
+    trainer = trl.SFTTrainer(
+        TEXT.model(),
+        args=trl.SFTConfig(str(tmp_path), **COMMON, max_length=None, assistant_only_loss=True),
+        train_dataset=conversations(),
+        processing_class=processor,
+        peft_config=lora if adapted else None,
+    )
+    batch = next(iter(trainer.get_train_dataloader()))
+    learned = batch["labels"][batch["labels"] != -100]
+    assert sorted(processor.tokenizer.decode(learned).split("<|im_end|>")) == sorted(["", *ANSWERS])
+    changed = moved(trainer)
+    assert changed
+    assert all("lora_" in name for name in changed) == adapted
+    require_saved(trainer, tmp_path / "saved", adapted)
 
 
 def test_supervised_fine_tuning_on_images(processor, tmp_path):
@@ -112,24 +142,28 @@ def test_supervised_fine_tuning_on_images(processor, tmp_path):
     assert any("language_model" in name for name in changed)
 
 
-def test_direct_preference_optimization(tokenizer, lora, tmp_path):
+@pytest.mark.parametrize("adapted", [False, True], ids=["all_weights", "lora"])
+def test_direct_preference_optimization(adapted, tokenizer, lora, tmp_path):
     pairs = zip(QUESTIONS, ANSWERS, reversed(ANSWERS), strict=True)
     rows = [{"prompt": asked(q), "chosen": answered(a), "rejected": answered(r)} for q, a, r in pairs]
+    TEXT.model().save_pretrained(tmp_path / "base")  # where TRL reads the reference model from
     trainer = trl.DPOTrainer(
-        TEXT.model(),
+        SyVLAForConditionalGeneration.from_pretrained(tmp_path / "base"),
         args=trl.DPOConfig(str(tmp_path), **COMMON),
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
-        peft_config=lora,
+        peft_config=lora if adapted else None,
     )
     changed = moved(trainer)
     assert changed
-    assert all("lora_" in name for name in changed)
+    assert all("lora_" in name for name in changed) == adapted
+    require_saved(trainer, tmp_path / "saved", adapted)
     first = next(entry for entry in trainer.state.log_history if "loss" in entry)
     assert first["loss"] == pytest.approx(0.6931, abs=1e-3)  # log 2: policy and reference are still equal
 
 
-def test_group_relative_policy_optimization(tokenizer, tmp_path):
+@pytest.mark.parametrize("adapted", [False, True], ids=["all_weights", "lora"])
+def test_group_relative_policy_optimization(adapted, tokenizer, lora, tmp_path):
     def by_letters(completions, **kwargs):
         return [float(sum(map(ord, completion[0]["content"])) % 97) for completion in completions]
 
@@ -139,5 +173,9 @@ def test_group_relative_policy_optimization(tokenizer, tmp_path):
         args=trl.GRPOConfig(str(tmp_path), **COMMON, num_generations=2, max_completion_length=6, beta=0.0),
         train_dataset=Dataset.from_list([{"prompt": asked(q)} for q in QUESTIONS]),
         processing_class=tokenizer,
+        peft_config=lora if adapted else None,
     )
-    assert any("language_model" in name for name in moved(trainer))
+    changed = moved(trainer)
+    assert any("language_model" in name for name in changed)
+    assert all("lora_" in name for name in changed) == adapted
+    require_saved(trainer, tmp_path / "saved", adapted)

@@ -127,8 +127,8 @@ def _name_as_published(path: Path) -> None:
         text["rope_theta"] = rope.pop("rope_theta")
         text["rope_scaling"] = {**rope, "type": "mrope"}
     text.setdefault("tie_word_embeddings", bool(config.get("tie_word_embeddings", False)))
-    if "dtype" in config:
-        config["torch_dtype"] = config["dtype"]  # as transformers named it before 4.56
+    # SGLang reads the language model's own, and takes float16 where it finds none; the second is the name before 4.56.
+    text["dtype"] = config["torch_dtype"] = text["torch_dtype"] = config["dtype"]
     _write_json(path, config)
 
 

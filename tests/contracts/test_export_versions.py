@@ -56,9 +56,10 @@ text, vision = config.get_text_config(), config.vision_config
 rope = getattr(text, "rope_parameters", None) or text.rope_scaling
 found = {
     "version": transformers.__version__,
-    "architectures": config.architectures,
+    # From the file: transformers 5.4 loses it on the way into the configuration, of every Qwen2.5-VL.
+    "architectures": json.load(open(folder + "/config.json"))["architectures"],
     "model_type": config.model_type,
-    "dtype": str(getattr(config, "dtype", None) or config.torch_dtype).removeprefix("torch."),
+    "dtype": [str(part.dtype).removeprefix("torch.") for part in (config, text)],
     "tied": [config.tie_word_embeddings, text.tie_word_embeddings],
     "tokens": [config.image_token_id, config.video_token_id, config.vision_start_token_id, config.vision_end_token_id],
     "mrope_section": rope["mrope_section"],
@@ -156,10 +157,11 @@ def test_an_exported_vlm_is_read_with_the_same_logits_tokens_and_prompt(version,
 
 @VERSIONS
 def test_what_inference_engines_ask_of_an_export_is_answered(version, exported, processor, tmp_path):
-    got = run(version, ASK, exported, json.dumps(TEXT_FIELDS), json.dumps(VISION_FIELDS), cwd=tmp_path)
+    export_vlm(tmp_path / "syvla", tmp_path / "half", dtype="bfloat16")
+    got = run(version, ASK, tmp_path / "half", json.dumps(TEXT_FIELDS), json.dumps(VISION_FIELDS), cwd=tmp_path)
     vlm = POLICY.model().config.vlm_config
     assert got["architectures"] == ["Qwen2_5_VLForConditionalGeneration"]
-    assert (got["model_type"], got["dtype"], got["tied"]) == ("qwen2_5_vl", "float32", [True, True])
+    assert (got["model_type"], got["dtype"], got["tied"]) == ("qwen2_5_vl", ["bfloat16", "bfloat16"], [True, True])
     assert got["tokens"] == [486, 487, 483, 484]
     assert (got["mrope_section"], got["rope_theta"]) == ([2, 3, 3], 10000.0)
     assert got["text"] == {name: getattr(vlm.text_config, name) for name in TEXT_FIELDS}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import TrainingArguments
 
-from syvla.training import SyVLAPPOConfig, SyVLATrainer, SyVLATrainingArguments
+from syvla.training import SyVLAPPOConfig, SyVLAPPOTrainer, SyVLATrainer, SyVLATrainingArguments
 from syvla.training.run.argument_fields import (
     REFUSED_BY_PPO_TRAINER,
     REFUSED_BY_TRAINER,
@@ -204,3 +204,10 @@ def test_weights_that_a_checkpoint_lacks_or_has_in_excess_end_a_resumed_run(make
         ValueError, match=r"missing from the checkpoint, such as action_queries.weight; 1 weights unknown"
     ):
         trainer._issue_warnings_after_load(trainer.model.load_state_dict(state, strict=False))
+
+
+@pytest.mark.parametrize("trainer", [SyVLATrainer, SyVLAPPOTrainer])
+def test_an_option_of_the_card_that_ours_would_not_show_is_refused(trainer):
+    """`push_to_hub` hands its options on to `create_model_card`, before it uploads anything."""
+    with pytest.raises(ValueError, match=r"license: this trainer writes the card from the run's own facts"):
+        trainer.create_model_card(object(), model_name="run", license="mit")

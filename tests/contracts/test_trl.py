@@ -73,7 +73,9 @@ def require_saved(trainer, folder, adapted):
     trained, read = trainer.model.state_dict(), loaded.state_dict()
     compared = [name for name in trained if "lora_" in name or not adapted]
     assert compared
-    assert all(torch.equal(trained[name], read[name.replace(".ref.", ".default.")]) for name in compared if name in read)
+    assert all(
+        torch.equal(trained[name], read[name.replace(".ref.", ".default.")]) for name in compared if name in read
+    )
     assert {name for name in compared if ".ref." not in name} <= read.keys()
 
 

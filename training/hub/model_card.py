@@ -46,6 +46,19 @@ RECIPE_FIELDS = {
 _UNSET = (None, False, 0, -1)
 
 
+def refuse_card_options(**options: Any) -> None:
+    """Raise ValueError for an option of [`Trainer.create_model_card`] that our card, written from the run, would not show.
+
+    `model_name` is let through: [`Trainer.push_to_hub`] passes it always, and our card has the repository's name anyway.
+    """
+    for name, value in options.items():
+        if name != "model_name" and value is not None:
+            raise ValueError(
+                f"{name}: this trainer writes the card from the run's own facts and does not take it; edit README.md in the "
+                "output folder, and upload the folder with syvla-push"
+            )
+
+
 def write_model_card(folder: str | Path, config: Any, processor: Any, fields: dict[str, Any]) -> Path:
     """Write `README.md`, the run's facts and readable statistics into a checkpoint folder.
 

@@ -21,7 +21,7 @@ from transformers.utils.hub import PushInProgress
 
 from syvla.processing.mixture import MixtureBatchSampler, MixtureDataset
 from syvla.processing.multimodal.sources import CAUSES
-from syvla.training.hub.model_card import RECIPE_FIELDS, write_model_card
+from syvla.training.hub.model_card import RECIPE_FIELDS, refuse_card_options, write_model_card
 from syvla.training.hub.push_to_hub import push_checkpoint
 from syvla.training.run.adapters import base_model, describe_adapter, is_adapted, save_config
 from syvla.training.run.argument_fields import (
@@ -398,8 +398,9 @@ class SyVLATrainer(HeldOutEvaluationMixin, FiniteStepsMixin, AtomicCheckpointMix
             save_config(self.policy, folder)
         self._write_card(folder)
 
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+    def create_model_card(self, *args: Any, **options: Any) -> None:
         """Writes our card where [`Trainer.push_to_hub`] would write a generic one."""
+        refuse_card_options(*args, **options)
         if self.is_world_process_zero():
             self._write_card(Path(self.args.output_dir))
 

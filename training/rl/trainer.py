@@ -22,7 +22,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 
 from syvla.serving.recording.decision import Decision, Rollout
 from syvla.serving.rl.ledger import SET_ASIDE, Ledger
-from syvla.training.hub.model_card import write_model_card
+from syvla.training.hub.model_card import refuse_card_options, write_model_card
 from syvla.training.run.argument_fields import (
     NO_EVALUATION_SET,
     REFUSED_BY_PPO_TRAINER,
@@ -464,7 +464,8 @@ class SyVLAPPOTrainer(PolicyHandoverMixin, AtomicCheckpointMixin, Trainer):
 
     # ------------------------------------------------------------------ card
 
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+    def create_model_card(self, *args: Any, **options: Any) -> None:
+        refuse_card_options(*args, **options)
         if self.is_world_process_zero():
             self._write_card(Path(self.args.output_dir))
 

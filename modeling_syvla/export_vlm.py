@@ -94,7 +94,7 @@ def export_vlm(
     size = sum(nbytes(source, target_dtype) for source in renamed.values())
     with new_checkpoint_folder(output, size) as staging:
         save_without_weights(vlm, staging, target_dtype or part.dtype)
-        _name_as_published(staging / "config.json")
+        _name_as_published(staging / "config.json", config.vlm_config)
         write_checkpoint(staging, renamed, max_shard_size, target_dtype)
         _copy_processor(folder, staging, _processor_class(family))
         files = sorted(path.name for path in staging.iterdir())
@@ -114,7 +114,7 @@ def _syvla_config(folder: Path) -> SyVLAConfig:
     return SyVLAConfig.from_pretrained(folder)
 
 
-def _name_as_published(path: Path) -> None:
+def _name_as_published(path: Path, vlm_config: Any) -> None:
     """Give the language model's entries the names of the published checkpoints as well.
 
     transformers 4.57 and 5, vLLM and SGLang all read those; `rope_parameters`, and a `tie_word_embeddings` outside of
@@ -129,6 +129,10 @@ def _name_as_published(path: Path) -> None:
     text.setdefault("tie_word_embeddings", bool(config.get("tie_word_embeddings", False)))
     # SGLang reads the language model's own, and takes float16 where it finds none; the second is the name before 4.56.
     text["dtype"] = config["torch_dtype"] = text["torch_dtype"] = config["dtype"]
+    # vLLM has every part's rope parameters checked by its transformers, of which not all know those of image encoders.
+    vision = config.get("vision_config", {})
+    if vision.get("rope_parameters") == getattr(type(vlm_config.vision_config)(), "rope_parameters", None):
+        vision.pop("rope_parameters", None)
     _write_json(path, config)
 
 

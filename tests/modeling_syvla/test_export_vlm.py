@@ -69,13 +69,16 @@ def test_round_trip_gives_the_source(parts, tmp_path):
 def test_the_configuration_has_the_names_of_the_published_checkpoints(parts, tmp_path):
     """What transformers 4.57, vLLM and SGLang read of the language model, from `text_config`."""
     export_vlm(parts / "syvla", tmp_path / "vlm")
-    text = read_json(tmp_path / "vlm" / "config.json")["text_config"]
+    config = read_json(tmp_path / "vlm" / "config.json")
+    text = config["text_config"]
     wanted = vlm_config().text_config
     assert text["rope_theta"] == wanted.rope_parameters["rope_theta"]
     assert text["rope_scaling"]["type"] == "mrope"
     assert text["rope_scaling"]["mrope_section"] == wanted.rope_parameters["mrope_section"]
     assert text["tie_word_embeddings"] is True
     assert text["sliding_window"] is None
+    assert text["dtype"] == text["torch_dtype"] == config["torch_dtype"] == config["dtype"]
+    assert "rope_parameters" not in config["vision_config"]
 
 
 def test_names_are_those_that_transformers_saves(parts, tmp_path):

@@ -55,6 +55,9 @@ _BOTH = {
 
 REFUSED_BY_TRAINER: Mapping[str, Refused] = {
     **_BOTH,
+    "dataloader_drop_last": Refused(
+        (False,), "batches of training are always full, and evaluation covers every held-out sample"
+    ),
     "train_sampling_strategy": Refused(("random",), _MIXTURE),
     "length_column_name": Refused(("length",), _MIXTURE),
 }

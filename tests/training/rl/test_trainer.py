@@ -366,5 +366,5 @@ def test_a_task_without_demonstrations_is_refused_unless_all_tasks_count(
     record_rollouts(tmp_path / "other", version, [1, 0, 1, 0], instruction="fold the shirt")
     options = {"rollouts_path": tmp_path / "other", "max_rl_updates": 1, "steps_per_update": 1}
     assert run(tmp_path / "a", **options) == 1
-    assert "no sample of the task 'fold the shirt'" in capsys.readouterr().err
+    assert "there are no demonstrations of its task 'fold the shirt'" in capsys.readouterr().err
     assert run(tmp_path / "b", same_task=False, **options) == 0

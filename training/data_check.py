@@ -14,6 +14,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__" and not __package__:  # started by its path
+    from checkout import require_package
+
+    require_package(__file__)
+
 from syvla.durable_files import write_json
 from syvla.processing.robot_data.metadata import read_metadata
 from syvla.processing.robot_data.source import locate_dataset

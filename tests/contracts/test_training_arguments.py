@@ -1,6 +1,7 @@
 """Every field of the installed `TrainingArguments` acts in our trainers, or is refused by name."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -210,4 +211,4 @@ def test_weights_that_a_checkpoint_lacks_or_has_in_excess_end_a_resumed_run(make
 def test_an_option_of_the_card_that_ours_would_not_show_is_refused(trainer):
     """`push_to_hub` hands its options on to `create_model_card`, before it uploads anything."""
     with pytest.raises(ValueError, match=r"license: this trainer writes the card from the run's own facts"):
-        trainer.create_model_card(object(), model_name="run", license="mit")
+        trainer.create_model_card(SimpleNamespace(model=None), model_name="run", license="mit")

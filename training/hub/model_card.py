@@ -46,13 +46,16 @@ RECIPE_FIELDS = {
 _UNSET = (None, False, 0, -1)
 
 
-def refuse_card_options(**options: Any) -> None:
+def refuse_card_options(model: Any, **options: Any) -> None:
     """Raise ValueError for an option of [`Trainer.create_model_card`] that our card, written from the run, would not show.
 
-    `model_name` is let through: [`Trainer.push_to_hub`] passes it always, and our card has the repository's name anyway.
+    `model_name` and the model's own `tags` are let through: [`Trainer.push_to_hub`] passes them always, and our card has the
+    repository's name and these tags anyway.
     """
+    own_tags = getattr(model, "model_tags", None) or ()
     for name, value in options.items():
-        if name != "model_name" and value is not None:
+        shown = name == "model_name" or (name == "tags" and set(value or ()) <= set(own_tags))
+        if value is not None and not shown:
             raise ValueError(
                 f"{name}: this trainer writes the card from the run's own facts and does not take it; edit README.md in the "
                 "output folder, and upload the folder with syvla-push"

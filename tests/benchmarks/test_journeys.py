@@ -61,7 +61,7 @@ def test_an_unknown_journey_is_refused():
 
 @pytest.mark.slow
 def test_the_request_path_stays_short(tmp_path):
-    """A frame passes 41 files with 60 changes of file, two of them for the live page; further ones are worth a thought before this bound is raised."""
+    """A frame passes 41 files with 60 changes of file; further ones are worth a thought before this bound is raised."""
     pytest.importorskip("fastapi", reason="the server needs the extra serve")
     command = [sys.executable, "-m", "benchmarks.journeys", "frame_to_chunk", "--json", str(tmp_path / "counts.json")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

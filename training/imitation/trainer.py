@@ -398,9 +398,9 @@ class SyVLATrainer(HeldOutEvaluationMixin, FiniteStepsMixin, AtomicCheckpointMix
             save_config(self.policy, folder)
         self._write_card(folder)
 
-    def create_model_card(self, **options: Any) -> None:
+    def create_model_card(self, *args: Any, **options: Any) -> None:
         """Writes our card where [`Trainer.push_to_hub`] would write a generic one."""
-        refuse_card_options(self.model, **options)
+        refuse_card_options(self.model, *args, **options)
         if self.is_world_process_zero():
             self._write_card(Path(self.args.output_dir))
 

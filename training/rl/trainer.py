@@ -464,8 +464,8 @@ class SyVLAPPOTrainer(PolicyHandoverMixin, AtomicCheckpointMixin, Trainer):
 
     # ------------------------------------------------------------------ card
 
-    def create_model_card(self, **options: Any) -> None:
-        refuse_card_options(self.model, **options)
+    def create_model_card(self, *args: Any, **options: Any) -> None:
+        refuse_card_options(self.model, *args, **options)
         if self.is_world_process_zero():
             self._write_card(Path(self.args.output_dir))
 

@@ -6,13 +6,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback
-
 from syvla.evaluation.vlm_benchmarks.evaluate_vlm import check_request, evaluate_vlm
 from syvla.evaluation.vlm_benchmarks.lmms_eval_import import INSTALL_HINT
 
+from .periodic_measurement import PeriodicMeasurement
 
-class ForgettingCallback(TrainerCallback):
+
+class ForgettingCallback(PeriodicMeasurement):
     """Logs `eval_vlm/<benchmark>` before the first step, every `vlm_eval_steps` steps and at the end.
 
     Scores are in the units of `syvla-eval-vlm`, of the first `vlm_eval_rows` rows: good for watching a run, not for a
@@ -30,8 +30,8 @@ class ForgettingCallback(TrainerCallback):
         args = trainer.args
         if find_spec("lmms_eval") is None:
             raise ValueError(f"vlm_eval_steps: needs lmms-eval; {INSTALL_HINT}")
+        super().__init__(args.vlm_eval_steps)
         self.trainer = trainer
-        self.measured_at = -1
         self.options: dict[str, Any] = {
             "tasks": list(args.vlm_eval_tasks),
             "data_root": Path(args.vlm_eval_data_root) if args.vlm_eval_data_root else None,
@@ -46,19 +46,9 @@ class ForgettingCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == 0:
-            self._measure(state.global_step)
+            self._run(state.global_step)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step % args.vlm_eval_steps == 0:
-            due = control.should_log
-            self._measure(state.global_step)
-            control.should_log = due  # logging the scores has settled it, but the losses are still to come
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step != self.measured_at:
-            self._measure(state.global_step)
-
-    def _measure(self, step: int) -> None:
+    def measure(self, step: int) -> None:
         from accelerate.utils import broadcast_object_list
 
         trainer = self.trainer
@@ -76,4 +66,3 @@ class ForgettingCallback(TrainerCallback):
         shared = [scores]  # known to the first process alone; all of them log
         broadcast_object_list(shared)
         trainer.log({f"eval_vlm/{name}": score for name, score in shared[0].items()})
-        self.measured_at = step

@@ -39,6 +39,13 @@ class Robot:
         """Images by view, uint8 (H, W, 3), and the state (D,) in the units of the training data."""
         return {view: np.zeros((224, 224, 3), np.uint8) for view in self.views}, self.state
 
+    def correction(self) -> np.ndarray | None:
+        """The command (D,) of a person who acts instead of the policy, from a leader arm or a gamepad; None: nobody does.
+
+        A server that records (`--record`, `--rl-run`) keeps it, and the trainer learns from it as from a demonstration.
+        """
+        return None
+
     def command(self, action: np.ndarray) -> None:
         """Sends one action (D,) to the motors."""
 
@@ -110,10 +117,14 @@ def run(robot: Robot, executor: ChunkExecutor, guard: RobotGuard, period: float,
     for _ in range(options.steps):
         started = time.monotonic()
         images, state = robot.observe()
-        command = executor.step(images, state, options.prompt)  # within the limits of server and client
+        person = robot.correction() if executor.last_reply is not None else None  # the policy begins
+        if person is None:
+            command = executor.step(images, state, options.prompt)  # within the limits of server and client
+        else:
+            command = executor.correct(images, state, options.prompt, person)
         report = executor.report
         guard.command(command, state=state, prompt=options.prompt, report=report)
-        if report.source != "chunk" and report.reason.partition(":")[0] != reason:
+        if report.source not in ("chunk", "correction") and report.reason.partition(":")[0] != reason:
             reason = report.reason.partition(":")[0]
             print(f"the robot does not follow the policy ({report.source}): {report.reason}", file=sys.stderr)
         if report.silent_s > options.max_silence:

@@ -47,8 +47,8 @@ class ChunkExecution(Generic[Answer]):
             units, before limits. None before the second chunk.
         report: What the last step did.
         counts: How often what happened, since the executor was made: `steps`, the sources `chunk`, `hold`, `slow` and
-            `callback`, `limited`, `seams`, `requests`, `failures`, `dropped_late`, `dropped_query_age`,
-            `dropped_instruction`, `refused`.
+            `callback`, `correction`, `limited`, `seams`, `requests`, `failures`, `dropped_late`, `dropped_query_age`,
+            `dropped_instruction`, `refused`, and `corrections_lost`, which could not be recorded.
     """
 
     def __init__(
@@ -207,6 +207,29 @@ class ChunkExecution(Generic[Answer]):
     _embodiment: str | None = None
     _told = 0  # commands that the last request told of
     _clock = staticmethod(time.monotonic)
+
+    def _taken_over(self, action: np.ndarray, state: np.ndarray, prompt: str) -> tuple[np.ndarray, int | None]:
+        """The command of a person, (D,), within the limits, and how many actions of the last answer ran before it.
+
+        Raises:
+            ValueError: The episode has had no chunk yet, which a correction is one of.
+            UnsafeActions: The command must not run.
+        """
+        if not self._moved:
+            raise ValueError(
+                "correct: expected after the episode's first step of the policy; what a person does before is a demonstration"
+            )
+        self._step_time = self._clock()
+        command, notes = self._limited(np.asarray(action, np.float32), state)
+        self._abandon()
+        self._drop_chunk()
+        self._instruction, self._dropped, self._error, self._retry_at = prompt, "", "", 0.0
+        self._silent_since, self._slowing = None, None
+        ran, self._ran = self._ran, None  # the server knows it from the first correction on
+        self.counts.update({"steps": 1, "correction": 1, "limited": bool(notes)})
+        self._ran_commands.append((command, np.asarray(command != action)))
+        self.report = self._reported("correction", "", notes, np.asarray(action))
+        return command, ran
 
     # ------------------------------------------------------------------ receiving
 

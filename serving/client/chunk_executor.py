@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
 from typing import Any, Protocol
 
@@ -16,6 +17,8 @@ from syvla.serving.contract.chunk_seams import SeamMode, Seams
 
 from .chunk_execution import ChunkExecution
 from .silence import Watchdog
+
+logger = logging.getLogger(__name__)
 
 _LAST_WAIT_S = 1.0
 """Seconds that `close` waits for a request that is under way, so that its client can be used afterwards."""
@@ -58,7 +61,7 @@ class ChunkExecutor(ChunkExecution[Future[dict[str, Any]]]):
     A new instruction ends the old one's chunk and asks at once; an answer to the old one that is still under way is dropped.
 
     Args:
-        client: A `PolicyClient`, or anything with its `act`.
+        client: A `PolicyClient`, or anything with its `act`; and with its `correct`, where a person takes over.
         replan_steps: Control steps between two requests.
         prefetch: d, less than `replan_steps`; 0: wait for every chunk. A good value is control rate times latency, rounded
             up. Chunks need at least `replan_steps + prefetch` actions. Or a `MeasuredDelay`: d follows the answers that come.
@@ -82,6 +85,7 @@ class ChunkExecutor(ChunkExecution[Future[dict[str, Any]]]):
         limits: ActionLimits | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(client, replan_steps, prefetch, seams, watchdog, limits)
+        self._recording: Future[dict[str, Any]] | None = None  # the last correction that is on its way
 
     def step(self, images: Mapping[str, np.ndarray], state: np.ndarray, prompt: str, **extras: Any) -> np.ndarray:
         """The action for this control step, (D,), physical units; arguments as for `PolicyClient.act`.
@@ -94,15 +98,59 @@ class ChunkExecutor(ChunkExecution[Future[dict[str, Any]]]):
         """
         self._embodiment = extras.get("embodiment")
         self._begin_step(prompt)
+        if self._recording is not None:
+            wait([self._recording], timeout=self._patience())
+            if not self._recording.done():  # a connection has one request at a time
+                self._dropped = "corrections are still being recorded"
+                return self._command(state)
+            self._recording = None
         if self._abandoned is not None:
             wait([self._abandoned], timeout=self._patience())
         options = self._request(extras)
         if options is not None:
-            self._asked(_in_thread(self.client, images, state, prompt, options))
+            self._asked(_in_thread(lambda: self.client.act(images, state, prompt, **options)))
         if self._pending is not None:
             wait([self._pending], timeout=self._patience())
         self._collect()
         return self._command(state)
+
+    def correct(
+        self, images: Mapping[str, np.ndarray], state: np.ndarray, prompt: str, action: np.ndarray, **extras: Any
+    ) -> np.ndarray:
+        """The command of a person who acts at this control step instead of the policy, (D,), within the limits.
+
+        Call it in place of `step` at every control step of the person. A server that records keeps observation and command as
+        a correction; that happens in the background and delays nothing. What could not be recorded is logged, and counted as
+        `corrections_lost`. The first `step` afterwards asks for a new chunk.
+
+        Args:
+            images, state, prompt: The observation, as for `step`.
+            action: The person's command, (D,), physical units, as the policy's actions are.
+            **extras: As for `step`.
+
+        Raises:
+            ValueError: The episode has had no chunk yet.
+            UnsafeActions: The command must not run.
+        """
+        self._embodiment = extras.get("embodiment")
+        abandoned, before, since = self._pending or self._abandoned, self._recording, self._since
+        command, ran = self._taken_over(action, state, prompt)
+
+        def record() -> dict[str, Any]:
+            wait([answer for answer in (abandoned, before) if answer is not None])
+            said = {} if ran is None else {"executed_steps": ran}
+            if ran is not None and abandoned is not None and abandoned.exception() is None:
+                said = {"executed_steps": since}  # the server counts from its last answer, wanted or not
+            try:
+                reply: dict[str, Any] = self.client.correct(images, state, prompt, command, **said, **extras)
+                return reply
+            except Exception as error:
+                self.counts["corrections_lost"] += 1
+                logger.error("a correction could not be recorded: %s", error)
+                return {}
+
+        self._recording = _in_thread(record)
+        return command
 
     def reset(self) -> None:
         """Begins a new episode: forgets chunk and pending request, and tells the server. Returns at once."""
@@ -111,18 +159,17 @@ class ChunkExecutor(ChunkExecution[Future[dict[str, Any]]]):
 
     def close(self) -> None:
         """Waits a moment for a request that is under way; the client stays open."""
-        wait([answer for answer in (self._pending, self._abandoned) if answer is not None], timeout=_LAST_WAIT_S)
+        last = (self._pending, self._abandoned, self._recording)
+        wait([answer for answer in last if answer is not None], timeout=_LAST_WAIT_S)
 
 
-def _in_thread(
-    client: _Client, images: Mapping[str, np.ndarray], state: np.ndarray, prompt: str, options: dict[str, Any]
-) -> Future[dict[str, Any]]:
+def _in_thread(send: Callable[[], dict[str, Any]]) -> Future[dict[str, Any]]:
     """Sends a request in a thread that does not keep the process alive: a robot's program must be able to end."""
     answer: Future[dict[str, Any]] = Future()
 
     def ask() -> None:
         try:
-            reply = client.act(images, state, prompt, **options)
+            reply = send()
         except BaseException as error:
             answer.set_exception(error)
         else:

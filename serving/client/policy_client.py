@@ -45,6 +45,14 @@ def observation_request(
     return {**named, "observation.state": state, "prompt": prompt, **{k: v for k, v in extras.items() if v is not None}}
 
 
+def correction_request(
+    images: Mapping[str, np.ndarray], state: np.ndarray, prompt: str, action: np.ndarray, **extras: Any
+) -> dict[str, Any]:
+    """A request that records a person's command `action`, (D_action,) in physical units, at an observation."""
+    command = np.asarray(action, np.float32)
+    return observation_request(images, state, prompt, observe_only=True, intervention=True, action=command, **extras)
+
+
 class _Conversation:
     """Builds messages and reads replies for both clients, and keeps a pending reset."""
 
@@ -94,7 +102,7 @@ class _Conversation:
         if isinstance(message, str):
             raise PolicyError(message)
         reply = unpack(message, _REPLY_LIMITS)[0]
-        if not isinstance(reply, dict) or "actions" not in reply:
+        if not isinstance(reply, dict) or not {"actions", "observed"} & set(reply):
             raise PolicyError(f"reply: expected a map with actions, got {str(reply)[:200]}")
         if request_id and reply.get("request_id", request_id) != request_id:
             raise ConnectionError(f"reply: expected the answer to {request_id}, got that to {reply['request_id']}")
@@ -148,6 +156,19 @@ class PolicyClient:
     def act(self, images: Mapping[str, np.ndarray], state: np.ndarray, prompt: str, **extras: Any) -> dict[str, Any]:
         """Actions for an observation; arguments as for `observation_request`, reply as from `infer`."""
         return self.infer(observation_request(images, state, prompt, **extras))
+
+    def correct(
+        self,
+        images: Mapping[str, np.ndarray],
+        state: np.ndarray,
+        prompt: str,
+        action: np.ndarray,
+        *,
+        executed_steps: int | None = None,
+        **extras: Any,
+    ) -> dict[str, Any]:
+        """Records a control step of a person who acts instead of the policy, see `RLClient.correct`; the server must record."""
+        return self.infer(correction_request(images, state, prompt, action, executed_steps=executed_steps, **extras))
 
     def reset(self) -> None:
         """Makes the next request begin a new episode."""
@@ -234,6 +255,20 @@ class AsyncPolicyClient:
     ) -> dict[str, Any]:
         """See `PolicyClient.act`."""
         return await self.infer(observation_request(images, state, prompt, **extras))
+
+    async def correct(
+        self,
+        images: Mapping[str, np.ndarray],
+        state: np.ndarray,
+        prompt: str,
+        action: np.ndarray,
+        *,
+        executed_steps: int | None = None,
+        **extras: Any,
+    ) -> dict[str, Any]:
+        """See `PolicyClient.correct`."""
+        request = correction_request(images, state, prompt, action, executed_steps=executed_steps, **extras)
+        return await self.infer(request)
 
     def reset(self) -> None:
         """Makes the next request begin a new episode."""

@@ -78,26 +78,47 @@ class RLClient:
         request = observation_request(images, state, prompt, **{**named, **extras})
         return self._attempts(lambda: http_act(self.url, request, token=self.token, timeout=self.options.read_timeout))
 
-    def observe(self, images: Mapping[str, np.ndarray], state: np.ndarray, prompt: str, **extras: Any) -> None:
-        """Sends an observation between two requests for actions, one control step after the last; it is recorded.
-
-        It is not sent again after a lost answer, since it could count twice; the episode is then given up.
+    def observe(
+        self, images: Mapping[str, np.ndarray], state: np.ndarray, prompt: str, **extras: Any
+    ) -> dict[str, Any]:
+        """Sends an observation between two requests for actions, one control step after the last; it is recorded once.
 
         Raises:
             EpisodeAborted: Stop.
         """
-        request = observation_request(
-            images, state, prompt, episode_id=self.episode_id, session_id=self.episode_id, observe_only=True, **extras
+        named = {"request_id": uuid.uuid4().hex, "session_id": self.episode_id, "episode_id": self.episode_id}
+        request = observation_request(images, state, prompt, observe_only=True, **{**named, **extras})
+        return self._attempts(lambda: http_act(self.url, request, token=self.token, timeout=self.options.read_timeout))
+
+    def correct(
+        self,
+        images: Mapping[str, np.ndarray],
+        state: np.ndarray,
+        prompt: str,
+        action: np.ndarray,
+        *,
+        executed_steps: int | None = None,
+        **extras: Any,
+    ) -> dict[str, Any]:
+        """Records a control step of a person who acts instead of the policy (HG-DAgger).
+
+        From the first one on the chunk in force is over. Send one at every control step until the person lets go; then ask
+        for actions again, or end the episode.
+
+        Args:
+            images, state, prompt: The observation at which the person acted.
+            action: The person's command, (D_action,), physical units, as the policy's actions are.
+            executed_steps: With the first one: how many actions of the last chunk ran.
+            **extras: As of `observation_request`.
+
+        Raises:
+            EpisodeAborted: Stop.
+            PolicyError: The command does not fit the robot.
+        """
+        command = np.asarray(action, np.float32)
+        return self.observe(
+            images, state, prompt, action=command, intervention=True, executed_steps=executed_steps, **extras
         )
-        try:
-            http_act(self.url, request, token=self.token, timeout=self.options.read_timeout)
-        except PolicyError as error:
-            if error.status in _GIVEN_UP:
-                raise EpisodeAborted(str(error)) from error
-            raise
-        except OSError as error:
-            self.abort(f"an observation was lost ({error})"[:200])
-            raise EpisodeAborted(f"episode {self.episode_id}: an observation was lost ({error})") from error
 
     def end(self, executed_steps: int | None = None, *, timed_out: bool = False) -> dict[str, Any]:
         """Ends the episode; once this returns, the rollout survives a crash of the server.

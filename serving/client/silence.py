@@ -78,7 +78,7 @@ class StepReport:
     """What one control step did.
 
     Attributes:
-        source: Where the command is from: "chunk", "hold", "slow" or "callback".
+        source: Where the command is from: "chunk", "hold", "slow" or "callback", or "correction" of a person who acts.
         chunk_age_s: Seconds since the observation that the chunk in use answers; None without a chunk.
         query_age_s: Seconds since the observation of the query states in use; None where the server names none.
         silent_s: Seconds since an answer became due that is not there; 0 otherwise.

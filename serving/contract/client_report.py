@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-SOURCES = ("chunk", "hold", "slow", "callback")
+SOURCES = ("chunk", "hold", "slow", "callback", "correction")
 COUNTS = ("steps", "limited", "seams", *SOURCES)
 MOST_STEPS = 512
 _FIELDS = ("counts", "first", "executed", "limited", "chunk_age_s", "seam")

@@ -74,6 +74,8 @@ class ActRequest:
         request_id: Returned as it came. The session's last one again means that its answer was lost: nothing happens twice.
         executed_steps: How many actions of the previous chunk ran, for the recorder.
         observe_only: No actions are asked for; the observation is recorded.
+        correction: float32 (D_action,), physical units: the command of a person who acts at this observation instead of the
+            policy; None where the policy acts. Only with `observe_only`.
         deadline_s: Seconds after which an answer is of no use; None: the server's own limit.
         rollout: Whether the answer is recorded as a decision of a named episode.
         client_report: What the robot's executor tells, for `/metrics` and the live page.
@@ -96,6 +98,7 @@ class ActRequest:
     request_id: str | None = None
     executed_steps: int | None = None
     observe_only: bool = False
+    correction: np.ndarray | None = None
     deadline_s: float | None = None
     rollout: bool = False
     client_report: ClientReport | None = None

@@ -118,10 +118,9 @@ class ServedRecording:
 
     def observe(self, request: ActRequest) -> dict[str, Any]:
         """Records an observation at which no actions are asked for; returns what the reply says about it."""
-        recorder, session = self.recorders[request.embodiment], request.session
-        if not session:
+        if not request.session:
             raise RequestError("observe_only: expected a session_id")
-        return refusing(lambda: recorder.observe(session, request.images, request.state))
+        return record_observation(self.recorders[request.embodiment], request.session, request)
 
     def record(self, request: ActRequest, answer: ActAnswer, sent: np.ndarray, version: str) -> dict[str, Any]:
         """Records an answer to a session; returns what the reply says about it."""
@@ -183,6 +182,20 @@ def record_answer(
             decision,
             episode_id=request.episode_id,
             executed_before=request.executed_steps,
+            request_id=request.request_id,
+        )
+    )
+
+
+def record_observation(recorder: RolloutRecorder, session: str, request: ActRequest) -> dict[str, str]:
+    """Records an observation without a decision, with the command of a person who acted; returns what the reply says."""
+    return refusing(
+        lambda: recorder.observe(
+            session,
+            request.images,
+            request.state,
+            correction=request.correction,
+            executed=request.executed_steps,
             request_id=request.request_id,
         )
     )

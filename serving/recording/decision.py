@@ -33,6 +33,7 @@ class Decision:
         frozen_steps: Actions at the start of the chunk that continue the previous chunk.
         query_age: Age of the query states in seconds; 0 in synchronous use.
         chain: The sampler's stochastic step; None where the flow was integrated as it is.
+        taken_over: Whether a person took over while the chunk was in force.
     """
 
     images: Mapping[str, np.ndarray]
@@ -50,6 +51,7 @@ class Decision:
     frozen_steps: int = 0
     query_age: float = 0.0
     chain: ChainStep | None = None
+    taken_over: bool = False
 
     @property
     def commands(self) -> np.ndarray:
@@ -83,6 +85,41 @@ class Decision:
 
 
 @dataclass(frozen=True, eq=False)
+class Correction:
+    """A control step at which a person acted instead of the policy.
+
+    Attributes:
+        images: View to uint8 (H, W, 3). They are read when asked for.
+        state: float32 (D_state,), physical units.
+        instruction: Not empty.
+        embodiment: Name of the robot.
+        commands: The person's commands from this step on until the policy acted again or the episode ended, float32 (n, D),
+            physical units, n >= 1.
+        ends_episode: Whether the person acted until the episode's end.
+    """
+
+    images: Mapping[str, np.ndarray]
+    state: np.ndarray
+    instruction: str
+    embodiment: str
+    commands: np.ndarray
+    ends_episode: bool
+
+    def item(self, chunk_size: int) -> dict[str, Any]:
+        """A robot item as `SyVLAProcessor.collate` takes it. A person states no thought."""
+        steps = np.arange(chunk_size)
+        return {
+            "images": dict(self.images),
+            "text": self.instruction,
+            "thought": None,
+            "embodiment": self.embodiment,
+            "state": self.state,
+            "actions": self.commands[np.minimum(steps, len(self.commands) - 1)],
+            "action_is_pad": steps >= len(self.commands),
+        }
+
+
+@dataclass(frozen=True, eq=False)
 class Rollout:
     """A recorded episode.
 
@@ -91,11 +128,13 @@ class Rollout:
         decisions: In order; at least one.
         final: The last decision with the images and the state of the last observation that the robot sent, for the value
             of the state that a time limit cut off. Of a robot that sends none between its decisions, the last decision.
+        corrections: The control steps at which a person acted, in order.
     """
 
     facts: EpisodeFacts
     decisions: list[Decision]
     final: Decision
+    corrections: tuple[Correction, ...] = ()
 
 
 class StoredImages(Mapping[str, np.ndarray]):

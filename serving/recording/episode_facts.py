@@ -28,6 +28,7 @@ class EpisodeFacts:
             (False); None: as `ended` says.
         started_at, ended_at: Unix time, seconds.
         decisions: Number of chunks.
+        corrections: Control steps at which a person acted instead of the policy.
         policy_versions: Distinct, in order of use; one alone unless weights were swapped in mid-episode.
     """
 
@@ -41,6 +42,7 @@ class EpisodeFacts:
     started_at: float = 0.0
     ended_at: float = 0.0
     decisions: int = 0
+    corrections: int = 0
     policy_versions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -8,6 +8,8 @@ One row per observation that the server saw. Two kinds of clients lead to two ki
   `rollout.is_decision` hold a chunk. Such an episode is an ordinary demonstration of the policy as well.
 
 `action` is what the robot was told to do at that row: step k of the chunk in force, k rows after its decision.
+At a row with `intervention` a person acted, and `action` is the person's command. Such rows come one per control step, after
+the `rollout.executed_steps` that ran of the chunk in force. Recordings from before that column have no such rows.
 Of a row that is no decision, `rollout.chunk` is zero, the texts are empty and the seed is -1.
 
 What belongs to the whole episode lies beside it, see `episode_facts`; LeRobot ignores that.
@@ -23,6 +25,8 @@ from syvla.serving.contract.rollout_sampler import ChainStep
 
 from .decision import Decision
 
+INTERVENTION = "intervention"
+"""bool: a person acted at this row instead of the policy. The column's name and type are those of LeRobot's own DAgger."""
 IMAGE_PREFIX = "observation.images."
 STATE, ACTION = "observation.state", "action"
 PREFIX = "rollout."
@@ -65,6 +69,7 @@ def rollout_features(
     }
     features[STATE] = {"dtype": "float32", "shape": list(decision.state.shape), "names": state_names}
     features[ACTION] = {"dtype": "float32", "shape": [width], "names": action_names}
+    features[INTERVENTION] = {"dtype": "bool", "shape": [1], "names": None}
     features[f"{PREFIX}chunk"] = {"dtype": "float32", "shape": [steps, width], "names": None}
     for name, dtype in COLUMNS.items():
         features[PREFIX + name] = {"dtype": dtype, "shape": [1], "names": None}

@@ -14,9 +14,9 @@ import numpy as np
 
 from syvla.serving.contract.rollout_sampler import ChainStep, RolloutSampler
 
-from .decision import Decision, Rollout, StoredImages
+from .decision import Correction, Decision, Rollout, StoredImages
 from .episode_facts import EpisodeFacts, read_facts
-from .format import CHAIN_COLUMNS, CHAIN_STATES, COLUMNS, PREFIX, STATE
+from .format import ACTION, CHAIN_COLUMNS, CHAIN_STATES, COLUMNS, INTERVENTION, PREFIX, STATE
 
 
 def read_rollouts(
@@ -64,6 +64,10 @@ def _check_features(root: Path, features: dict[str, dict[str, Any]]) -> None:
     if any(PREFIX + name in features for name in (*CHAIN_STATES, *CHAIN_COLUMNS)):
         expected |= dict.fromkeys(CHAIN_STATES, ("float32", chunk))
         expected |= {name: (dtype, [1]) for name, dtype in CHAIN_COLUMNS.items()}
+    if INTERVENTION in features and features[INTERVENTION].get("dtype") != "bool":
+        raise ValueError(
+            f"{root}: {INTERVENTION}: expected bool, meta/info.json says {features[INTERVENTION].get('dtype')}"
+        )
     for name, (dtype, shape) in expected.items():
         found = features.get(PREFIX + name, {})
         if (found.get("dtype"), list(found.get("shape", []))) != (dtype, shape) or len(chunk) != 2:
@@ -79,7 +83,8 @@ def _read_table(path: Path, features: dict[str, dict[str, Any]]) -> dict[str, An
     from syvla.processing.robot_data.arrow_columns import to_numpy
 
     own = [*COLUMNS, "chunk", *(name for name in (*CHAIN_STATES, *CHAIN_COLUMNS) if PREFIX + name in features)]
-    names = [STATE, *(PREFIX + name for name in own), "episode_index"]
+    names = [STATE, ACTION, *(PREFIX + name for name in own), "episode_index"]
+    names += [INTERVENTION] if INTERVENTION in features else []
     with pq.ParquetFile(path) as file:
         table = file.read(columns=names)
     columns: dict[str, Any] = {}
@@ -89,7 +94,8 @@ def _read_table(path: Path, features: dict[str, dict[str, Any]]) -> dict[str, An
             columns[name] = table.column(name).to_pylist()
         else:
             columns[name] = to_numpy(table.column(name), () if shape == (1,) else shape, dtype, name)
-    columns[STATE] = columns[STATE].reshape(len(table), -1)
+    for name in (STATE, ACTION):
+        columns[name] = columns[name].reshape(len(table), -1)
     return columns
 
 
@@ -98,6 +104,7 @@ def _rollout(columns: dict[str, Any], facts: EpisodeFacts, dataset: Any, positio
     rows = own[columns[f"{PREFIX}is_decision"][own]]
     first = int(dataset.episode_starts[position])
     chains = _chains(columns, rows, where)
+    corrections, corrected = _corrections(columns, own, facts, dataset, first)
     decisions = []
     for row, chain in zip(rows, chains, strict=True):
         in_dataset = first + int(row - own[0])
@@ -118,11 +125,44 @@ def _rollout(columns: dict[str, Any], facts: EpisodeFacts, dataset: Any, positio
                 frozen_steps=int(value["frozen_steps"]),
                 query_age=float(value["query_age"]),
                 chain=chain,
+                taken_over=int(value["decision_index"]) in corrected,
             )
         )
     last = first + int(dataset.episode_lengths[position]) - 1
     final = replace(decisions[-1], images=StoredImages(dataset, last), state=columns[STATE][own[-1]])
-    return Rollout(facts, decisions, final)
+    return Rollout(facts, decisions, final, corrections)
+
+
+def _corrections(
+    columns: dict[str, Any], own: np.ndarray, facts: EpisodeFacts, dataset: Any, first: int
+) -> tuple[tuple[Correction, ...], set[int]]:
+    """The control steps of a person in an episode, and the numbers of the decisions that they followed.
+
+    Args:
+        columns: Of the file.
+        own: The episode's rows in it.
+        facts, dataset: Of the episode.
+        first: The episode's first row in the dataset.
+    """
+    if INTERVENTION not in columns:
+        return (), set()
+    human = columns[INTERVENTION][own].astype(bool)
+    found = []
+    for place in np.flatnonzero(human):
+        policy = np.flatnonzero(~human[place:])
+        end = place + int(policy[0]) if len(policy) else len(own)
+        row = first + int(place)
+        found.append(
+            Correction(
+                images=StoredImages(dataset, row),
+                state=columns[STATE][own[place]],
+                instruction=dataset.tasks[dataset.task_indices[row]],
+                embodiment=facts.embodiment,
+                commands=columns[ACTION][own[place:end]],
+                ends_episode=end == len(own),
+            )
+        )
+    return tuple(found), {int(number) for number in columns[f"{PREFIX}decision_index"][own[human]]}
 
 
 def _chains(columns: dict[str, Any], rows: np.ndarray, where: str) -> list[ChainStep | None]:

@@ -19,7 +19,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,8 @@ import numpy as np
 
 from .decision import Decision
 from .episode_facts import EpisodeFacts, check_outcome, read_facts, write_facts
-from .format import PREFIX, chunk_id, rollout_features
+from .format import INTERVENTION, PREFIX, rollout_features
+from .open_episode import OpenEpisode
 from .spool import RolloutSpool
 
 if TYPE_CHECKING:
@@ -61,28 +62,6 @@ class RecordingError(RuntimeError):
 
 class TooManyEpisodes(RuntimeError):
     """No further episode can begin before another one ends."""
-
-
-@dataclass
-class _Open:
-    facts: EpisodeFacts
-    decisions: int = 0
-    last_request: str | None = None
-    chunk_steps: int = 0  # of the chunk in force
-    observed: int = 0  # observations since its decision
-
-    @property
-    def names(self) -> dict[str, str]:
-        """What a reply says about the decision in force."""
-        episode = self.facts.episode_id
-        return {"episode_id": episode, "chunk_id": chunk_id(episode, self.decisions - 1)}
-
-    def check_executed(self, executed: int | None) -> None:
-        if executed is not None and self.decisions and not self.observed <= executed <= self.chunk_steps:
-            raise ValueError(
-                f"executed_steps: expected {self.observed} to {self.chunk_steps}, the actions of the previous chunk that"
-                f" ran, got {executed}"
-            )
 
 
 class RolloutRecorder:
@@ -129,10 +108,10 @@ class RolloutRecorder:
         self._writer: RobotDatasetWriter | None = None
         self._folder_lock = _lock(self.root)
         self._lock = threading.Lock()
-        self._open: dict[str, _Open] = {}  # by session
+        self._open: dict[str, OpenEpisode] = {}  # by session
         self._spools: dict[str, RolloutSpool] = {}  # by episode, of the spooling thread alone
         try:
-            self._known = _known_episodes(self.root)  # names that are taken
+            self._known, self._has_interventions = _known_episodes(self.root)  # names that are taken
         except BaseException:
             self._folder_lock.release()
             raise
@@ -190,9 +169,7 @@ class RolloutRecorder:
             # A client that got no answer sends its request again; the decision is recorded once.
             if request_id is None or request_id != current.last_request:
                 current.check_executed(executed_before)
-                current.decisions += 1
-                current.last_request = request_id
-                current.chunk_steps, current.observed = len(decision.chunk), 0
+                current.decided(decision, request_id)
                 facts = current.facts
                 self._enqueue(
                     facts.episode_id,
@@ -201,25 +178,52 @@ class RolloutRecorder:
                 )
             return self._said(current)
 
-    def observe(self, session: str, images: Mapping[str, np.ndarray], state: np.ndarray) -> dict[str, str]:
+    def observe(
+        self,
+        session: str,
+        images: Mapping[str, np.ndarray],
+        state: np.ndarray,
+        *,
+        correction: np.ndarray | None = None,
+        executed: int | None = None,
+        request_id: str | None = None,
+    ) -> dict[str, str]:
         """Queues the observation of a control step at which no actions were asked for.
+
+        Args:
+            session: As for `record`.
+            images, state: The observation.
+            correction: The command of a person who acts at this step, float32 (D,), physical units; from its first one on the
+                chunk in force is over, and a person acts at every control step until actions are asked for again.
+            executed: With the first correction after a chunk: how many of the chunk's actions ran. None: as many as there
+                were observations.
+            request_id: As for `record`.
 
         Returns:
             As `record`, of the chunk in force.
 
         Raises:
-            ValueError: The session has no open episode, or the chunk in force has no step left.
+            ValueError: The session has no open episode, the chunk in force has no step left, or the correction does not fit.
         """
         with self._lock:
             current = self._open.get(session)
             if current is None:
                 raise ValueError("observe_only: no episode is open; ask for actions first")
-            if current.observed + 1 >= current.chunk_steps:
-                raise ValueError(f"observe_only: all {current.chunk_steps} actions of the chunk ran; ask for new ones")
-            current.observed += 1
-            current.last_request = None
+            if request_id is not None and request_id == current.last_request:
+                return self._said(current)
+            if correction is not None and not self._has_interventions:
+                name = self.root.name
+                raise ValueError(f"intervention: {name} is older and has no such column; record into a new folder")
+            ran = 0
+            if correction is None:
+                current.went_on()
+            else:
+                ran = current.took_over(correction, executed)
             facts, size = current.facts, sum(image.nbytes for image in images.values())
-            self._enqueue(facts.episode_id, size, lambda: self._spool(facts).add_observation(images, state))
+            self._enqueue(
+                facts.episode_id, size, lambda: self._spool(facts).add_observation(images, state, correction, ran)
+            )
+            current.last_request = request_id
             return self._said(current)
 
     def end(
@@ -315,11 +319,11 @@ class RolloutRecorder:
 
     # -- under the lock ------------------------------------------------------------------------------------------------
 
-    def _said(self, current: _Open) -> dict[str, str]:
+    def _said(self, current: OpenEpisode) -> dict[str, str]:
         said = {} if current.facts.episode_id in self._lost else current.names
         return said if self._cause is None else {**said, "recording_error": self._cause}
 
-    def _begin(self, session: str, episode_id: str | None) -> _Open:
+    def _begin(self, session: str, episode_id: str | None) -> OpenEpisode:
         name = episode_id or uuid.uuid4().hex
         if name in self._known or name in self._lost:
             raise ValueError(f"episode_id: {name!r:.120} is over; start another one under a new name")
@@ -328,7 +332,7 @@ class RolloutRecorder:
                 f"session_id: {len(self._open)} episodes of other sessions are open, as many as can be recorded"
             )
         self._known.add(name)
-        self._open[session] = _Open(EpisodeFacts(name, session, self.embodiment, started_at=time.time()))
+        self._open[session] = OpenEpisode(EpisodeFacts(name, session, self.embodiment, started_at=time.time()))
         return self._open[session]
 
     def _end(self, session: str, ended: str, executed: int | None, outcome: int | None) -> str | None:
@@ -395,6 +399,8 @@ class RolloutRecorder:
         try:
             writer = self._ready_writer(spool)
             for frame, task, thought in spool.rows():
+                if not self._has_interventions:
+                    del frame[INTERVENTION]
                 writer.add_frame(frame, task, thought)
             adding = False
             index = writer.num_episodes
@@ -412,6 +418,8 @@ class RolloutRecorder:
     def _ready_writer(self, spool: RolloutSpool) -> RobotDatasetWriter:
         if self._writer is None:
             features = rollout_features(spool.first_decision, *self._names)
+            if not self._has_interventions:
+                del features[INTERVENTION]
             self._writer = self._writer_class(
                 self.root,
                 fps=self._fps,
@@ -456,18 +464,19 @@ def _lock(root: Path) -> Any:
     return lock
 
 
-def _known_episodes(root: Path) -> set[str]:
-    """Names of the episodes of the dataset found in `root`."""
+def _known_episodes(root: Path) -> tuple[set[str], bool]:
+    """Names of the episodes of the dataset found in `root`, and whether it has, or will have, a person's corrections."""
     from syvla.processing.robot_data.lerobot_format import INFO_PATH, read_info
 
     if not (root / INFO_PATH).is_file():
         if any(path.name != ".recording" for path in root.iterdir()):
             raise FileExistsError(f"{root} is not empty and no LeRobot dataset; choose another folder")
-        return set()
+        return set(), True
     info = read_info(root)
     if f"{PREFIX}chunk" not in info.features:
         raise FileExistsError(f"{root} is a dataset that no policy server recorded; choose another folder")
-    return {read_facts(root, index).episode_id for index in range(info.total_episodes)}
+    names = {read_facts(root, index).episode_id for index in range(info.total_episodes)}
+    return names, INTERVENTION in info.features
 
 
 def _work(tasks: queue.SimpleQueue[Callable[[], None] | None]) -> None:

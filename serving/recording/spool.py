@@ -13,7 +13,7 @@ import numpy as np
 
 from .decision import Decision
 from .episode_facts import EpisodeFacts
-from .format import ACTION, IMAGE_PREFIX, PREFIX, STATE, chain_row, chunk_id
+from .format import ACTION, IMAGE_PREFIX, INTERVENTION, PREFIX, STATE, chain_row, chunk_id
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,10 @@ class _Row:
 
     spans: dict[str, tuple[int, tuple[int, ...]]]  # camera -> offset in the file, shape
     state: np.ndarray
-    chunk_step: int  # rows since the decision in force
+    chunk_step: int  # control steps since the decision in force
     decision: int  # its number
+    asked: bool = False  # the decision was made here
+    correction: np.ndarray | None = None  # the command of a person who acted here
 
 
 class RolloutSpool:
@@ -41,6 +43,7 @@ class RolloutSpool:
         self._assumed = assumed_steps
         self._rows: list[_Row] = []
         self._decisions: list[Decision] = []  # without their images
+        self._corrected = 0  # rows of a person since the last decision
 
     @property
     def first_decision(self) -> Decision:
@@ -57,13 +60,32 @@ class RolloutSpool:
         if self._decisions:
             before = self._decisions[-1]
             assert before.executed is not None
-            step = before.control_step + before.executed
+            step = before.control_step + before.executed + self._corrected
+        self._corrected = 0
         self._decisions.append(replace(decision, images={}, control_step=step))
-        self._add(decision.images, decision.state, 0)
+        self._add(decision.images, decision.state, 0, asked=True)
 
-    def add_observation(self, images: Mapping[str, np.ndarray], state: np.ndarray) -> None:
-        """Adds the observation one control step after the last row; the chunk in force must have a step left."""
-        self._add(images, state, self._rows[-1].chunk_step + 1)
+    def add_observation(
+        self,
+        images: Mapping[str, np.ndarray],
+        state: np.ndarray,
+        correction: np.ndarray | None = None,
+        executed: int = 0,
+    ) -> None:
+        """Adds the observation one control step after the last row; the chunk in force must have a step left.
+
+        Args:
+            images, state: The observation.
+            correction: The command of a person who acted at it.
+            executed: Actions of the chunk in force that ran before that person took over.
+        """
+        if correction is None:
+            self._add(images, state, self._rows[-1].chunk_step + 1)
+            return
+        if not self._corrected:
+            self._settle_executed(executed)
+        self._add(images, state, executed + self._corrected, correction=np.array(correction, np.float32))
+        self._corrected += 1
 
     def finish(self, facts: EpisodeFacts, executed: int | None) -> None:
         """Ends the episode.
@@ -77,6 +99,7 @@ class RolloutSpool:
             facts,
             instruction=self._decisions[0].instruction,
             decisions=len(self._decisions),
+            corrections=sum(row.correction is not None for row in self._rows),
             policy_versions=tuple(dict.fromkeys(decision.policy_version for decision in self._decisions)),
         )
 
@@ -84,7 +107,7 @@ class RolloutSpool:
         """(frame, instruction, thought) of every row, as `RobotDatasetWriter.add_frame` takes them."""
         for row in self._rows:
             decision = self._decisions[row.decision]
-            asked = row.chunk_step == 0
+            asked = row.asked
             values = {
                 "chunk": decision.chunk if asked else np.zeros_like(decision.chunk),
                 "is_decision": np.array([asked]),
@@ -103,7 +126,9 @@ class RolloutSpool:
                 values |= chain_row(decision.chain if asked else None, decision.chunk)
             frame: dict[str, Any] = {PREFIX + name: value for name, value in values.items()}
             frame |= {IMAGE_PREFIX + camera: image for camera, image in self._images(row).items()}
-            frame |= {STATE: row.state, ACTION: decision.commands[row.chunk_step]}
+            acted = row.correction is not None
+            command = row.correction if acted else decision.commands[row.chunk_step]
+            frame |= {STATE: row.state, ACTION: command, INTERVENTION: np.array([acted])}
             yield frame, decision.instruction, decision.thought or None
 
     def close(self) -> None:
@@ -113,7 +138,7 @@ class RolloutSpool:
 
     def _settle_executed(self, said: int | None) -> None:
         """Settles how much of the chunk in force ran: by the client's word, by the rows it sent, or by assumption."""
-        if not self._decisions:
+        if not self._decisions or self._corrected:  # settled when the person took over
             return
         steps, observed = len(self._decisions[-1].chunk), self._rows[-1].chunk_step
         executed, known = min(self._assumed or steps, steps), False
@@ -123,7 +148,15 @@ class RolloutSpool:
             executed, known = observed + 1, True
         self._decisions[-1] = replace(self._decisions[-1], executed=executed, executed_known=known)
 
-    def _add(self, images: Mapping[str, np.ndarray], state: np.ndarray, chunk_step: int) -> None:
+    def _add(
+        self,
+        images: Mapping[str, np.ndarray],
+        state: np.ndarray,
+        chunk_step: int,
+        *,
+        asked: bool = False,
+        correction: np.ndarray | None = None,
+    ) -> None:
         spans = {}
         offset = self._file.seek(0, 2)
         for camera, image in images.items():
@@ -131,7 +164,7 @@ class RolloutSpool:
             self._file.write(data.data)
             spans[camera] = (offset, data.shape)
             offset += data.nbytes
-        self._rows.append(_Row(spans, np.asarray(state), chunk_step, len(self._decisions) - 1))
+        self._rows.append(_Row(spans, np.asarray(state), chunk_step, len(self._decisions) - 1, asked, correction))
 
     def _images(self, row: _Row) -> dict[str, np.ndarray]:
         images = {}

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from syvla.serving.contract.requests import ActAnswer, ActRequest, RequestError
-from syvla.serving.recording.by_session import record_answer, refusing
+from syvla.serving.recording.by_session import record_answer, record_observation, refusing
 from syvla.serving.recording.episode_facts import EpisodeFacts, read_facts, write_facts
 from syvla.serving.recording.recorder import LOSSES, RecordingError, RolloutRecorder
 from syvla.serving.recording.seal import seal_rollout
@@ -334,7 +334,9 @@ class RLEpisodes:
             recorder = self._known(name).recorder
             if recorder is None:
                 raise RequestError(f"episode {name}: is over", status=409, cause="episode_state")
-            return refusing(lambda: recorder.observe(name, request.images, request.state))
+            said = record_observation(recorder, name, request)
+            self._require_recorded(name, self._known(name))
+        return said
 
     def reset(self, session: str, executed: int | None) -> None:
         """Episodes of a run have a beginning and an end of their own."""

@@ -94,7 +94,7 @@ class ActService(PolicyService):
             basis = (request.instruction, request.embodiment, policy.version)  # what a kept thought depends on
             request, session = self._admit(policy, request, connection, basis)
             if request.observe_only:
-                encoded = _encode(self._observe(request), codec)
+                encoded = _encode(self._observe(request, session), codec)
                 self.metrics.answered({})
                 return encoded
             # 3. queue and answer
@@ -174,10 +174,13 @@ class ActService(PolicyService):
             session.client_counts = report.counts
         self.live.answered(asked, request, answer, actions, notes, seconds)
 
-    def _observe(self, request: ActRequest) -> dict[str, Any]:
+    def _observe(self, request: ActRequest, session: Session) -> dict[str, Any]:
         if self.recording is None:
             raise RequestError("observe_only: expected a server that records (--record) and a session_id")
-        return {"observed": True, **self.recording.observe(request)}
+        said = {"observed": True, **self.recording.observe(request)}
+        if request.correction is not None:
+            session.sent = None  # what runs before the next chunk is the person's, and the client alone knows it
+        return {**said, "request_id": request.request_id} if request.request_id is not None else said
 
     async def _answered(
         self, policy: PolicyBackend, request: ActRequest, started: float, gone: asyncio.Event, held: Holding

@@ -33,6 +33,8 @@ OPTIONS = (
     "request_id",
     "executed_steps",
     "observe_only",
+    "action",
+    "intervention",
     "prev_chunk",
     "delay_steps",
     "max_guidance_weight",
@@ -129,6 +131,7 @@ def split_options(message: Any, caps: OptionCaps) -> tuple[dict[str, Any], dict[
         "request_id": _name(given, "request_id"),
         "executed_steps": _integer(given, "executed_steps", 0, 10**6),
         "observe_only": _flag(given, "observe_only"),
+        "correction": _correction(given),
         "previous": _previous_chunk(given),
         "client_report": read_client_report(given.get("client_report")),
     }, others
@@ -181,17 +184,7 @@ def _previous_chunk(given: Mapping[str, Any]) -> PreviousChunk | None:
             if name in given:
                 raise ValueError(f"{name}: expected together with prev_chunk, got it alone")
         return None
-    value = given["prev_chunk"]
-    try:
-        numbers = np.asarray(value)
-    except ValueError:  # rows of unequal length
-        numbers = np.array(None)
-    if numbers.dtype.kind not in "iuf":
-        raise ValueError(f"prev_chunk: expected numbers (steps, action dimensions), got {shown(value)}")
-    with np.errstate(over="ignore"):
-        chunk = numbers.astype(np.float32)
-    if chunk.ndim != 2 or not chunk.size or not np.isfinite(chunk).all():
-        raise ValueError(f"prev_chunk: expected finite numbers (steps, action dimensions), got shape {chunk.shape}")
+    chunk = _numbers("prev_chunk", given["prev_chunk"], 2, "(steps, action dimensions)")
     weight = given.get("max_guidance_weight")
     number = isinstance(weight, int | float) and not isinstance(weight, bool)
     if weight is not None and not (number and 0 < weight <= MAX_GUIDANCE_WEIGHT):
@@ -201,3 +194,40 @@ def _previous_chunk(given: Mapping[str, Any]) -> PreviousChunk | None:
     return PreviousChunk(
         chunk, _integer(given, "delay_steps", 0, len(chunk)) or 0, None if weight is None else float(weight)
     )
+
+
+def _correction(given: Mapping[str, Any]) -> np.ndarray | None:
+    """The command of a person who acts, float32 (D_action,); None where nobody does."""
+    acts = _flag(given, "intervention")
+    if not acts:
+        if "action" in given:
+            raise ValueError(
+                "action: expected together with intervention: true, as the command of a person who acts instead of the policy; "
+                "leave it out otherwise, since the server knows the policy's own commands"
+            )
+        return None
+    if "action" not in given:
+        raise ValueError(
+            "intervention: expected together with action, the person's command (action dimensions,) in physical units; got it "
+            "alone"
+        )
+    if not _flag(given, "observe_only"):
+        raise ValueError(
+            "intervention: expected with observe_only: true, since nobody needs the policy's actions while a person acts"
+        )
+    return _numbers("action", given["action"], 1, "(action dimensions,)")
+
+
+def _numbers(name: str, value: Any, axes: int, shape: str) -> np.ndarray:
+    """Finite numbers, float32. `shape` says in words which `axes` are expected."""
+    try:
+        numbers = np.asarray(value)
+    except ValueError:  # rows of unequal length
+        numbers = np.array(None)
+    if numbers.dtype.kind not in "iuf":
+        raise ValueError(f"{name}: expected numbers {shape}, got {shown(value)}")
+    with np.errstate(over="ignore"):
+        array = numbers.astype(np.float32)
+    if array.ndim != axes or not array.size or not np.isfinite(array).all():
+        raise ValueError(f"{name}: expected finite numbers {shape}, got shape {array.shape}")
+    return array

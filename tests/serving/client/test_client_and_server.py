@@ -199,3 +199,20 @@ def test_a_killed_server_leaves_the_episodes_that_had_ended(tmp_path):
         assert [d.executed for d in episode.decisions] == [5, 5, 5, 6]
         np.testing.assert_array_equal(episode.decisions[2].chunk[:, 0], np.arange(2, 8))
         assert episode.facts.policy_versions == ("counting",)
+
+
+def test_a_persons_corrections_are_recorded_over_the_websocket(serve, tmp_path):
+    server = serve(record=tmp_path / "rollouts")
+    with PolicyClient(server.url) as client:
+        executor = ChunkExecutor(client, 6, watchdog=Watchdog(max_wait_s=60.0))
+        for _ in range(2):
+            executor.step(IMAGES, STATE, "lift")
+        for step in range(3):
+            executor.correct(IMAGES, STATE, "lift", np.array([step, 1.0]))
+        executor.step(IMAGES, STATE, "lift")
+        executor.close()
+        assert executor.counts["corrections_lost"] == 0
+    server.stop()
+    (rollout,) = read_rollouts(tmp_path / "rollouts")
+    assert [(d.executed, d.taken_over, d.control_step) for d in rollout.decisions] == [(2, True, 0), (6, False, 5)]
+    assert [one.commands[0].tolist() for one in rollout.corrections] == [[0, 1], [1, 1], [2, 1]]

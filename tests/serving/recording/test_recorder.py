@@ -19,6 +19,7 @@ from syvla.serving.recording.recorder import (
     TooManyEpisodes,
     max_open_episodes,
 )
+from syvla.training.retrieval.demonstrations import human_frames
 
 CAMERAS = {"center": "observation.images.head", "left_wrist": "observation.images.left_wrist"}
 SETTINGS = {"fps": 20.0, "embodiment": "arm"}
@@ -297,3 +298,94 @@ def test_a_full_disk_is_reported_and_costs_only_the_episodes_of_its_time(tmp_pat
     assert "lost 1 episode" in closing
     assert "is not recorded" in err
     assert [seeds(episode)[0] for episode in read_rollouts(root)] == [0, 200]
+
+
+def command(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed + 77).normal(size=2).astype(np.float32)
+
+
+def test_a_person_takes_over_and_lets_go_again(tmp_path):
+    """Two steps of the first chunk, three of a person, four of the second chunk, two of a person to the end."""
+    recorder = RolloutRecorder(tmp_path / "set", **SETTINGS)
+    recorder.record("robot", decision(1))
+    recorder.observe("robot", *observation(50))
+    for seed in (60, 61, 62):
+        recorder.observe("robot", *observation(seed), correction=command(seed))
+    recorder.record("robot", decision(2), executed_before=2)
+    for seed in (63, 64):
+        recorder.observe("robot", *observation(seed), correction=command(seed), executed=4 if seed == 63 else None)
+    recorder.end("robot", executed=4, outcome=1)
+    recorder.close()
+
+    (episode,) = read_rollouts(tmp_path / "set")
+    assert [(d.executed, d.executed_known, d.control_step, d.taken_over) for d in episode.decisions] == [
+        (2, True, 0, True),
+        (4, True, 5, True),
+    ]
+    assert [d.valid.sum() for d in episode.decisions] == [2, 4]
+    assert episode.facts.corrections == 5
+    lengths = [(len(one.commands), one.ends_episode) for one in episode.corrections]
+    assert lengths == [(3, False), (2, False), (1, False), (2, True), (1, True)]
+    for one, seed in zip(episode.corrections, (60, 61, 62, 63, 64), strict=True):
+        np.testing.assert_array_equal(one.commands[0], command(seed))
+        np.testing.assert_array_equal(one.state, observation(seed)[1])
+        np.testing.assert_array_equal(one.images["center"], observation(seed)[0]["head"])
+    item = episode.corrections[1].item(4)
+    assert item["action_is_pad"].tolist() == [False, False, True, True]
+    np.testing.assert_array_equal(item["actions"], [command(61), command(62), command(62), command(62)])
+    np.testing.assert_array_equal(episode.final.state, observation(64)[1])
+    dataset = frames_of(tmp_path / "set")
+    assert dataset.features["intervention"] == {"dtype": "bool", "shape": [1], "names": None}, "as LeRobot's own DAgger"
+    np.testing.assert_array_equal(human_frames(dataset), [0, 0, 1, 1, 1, 0, 1, 1])
+    expected = [*decision(1).chunk[:2], *map(command, (60, 61, 62)), decision(2).chunk[0], *map(command, (63, 64))]
+    np.testing.assert_array_equal(dataset.actions, expected)
+
+
+def test_corrections_that_do_not_fit_are_refused_and_cost_nothing(tmp_path):
+    recorder = RolloutRecorder(tmp_path / "set", **SETTINGS)
+    with pytest.raises(ValueError, match="no episode is open; ask for actions first"):
+        recorder.observe("robot", *observation(0), correction=command(0))
+    recorder.record("robot", decision(1))
+    with pytest.raises(ValueError, match=r"action: expected shape \(2,\) as the policy's actions have, got \(3,\)"):
+        recorder.observe("robot", *observation(1), correction=np.zeros(3, np.float32), executed=1)
+    with pytest.raises(ValueError, match="executed_steps: expected with the first correction"):
+        recorder.observe("robot", *observation(1), correction=command(1))
+    with pytest.raises(ValueError, match="executed_steps: expected 0 to 5"):
+        recorder.observe("robot", *observation(1), correction=command(1), executed=6)
+    recorder.observe("robot", *observation(60), correction=command(60), executed=3, request_id="a")
+    recorder.observe(
+        "robot", *observation(60), correction=command(60), executed=3, request_id="a"
+    )  # its answer was lost
+    with pytest.raises(ValueError, match="observe_only: a person acts; send the person's command"):
+        recorder.observe("robot", *observation(2))
+    for wrong in (
+        lambda: recorder.record("robot", decision(3), executed_before=4),
+        lambda: recorder.end("robot", executed=2),
+    ):
+        with pytest.raises(ValueError, match="executed_steps: expected 3, as many as ran before the person took over"):
+            wrong()
+    recorder.end("robot", outcome=0)
+    recorder.close()
+    (episode,) = read_rollouts(tmp_path / "set")
+    assert ([d.executed for d in episode.decisions], len(episode.corrections)) == ([3], 1)
+
+
+def test_a_recording_from_before_corrections_goes_on_without_them(tmp_path, monkeypatch):
+    """The column cannot be added to a dataset that lacks it; its episodes must not be lost for that."""
+    import syvla.serving.recording.recorder as module
+
+    monkeypatch.setattr(module, "_known_episodes", lambda root: (set(), False))  # writes as it was written before
+    older = RolloutRecorder(tmp_path / "set", **SETTINGS)
+    older.record("robot", decision(1))
+    older.end("robot")
+    older.close()
+    monkeypatch.undo()
+    recorder = RolloutRecorder(tmp_path / "set", **SETTINGS)
+    recorder.record("robot", decision(2))
+    with pytest.raises(ValueError, match="intervention: set is older and has no such column; record into a new folder"):
+        recorder.observe("robot", *observation(0), correction=command(0), executed=1)
+    recorder.observe("robot", *observation(0))
+    recorder.close()
+    episodes = read_rollouts(tmp_path / "set")
+    assert [seeds(episode) for episode in episodes] == [[1], [2]]
+    assert [episode.corrections for episode in episodes] == [(), ()]

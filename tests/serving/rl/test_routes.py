@@ -418,3 +418,53 @@ def allowed(robot):
     except PolicyError:
         return False
     return True
+
+
+def test_a_person_takes_over_in_a_rollout(serve_run, run):
+    """Over HTTP, with bad corrections in between, which cost nothing."""
+    client = RLClient(f"http://{serve_run().url}", options=ClientOptions(retries=1, backoff=0.01))
+    client.begin()
+    images, state = {"center": np.zeros((8, 8, 3), np.uint8)}, np.zeros(2, np.float32)
+    client.act(images, state, "lift")
+    client.observe(images, state, "lift")
+    with pytest.raises(PolicyError, match=r"action: expected shape \(2,\) as the policy's actions have, got \(3,\)"):
+        client.correct(images, state, "lift", np.zeros(3))
+    with pytest.raises(PolicyError, match="action: expected finite numbers"):
+        client.correct(images, state, "lift", np.array([np.inf, 0]))
+    for step in range(3):
+        client.correct(images, state, "lift", np.array([step, -step]))
+    client.act(images, state, "lift")
+    client.end(4)
+    client.reward(1)
+    (rollout,) = LeRobotRolloutStore(run / "rollouts").load([client.episode_id])
+    assert [(d.executed, d.taken_over, d.control_step) for d in rollout.decisions] == [(2, True, 0), (4, False, 5)]
+    assert [one.commands.tolist() for one in rollout.corrections] == [
+        [[0, 0], [1, -1], [2, -2]],
+        [[1, -1], [2, -2]],
+        [[2, -2]],
+    ]
+    assert not any(one.ends_episode for one in rollout.corrections)
+    assert rollout.facts.corrections == 3
+
+
+def test_an_observation_whose_answer_is_lost_is_recorded_once(serve_run, run, monkeypatch):
+    answers = []
+
+    def losing(*args, **kwargs):
+        answers.append(http_act(*args, **kwargs))
+        if len(answers) in (2, 4):
+            raise ConnectionResetError("the answer was lost")
+        return answers[-1]
+
+    monkeypatch.setattr("syvla.serving.client.rl_client.http_act", losing)
+    client = RLClient(f"http://{serve_run().url}", options=ClientOptions(retries=1, backoff=0.01))
+    client.begin()
+    images, state = {"center": np.zeros((8, 8, 3), np.uint8)}, np.zeros(2, np.float32)
+    client.act(images, state, "lift")
+    client.observe(images, state, "lift")
+    client.correct(images, state, "lift", np.ones(2))
+    assert len(answers) == 5
+    client.end()
+    client.reward(0)
+    (rollout,) = LeRobotRolloutStore(run / "rollouts").load([client.episode_id])
+    assert ([d.executed for d in rollout.decisions], len(rollout.corrections)) == ([2], 1)

@@ -130,6 +130,9 @@ def within(options: dict, caps: OptionCaps) -> None:
     assert 0 <= options["seed"] <= MAX_SEED
     assert options["max_new_tokens"] is None or 1 <= options["max_new_tokens"] <= caps.max_new_tokens
     assert options["num_steps"] is None or 1 <= options["num_steps"] <= caps.num_steps
+    if (correction := options["correction"]) is not None:
+        assert (correction.dtype, correction.ndim, options["observe_only"]) == (np.float32, 1, True)
+        assert np.isfinite(correction).all()
     assert options["deadline_s"] is None or 0 < options["deadline_s"] <= caps.deadline_s
     if (previous := options["previous"]) is not None:
         assert previous.actions.dtype == np.float32

@@ -61,6 +61,22 @@ CASES = {  # changes to a good request, and what the error says
     ),
     "NaN chunk": ({"prev_chunk": np.full((2, 2), np.nan)}, r"prev_chunk: expected finite numbers"),
     "what the policy refuses": ({"prompt": "impossible"}, r"prompt: expected something possible, got 'impossible'"),
+    "an intervention without action": (
+        {"observe_only": True, "intervention": True}, r"intervention: expected together with action, .*got it alone"
+    ),
+    "an action of nobody": ({"action": [0.0, 0.0]}, r"action: expected together with intervention: true"),
+    "an intervention that asks": (
+        {"intervention": True, "action": [0.0, 0.0]}, r"intervention: expected with observe_only: true"
+    ),
+    "a NaN correction": (
+        {"observe_only": True, "intervention": True, "action": [0.0, np.nan]},
+        r"action: expected finite numbers \(action dimensions,\), got shape \(2,\)",
+    ),
+    "a chunk as correction": (
+        {"observe_only": True, "intervention": True, "action": np.zeros((2, 2))},
+        r"action: expected finite numbers \(action dimensions,\), got shape \(2, 2\)",
+    ),
+    "an intervention in words": ({"observe_only": True, "intervention": "yes"}, r"intervention: expected true or false"),
     "observing without recorder": ({"observe_only": True}, r"observe_only: expected a server that records"),
 }  # fmt: skip
 

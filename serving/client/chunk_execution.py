@@ -14,7 +14,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
-from syvla.serving.contract.action_limits import ActionLimits, CommandLimiter, UnsafeActions
+from syvla.serving.contract.action_limits import GAVE_WAY, ActionLimits, CommandLimiter, UnsafeActions
 from syvla.serving.contract.answer_delay import DelayEstimate, MeasuredDelay
 from syvla.serving.contract.chunk_seams import ChunkOverlap, SeamMode, Seams
 from syvla.serving.contract.client_report import COUNTS, MOST_STEPS, ClientReport
@@ -48,7 +48,8 @@ class ChunkExecution(Generic[Answer]):
         report: What the last step did.
         counts: How often what happened, since the executor was made: `steps`, the sources `chunk`, `hold`, `slow` and
             `callback`, `correction`, `limited`, `seams`, `requests`, `failures`, `dropped_late`, `dropped_query_age`,
-            `dropped_instruction`, `refused`, and `corrections_lost`, which could not be recorded.
+            `dropped_instruction`, `refused`, `gave_way` (see `CommandLimiter.gave_way`), and `corrections_lost`, which could
+            not be recorded.
     """
 
     def __init__(
@@ -330,7 +331,8 @@ class ChunkExecution(Generic[Answer]):
             source, action = self._at_rest(reason, state)
             command, notes = self._limited(action, state)
         self._moved = True
-        self.counts.update({"steps": 1, source: 1, "limited": bool(notes)})
+        gave_way = any(GAVE_WAY in note for note in notes)
+        self.counts.update({"steps": 1, source: 1, "limited": bool(notes), "gave_way": gave_way})
         self._ran_commands.append((command, np.asarray(command != action)))
         self.report = self._reported(source, reason, notes, action)
         return command

@@ -1,4 +1,4 @@
-"""Limits of commands: joint range, rate and acceleration, over the sequence that a robot really executes. numpy only.
+"""Limits of commands: joint range, rate, acceleration and jerk, over the sequence that a robot really executes. numpy only.
 
 The limits are in the embodiment's entry of the processor (`action_limits`), or in a YAML file given to the server:
 
@@ -7,6 +7,7 @@ The limits are in the embodiment's entry of the processor (`action_limits`), or 
       high: [2.9, 1.8, 0.08]
       max_step: [0.05, 0.05, null]   # largest change from one control step to the next
       max_acceleration: [0.01, null, null]    # largest change of that change
+      max_jerk: [0.004, null, null]  # largest change of that acceleration
       max_relative_target: [0.2, 0.2, null]   # largest distance from the present state; for actions that are target states
       on_violation: clamp            # or refuse
       start_from_state: true         # the first command counts from the state; for actions that are target states
@@ -25,18 +26,23 @@ each command before it goes to the robot: it knows what ran, so the limits hold 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .jerk_limit import Bounds, JerkLimiter
 from .robot_description import limits_of_robot
 from .workspace import Workspace, joined_workspaces
 
 _BOUNDS = {"low": -np.inf, "high": np.inf}
-_RATES = {"max_step": np.inf, "max_acceleration": np.inf, "max_relative_target": np.inf}
+_RATES = {"max_step": np.inf, "max_acceleration": np.inf, "max_jerk": np.inf, "max_relative_target": np.inf}
+GAVE_WAY = "gave way"  # in the texts of `CommandLimiter.limit`
+_TOLERANCE = 1e-6  # relative: commands are float32
 _CHOICES = ("on_violation", "start_from_state", "slow_start_steps", "joints_from", "workspace")
 
 
@@ -52,6 +58,7 @@ class ActionLimits:
         low, high: float32 (D,), physical units.
         max_step: float32 (D,), physical units per control step.
         max_acceleration: float32 (D,), physical units per control step squared.
+        max_jerk: float32 (D,), physical units per control step cubed.
         max_relative_target: float32 (D,), physical units: largest distance of a command from the present state.
         refuse: Whether to refuse actions beyond the limits instead of clamping them.
         start_from_state: Whether the first command must be within `max_step` of the present state.
@@ -62,6 +69,7 @@ class ActionLimits:
     high: np.ndarray
     max_step: np.ndarray
     max_acceleration: np.ndarray
+    max_jerk: np.ndarray
     max_relative_target: np.ndarray
     refuse: bool = False
     start_from_state: bool = False
@@ -86,18 +94,13 @@ class ActionLimits:
             control_hz: Control rate, for the speeds of `joints_from`.
 
         Raises:
-            ValueError: Unknown fields, other lengths than `dim`, a lower limit above the upper one, a step, acceleration or
-                distance that is not positive, or `joints_from` without names.
+            ValueError: Unknown fields, other lengths than `dim`, a lower limit above the upper one, a step, acceleration,
+                jerk or distance that is not positive, or `joints_from` without names.
         """
         entry = dict(entry or {})
         known = (*_BOUNDS, *_RATES, *_CHOICES)
         unknown = sorted(set(entry) - set(known))
         action = entry.get("on_violation", "clamp")
-        if "max_jerk" in unknown:
-            raise ValueError(
-                "action_limits.max_jerk: is not limited here, since braking in time before low and high could then not be "
-                "guaranteed; limit max_acceleration, and let the motor controller smooth its changes"
-            )
         if unknown or action not in ("clamp", "refuse"):
             wrong = f"unknown fields {unknown}" if unknown else f"on_violation {action!r}"
             raise ValueError(f"action_limits: expected {', '.join(known)} (on_violation: clamp or refuse), got {wrong}")
@@ -192,7 +195,7 @@ class ActionLimits:
             inside = self.workspace.hold(limited, state)
             notes += self._notes("workspace", limited, inside)
             limited = inside
-        if np.isfinite(self.max_step).any() or np.isfinite(self.max_acceleration).any():
+        if any(np.isfinite(limit).any() for limit in (self.max_step, self.max_acceleration, self.max_jerk)):
             before_rate = limited.copy()
             limiter = CommandLimiter(self)
             limiter.begin_from(ran if ran is not None else np.zeros((0, actions.shape[1]), np.float32))
@@ -225,9 +228,10 @@ class ActionLimits:
 class CommandLimiter:
     """Limits commands one by one, from what was commanded before them.
 
-    With `max_acceleration` a command also leaves room to brake before `low` and `high`, so that no limit ever has to give
-    way. Only `max_relative_target` and `workspace` go before the rate: a target that the robot cannot follow is moved towards
-    the robot, and none leads out of the box.
+    With `max_acceleration` or `max_jerk` a command also leaves room to brake before `low` and `high`, so that these limits
+    never contradict each other. Where they cannot all hold, since `max_relative_target` or `workspace` moved the command, or
+    since other limits held before, the first of this order holds: workspace, relative target, joint range, rate,
+    acceleration, jerk.
 
     Args:
         limits: What holds.
@@ -235,14 +239,20 @@ class CommandLimiter:
     Attributes:
         limits: The same.
         last: The last command, float32 (D,); None before the first one.
+        gave_way: How many commands went beyond `max_step`, `max_acceleration` or `max_jerk`, since a limit before it in the
+            order needed it. Measured over the commands themselves.
     """
 
     def __init__(self, limits: ActionLimits) -> None:
         self.limits = limits
         self.last: np.ndarray | None = None
+        self.gave_way: Counter[str] = Counter()
         self._velocity = np.zeros(len(limits.low), np.float64)
         self._new_episode = True
         self._commands = 0  # of the episode, for the slow start
+        self._ran = np.zeros((0, len(limits.low)))  # up to 3 commands as they were sent, to measure what gave way
+        self._smooth = np.flatnonzero(np.isfinite(limits.max_jerk))
+        self._jerk = JerkLimiter(_bounds(limits, self._smooth))
 
     @property
     def velocity(self) -> np.ndarray:
@@ -252,16 +262,25 @@ class CommandLimiter:
     def follow(self, other: CommandLimiter) -> None:
         """Goes on from where another limiter of the same robot is."""
         if other.last is not None and len(other.last) == len(self._velocity):
-            self.last, self._velocity, self._new_episode = other.last, other._velocity, other._new_episode
-            self._commands = other._commands
+            if _motion_limits(self.limits) == _motion_limits(other.limits):
+                self._jerk = copy(other._jerk)  # with the plan that it follows
+                self.last, self._velocity, self._ran = other.last, other._velocity, other._ran
+            else:
+                self.begin_from(other._ran.astype(np.float32))
+                self.last, self._velocity = other.last, other._velocity
+            self._new_episode, self._commands, self.gave_way = other._new_episode, other._commands, other.gave_way
 
     def begin_from(self, ran: np.ndarray) -> None:
-        """Takes note of commands that ran, float32 (n, D), the newest one last."""
-        self._velocity = np.zeros(len(self.limits.low), np.float64)
+        """Takes note of commands that ran, float32 (n, D), the newest one last. What is not known of them counts as rest."""
+        self._ran = np.asarray(ran, np.float64)[-3:]
+        changes = np.diff(self._ran, axis=0)
+        rest = np.zeros(len(self.limits.low))
         self.last = np.asarray(ran[-1], np.float32) if len(ran) else None
-        if len(ran) > 1:
-            self._velocity = np.asarray(ran[-1], np.float64) - np.asarray(ran[-2], np.float64)
+        self._velocity = changes[-1] if len(changes) else rest
         self._new_episode = False
+        if self.last is not None:
+            acceleration = changes[-1] - changes[-2] if len(changes) > 1 else rest
+            self._jerk.begin_from(*(x[self._smooth] for x in (self._ran[-1], self._velocity, acceleration)))
 
     def new_episode(self) -> None:
         """With `start_from_state`, the next command counts from the state; otherwise from the last command."""
@@ -293,7 +312,7 @@ class CommandLimiter:
                 f"action_limits: start_from_state and max_relative_target compare commands with the state, so they need "
                 f"{len(wanted)} dimensions of it; got shape {np.shape(state)}"
             )
-        before = (self.last, self._velocity)
+        before = (self.last, self._velocity, copy(self._jerk), self._ran)
         if self._new_episode and limits.start_from_state:
             self.begin_from(np.clip(np.asarray(state, np.float32), limits.low, limits.high)[None])
         within = np.clip(wanted, limits.low, limits.high)
@@ -308,22 +327,23 @@ class CommandLimiter:
         )
         notes = [note for what, a, b in stages for note in limits._notes(what, a[None], b[None])]
         if notes and limits.refuse:
-            self.last, self._velocity = before
+            self.last, self._velocity, self._jerk, self._ran = before
             raise UnsafeActions(f"action: expected values within the limits, got {'; '.join(notes)}; nothing was sent")
         self._new_episode = False
         self._commands += 1
+        notes += self._giving_way(command)
         return (command if notes else np.array(action)), notes
 
     def move(self, wanted: np.ndarray) -> np.ndarray:
         """The command nearest to `wanted`, float32 (D,), within rate and acceleration; it becomes the last command."""
         limits, target = self.limits, np.asarray(wanted, np.float64)
         if self.last is None:
-            self.last = np.asarray(wanted, np.float32)
-            return self.last.copy()
+            self.begin_from(np.asarray(wanted, np.float32)[None])
+            return np.array(wanted, np.float32)
         last = self.last.astype(np.float64)
         step, most = limits.max_step.astype(np.float64), limits.max_acceleration.astype(np.float64)
+        slow = step * min(1.0, (self._commands + 1) / max(1, limits.slow_start_steps))
         if self._commands < limits.slow_start_steps:  # never below what the acceleration allows to brake to
-            slow = step * (self._commands + 1) / limits.slow_start_steps
             step = np.minimum(step, np.maximum(slow, np.abs(self._velocity) - most))
         up = np.minimum(np.minimum(step, self._velocity + most), _braking_velocity(limits.high - last, most))
         down = np.minimum(np.minimum(step, most - self._velocity), _braking_velocity(last - limits.low, most))
@@ -331,6 +351,11 @@ class CommandLimiter:
         # A command within the limits is passed on as it came: the sum above rounds.
         command = np.where((target - last <= up) & (target - last >= -down), np.asarray(wanted, np.float32), command)
         self.last, self._velocity = command, command.astype(np.float64) - last
+        if len(self._smooth):
+            own = self._smooth
+            exact = self._jerk.move(np.asarray(wanted, np.float32)[own], slow[own], command[own])
+            command[own] = np.clip(exact.astype(np.float32), limits.low[own], limits.high[own])
+            self._velocity[own] = self._jerk.change
         return command.copy()
 
     def _near(self, command: np.ndarray, state: np.ndarray) -> np.ndarray:
@@ -341,7 +366,7 @@ class CommandLimiter:
         present = np.clip(np.asarray(state, np.float32), limits.low, limits.high)
         near = np.clip(command, present - limits.max_relative_target, present + limits.max_relative_target)
         near = np.where(np.isfinite(limits.max_relative_target), near, command).astype(np.float32)
-        self.last, self._velocity = near, np.where(near != command, 0.0, self._velocity)
+        self._begin_afresh(near, near != command)
         return near.copy()
 
     def _in_workspace(self, command: np.ndarray, state: np.ndarray) -> np.ndarray:
@@ -349,8 +374,38 @@ class CommandLimiter:
         if self.limits.workspace is None:
             return command
         inside: np.ndarray = self.limits.workspace.hold(command[None], state)[0]
-        self.last, self._velocity = inside, np.where(inside != command, 0.0, self._velocity)
+        self._begin_afresh(inside, inside != command)
         return inside.copy()
+
+    def _begin_afresh(self, command: np.ndarray, moved: np.ndarray) -> None:
+        self.last, self._velocity = command, np.where(moved, 0.0, self._velocity)
+        if moved[self._smooth].any():
+            self._jerk.stopped(command[self._smooth], moved[self._smooth])
+
+    def _giving_way(self, command: np.ndarray) -> list[str]:
+        """One text for each limit and dimension that the sent commands went beyond; counted."""
+        limits, notes = self.limits, []
+        before = self._ran[-1:] if self._ran.shape[0] else self._ran
+        self._ran = np.concatenate([self._ran, command[None].astype(np.float64)])[-4:]
+        for order, name in enumerate(("max_step", "max_acceleration", "max_jerk"), start=1):
+            if len(self._ran) <= order or not len(before):
+                break
+            limit = getattr(limits, name).astype(np.float64)
+            found = np.abs(np.diff(self._ran, n=order, axis=0)[-1])
+            beyond = found > limit * (1 + _TOLERANCE) + 2**order * _TOLERANCE * np.maximum(1, np.abs(before[-1]))
+            self.gave_way[name] += int(beyond.any())
+            notes += [f"{name} {GAVE_WAY}: {limits.names[dim]}, {found[dim]:.3g}" for dim in np.flatnonzero(beyond)]
+        return notes
+
+
+def _motion_limits(limits: ActionLimits) -> list[list[float]]:
+    """What a plan to stop depends on."""
+    return [getattr(limits, name).tolist() for name in ("low", "high", "max_step", "max_acceleration", "max_jerk")]
+
+
+def _bounds(limits: ActionLimits, dims: np.ndarray) -> Bounds:
+    names = ("low", "high", "max_step", "max_acceleration", "max_jerk")
+    return Bounds(*(getattr(limits, name)[dims].astype(np.float64) for name in names))
 
 
 def _braking_velocity(room: np.ndarray, most: np.ndarray) -> np.ndarray:

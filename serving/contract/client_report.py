@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 SOURCES = ("chunk", "hold", "slow", "callback", "correction")
-COUNTS = ("steps", "limited", "seams", *SOURCES)
+COUNTS = ("steps", "limited", "gave_way", "seams", *SOURCES)
 MOST_STEPS = 512
 _FIELDS = ("counts", "first", "executed", "limited", "chunk_age_s", "seam")
 

@@ -101,7 +101,7 @@ class ActService(PolicyService):
             answer, version = await self._answered(policy, request, started, gone, held)
             seconds["wait"] = time.monotonic() - started - seconds["decode"]
             actions, notes = self._within_limits(robots[request.embodiment], session, request, answer, version)
-            session.sent = (request.embodiment, actions)
+            session.sends(request.embodiment, actions, request.executed_steps)
             session.answered(answer.thought, bool(request.think), basis)
             # 4. reply and record
             reply = _reply(request, answer, actions, notes, version, seconds, previous_ms)

@@ -29,6 +29,7 @@ COUNTERS = {
     "batched_requests": ("Requests in these batches.", ()),
     "client_steps": ("Control steps, as executors report them, by where the command was from.", ("source",)),
     "client_limited": ("Control steps whose command the client's limits changed, as executors report them.", ()),
+    "client_gave_way": ("Control steps at which a limit of motion gave way to another limit, as executors report.", ()),
     "client_seams": ("Chunks that were entered while another one ran, as executors report them.", ()),
 }
 """Help and label names of every counter `syvla_<name>_total`."""
@@ -94,6 +95,7 @@ class Metrics:
             if new.get(source):
                 self.count("client_steps", "source", source, new[source])
         self.count("client_limited", by=new.get("limited", 0))
+        self.count("client_gave_way", by=new.get("gave_way", 0))
         if new.get("seams"):
             self.count("client_seams", by=new["seams"])
             if report.seam is not None:

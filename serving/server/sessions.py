@@ -12,6 +12,9 @@ import numpy as np
 MAX_SESSIONS = 4096
 """Most sessions remembered; beyond it, the one that was silent longest is forgotten. Ours: a few kilobytes each."""
 
+KNOWN_COMMANDS = 3
+"""Commands before a chunk that its limits of rate, acceleration and jerk go on from."""
+
 MAX_NAMED = 16
 """Most sessions that one connection keeps alive by being open; further ones expire when they are silent."""
 
@@ -27,7 +30,8 @@ class Session:
         thought_basis: Instruction, robot and policy version that the thought was made for. It holds for no others.
         thought_age: Calls since the thought was made.
         request_id: Of the last request. A request with the same id is the last one, sent again since its answer was lost.
-        sent: The last chunk that left the server, (T, D) in physical units, and its robot; None before the first one.
+        sent: Robot of the last chunk that left the server, the chunk (T, D) in physical units, and up to `KNOWN_COMMANDS`
+            that ran before it; None before the first one.
         client_counts: Counts of the last `ClientReport`.
         last_seen: Monotonic time of the last request.
         named: For a connection's own session: the sessions that the connection's requests named, up to `MAX_NAMED`.
@@ -39,12 +43,12 @@ class Session:
     thought_basis: tuple[str, ...] = ()
     thought_age: int = 0
     request_id: str | None = None
-    sent: tuple[str, np.ndarray] | None = None
+    sent: tuple[str, np.ndarray, np.ndarray] | None = None
     client_counts: Mapping[str, int] = field(default_factory=dict)
     last_seen: float = field(default_factory=time.monotonic)
     named: set[str] = field(default_factory=set)
     _before: tuple[str | None, tuple[str, ...], int] = (None, (), 0)  # the thought as the last request found it
-    _sent_before: tuple[str, np.ndarray] | None = None  # the chunk before the last request's
+    _sent_before: tuple[str, np.ndarray, np.ndarray] | None = None  # the chunk before the last request's
 
     def repeats(self, request_id: str | None) -> bool:
         """Whether a request is the last one, sent again. The session then goes back to what it was the first time."""
@@ -80,7 +84,13 @@ class Session:
         """The commands that ran directly before a request, (n, D); None where the client did not say how many ran."""
         if self.sent is None or self.sent[0] != embodiment or not executed:
             return None
-        return self.sent[1][max(0, executed - 2) : executed]
+        _, chunk, before = self.sent
+        return np.concatenate([before, chunk[:executed]])[-KNOWN_COMMANDS:]
+
+    def sends(self, embodiment: str, chunk: np.ndarray, executed: int | None) -> None:
+        """Takes note of a chunk that leaves the server, in answer to a request that says how much of the last one ran."""
+        before = self.commands_before(embodiment, executed)
+        self.sent = (embodiment, chunk, np.zeros((0, chunk.shape[1]), np.float32) if before is None else before)
 
     def answered(self, thought: str | None, fresh: bool, basis: tuple[str, ...]) -> None:
         """Keeps the thought of an answer, or counts a call on the thought that is kept."""

@@ -200,7 +200,8 @@ def test_the_delay_is_measured_in_control_steps(latency):
 # ---------------------------------------------------------------------- limits over what really runs
 
 
-@settings(max_examples=60, deadline=None)
+@pytest.mark.parametrize("jerk", [None, 0.08])
+@settings(max_examples=20, deadline=None)
 @given(
     st.lists(st.lists(st.floats(-9, 9, width=32), min_size=6, max_size=6), min_size=1, max_size=5),
     st.sampled_from([0, 2]),
@@ -209,8 +210,8 @@ def test_the_delay_is_measured_in_control_steps(latency):
     ),
     st.sampled_from(["finish", "hold", "slow"]),
 )
-def test_limits_hold_over_seams_failures_new_instructions_and_episodes(chunks, prefetch, events, on_silence):
-    limits = {"low": [-5.0], "high": [5.0], "max_step": [0.5], "max_acceleration": [0.2]}
+def test_limits_hold_over_seams_failures_new_instructions_and_episodes(jerk, chunks, prefetch, events, on_silence):
+    limits = {"low": [-5.0], "high": [5.0], "max_step": [0.5], "max_acceleration": [0.2], "max_jerk": [jerk]}
     policy = Policy(*chunks, metadata=metadata_of(**limits))
     executor = ChunkExecutor(
         policy, 3, prefetch=prefetch, watchdog=Watchdog(max_wait_s=60.0, retry_s=0.0, on_silence=on_silence)
@@ -227,7 +228,9 @@ def test_limits_hold_over_seams_failures_new_instructions_and_episodes(chunks, p
     assert np.abs(commands).max() <= 5
     assert np.abs(np.diff(commands)).max() <= 0.5 + 1e-5
     assert np.abs(np.diff(commands, 2)).max(initial=0) <= 0.2 + 1e-5
+    assert jerk is None or np.abs(np.diff(commands, 3)).max(initial=0) <= jerk + 1e-5
     assert executor.counts["steps"] == len(commands)
+    assert executor.counts["gave_way"] == 0
 
 
 def test_a_seam_is_within_the_rate_that_the_server_names_and_is_reported():

@@ -47,6 +47,7 @@ def test_the_page_has_the_names_types_and_values_that_were_counted():
         "syvla_batched_requests_total": "counter",
         "syvla_client_steps_total": "counter",
         "syvla_client_limited_total": "counter",
+        "syvla_client_gave_way_total": "counter",
         "syvla_client_seams_total": "counter",
         "syvla_client_chunk_age_seconds": "histogram",
         "syvla_client_seam": "histogram",

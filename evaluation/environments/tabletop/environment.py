@@ -28,7 +28,7 @@ from syvla.evaluation.environments.arm_kinematics import JOINTS_PER_ARM, ArmKine
 
 from .choice_shapes import show_digit
 from .choice_tasks import CHOICE_TASKS, unseen_aspects
-from .ray_camera import RayCamera
+from .ray_camera import DAYLIGHT, RayCamera
 from .scene import (
     ACTION_DIMENSION,
     ARM_DIMENSION,
@@ -44,6 +44,7 @@ from .scene import (
     joint_names,
 )
 from .tasks import HOLD_STEPS, SHAPES, TASKS, Draw, Layout, half_height, sample_layout
+from .visual_shifts import VisualShift
 
 CONTROLS = ("joints", "ee_delta")
 STATIC_SHAPES = ("pad", "container")
@@ -71,6 +72,8 @@ class TabletopEnv(gymnasium.Env):
         split: "in_domain" (None means this) or "ood": draw episodes as in demonstrations, or out of their distribution
             (`calculating` and `bagging`, see `tabletop_choice_tasks`; `place`, position alone).
         ood: Only these aspects out of distribution: some of "expression", "phrasing", "position".
+        shift: "lighting", "camera" or "background": every episode is seen in another light, by a head camera mounted
+            otherwise, or on another table; see `visual_shifts`. The episodes themselves stay the same.
         render_mode: None or "rgb_array" (pictures of the head camera).
 
     Raises:
@@ -97,6 +100,7 @@ class TabletopEnv(gymnasium.Env):
         max_steps: int = 80,
         split: str | None = None,
         ood: Sequence[str] | None = None,
+        shift: str | None = None,
         render_mode: str | None = "rgb_array",
     ) -> None:
         _expect_one_of("task", task, self.tasks)
@@ -123,6 +127,8 @@ class TabletopEnv(gymnasium.Env):
         self.metadata = {**self.metadata, "render_fps": self.control_hz}
         self._task = (TASKS | CHOICE_TASKS)[task]
         self.unseen = unseen_aspects(task, split, ood)
+        self._shift = None if shift is None else VisualShift(shift)
+        self._light = DAYLIGHT
         self._shapes = tuple(shapes)
         self._distractors = distractors
         self._supersampling = supersampling
@@ -268,12 +274,14 @@ class TabletopEnv(gymnasium.Env):
         key = (id(self.model), camera, height, width, supersampling)
         if key not in self._renderers:
             self._renderers[key] = RayCamera(self.model, camera, height, width, supersampling)
-        return self._renderers[key].render(self.data)
+        return self._renderers[key].render(self.data, self._light)
 
     def close(self) -> None:
         """Frees the compiled scenes."""
         self._renderers.clear()
         self._scenes.clear()
+        if self._shift is not None:
+            self._shift.forget()
 
     def _load_scene(self, layout: Layout) -> None:
         if layout.objects not in self._scenes:
@@ -299,6 +307,8 @@ class TabletopEnv(gymnasium.Env):
                 self.model.geom(item.name).rgba[:3] = COLORS[layout.colors[item.name]]
             if item.name in layout.digits:
                 show_digit(self.model, item.name, layout.digits[item.name])
+        if self._shift is not None:
+            self._light = self._shift.apply(self.model, self.np_random)
         mujoco.mj_forward(self.model, self.data)
 
     def _put(self, item: SceneObject, pose: tuple[float, float, float]) -> None:

@@ -7,14 +7,32 @@ observations and short videos.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import mujoco
 import numpy as np
 
-_BACKGROUND = np.array([0.62, 0.72, 0.82], dtype=np.float32)
-_AMBIENT = 0.48
-_KEY_LIGHT = 0.42
-_HEAD_LIGHT = 0.16
-_LIGHT_DIRECTION = np.array([-0.35, 0.45, 0.82]) / np.linalg.norm([-0.35, 0.45, 0.82])  # from the surface to the light
+
+@dataclass(frozen=True)
+class Light:
+    """What lights a scene; the defaults are those of all recordings and evaluations that say nothing else.
+
+    Attributes:
+        ambient, key, head: Strength of light from everywhere, from one direction, and from the camera.
+        direction: Where the key light is, as seen from the surface; any length.
+        tint: Factors on red, green and blue.
+        background: Color where nothing is hit, red, green and blue in [0, 1].
+    """
+
+    ambient: float = 0.48
+    key: float = 0.42
+    head: float = 0.16
+    direction: tuple[float, float, float] = (-0.35, 0.45, 0.82)
+    tint: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    background: tuple[float, float, float] = (0.62, 0.72, 0.82)
+
+
+DAYLIGHT = Light()
 
 
 class RayCamera:
@@ -52,7 +70,7 @@ class RayCamera:
         self._distance = np.empty(count)
         self._normal = np.empty(count * 3)
 
-    def render(self, data: mujoco.MjData) -> np.ndarray:
+    def render(self, data: mujoco.MjData, light: Light = DAYLIGHT) -> np.ndarray:
         """Picture of the present state (after `mj_forward` or `mj_step`), uint8 (height, width, 3)."""
         rays = np.ascontiguousarray(self._directions @ data.cam_xmat[self._camera_id].reshape(3, 3).T)
         mujoco.mj_multiRay(
@@ -61,9 +79,12 @@ class RayCamera:
         )  # fmt: skip
         normal = self._normal.reshape(-1, 3)
         facing = -np.einsum("ij,ij->i", normal, rays)
-        light = _AMBIENT + _KEY_LIGHT * np.maximum(normal @ _LIGHT_DIRECTION, 0) + _HEAD_LIGHT * np.maximum(facing, 0)
-        color = self._model.geom_rgba[self._geom, :3] * light[:, None]
-        color[self._geom < 0] = _BACKGROUND
+        direction = np.array(light.direction) / np.linalg.norm(light.direction)
+        shade = light.ambient + light.key * np.maximum(normal @ direction, 0) + light.head * np.maximum(facing, 0)
+        color = self._model.geom_rgba[self._geom, :3] * shade[:, None]
+        color[self._geom < 0] = np.array(light.background, np.float32)
+        if light.tint != DAYLIGHT.tint:
+            color = color * np.array(light.tint, np.float32)
         height, width, samples = self._shape
         if samples > 1:
             color = color.reshape(height, samples, width, samples, 3).mean(axis=(1, 3))

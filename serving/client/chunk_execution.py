@@ -227,7 +227,7 @@ class ChunkExecution(Generic[Answer]):
         self._instruction, self._dropped, self._error, self._retry_at = prompt, "", "", 0.0
         self._silent_since, self._slowing = None, None
         ran, self._ran = self._ran, None  # the server knows it from the first correction on
-        self.counts.update({"steps": 1, "correction": 1, "limited": bool(notes)})
+        self._count("correction", notes)
         self._ran_commands.append((command, np.asarray(command != action)))
         self.report = self._reported("correction", "", notes, np.asarray(action))
         return command, ran
@@ -331,11 +331,14 @@ class ChunkExecution(Generic[Answer]):
             source, action = self._at_rest(reason, state)
             command, notes = self._limited(action, state)
         self._moved = True
-        gave_way = any(GAVE_WAY in note for note in notes)
-        self.counts.update({"steps": 1, source: 1, "limited": bool(notes), "gave_way": gave_way})
+        self._count(source, notes)
         self._ran_commands.append((command, np.asarray(command != action)))
         self.report = self._reported(source, reason, notes, action)
         return command
+
+    def _count(self, source: str, notes: list[str]) -> None:
+        gave_way = any(GAVE_WAY in note for note in notes)
+        self.counts.update({"steps": 1, source: 1, "limited": bool(notes), "gave_way": gave_way})
 
     def _silence(self) -> str:
         """Why an answer that is due is not there; empty if none is due."""

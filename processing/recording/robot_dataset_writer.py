@@ -217,7 +217,9 @@ class RobotDatasetWriter:
         try:
             lock.acquire(timeout=0)
         except Timeout as error:
-            raise RuntimeError(f"{self.root}: another process is recording here; choose another folder") from error
+            raise RuntimeError(
+                f"{self.root}: another process is recording or annotating here; choose another folder"
+            ) from error
         for leftover in (self.root / _STAGING).glob("episode-*"):
             shutil.rmtree(leftover)
         return lock

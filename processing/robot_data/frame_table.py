@@ -130,7 +130,9 @@ class _Loader:
             self.problems.append(f"{path}: {reading_problem(full, str(error))}")
 
     def _load(self, path: str, file: pq.ParquetFile, episodes: list[tuple[int, int]]) -> None:
-        needed = [*self._numeric, *([self._thought_column] if self._thought_column else [])]
+        # LeRobot's own column may be in the files of annotated episodes alone.
+        optional = self._thought_column in (None, LANGUAGE_PERSISTENT)
+        needed = [*self._numeric, *([] if optional else [self._thought_column])]
         missing = [name for name in dict.fromkeys(needed) if name not in file.schema_arrow.names]
         if missing:
             raise ValueError(f"columns {missing} are missing, meta/info.json lists them; restore the file")
@@ -171,7 +173,7 @@ class _Loader:
     ) -> np.ndarray:
         """Index of each row's thought, int32 (rows,)."""
         codes = np.full(len(columns["index"]), -1, np.int32)
-        if self._thought_column is None:
+        if self._thought_column is None or self._thought_column not in file.schema_arrow.names:
             return codes
         if self._thought_column != LANGUAGE_PERSISTENT:
             texts = file.read(columns=[self._thought_column]).column(0).combine_chunks().dictionary_encode()

@@ -1,0 +1,189 @@
+"""The routes behind the pages of `syvla-annotate` and `syvla-look`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from importlib.resources import files
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import JSONResponse
+
+from .access import PAGE_HEADERS, AccessControl
+from .annotator import Annotator, ConflictError
+from .copying import copy_subtasks
+from .episode_list import SHOWN, list_episodes
+from .episode_view import MotionScales, dataset_view, episode_view
+
+MAX_BODY_BYTES = 2**20
+SIDES = (160, 320, 640, 1280)
+"""Sizes of pictures that the page may ask for, the longer side in pixels."""
+
+Ask = Callable[[int], str | None]
+"""Asks a vision server about an episode and keeps its proposal; the reason where there is none."""
+
+
+class BadRequest(ValueError):
+    """A request that is refused, with the reason."""
+
+
+def build_app(annotator: Annotator, *, token: str | None = None, ask: Ask | None = None) -> FastAPI:
+    """The page's application.
+
+    Args:
+        annotator: The dataset's sub-tasks; one opened for a look only answers no change.
+        token: What requests must send; None: none.
+        ask: See `Ask`; None: there is no vision server.
+    """
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+    app.add_middleware(AccessControl, token=token)
+    scales = MotionScales(annotator.data)
+    data = annotator.data
+
+    @app.exception_handler(BadRequest)
+    async def refused(_: Request, error: BadRequest) -> Response:
+        return JSONResponse({"error": str(error)}, 422)
+
+    @app.exception_handler(ConflictError)
+    async def conflict(_: Request, error: ConflictError) -> Response:
+        return JSONResponse({"error": str(error)}, 409)
+
+    @app.exception_handler(OSError)
+    async def failed(_: Request, error: OSError) -> Response:
+        return JSONResponse({"error": f"the change could not be saved: {error}"}, 507)
+
+    def number(value: Any, name: str, limit: int) -> int:
+        text = str(value)
+        if not text.isascii() or not text.isdigit() or len(text) > 12 or int(text) >= limit:
+            raise BadRequest(f"{name}: expected a number from 0 to {limit - 1}, got {text!r:.40}")
+        return int(text)
+
+    def episode_of(request: Request) -> int:
+        return number(request.query_params.get("episode"), "episode", data.num_episodes)
+
+    def view(episode: int) -> Response:
+        return _json(episode_view(annotator, scales, episode))
+
+    @app.get("/")
+    async def page() -> Response:
+        text = files(__package__).joinpath("page.html").read_text(encoding="utf-8")
+        return Response(text, media_type="text/html; charset=utf-8", headers=PAGE_HEADERS)
+
+    @app.get("/api/dataset")
+    def dataset() -> Response:
+        return _json(dataset_view(annotator, asks=ask is not None))
+
+    @app.get("/api/status")
+    def status() -> Response:
+        return _json(annotator.status())
+
+    @app.get("/api/episodes")
+    def episodes(request: Request) -> Response:
+        query = request.query_params
+        start = number(query.get("start", "0"), "start", 2**31)
+        count = number(query.get("count", "100"), "count", 1001)
+        if (shown := query.get("show", "all")) not in SHOWN:
+            raise BadRequest(f"show: expected one of {SHOWN}, got {shown!r:.40}")
+        return _json(list_episodes(annotator, shown, query.get("search", "")[:200], start, count))
+
+    @app.get("/api/episode")
+    def episode(request: Request) -> Response:
+        return view(episode_of(request))
+
+    @app.get("/api/frame")
+    def frame(request: Request) -> Response:
+        query, of = request.query_params, episode_of(request)
+        camera, at = query.get("camera"), number(query.get("frame"), "frame", data.length(of))
+        side = number(query.get("side", "640"), "side", 2**16)
+        if camera not in data.cameras or side not in SIDES:
+            raise BadRequest(f"camera, side: expected one of {data.cameras} and one of {SIDES}")
+        try:
+            picture = data.pictures.jpeg(of, at, camera, side)
+        except ValueError as error:
+            return JSONResponse({"error": str(error)}, 500)
+        return Response(picture, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
+
+    def change(body: dict[str, Any]) -> Response:
+        of = number(body.get("episode"), "episode", data.num_episodes)
+        revision = number(body.get("revision"), "revision", 2**31)
+        annotator.change(_text(body, "name"), {of: body.get("subtasks")}, {of: revision})
+        return view(of)
+
+    def copy(body: dict[str, Any]) -> Response:
+        of = number(body.get("episode"), "episode", data.num_episodes)
+        changed = copy_subtasks(
+            annotator,
+            scales,
+            of,
+            _text(body, "targets"),
+            replace=body.get("replace") is True,
+            as_proposals=body.get("as_proposals") is True,
+        )
+        return _json({"episodes": changed})
+
+    def step(body: dict[str, Any]) -> Response:
+        return _json({"episodes": annotator.undo() if body.get("back") is True else annotator.redo()})
+
+    def proposal(body: dict[str, Any]) -> Response:
+        of = number(body.get("episode"), "episode", data.num_episodes)
+        if body.get("accept") is True:
+            annotator.accept(of, number(body.get("revision"), "revision", 2**31))
+        else:
+            annotator.dismiss(of)
+        return view(of)
+
+    def asked(body: dict[str, Any]) -> Response:
+        of = number(body.get("episode"), "episode", data.num_episodes)
+        if ask is None:
+            raise BadRequest("ask: no vision server; start the command with --server URL")
+        if problem := ask(of):
+            return JSONResponse({"error": problem}, 502)
+        return view(of)
+
+    actions = {"subtasks": change, "copy": copy, "step": step, "proposal": proposal, "ask": asked}
+
+    @app.post("/api/{action}")
+    async def act(action: str, request: Request) -> Response:
+        if action not in actions:
+            return JSONResponse({"error": f"action: expected one of {list(actions)}"}, 404)
+        body = await _body(request)
+        try:
+            return await run_in_threadpool(actions[action], body)
+        except (BadRequest, ConflictError):
+            raise
+        except ValueError as error:
+            raise BadRequest(str(error)) from error
+
+    return app
+
+
+async def _body(request: Request) -> dict[str, Any]:
+    """The JSON object that a request sends, its size checked while it arrives."""
+    if request.headers.get("content-type", "").split(";")[0].strip() != "application/json":
+        raise BadRequest("content-type: expected application/json")
+    received = bytearray()
+    async for part in request.stream():
+        received += part
+        if len(received) > MAX_BODY_BYTES:
+            raise BadRequest(f"body: expected at most {MAX_BODY_BYTES} bytes")
+    try:
+        value = json.loads(received)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise BadRequest("body: expected a JSON object")
+    return value
+
+
+def _text(body: dict[str, Any], name: str) -> str:
+    value = body.get(name, "")
+    if not isinstance(value, str) or len(value) > 2000:
+        raise BadRequest(f"{name}: expected a text")
+    return value
+
+
+def _json(value: Any) -> Response:
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    return Response(text, media_type="application/json", headers={"Cache-Control": "no-store"})

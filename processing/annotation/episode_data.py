@@ -101,7 +101,7 @@ class EpisodeData:
         """The episode's data file, relative to the root."""
         return self._files[episode]
 
-    def files_with_progress(self, title: str) -> "tqdm[str]":
+    def files_with_progress(self, title: str) -> tqdm[str]:
         """`files`, with a progress bar where there are many."""
         return tqdm(self.files, desc=title, unit="file", disable=len(self.files) < _MANY_FILES, leave=False)
 

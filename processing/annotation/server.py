@@ -7,7 +7,7 @@ from collections.abc import Callable
 from importlib.resources import files
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 
@@ -40,7 +40,6 @@ def build_app(annotator: Annotator, *, token: str | None = None, ask: Ask | None
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     app.add_middleware(AccessControl, token=token)
     scales = MotionScales(annotator.data)
-    data = annotator.data
 
     @app.exception_handler(BadRequest)
     async def refused(_: Request, error: BadRequest) -> Response:
@@ -54,95 +53,13 @@ def build_app(annotator: Annotator, *, token: str | None = None, ask: Ask | None
     async def failed(_: Request, error: OSError) -> Response:
         return JSONResponse({"error": f"the change could not be saved: {error}"}, 507)
 
-    def number(value: Any, name: str, limit: int) -> int:
-        text = str(value)
-        if not text.isascii() or not text.isdigit() or len(text) > 12 or int(text) >= limit:
-            raise BadRequest(f"{name}: expected a number from 0 to {limit - 1}, got {text!r:.40}")
-        return int(text)
-
-    def episode_of(request: Request) -> int:
-        return number(request.query_params.get("episode"), "episode", data.num_episodes)
-
-    def view(episode: int) -> Response:
-        return _json(episode_view(annotator, scales, episode))
-
     @app.get("/")
     async def page() -> Response:
         text = files(__package__).joinpath("page.html").read_text(encoding="utf-8")
         return Response(text, media_type="text/html; charset=utf-8", headers=PAGE_HEADERS)
 
-    @app.get("/api/dataset")
-    def dataset() -> Response:
-        return _json(dataset_view(annotator, asks=ask is not None))
-
-    @app.get("/api/status")
-    def status() -> Response:
-        return _json(annotator.status())
-
-    @app.get("/api/episodes")
-    def episodes(request: Request) -> Response:
-        query = request.query_params
-        start = number(query.get("start", "0"), "start", 2**31)
-        count = number(query.get("count", "100"), "count", 1001)
-        if (shown := query.get("show", "all")) not in SHOWN:
-            raise BadRequest(f"show: expected one of {SHOWN}, got {shown!r:.40}")
-        return _json(list_episodes(annotator, shown, query.get("search", "")[:200], start, count))
-
-    @app.get("/api/episode")
-    def episode(request: Request) -> Response:
-        return view(episode_of(request))
-
-    @app.get("/api/frame")
-    def frame(request: Request) -> Response:
-        query, of = request.query_params, episode_of(request)
-        camera, at = query.get("camera"), number(query.get("frame"), "frame", data.length(of))
-        side = number(query.get("side", "640"), "side", 2**16)
-        if camera not in data.cameras or side not in SIDES:
-            raise BadRequest(f"camera, side: expected one of {data.cameras} and one of {SIDES}")
-        try:
-            picture = data.pictures.jpeg(of, at, camera, side)
-        except ValueError as error:
-            return JSONResponse({"error": str(error)}, 500)
-        return Response(picture, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
-
-    def change(body: dict[str, Any]) -> Response:
-        of = number(body.get("episode"), "episode", data.num_episodes)
-        revision = number(body.get("revision"), "revision", 2**31)
-        annotator.change(_text(body, "name"), {of: body.get("subtasks")}, {of: revision})
-        return view(of)
-
-    def copy(body: dict[str, Any]) -> Response:
-        of = number(body.get("episode"), "episode", data.num_episodes)
-        changed = copy_subtasks(
-            annotator,
-            scales,
-            of,
-            _text(body, "targets"),
-            replace=body.get("replace") is True,
-            as_proposals=body.get("as_proposals") is True,
-        )
-        return _json({"episodes": changed})
-
-    def step(body: dict[str, Any]) -> Response:
-        return _json({"episodes": annotator.undo() if body.get("back") is True else annotator.redo()})
-
-    def proposal(body: dict[str, Any]) -> Response:
-        of = number(body.get("episode"), "episode", data.num_episodes)
-        if body.get("accept") is True:
-            annotator.accept(of, number(body.get("revision"), "revision", 2**31))
-        else:
-            annotator.dismiss(of)
-        return view(of)
-
-    def asked(body: dict[str, Any]) -> Response:
-        of = number(body.get("episode"), "episode", data.num_episodes)
-        if ask is None:
-            raise BadRequest("ask: no vision server; start the command with --server URL")
-        if problem := ask(of):
-            return JSONResponse({"error": problem}, 502)
-        return view(of)
-
-    actions = {"subtasks": change, "copy": copy, "step": step, "proposal": proposal, "ask": asked}
+    app.include_router(_reading_routes(annotator, scales, asks=ask is not None))
+    actions = _actions(annotator, scales, ask)
 
     @app.post("/api/{action}")
     async def act(action: str, request: Request) -> Response:
@@ -157,6 +74,99 @@ def build_app(annotator: Annotator, *, token: str | None = None, ask: Ask | None
             raise BadRequest(str(error)) from error
 
     return app
+
+
+def _reading_routes(annotator: Annotator, scales: MotionScales, *, asks: bool) -> APIRouter:
+    """What the page shows."""
+    router, data = APIRouter(prefix="/api"), annotator.data
+
+    def episode_of(request: Request) -> int:
+        return _number(request.query_params.get("episode"), "episode", data.num_episodes)
+
+    @router.get("/dataset")
+    def dataset() -> Response:
+        return _json(dataset_view(annotator, asks=asks))
+
+    @router.get("/status")
+    def status() -> Response:
+        return _json(annotator.status())
+
+    @router.get("/episodes")
+    def episodes(request: Request) -> Response:
+        query = request.query_params
+        start = _number(query.get("start", "0"), "start", 2**31)
+        count = _number(query.get("count", "100"), "count", 1001)
+        if (shown := query.get("show", "all")) not in SHOWN:
+            raise BadRequest(f"show: expected one of {SHOWN}, got {shown!r:.40}")
+        return _json(list_episodes(annotator, shown, query.get("search", "")[:200], start, count))
+
+    @router.get("/episode")
+    def episode(request: Request) -> Response:
+        return _json(episode_view(annotator, scales, episode_of(request)))
+
+    @router.get("/frame")
+    def frame(request: Request) -> Response:
+        query, of = request.query_params, episode_of(request)
+        camera, at = query.get("camera"), _number(query.get("frame"), "frame", data.length(of))
+        side = _number(query.get("side", "640"), "side", 2**16)
+        if camera not in data.cameras or side not in SIDES:
+            raise BadRequest(f"camera, side: expected one of {data.cameras} and one of {SIDES}")
+        try:
+            picture = data.pictures.jpeg(of, at, camera, side)
+        except ValueError as error:
+            return JSONResponse({"error": str(error)}, 500)
+        return Response(picture, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
+
+    return router
+
+
+def _actions(
+    annotator: Annotator, scales: MotionScales, ask: Ask | None
+) -> dict[str, Callable[[dict[str, Any]], Response]]:
+    """What the page may change, by name; each takes the JSON object that the page sends."""
+
+    def of(body: dict[str, Any]) -> int:
+        return _number(body.get("episode"), "episode", annotator.data.num_episodes)
+
+    def revision(body: dict[str, Any]) -> int:
+        return _number(body.get("revision"), "revision", 2**31)
+
+    def view(episode: int) -> Response:
+        return _json(episode_view(annotator, scales, episode))
+
+    def change(body: dict[str, Any]) -> Response:
+        annotator.change(_text(body, "name"), {of(body): body.get("subtasks")}, {of(body): revision(body)})
+        return view(of(body))
+
+    def copy(body: dict[str, Any]) -> Response:
+        choices = {name: body.get(name) is True for name in ("replace", "as_proposals")}
+        return _json({"episodes": copy_subtasks(annotator, scales, of(body), _text(body, "targets"), **choices)})
+
+    def step(body: dict[str, Any]) -> Response:
+        return _json({"episodes": annotator.undo() if body.get("back") is True else annotator.redo()})
+
+    def proposal(body: dict[str, Any]) -> Response:
+        if body.get("accept") is True:
+            annotator.accept(of(body), revision(body))
+        else:
+            annotator.dismiss(of(body))
+        return view(of(body))
+
+    def asked(body: dict[str, Any]) -> Response:
+        if ask is None:
+            raise BadRequest("ask: no vision server; start the command with --server URL")
+        if problem := ask(of(body)):
+            return JSONResponse({"error": problem}, 502)
+        return view(of(body))
+
+    return {"subtasks": change, "copy": copy, "step": step, "proposal": proposal, "ask": asked}
+
+
+def _number(value: Any, name: str, limit: int) -> int:
+    text = str(value)
+    if not text.isascii() or not text.isdigit() or len(text) > 12 or int(text) >= limit:
+        raise BadRequest(f"{name}: expected a number from 0 to {limit - 1}, got {text!r:.40}")
+    return int(text)
 
 
 async def _body(request: Request) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from .dataset_lock import DatasetLock, require_annotatable
 from .episode_data import EpisodeData
 from .journal import Change, Journal
 from .language_column import Rows, read_rows
-from .proposals import Proposal, ProposalStore
+from .proposals import OWN_CHANGES, Proposal, ProposalStore
 from .subtasks import Subtasks, checked_subtasks, subtasks_of_rows
 from .write_back import WriteBack
 
@@ -251,7 +251,7 @@ class Annotator:
                 recovered.append(episode)
             else:
                 conflicts.append(episode)
-                self.proposals.add(Proposal(episode, "your unsaved changes", states[-1], ()))
+                self.proposals.add(Proposal(episode, OWN_CHANGES, states[-1], ()))
         assert self._write_back is not None
         self._write_back.add({episode: self._episodes[episode].subtasks for episode in recovered})
         if recovered:

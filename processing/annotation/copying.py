@@ -61,6 +61,8 @@ def copy_subtasks(
         wanted = parse_episodes(targets, data.num_episodes)
     done = annotator.annotated()
     wanted = [episode for episode in wanted if episode != source and (replace or not done[episode])]
+    if as_proposals:
+        wanted = [episode for episode in wanted if annotator.proposals.is_free(episode)]
     if not wanted:
         raise ValueError("targets: no episode is left; those that have sub-tasks get a copy only if you say so")
     if len(wanted) > MOST_TARGETS:

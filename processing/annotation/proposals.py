@@ -16,6 +16,9 @@ from .subtasks import Subtasks, checked_subtasks, to_json
 
 logger = logging.getLogger(__name__)
 
+OWN_CHANGES = "your unsaved changes"
+"""Source of a proposal that a person made: it gives way to the person's decision alone."""
+
 
 @dataclass(frozen=True)
 class Proposal:
@@ -47,12 +50,14 @@ class ProposalStore:
         self._mutex = threading.Lock()
         entries, torn = read_json_lines(self.path)
         self._proposals: dict[int, Proposal] = {}
+        self._decided: set[int] = set()
         for entry in entries:
             proposal = _proposal(entry, lengths)
             if proposal is not None:
                 self._proposals[proposal.episode] = proposal
             elif entry.get("dismissed") is True and isinstance(entry.get("episode"), int):
                 self._proposals.pop(entry["episode"], None)
+                self._decided.add(entry["episode"])
             else:
                 torn += 1
         if torn:
@@ -64,6 +69,15 @@ class ProposalStore:
     def episodes(self) -> list[int]:
         """Those that have a proposal, in order."""
         return sorted(self._proposals)
+
+    def is_free(self, episode: int) -> bool:
+        """Whether a new proposal of the episode replaces none that a person made."""
+        found = self._proposals.get(episode)
+        return found is None or found.source != OWN_CHANGES
+
+    def decided(self) -> set[int]:
+        """Episodes of which a person accepted or dismissed a proposal."""
+        return set(self._decided)
 
     def add(self, *proposals: Proposal) -> None:
         """Keeps proposals, each in place of the episode's former one; on return they are on disk."""
@@ -83,6 +97,7 @@ class ProposalStore:
         if episode in self._proposals:
             self._append([{"episode": episode, "dismissed": True}])
             del self._proposals[episode]
+            self._decided.add(episode)
 
     def _append(self, entries: Iterable[Mapping[str, Any]]) -> None:
         with self._mutex:

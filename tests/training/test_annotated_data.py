@@ -30,7 +30,7 @@ def test_annotated_episodes_train_thoughts(finetune_arguments, robot_dataset_pat
     assert losses("without") == [None, None]
     annotator = Annotator(EpisodeData(root))
     subtasks = [[0, "reach the red cube"], [6, "lift the red cube"]]
-    annotator.change("mark", {episode: subtasks for episode in range(3)})
+    annotator.change("mark", dict.fromkeys(range(3), subtasks))
     annotator.close()
     dataset = RobotDataset(root, embodiment="two_arms", chunk_size=4)
     assert [dataset.thought_at(index) for index in (12, 17, 18, 23)] == [text for _, text in subtasks for _ in range(2)]

@@ -143,9 +143,10 @@ class JudgeServer:
                     return json.loads(response.read(_LONGEST_REPLY))["choices"][0]["message"]["content"] or ""
             except urllib.error.HTTPError as error:
                 reason = f"HTTP {error.code}"
+                said = error.read(200).decode(errors="replace").strip()  # by which the answering server shows who it is
                 if error.code != 429 and error.code < 500:
                     raise OSError(
-                        f"judge: {self.url} refuses with {reason}; check judge_url, judge_model and the key"
+                        f"judge: {self.url} refuses with {reason} ({said}); check judge_url, judge_model and the key"
                     ) from error
             except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
                 reason = f"{type(error).__name__}: {error}"

@@ -30,10 +30,13 @@ def server(greeting=b"", reply=b""):
                 except OSError:
                     continue
 
-    threading.Thread(target=serve, daemon=True).start()
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
     try:
         yield f"ws://127.0.0.1:{listening.getsockname()[1]}"
     finally:
+        listening.shutdown(socket.SHUT_RDWR)  # close() alone leaves a thread that still listens, and answers, in accept()
+        thread.join()
         listening.close()
 
 

@@ -53,7 +53,10 @@ class StandIn:
                 pass
 
         self.release = threading.Event()
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        class Server(ThreadingHTTPServer):
+            request_queue_size = 64  # more than the judge's workers: a connection that is turned away waits for a second
+
+        self.server = Server(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}/v1"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
@@ -124,7 +127,7 @@ def test_lasting_faults_end_the_run_and_keep_the_verdicts(server, tmp_path):
 
 def test_a_refusal_is_not_repeated(server):
     server.failures = [401]
-    with pytest.raises(OSError, match="refuses with HTTP 401; check judge_url"):
+    with pytest.raises(OSError, match=r"refuses with HTTP 401 \({}\); check judge_url"):
         JudgeServer(server.url, "grader", "weights").verdicts(ROWS[:1], ANSWERS[:1])
     assert len(server.requests) == 1
 

@@ -17,15 +17,17 @@ from typing import Any
 
 from .baselines import BASELINES, Baseline
 from .closed_loop_result import ClosedLoopResult, describe_machine, write_summary
-from .command_line import environment_option
+from .command_line import ENVIRONMENT_HELP, environment_name, environment_option
 from .control_rate import CONTROL_RATES, at_the_environments_rate
-from .environments import ENVIRONMENTS, expand_tasks, make_environment
+from .environments import expand_tasks, make_environment
 from .environments.base import EVALUATION_SEED_OFFSET
+from .environments.custom import check_environment, is_custom
 from .episode_records import fingerprint
 from .episode_slot import SlotSettings
 from .lockstep import EpisodeJob, LockstepRunner
 from .policy import Policy, load_policy
 from .run_page import write_run_page
+from .shards import Shard, merge_shards
 
 SEEDS_PER_RUN = 10_000
 """Evaluation seeds set apart for each `seed`, so that runs with different seeds share no episode."""
@@ -62,6 +64,7 @@ def evaluate_closed_loop(
     output: str | Path | None = None,
     video_episodes: int = 0,
     only: Sequence[int] | None = None,
+    shard: str | None = None,
     progress: bool = True,
 ) -> ClosedLoopResult:
     """Runs a policy in an environment and counts successes.
@@ -69,7 +72,7 @@ def evaluate_closed_loop(
     Args:
         policy: A policy, or what `load_policy` takes: folder or Hub id of a checkpoint, URL of a policy server,
             "expert", "still" or "random".
-        env: Name of the environment back-end.
+        env: Name of the environment back-end, or "module:Class" of your own, see `environments.custom`.
         tasks: Task name or names; also names of groups, such as "libero_spatial", "hard" or "all".
         episodes: Episodes per task.
         seed: Which set of evaluation episodes; every seed names its own.
@@ -86,6 +89,7 @@ def evaluate_closed_loop(
             are not run again, except for those that ended in an error.
         video_episodes: Number of episodes per task to record; needs `output`.
         only: Environment seeds to run instead of those of `seed` and `episodes`: single episodes again.
+        shard: "2/8" runs the second of eight parts of the evaluation; `merge_shards` puts them together.
         progress: Whether to show a progress bar.
 
     Raises:
@@ -103,6 +107,7 @@ def evaluate_closed_loop(
         )
     if control_rate not in CONTROL_RATES:
         raise ValueError(f"control_rate: expected one of {', '.join(CONTROL_RATES)}, got {control_rate!r}")
+    part = None if shard is None else Shard.parse(shard)
     if video_episodes and output is None:
         raise ValueError("video_episodes: recordings need a folder; set output")
     options = dict(environment_options or {})
@@ -113,10 +118,15 @@ def evaluate_closed_loop(
         **{"tasks": names, "episodes": episodes, "seed": seed, "batch_size": batch_size, "workers": workers},
         **describe_machine(),
     }
+    jobs = [EpisodeJob(task, number, number in seeds[:video_episodes]) for task in names for number in seeds]
+    if part is not None:
+        jobs, run["shard"] = part.take(jobs), {"part": str(part), "seeds": seeds}
     with ExitStack() as held:
         with closing(make_environment(env, names[0], **options)) as sample:
             for task in set(names) - set(sample.tasks):
                 make_environment(env, task, **options).close()  # which says what is known, before anything has run
+            if is_custom(env):
+                check_environment(env, sample)
             if isinstance(policy, str):
                 policy = load_policy(policy, sample, **(policy_options or {}))
                 held.callback(getattr(policy, "close", lambda: None))
@@ -133,9 +143,7 @@ def evaluate_closed_loop(
         runner = LockstepRunner(
             policy, shared, replan, action_names, batch_size=batch_size, workers=workers, progress=progress
         )
-        records = runner.run(
-            [EpisodeJob(task, number, number in seeds[:video_episodes]) for task in names for number in seeds]
-        )
+        records = runner.run(jobs)
     return ClosedLoopResult(records, settings, time.monotonic() - started, run)
 
 
@@ -162,7 +170,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--server", metavar="URL", help="policy server to ask instead: ws://host:port or http://host:port"
     )
-    parser.add_argument("--env", default="tabletop", choices=sorted(ENVIRONMENTS), help="environment back-end")
+    parser.add_argument("--env", default="tabletop", type=environment_name, help=ENVIRONMENT_HELP)
     parser.add_argument(
         "--task",
         action="append",
@@ -215,6 +223,16 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="KEY=VALUE",
         help="environment argument (JSON), such as max_steps=200",
     )
+    parser.add_argument(
+        "--shard", metavar="K/N", help="run part K of N, on a machine of its own; --merge puts the parts together"
+    )
+    parser.add_argument(
+        "--merge",
+        type=Path,
+        nargs="+",
+        metavar="FOLDER",
+        help="run nothing: put the --output folders of all shards together into --output",
+    )
     parser.add_argument("--output", type=Path, default=Path("outputs/evaluation"), help="folder of the results")
     parser.add_argument("--video-episodes", type=int, default=0, help="episodes per task to record")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
@@ -235,6 +253,27 @@ def _policy_options(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(arguments, name) for name in [*names, "device", "dtype", "compile"]}
 
 
+def _evaluate(arguments: argparse.Namespace) -> ClosedLoopResult:
+    return evaluate_closed_loop(
+        arguments.server or arguments.model,
+        arguments.env,
+        getattr(arguments, "task", "lift"),
+        episodes=arguments.episodes,
+        seed=arguments.seed,
+        batch_size=arguments.batch_size,
+        workers=arguments.workers,
+        replan_steps=arguments.replan_steps,
+        control_rate=arguments.control_rate,
+        environment_options=dict(arguments.env_option),
+        policy_options=_policy_options(arguments),
+        output=arguments.output,
+        video_episodes=arguments.video_episodes,
+        only=arguments.episode,
+        shard=arguments.shard,
+        progress=not arguments.quiet,
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `syvla-eval`.
 
@@ -244,28 +283,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = build_parser()
     arguments = parser.parse_args(argv)
-    if arguments.model is None and arguments.server is None:
-        parser.error("expected --model or --server")
+    if arguments.merge is None and arguments.model is None and arguments.server is None:
+        parser.error("expected --model, --server or --merge")
+    if arguments.merge and (arguments.model or arguments.server or arguments.shard):
+        parser.error("--merge runs nothing: leave out --model, --server and --shard")
     if arguments.server and "://" not in arguments.server:
         arguments.server = f"ws://{arguments.server}"
     try:
-        result = evaluate_closed_loop(
-            arguments.server or arguments.model,
-            arguments.env,
-            getattr(arguments, "task", "lift"),
-            episodes=arguments.episodes,
-            seed=arguments.seed,
-            batch_size=arguments.batch_size,
-            workers=arguments.workers,
-            replan_steps=arguments.replan_steps,
-            control_rate=arguments.control_rate,
-            environment_options=dict(arguments.env_option),
-            policy_options=_policy_options(arguments),
-            output=arguments.output,
-            video_episodes=arguments.video_episodes,
-            only=arguments.episode,
-            progress=not arguments.quiet,
-        )
+        result = merge_shards(arguments.merge, arguments.output) if arguments.merge else _evaluate(arguments)
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         print(f"syvla-eval: {error}", file=sys.stderr)
         return 1
@@ -276,7 +301,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if len(result.by_task) > 1:
         print(f"total: {result.total}")
     for name, fact in result.run["environment"].items():
-        print(f"{arguments.env}: {name}: {fact}")
+        print(f"{result.settings['env']}: {name}: {fact}")
     for record in result.errors:
         print(f"error: {record.task}, seed {record.seed}, {record.attempts} attempts: {record.error}", file=sys.stderr)
     print(f"written to {arguments.output}")

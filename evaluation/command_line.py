@@ -6,6 +6,22 @@ import argparse
 import json
 from typing import Any
 
+from .environments import ENVIRONMENTS
+from .environments.custom import is_custom
+
+ENVIRONMENT_HELP = f"environment: {', '.join(sorted(ENVIRONMENTS))}, or module:Class of your own"
+
+
+def environment_name(text: str) -> str:
+    """The name of a back-end, or "module:Class".
+
+    Raises:
+        argparse.ArgumentTypeError: If it is neither.
+    """
+    if text not in ENVIRONMENTS and not is_custom(text):
+        raise argparse.ArgumentTypeError(f"expected one of {sorted(ENVIRONMENTS)} or module:Class, got {text!r}")
+    return text
+
 
 def environment_option(text: str) -> tuple[str, Any]:
     """`KEY=VALUE` as (key, value); the value is read as JSON where it is JSON, else taken as text.

@@ -22,8 +22,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .command_line import environment_option
-from .environments import ENVIRONMENTS, EVALUATION_SEED_OFFSET, ScriptedExpert, make_environment, make_expert
+from .command_line import ENVIRONMENT_HELP, environment_name, environment_option
+from .environments import EVALUATION_SEED_OFFSET, ScriptedExpert, expand_tasks, make_environment, make_expert
 from .environments.demonstration import Demonstration, demonstrate
 from .environments.disturbance import check_action_noise
 from .recording_log import RecordingLog, summarize
@@ -259,9 +259,12 @@ def build_parser() -> argparse.ArgumentParser:
         description="Record demonstrations of a scripted expert into a LeRobot v3.0 dataset.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--env", default=defaults.env, choices=sorted(ENVIRONMENTS), help="environment")
+    parser.add_argument("--env", default=defaults.env, type=environment_name, help=ENVIRONMENT_HELP)
     parser.add_argument(
-        "--task", action="append", help="task, repeat for several (default: lift)", default=argparse.SUPPRESS
+        "--task",
+        action="append",
+        help="task or group of tasks, repeat for several (default: lift)",
+        default=argparse.SUPPRESS,
     )
     parser.add_argument("--episodes", type=int, default=120, help="episodes per task, successful ones by default")
     parser.add_argument("--seed", type=int, default=defaults.seed, help="first seed of each task")
@@ -316,7 +319,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             episodes=arguments.episodes,
             workers=arguments.workers,
             env=arguments.env,
-            tasks=tuple(getattr(arguments, "task", RecordingSettings.tasks)),
+            tasks=tuple(expand_tasks(arguments.env, getattr(arguments, "task", RecordingSettings.tasks))),
             seed=arguments.seed,
             image_size=getattr(arguments, "image_size", None),
             keep_failures=arguments.keep_failures,

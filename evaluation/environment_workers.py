@@ -20,7 +20,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
 from .baselines import BASELINES, Baseline
-from .environments import ENVIRONMENTS, Backend
+from .environments import ENVIRONMENTS, Backend, find_backend
 from .episode_slot import EpisodeSlot, SlotReply, SlotSettings
 
 logger = logging.getLogger(__name__)
@@ -148,7 +148,7 @@ class WorkerProcess:
     """A process with slots, started when it is first spoken to and again after it died."""
 
     def __init__(self, settings: SlotSettings, baseline: str | None) -> None:
-        self._arguments = (asdict(settings), asdict(ENVIRONMENTS[settings.env]), baseline)
+        self._arguments = (asdict(settings), asdict(find_backend(settings.env)), baseline)
         self._process: Any = None
         self.connection: Connection
 

@@ -91,14 +91,16 @@ def append_record(path: Path, record: EpisodeRecord) -> None:
     append_json_lines(path, [record.to_dict()])
 
 
-def read_records(path: Path, wanted_fingerprint: str) -> dict[tuple[str, int], EpisodeRecord]:
+def read_records(
+    path: Path, wanted_fingerprint: str, *, with_errors: bool = False
+) -> dict[tuple[str, int], EpisodeRecord]:
     """Finished episodes under the given settings by (task, seed), the last of each.
 
-    Torn lines, episodes that ended in an error, and other settings are passed over.
+    Torn lines and other settings are passed over, and without `with_errors` also episodes that ended in an error.
     """
     records: dict[tuple[str, int], EpisodeRecord] = {}
     for entry in read_json_lines(path)[0]:
-        if entry.get("fingerprint") == wanted_fingerprint and not entry.get("error"):
+        if entry.get("fingerprint") == wanted_fingerprint and (with_errors or not entry.get("error")):
             record = EpisodeRecord.from_dict(entry)
             records[record.task, record.seed] = record
     return records

@@ -21,8 +21,8 @@ import numpy as np
 from syvla.serving.client.retries import ClientOptions, PolicyError, Unreachable
 from syvla.serving.client.rl_client import EpisodeAborted, RLClient, RunComplete
 
-from .command_line import environment_option
-from .environments import ENVIRONMENTS, make_environment
+from .command_line import ENVIRONMENT_HELP, environment_name, environment_option
+from .environments import make_environment
 from .environments.base import EVALUATION_SEED_OFFSET, Observation, RobotEnvironment
 from .episode_slot import call_seed
 
@@ -158,7 +158,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="the server")
     parser.add_argument("--token-file", type=Path, help="file with the server's token")
-    parser.add_argument("--env", default="tabletop", choices=sorted(ENVIRONMENTS), help="environment")
+    parser.add_argument("--env", default="tabletop", type=environment_name, help=ENVIRONMENT_HELP)
     parser.add_argument("--task", default="lift", help="task of the environment")
     parser.add_argument(
         "--env-option",

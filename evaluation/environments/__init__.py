@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from .base import EVALUATION_SEED_OFFSET, RobotEnvironment, ScriptedExpert
+from .custom import is_custom
 from .graphics import require_graphics
 
 __all__ = [
@@ -19,6 +22,7 @@ __all__ = [
     "RobotEnvironment",
     "ScriptedExpert",
     "expand_tasks",
+    "find_backend",
     "make_environment",
     "make_expert",
 ]
@@ -73,7 +77,7 @@ def make_environment(name: str, task: str, **kwargs: Any) -> Any:
     """Makes an environment.
 
     Args:
-        name: Name of the back-end, a key of `ENVIRONMENTS`.
+        name: Name of the back-end, a key of `ENVIRONMENTS`, or "module:Class" of your own, see `custom`.
         task: Name of the task.
         kwargs: Passed to the back-end.
 
@@ -83,8 +87,12 @@ def make_environment(name: str, task: str, **kwargs: Any) -> Any:
             command that installs it.
         FileNotFoundError: If the simulator's assets are missing; the message says what to put where.
     """
-    factory = _load(name, _backend(name).environment)
+    factory = _load(name, find_backend(name).environment)
     known = inspect.signature(factory).parameters
+    if is_custom(name) and "task" not in known:
+        raise ValueError(
+            f"environment {name!r}: expected a class whose constructor takes task, got one of {sorted(known)}"
+        )
     unknown = sorted(set(kwargs) - set(known))
     if unknown and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
         raise ValueError(
@@ -104,7 +112,7 @@ def expand_tasks(name: str, tasks: Sequence[str]) -> list[str]:
     Raises:
         ValueError, ImportError: As `make_environment`.
     """
-    environment = _load(name, _backend(name).environment)
+    environment = _load(name, find_backend(name).environment)
     single = tuple(getattr(environment, "tasks", ()))  # which a function that makes environments does not have
     groups: dict[str, Sequence[str]] = {
         **getattr(environment, "task_groups", {}),
@@ -115,12 +123,16 @@ def expand_tasks(name: str, tasks: Sequence[str]) -> list[str]:
 
 
 def make_expert(env: Any, **kwargs: Any) -> ScriptedExpert:
-    """Makes the scripted expert of an environment that `make_environment` made (wrapped or not).
+    """Makes the scripted expert of an environment that `make_environment` made (wrapped or not): its own `make_expert()`, if
+    it has that method, else its back-end's.
 
     Raises:
         ValueError: If the environment belongs to no known back-end or its back-end has no expert.
     """
     base = env.unwrapped
+    if hasattr(base, "make_expert"):
+        own: ScriptedExpert = base.make_expert(**kwargs)
+        return own
     for name, backend in ENVIRONMENTS.items():
         module, attribute = backend.environment.split(":")
         if type(base).__module__ == module and type(base).__name__ == attribute:
@@ -128,21 +140,36 @@ def make_expert(env: Any, **kwargs: Any) -> ScriptedExpert:
                 raise ValueError(f"environment {name!r} has no scripted expert")
             expert: ScriptedExpert = _load(name, backend.expert)(base, **kwargs)
             return expert
-    raise ValueError(f"{type(base).__name__}: expected an environment of one of {sorted(ENVIRONMENTS)}")
+    raise ValueError(
+        f"{type(base).__name__}: has no scripted expert; expected an environment of one of {sorted(ENVIRONMENTS)}, or a "
+        "method make_expert()"
+    )
 
 
-def _backend(name: str) -> Backend:
-    if name not in ENVIRONMENTS:
-        raise ValueError(f"environment: expected one of {sorted(ENVIRONMENTS)}, got {name!r}")
-    return ENVIRONMENTS[name]
+def find_backend(name: str) -> Backend:
+    """The back-end of a name, or one that stands for "module:Class".
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    if name in ENVIRONMENTS:
+        return ENVIRONMENTS[name]
+    if is_custom(name):
+        return Backend(environment=name, expert=None, install="pip install what the module imports")
+    raise ValueError(f"environment: expected one of {sorted(ENVIRONMENTS)} or module:Class of your own, got {name!r}")
 
 
 def _load(name: str, reference: str) -> Any:
     module, attribute = reference.split(":")
+    if is_custom(name) and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # which an installed command does not have there, unlike `python script.py`
     with _naming_the_install(name):
-        if ENVIRONMENTS[name].graphics:
+        if find_backend(name).graphics:
             require_graphics()
-        return getattr(importlib.import_module(module), attribute)
+        loaded = importlib.import_module(module)
+    if not hasattr(loaded, attribute):
+        raise ValueError(f"environment {name!r}: module {module} has no {attribute!r}")
+    return getattr(loaded, attribute)
 
 
 @contextmanager
@@ -153,4 +180,4 @@ def _naming_the_install(name: str) -> Iterator[None]:
         missing = (error.name or str(error)).split(".")[
             0
         ]  # a module inside a package that is missing names that module
-        raise ImportError(f"environment {name!r} needs {missing}; run: {ENVIRONMENTS[name].install}") from error
+        raise ImportError(f"environment {name!r} needs {missing}; run: {find_backend(name).install}") from error

@@ -34,7 +34,8 @@ class RobotEnvironment(Protocol):
         max_steps: Control steps after which an episode is truncated.
 
     It may also have `description`, a JSON-serializable dict of facts that belong beside every result, such as a
-    simulator's version, or that its assets are stand-ins.
+    simulator's version, or that its assets are stand-ins; `max_step_motion` (D_action,), by which recorded disturbances are
+    measured; `make_expert()`, which returns a `ScriptedExpert`; and `task_groups`, names of several tasks.
     """
 
     embodiment: str

@@ -49,13 +49,22 @@ def demonstrate(
         seed: Seed of the episode and of the disturbance.
         action_noise: See `Disturbance`.
         recovery: See `Disturbance`.
+
+    Raises:
+        ValueError: If the environment has no `max_step_motion`, by which a disturbance is measured.
     """
+    max_step_motion = getattr(env, "max_step_motion", None)
+    if max_step_motion is None and (action_noise or recovery):
+        raise ValueError(
+            f"action_noise, recovery: {type(env.unwrapped).__name__} lacks max_step_motion, its largest motion per control "
+            "step in each action dimension; give it that attribute, or record undisturbed"
+        )
     observation, info = env.reset(seed=seed)
     expert.reset()
     disturb = Disturbance(
         action_noise=action_noise,
         recovery=recovery,
-        max_step_motion=env.max_step_motion,
+        max_step_motion=np.zeros(len(env.action_names)) if max_step_motion is None else max_step_motion,
         low=env.action_space.low,
         high=env.action_space.high,
         gripper=np.array([name.endswith("gripper") for name in env.action_names]),

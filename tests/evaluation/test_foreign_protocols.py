@@ -35,7 +35,9 @@ def server(greeting=b"", reply=b""):
     try:
         yield f"ws://127.0.0.1:{listening.getsockname()[1]}"
     finally:
-        listening.shutdown(socket.SHUT_RDWR)  # close() alone leaves a thread that still listens, and answers, in accept()
+        listening.shutdown(
+            socket.SHUT_RDWR
+        )  # close() alone leaves a thread that still listens, and answers, in accept()
         thread.join()
         listening.close()
 

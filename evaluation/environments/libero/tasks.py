@@ -1,7 +1,8 @@
-"""LIBERO's four suites: task names, sentences, step limits, initial states and scene assets, without importing it.
+"""LIBERO's suites: task names, sentences, step limits, initial states and scene assets, without importing it.
 
 A task is called by its suite and its number in LIBERO's own order, as published results count them: "libero_spatial_0"
-to "libero_10_9". (The names of LIBERO's files are whole sentences, and some stand in several suites.)
+to "libero_10_9", and "libero_90_0" to "libero_90_89" of the suite that LIBERO pretrains on. (The names of LIBERO's files are
+whole sentences, and some stand in several suites.)
 """
 
 from __future__ import annotations
@@ -17,14 +18,22 @@ from typing import Any
 
 import numpy as np
 
-TASKS_PER_SUITE = 10
-STEP_LIMITS = {"libero_spatial": 220, "libero_object": 280, "libero_goal": 300, "libero_10": 520}
-"""Control steps per episode, after settling: what OpenVLA's `run_libero_eval.py` set and openpi and others kept; the
-longest human demonstrations take 193, 254, 270 and 505 steps."""
+SIZES = {"libero_spatial": 10, "libero_object": 10, "libero_goal": 10, "libero_10": 10, "libero_90": 90}
+"""Tasks per suite."""
 
-SUITES = tuple(STEP_LIMITS)
-TASKS = tuple(f"{suite}_{number}" for suite in SUITES for number in range(TASKS_PER_SUITE))
-GROUPS = {suite: tuple(f"{suite}_{number}" for number in range(TASKS_PER_SUITE)) for suite in SUITES}
+STEP_LIMITS = {"libero_spatial": 220, "libero_object": 280, "libero_goal": 300, "libero_10": 520, "libero_90": 400}
+"""Control steps per episode, after settling: what OpenVLA's `run_libero_eval.py` set and openpi and others kept; the
+longest human demonstrations take 193, 254, 270, 505 and 373 steps."""
+
+SUITES = tuple(SIZES)
+_BY_SUITE = {suite: tuple(f"{suite}_{number}" for number in range(size)) for suite, size in SIZES.items()}
+TASKS = tuple(task for names in _BY_SUITE.values() for task in names)
+GROUPS = {
+    **_BY_SUITE,
+    "libero": tuple(task for suite, names in _BY_SUITE.items() if suite != "libero_90" for task in names),
+}
+"""Names of several tasks; "libero" are the 40 of the four suites over which published results are averaged."""
+
 ASSETS_REPOSITORY = "lerobot/libero-assets"
 ASSETS_VARIABLE = "LIBERO_ASSETS"
 _CONFIG_VARIABLE = "LIBERO_CONFIG_PATH"

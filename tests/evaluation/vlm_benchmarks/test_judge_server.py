@@ -53,8 +53,11 @@ class StandIn:
                 pass
 
         self.release = threading.Event()
+
         class Server(ThreadingHTTPServer):
-            request_queue_size = 64  # more than the judge's workers: a connection that is turned away waits for a second
+            request_queue_size = (
+                64  # more than the judge's workers: a connection that is turned away waits for a second
+            )
 
         self.server = Server(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}/v1"

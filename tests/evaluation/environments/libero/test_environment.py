@@ -37,16 +37,17 @@ def test_tasks_and_sentences_are_liberos_own():
     libero_tasks.import_libero(libero_assets())
     from libero.libero import benchmark
 
-    assert len(libero_tasks.TASKS) == 40
+    assert len(libero_tasks.TASKS) == 40 + 90
     for suite in libero_tasks.SUITES:
         official = benchmark.get_benchmark(suite)()
-        for number in range(10):
+        assert libero_tasks.SIZES[suite] == official.n_tasks
+        for number in range(official.n_tasks):
             task, name = official.get_task(number), libero_tasks.task_files(suite)[number]
             assert (task.name, task.language) == (name, libero_tasks.instruction(name))
 
 
 def test_step_limits_are_those_of_the_published_results(soup):
-    limits = {"libero_spatial": 220, "libero_object": 280, "libero_goal": 300, "libero_10": 520}
+    limits = {"libero_spatial": 220, "libero_object": 280, "libero_goal": 300, "libero_10": 520, "libero_90": 400}
     assert limits == libero_tasks.STEP_LIMITS
     assert soup.max_steps == 280
     assert libero_tasks.suite_and_number("libero_10_9") == ("libero_10", 9)

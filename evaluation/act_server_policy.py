@@ -3,8 +3,8 @@
 json-numpy writes an array as `{"__numpy__": BASE64, "dtype": "<f4", "shape": [8, 7]}`. What comes back is checked before it
 becomes an array: no pickles, plain numbers only, bounded sizes. Imports no torch.
 
-Tested against a stand-in alone: the names of the keys and the gripper's convention were not checked with that project's own
-server, so compare one reply with its own client before you report a number.
+Keys, forms of the reply and the gripper's convention were compared with public copies of that project's `deploy.py` and of its
+clients. Tested against a stand-in alone: no OpenVLA-OFT checkpoint was run.
 """
 
 from __future__ import annotations

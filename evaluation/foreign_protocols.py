@@ -11,12 +11,12 @@ PATIENCE = 2.0
 
 _WANTED = "expected openpi's websocket protocol"
 _ZMQ = (
-    f"{_WANTED}, found ZeroMQ, which GR00T's inference server speaks; put a server in front of that policy that speaks "
-    "openpi's protocol"
+    f"{_WANTED}, found ZeroMQ, which GR00T's inference server speaks; for it give --server tcp://host:port and --dialect "
+    "gr00t_libero, or a dialect file of your own"
 )
 _GRPC = (
     f"{_WANTED}, found HTTP/2, as gRPC; LeRobot's asynchronous policy server speaks it and sends pickles, which are not read "
-    "here; put a server in front of that policy that speaks openpi's protocol"
+    "here; serve that policy with integrations/lerobot_policy_server instead"
 )
 _HTTP = (
     f"{_WANTED}, found HTTP without a websocket; for OpenVLA-OFT's server give its whole address, http://host:port/act"

@@ -82,7 +82,7 @@ def load_policy(model: str, environment: RobotEnvironment, **options: Any) -> Po
 
     Args:
         model: A name of `BASELINES`, folder or Hub id of a checkpoint, or URL of a policy server; one that ends in /act is
-            OpenVLA-OFT's.
+            OpenVLA-OFT's, and tcp://host:port is GR00T's.
         environment: Environment that names the embodiment and the cameras.
         **options: For a checkpoint see `SyVLAPolicy.from_pretrained`, for a server `RemotePolicy`.
 
@@ -99,6 +99,10 @@ def load_policy(model: str, environment: RobotEnvironment, **options: Any) -> Po
 
             return ActServerPolicy(model, environment, **options)
         try:
+            if urlsplit(model).scheme == "tcp":
+                from .groot_policy import GrootPolicy
+
+                return GrootPolicy(model, environment, **options)
             from .remote_policy import RemotePolicy
         except ModuleNotFoundError as error:
             raise ImportError(f"a policy server needs {error.name}; run: pip install 'syvla[serve]'") from error

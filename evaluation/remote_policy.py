@@ -16,7 +16,6 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
@@ -25,9 +24,8 @@ import numpy as np
 from syvla.serving.client.policy_client import PolicyClient
 from syvla.serving.client.retries import ClientOptions
 from syvla.serving.contract.action_chunks import ActionChunks
-from syvla.serving.wire.dialect_files import load_dialect
-from syvla.serving.wire.dialects import Dialect
 
+from .client_dialects import ClientDialect, load_client_dialect
 from .environments.base import Observation, RobotEnvironment
 from .foreign_protocols import spoken_instead
 
@@ -86,10 +84,7 @@ class RemotePolicy:
         self.url, self.name = url, name or url
         self.view_cameras = dict(environment.view_cameras)
         self.embodiment = environment.embodiment
-        written = load_dialect(dialect)
-        self._dialect_name = written.name
-        if Path(dialect).suffix:  # a file, which may be edited
-            self._dialect_name += f" {hashlib.sha256(Path(dialect).read_bytes()).hexdigest()[:8]}"
+        written = load_client_dialect(dialect)
         # Two attempts to connect, and the pause between them, stay within the time.
         patience = ClientOptions(token=token, connect_timeout=0.45 * timeout, read_timeout=timeout, retries=1)
         try:
@@ -102,9 +97,11 @@ class RemotePolicy:
             raise ConnectionError(f"{url}: {other}") from error
         self.own_server = "protocol_version" in self.metadata
         self.prompt = prompt
-        self.replan_steps = None if self.own_server else written.replan_steps
-        if not self.own_server and written.sends is not None:
-            self.view_cameras = {view: self.view_cameras[view] for view in written.sends if view in self.view_cameras}
+        self._check_dialect(written)
+        self.replan_steps = None if self.own_server else written.observation.replan_steps
+        sends = written.observation.sends
+        if not self.own_server and sends is not None:
+            self.view_cameras = {view: self.view_cameras[view] for view in sends if view in self.view_cameras}
         if not self.own_server:  # it may refuse keys it does not know, and answer no pings while its policy computes
             patience = replace(patience, extras=False, ping_interval=None)
         self._options = {"think": think, "max_new_tokens": max_new_tokens, "num_steps": num_steps}
@@ -139,7 +136,7 @@ class RemotePolicy:
             identity = {"policy": "server", "url": self.url, "metadata": digest}
         options = {"embodiment": self.embodiment, **self._options} if self.own_server else {}
         options |= {} if self.prompt is None else {"prompt": self.prompt}
-        return {**identity, "dialect": self._dialect_name, **options}
+        return {**identity, "dialect": self.dialect.identity, **options}
 
     def predict(
         self, observations: Sequence[Observation], instructions: Sequence[str], *, seeds: Sequence[int]
@@ -188,11 +185,12 @@ class RemotePolicy:
             self._clients.put(client)
         seconds = time.monotonic() - began
         self._check_version(reply)
-        actions = np.asarray(reply["actions"])
-        if actions.ndim != 2 or not len(actions) or actions.dtype.kind not in "fiu":
-            raise ValueError(f"{self.url}: actions: expected numbers (T, D), got {actions.shape} {actions.dtype}")
+        try:
+            actions = self.dialect.read_actions(reply)
+        except ValueError as error:
+            raise ValueError(f"{self.url}: {error}") from error
         thought = reply.get("thought")
-        return actions.astype(np.float32), thought if isinstance(thought, str) else None, seconds
+        return actions, thought if isinstance(thought, str) else None, seconds
 
     def _first_chunk(self, environment: RobotEnvironment) -> int:
         observation, info = environment.reset(seed=0)
@@ -215,11 +213,25 @@ class RemotePolicy:
                 f"that was fine-tuned on data of {self.embodiment!r}"
             )
 
-    def _for_cameras(self, dialect: Dialect) -> Dialect:
+    def _check_dialect(self, dialect: ClientDialect) -> None:
+        name = dialect.identity.split()[0]
+        if self.own_server and not dialect.is_plain:
+            raise ValueError(
+                f"{self.url}: dialect {name!r} has fields for other projects' servers, and this is a SyVLA server; leave out "
+                "--dialect"
+            )
+        if dialect.codec != "openpi" or dialect.observation_key is not None:
+            raise ValueError(
+                f"{self.url}: dialect {name!r} is for a ZeroMQ server (codec, observation_key); give its address as "
+                "tcp://host:port"
+            )
+
+    def _for_cameras(self, dialect: ClientDialect) -> ClientDialect:
         """The dialect with the server's names of the cameras: ours uses the model's views, others the dataset's names."""
-        if dialect.camera_key is None or self.own_server:
+        observation = dialect.observation
+        if observation.camera_key is None or self.own_server:
             return dialect
-        return dialect.for_views(list(self.view_cameras), self.view_cameras)
+        return dialect.with_observation(observation.for_views(list(self.view_cameras), self.view_cameras))
 
     def _check_version(self, reply: Mapping[str, Any]) -> None:
         announced, came = self.metadata.get("policy_version"), reply.get("policy_version")

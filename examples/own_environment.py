@@ -24,13 +24,15 @@ class PointReach(gymnasium.Env):
         picture, state = spaces.Box(0, 255, (64, 64, 3), np.uint8), spaces.Box(-np.inf, np.inf, (4,), np.float32)
         self.observation_space = spaces.Dict({"images": spaces.Dict({"top": picture}), "state": state})
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict, dict]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         super().reset(seed=seed)  # everything random comes from self.np_random: a seed means one episode
         angle, self.steps, self.point = self.np_random.uniform(0, 2 * np.pi), 0, np.zeros(2)
         self.goal = {"near": 0.4, "far": 0.9}[self.task] * np.array([np.cos(angle), np.sin(angle)])
         return self.observe(), self.info()
 
-    def step(self, action: np.ndarray) -> tuple[dict, float, bool, bool, dict]:
+    def step(self, action: np.ndarray) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         self.point, self.steps = self.point + np.clip(action, -0.1, 0.1), self.steps + 1
         info = self.info()
         return self.observe(), float(info["success"]), info["success"], self.steps >= self.max_steps, info

@@ -27,12 +27,34 @@ def load_dialect(name_or_path: str | Path) -> Dialect:
         if str(name_or_path) not in dialect_names():
             names = ", ".join(dialect_names())
             raise ValueError(f"dialect: expected one of {names} or the path of a .yaml file, got {str(name_or_path)!r}")
+    return dialect_from_fields(path, read_fields(path))
+
+
+def read_fields(path: Path) -> dict[str, Any]:
+    """The fields of a YAML file.
+
+    Raises:
+        ValueError: If it cannot be read, or holds no map.
+    """
     import yaml
 
     try:
         fields = yaml.safe_load(path.read_text())
     except (OSError, yaml.YAMLError) as error:
         raise ValueError(f"dialect: cannot read {path}: {error}") from None
+    if not isinstance(fields, dict):
+        raise ValueError(
+            f"{path}: not a dialect (expected a map, got {type(fields).__name__}); see dialects/lerobot.yaml"
+        )
+    return fields
+
+
+def dialect_from_fields(path: Path, fields: dict[str, Any]) -> Dialect:
+    """The dialect of a file's fields.
+
+    Raises:
+        ValueError: Missing, unknown or ill-formed fields.
+    """
     try:
         return _from_fields(path.stem, fields)
     except (TypeError, KeyError, AttributeError) as error:

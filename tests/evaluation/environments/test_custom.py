@@ -34,7 +34,7 @@ def run_in_examples(*arguments):
 def test_the_example_is_short_and_its_command_runs(tmp_path):
     text = EXAMPLE.read_text()
     assert len(text.splitlines()) < 60
-    command = re.search(r"^    syvla-eval (.*)$", text, re.MULTILINE).group(1).split()
+    command = re.search(r"^syvla-eval (.*)$", text, re.MULTILINE).group(1).split()
     options = ["--workers", "2", "--video-episodes", "1", "--quiet", "--output", str(tmp_path)]
     done = run_in_examples("-m", "syvla.evaluation.closed_loop", *command, *options)
     assert done.returncode == 0, done.stderr

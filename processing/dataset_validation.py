@@ -42,18 +42,26 @@ def validate_dataset(
         processor: The `SyVLAProcessor`: its statistics are compared and the longest sample is put through it.
         count_tokens: Number of tokens of a text; None takes the processor's tokenizer.
         max_tokens: Largest allowed number; None takes the processor's `max_length`.
-        images: Which images are decoded: "ends" (first and last of each episode and view), "all" or "none".
+        images: Which images are decoded: "ends" (first and last of each episode and view), "all" or "none". Of a streamed
+            dataset neither images nor values are looked at: they are checked when they are read.
 
     Returns:
         One message per problem, with its fix; those that begin with "warning: " allow training.
     """
     if images not in ("ends", "all", "none"):
         raise ValueError(f"images: expected 'ends', 'all' or 'none', got {images!r}")
+    if dataset.streamed and images == "all":
+        raise ValueError(
+            f"validate_images: 'all' would fetch all of {dataset.root.name}, which is streamed; images and values are checked "
+            "when they are read: leave validate_images out"
+        )
+    if dataset.streamed:
+        images = "none"
     problems = [
         *_dimension_problems(dataset, config),
         *_view_problems(dataset, config, processor),
         *_statistics_problems(dataset, processor),
-        *_value_problems(dataset),
+        *([] if dataset.streamed else _value_problems(dataset)),
         *_chunk_problems(dataset, config, processor),
         *_text_problems(dataset, processor, count_tokens, max_tokens),
         *_video_length_problems(dataset, images),

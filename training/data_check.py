@@ -20,8 +20,8 @@ if __name__ == "__main__" and not __package__:  # started by its path
     require_package(__file__)
 
 from syvla.durable_files import write_json
-from syvla.processing.robot_data.metadata import read_metadata
-from syvla.processing.robot_data.source import locate_dataset
+from syvla.processing.robot_data.streamed_dataset import open_metadata
+from syvla.processing.robot_data.streamed_metadata import is_url
 from syvla.processing.robot_data.vector_parts import DEFAULT_KEYS, part_names, read_modality, vector_parts
 from syvla.processing.transforms import DEFAULT_VIEWS, infer_cameras
 from syvla.training.run.recipe import shipped_path
@@ -82,8 +82,8 @@ def _check(spec: dict[str, Any], views: Sequence[str]) -> DatasetCheck:
     if not check.embodiment:
         check.problems.append("names no embodiment; add a name for this robot")
     try:
-        root = locate_dataset(spec["path"], revision=spec.get("revision"), episodes=())
-        metadata = read_metadata(root)
+        given = {key: spec[key] for key in ("revision", "streaming", "cache_gb", "cache_dir") if key in spec}
+        metadata = open_metadata(spec["path"], **given)
     except (ValueError, OSError) as error:
         check.problems.append(str(error))
         return check
@@ -91,9 +91,9 @@ def _check(spec: dict[str, Any], views: Sequence[str]) -> DatasetCheck:
     check.version, check.fps = info.codebase_version, info.fps
     check.episodes, check.frames = info.total_episodes, info.total_frames
     check.hours = round(info.total_frames / info.fps / 3600, 1)
-    _check_vectors(check, spec, root, info)
+    _check_vectors(check, spec, metadata.root, info)
     _check_cameras(check, spec, info, views)
-    if not Path(spec["path"]).is_dir():
+    if not Path(spec["path"]).is_dir() and not is_url(spec["path"]):
         _check_hub(check, spec)
     return check
 

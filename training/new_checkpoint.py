@@ -24,7 +24,7 @@ if __name__ == "__main__" and not __package__:  # started by its path
 
     require_package(__file__)
 
-from syvla.training.imitation.datasets import load_robot_data
+from syvla.training.imitation.datasets import SOURCE_KEYS, load_robot_data
 from syvla.training.run.arguments import ROBOT_KEYS, DataArguments, dataset_spec
 
 VLM, VISION_TOWER = "Qwen/Qwen2.5-VL-3B-Instruct", "google/siglip-base-patch16-224"
@@ -121,11 +121,9 @@ def _view_name(key: str) -> str:
 
 def _with_robot(spec: dict[str, Any]) -> dict[str, Any]:
     """The entry of the dataset with embodiment and cameras filled in from its metadata."""
-    from syvla.processing.robot_data.metadata import read_metadata
-    from syvla.processing.robot_data.source import locate_dataset
+    from syvla.processing.robot_data.streamed_dataset import open_metadata
 
-    root = locate_dataset(spec["path"], revision=spec.get("revision"), episodes=spec.get("episodes"))
-    info = read_metadata(root).info
+    info = open_metadata(spec["path"], **{key: spec[key] for key in SOURCE_KEYS if key in spec}).info
     if not info.camera_keys:
         raise ValueError(f"{spec['path']}: the dataset has no camera feature; SyVLA needs at least one")
     robot = (info.robot_type or "").strip()
@@ -190,7 +188,7 @@ def _assembled(
 ) -> dict[str, Any]:
     from syvla.modeling_syvla.assemble import assemble_checkpoint
     from syvla.processing.assemble_processor import assemble_processor
-    from syvla.processing.robot_data.robot_dataset import RobotDataset
+    from syvla.processing.robot_data.streamed_dataset import open_robot_dataset
 
     robot: dict[str, Any] = {}
 
@@ -201,7 +199,7 @@ def _assembled(
 
     of_the_run = ("path", "weight", "normalization", "units", "delta_actions")
     options = {key: value for key, value in spec.items() if key not in of_the_run}
-    dataset = RobotDataset(spec["path"], chunk_size=1, views=fields["views"], **options)
+    dataset = open_robot_dataset(spec["path"], chunk_size=1, views=fields["views"], **options)
     dims = {dataset.embodiment: {"state_dim": dataset.state_dim, "action_dim": dataset.action_dim}}
     try:
         report = assemble_checkpoint(

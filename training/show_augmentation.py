@@ -113,11 +113,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _open(spec: dict[str, Any], views: Sequence[str]) -> Any:
-    from syvla.processing.robot_data.robot_dataset import RobotDataset
+    from syvla.processing.robot_data.streamed_dataset import open_robot_dataset
 
     of_the_run = ("path", "weight", "normalization", "units", "delta_actions")
     options = {key: value for key, value in spec.items() if key not in of_the_run}
-    return RobotDataset(spec["path"], chunk_size=1, views=views, **{"embodiment": "robot", **options})
+    return open_robot_dataset(spec["path"], chunk_size=1, views=views, **{"embodiment": "robot", **options})
 
 
 if __name__ == "__main__":

@@ -105,12 +105,12 @@ class FrameFilter:
 
     def kept_episodes(self, episodes: Sequence[int], metadata: DatasetMetadata) -> list[int]:
         """Those of `episodes` of which something is left."""
-        return [e for e in episodes if e not in self.episodes and self._keep(e, int(metadata.lengths[e])).any()]
+        return [e for e in episodes if e not in self.episodes and self.kept_frames(e, int(metadata.lengths[e])).any()]
 
     def apply(self, table: FrameTable, episodes: Sequence[int]) -> FrameTable:
         """The table without the removed frames; `stretches` then also ends at each gap."""
         lengths = np.diff(table.starts)
-        parts = [self._keep(episode, int(length)) for episode, length in zip(episodes, lengths, strict=True)]
+        parts = [self.kept_frames(episode, int(length)) for episode, length in zip(episodes, lengths, strict=True)]
         keep = np.concatenate(parts)
         per_frame = [f.name for f in fields(FrameTable) if f.name not in ("starts", "stretches", "thoughts", "files")]
         kept = {name: getattr(table, name)[keep] for name in per_frame}
@@ -119,7 +119,8 @@ class FrameFilter:
         gaps = np.flatnonzero(np.diff(original) > 1) + 1  # first frame after each gap
         return replace(table, **kept, starts=starts, stretches=np.union1d(starts, gaps))
 
-    def _keep(self, episode: int, length: int) -> np.ndarray:
+    def kept_frames(self, episode: int, length: int) -> np.ndarray:
+        """Which frames of an episode are left, bool (length,)."""
         keep = np.ones(length, dtype=bool)
         for start, stop in self.frames.get(episode, ()):
             keep[start:stop] = False

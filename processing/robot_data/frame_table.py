@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from .arrow_columns import to_numpy
 from .lerobot_format import LANGUAGE_PERSISTENT, DatasetError
 from .metadata import DatasetMetadata
 from .vector_parts import VectorPart, join_parts, whole
+
+Locate = Callable[[str], AbstractContextManager[Path]]
+"""Of a data file's path, relative to the root, the local file as long as the `with` block lasts."""
 
 _MANY_FILES = 200  # from here on loading shows a progress bar
 
@@ -66,6 +70,7 @@ def load_frames(
     state: str | Sequence[VectorPart],
     action: str | Sequence[VectorPart],
     thought_column: str | None,
+    locate: Locate | None = None,
 ) -> FrameTable:
     """Reads the numeric columns of the selected episodes from their parquet files.
 
@@ -74,6 +79,7 @@ def load_frames(
         episodes: Which, in which order.
         state, action: A feature, or the parts to put together.
         thought_column: Text column of the thoughts, or None.
+        locate: Yields the local copy of a data file as long as it is read; None: the file lies below the root.
 
     Raises:
         DatasetError: Files missing or unreadable, columns missing or of another size than `info.json` says, rows that do
@@ -83,7 +89,7 @@ def load_frames(
         name: whole(given, metadata.info.features) if isinstance(given, str) else tuple(given)
         for name, given in (("state", state), ("action", action))
     }
-    loader = _Loader(metadata, vectors, thought_column)
+    loader = _Loader(metadata, vectors, thought_column, locate or (lambda path: nullcontext(metadata.root / path)))
     by_file: dict[str, list[tuple[int, int]]] = {}
     for position, episode in enumerate(episodes):
         by_file.setdefault(metadata.data_path(episode), []).append((position, episode))
@@ -96,9 +102,13 @@ def load_frames(
 
 class _Loader:
     def __init__(
-        self, metadata: DatasetMetadata, vectors: Mapping[str, tuple[VectorPart, ...]], thought_column: str | None
+        self,
+        metadata: DatasetMetadata,
+        vectors: Mapping[str, tuple[VectorPart, ...]],
+        thought_column: str | None,
+        locate: Locate,
     ):
-        self.metadata = metadata
+        self.metadata, self._locate = metadata, locate
         self.problems: list[str] = []
         self._vectors = vectors
         keys = dict.fromkeys(part.key for parts in vectors.values() for part in parts)
@@ -117,17 +127,17 @@ class _Loader:
         self._parts: dict[int, dict[str, np.ndarray]] = {}
 
     def load(self, path: str, episodes: list[tuple[int, int]]) -> None:
-        full = self.metadata.root / path
-        if not full.is_file():
-            self.problems.append(
-                f"{path}: the data file is missing; the download or copy is incomplete, fetch it again"
-            )
-            return
-        try:
-            with pq.ParquetFile(full) as file:
-                self._load(Path(path).as_posix(), file, episodes)
-        except (pa.ArrowException, OSError, ValueError) as error:
-            self.problems.append(f"{path}: {reading_problem(full, str(error))}")
+        with self._locate(path) as full:
+            if not full.is_file():
+                self.problems.append(
+                    f"{path}: the data file is missing; the download or copy is incomplete, fetch it again"
+                )
+                return
+            try:
+                with pq.ParquetFile(full) as file:
+                    self._load(Path(path).as_posix(), file, episodes)
+            except (pa.ArrowException, OSError, ValueError) as error:
+                self.problems.append(f"{path}: {reading_problem(full, str(error))}")
 
     def _load(self, path: str, file: pq.ParquetFile, episodes: list[tuple[int, int]]) -> None:
         # LeRobot's own column may be in the files of annotated episodes alone.
@@ -136,7 +146,8 @@ class _Loader:
         missing = [name for name in dict.fromkeys(needed) if name not in file.schema_arrow.names]
         if missing:
             raise ValueError(f"columns {missing} are missing, meta/info.json lists them; restore the file")
-        table = file.read(columns=list(self._numeric))
+        groups, first = _groups_of(file, [episode for _, episode in episodes])
+        table = file.read_row_groups(groups, columns=list(self._numeric))
         columns = {
             name: to_numpy(table.column(name), shape, dtype, name) for name, (dtype, shape) in self._numeric.items()
         }
@@ -147,7 +158,7 @@ class _Loader:
         ranges = [
             (position, episode, *np.searchsorted(owner, [episode, episode + 1])) for position, episode in episodes
         ]
-        thoughts = self._read_thoughts(file, columns, [(int(low), int(high)) for *_, low, high in ranges])
+        thoughts = self._read_thoughts(file, groups, columns, [(int(low), int(high)) for *_, low, high in ranges])
         for position, episode, low, high in ranges:
             length = int(self.metadata.lengths[episode])
             frame = columns["frame_index"][low:high]
@@ -165,18 +176,19 @@ class _Loader:
             part["thought"] = thoughts[low:high]
             part["position"] = np.full(length, position, np.int32)
             part["file"] = np.full(length, len(self._files) - 1, np.int32)
-            part["row"] = np.arange(low, high)
+            part["row"] = np.arange(first + low, first + high)
             self._parts[position] = part
 
     def _read_thoughts(
-        self, file: pq.ParquetFile, columns: dict[str, np.ndarray], ranges: list[tuple[int, int]]
+        self, file: pq.ParquetFile, groups: list[int], columns: dict[str, np.ndarray], ranges: list[tuple[int, int]]
     ) -> np.ndarray:
-        """Index of each row's thought, int32 (rows,)."""
+        """Index of each row's thought, int32 (rows,), of the rows of some row groups."""
         codes = np.full(len(columns["index"]), -1, np.int32)
         if self._thought_column is None or self._thought_column not in file.schema_arrow.names:
             return codes
         if self._thought_column != LANGUAGE_PERSISTENT:
-            texts = file.read(columns=[self._thought_column]).column(0).combine_chunks().dictionary_encode()
+            read = file.read_row_groups(groups, columns=[self._thought_column])
+            texts = read.column(0).combine_chunks().dictionary_encode()
             if isinstance(texts, pa.ChunkedArray):
                 texts = texts.combine_chunks()
             mapping = np.array([self._code(text) for text in texts.dictionary.to_pylist()] + [-1], np.int32)
@@ -184,9 +196,9 @@ class _Loader:
             return thoughts
         # The rows of an episode are repeated on each of its frames: the first frame's are enough.
         start, stop = 0, 0
-        group, rows = -1, None
+        group, rows = groups[0] - 1, None
         for low, high in sorted(ranges):
-            while low >= stop and group + 1 < file.num_row_groups:
+            while low >= stop and group < groups[-1]:
                 group, start, rows = group + 1, stop, None
                 stop += file.metadata.row_group(group).num_rows
             if low >= high or low >= stop:
@@ -212,3 +224,22 @@ class _Loader:
         del joined["episode_index"]
         starts = np.concatenate([[0], np.cumsum([len(part["index"]) for part in parts])])
         return FrameTable(starts=starts, stretches=starts, thoughts=list(self._thoughts), files=self._files, **joined)
+
+
+def _groups_of(file: pq.ParquetFile, episodes: Sequence[int]) -> tuple[list[int], int]:
+    """Row groups from the first to the last that may hold some episodes, and the rows before them.
+
+    By the statistics of `episode_index` in the file's footer; without them all.
+    """
+    found, rows = [], [0]
+    for number in range(file.num_row_groups):
+        group = file.metadata.row_group(number)
+        rows.append(rows[-1] + group.num_rows)
+        columns = (group.column(position) for position in range(group.num_columns))
+        statistics = next((c.statistics for c in columns if c.path_in_schema == "episode_index"), None)
+        if statistics is None or not statistics.has_min_max:
+            return list(range(file.num_row_groups)), 0
+        if any(statistics.min <= episode <= statistics.max for episode in episodes):
+            found.append(number)
+    groups = list(range(found[0], found[-1] + 1)) if found else list(range(file.num_row_groups))
+    return groups, rows[groups[0]] if groups else 0

@@ -24,6 +24,9 @@ from syvla.processing.image_modes import to_rgb
 MEMORY_LIMIT = 2**30  # bytes of stored images up to which they are held in memory
 _FORMATS = ("PNG", "JPEG")
 
+ImageColumns = dict[str, tuple[np.ndarray, list[pa.Array]]]
+"""Camera feature -> (first row of each chunk and their end, chunks of encoded images)."""
+
 
 class ImageStore:
     """Stored images of some cameras by file and row.
@@ -48,7 +51,7 @@ class ImageStore:
     ):
         self._root, self._files, self._sizes = root, list(files), sizes
         self._limit, self._cache_dir = memory_limit, cache_dir
-        self._arrays: dict[int, dict[str, tuple[np.ndarray, list[pa.Array]]]] = {}
+        self._arrays: dict[int, ImageColumns] = {}
         self._in_memory = self._stored_bytes() <= memory_limit
         if self._in_memory:
             for file in range(len(self._files)):
@@ -69,34 +72,13 @@ class ImageStore:
             ValueError: An image is missing, is neither PNG nor JPEG, or has another size than expected; names file, row and
                 camera.
         """
-        columns, images = self._columns(file), []
-        for key in keys:
-            offsets, chunks = columns[key]
-            chunk = int(np.searchsorted(offsets, row, side="right")) - 1
-            data = chunks[chunk][row - int(offsets[chunk])].as_py()
-            try:
-                if data is None:
-                    raise ValueError("the image is not embedded in the parquet file; convert the dataset so that it is")
-                image = to_rgb(Image.open(io.BytesIO(data), formats=_FORMATS))
-                if (size := (image.height, image.width)) != self._sizes[key]:
-                    raise ValueError(
-                        f"the image is {size[0]} x {size[1]} (height x width), meta/info.json says "
-                        f"{self._sizes[key][0]} x {self._sizes[key][1]}"
-                    )
-                images.append(np.array(image))
-            except (ValueError, OSError, SyntaxError) as error:
-                raise ValueError(f"{self._root / self._files[file]}: row {row}, {key}: {error}") from error
-        return images
+        return decode_row(self._columns(file), row, keys, self._sizes, str(self._root / self._files[file]))
 
-    def _columns(self, file: int) -> dict[str, tuple[np.ndarray, list[pa.Array]]]:
+    def _columns(self, file: int) -> ImageColumns:
         if file not in self._arrays:
             path = self._root / self._files[file]
-            table = _read_images(path, list(self._sizes)) if self._in_memory else self._map(path)
-            self._arrays[file] = {}
-            for key in self._sizes:
-                chunks = table.column(key).chunks
-                offsets = np.cumsum([0, *map(len, chunks)])
-                self._arrays[file][key] = (offsets, chunks)
+            table = read_images(path, list(self._sizes)) if self._in_memory else self._map(path)
+            self._arrays[file] = image_columns(table)
         return self._arrays[file]
 
     def _stored_bytes(self) -> int:
@@ -128,7 +110,39 @@ class ImageStore:
         return {**self.__dict__, "_arrays": {}}
 
 
-def _read_images(path: Path, keys: list[str], groups: Sequence[int] | None = None) -> pa.Table:
+def image_columns(table: pa.Table) -> ImageColumns:
+    """The columns of a table of images, ready for single rows."""
+    return {
+        key: (np.cumsum([0, *map(len, table.column(key).chunks)]), table.column(key).chunks)
+        for key in table.column_names
+    }
+
+
+def decode_row(
+    columns: ImageColumns, row: int, keys: Sequence[str], sizes: dict[str, tuple[int, int]], where: str
+) -> list[np.ndarray]:
+    """Decodes the images of some cameras in one row, see `ImageStore.read`; `where` is what errors call the file."""
+    images = []
+    for key in keys:
+        offsets, chunks = columns[key]
+        chunk = int(np.searchsorted(offsets, row, side="right")) - 1
+        data = chunks[chunk][row - int(offsets[chunk])].as_py()
+        try:
+            if data is None:
+                raise ValueError("the image is not embedded in the parquet file; convert the dataset so that it is")
+            image = to_rgb(Image.open(io.BytesIO(data), formats=_FORMATS))
+            if (size := (image.height, image.width)) != sizes[key]:
+                raise ValueError(
+                    f"the image is {size[0]} x {size[1]} (height x width), meta/info.json says "
+                    f"{sizes[key][0]} x {sizes[key][1]}"
+                )
+            images.append(np.array(image))
+        except (ValueError, OSError, SyntaxError) as error:
+            raise ValueError(f"{where}: row {row}, {key}: {error}") from error
+    return images
+
+
+def read_images(path: Path, keys: list[str], groups: Sequence[int] | None = None) -> pa.Table:
     """The images' bytes per camera, from the stored struct<bytes, path> (or plain binary) columns."""
     with pq.ParquetFile(path) as file:
         missing = [key for key in keys if key not in file.schema_arrow.names]
@@ -151,7 +165,7 @@ def _convert(path: Path, target: Path, keys: list[str]) -> None:
     groups = pq.read_metadata(path).num_row_groups
     with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         for group in tqdm(range(groups), desc=f"Unpacking {path.name}", disable=groups < 50, leave=False):
-            writer.write_table(_read_images(path, keys, [group]).cast(schema))
+            writer.write_table(read_images(path, keys, [group]).cast(schema))
 
 
 def _fingerprint(path: Path, keys: list[str]) -> str:

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from syvla.processing.transforms import DEFAULT_VIEWS, camera_line, infer_cameras
 
+from .dataset_arguments import argument_problems, chosen_vectors
 from .delta_actions import delta_vectors
 from .frame_filter import FrameFilter
 from .frame_table import load_frames
@@ -22,8 +23,9 @@ from .lerobot_format import DEFAULT_FEATURES, LANGUAGE_PERSISTENT, DatasetError,
 from .metadata import DatasetMetadata, read_metadata
 from .open_videos import OPEN_VIDEOS
 from .source import locate_dataset
+from .stated_statistics import pool_statistics
 from .statistics import RunningStatistics
-from .vector_parts import DEFAULT_KEYS, VectorKey, VectorPart, part_names, read_modality, vector_parts
+from .vector_parts import DEFAULT_KEYS, VectorKey, part_names
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +65,7 @@ class RobotDataset(torch.utils.data.Dataset[dict[str, Any]]):
         resample: "linear" interpolation between frames, or the "nearest" frame's action.
         filter_file: Filter file of `syvla-clean`: its episodes and frames are left out.
         views: The model's views, which `cameras` is inferred for.
+        streaming, cache_gb: Refused here, see `open_robot_dataset`.
 
     Raises:
         FileNotFoundError: No dataset there.
@@ -89,24 +92,79 @@ class RobotDataset(torch.utils.data.Dataset[dict[str, Any]]):
         control_hz: float | None = None,
         resample: str = "linear",
         views: Sequence[str] = DEFAULT_VIEWS,
+        streaming: bool = False,
+        cache_gb: float | None = None,
     ):
+        if streaming or cache_gb is not None:
+            raise ValueError(
+                f"streaming, cache_gb: {root_or_repo_id}: every frame is needed here, which streaming does not bring; leave "
+                "both out (`open_robot_dataset` streams)"
+            )
+        wanted = None if cameras is None else cameras.values()
+        root = locate_dataset(root_or_repo_id, revision=revision, episodes=episodes, cameras=wanted)
+        chosen = self._choose(
+            read_metadata(root),
+            embodiment=embodiment,
+            cameras=cameras,
+            state_key=state_key,
+            action_key=action_key,
+            chunk_size=chunk_size,
+            episodes=episodes,
+            thought_source=thought_source,
+            tolerance_s=tolerance_s,
+            filter_file=filter_file,
+            control_hz=control_hz,
+            resample=resample,
+            views=views,
+        )
+        self._frames = load_frames(
+            self.metadata, self.episodes, self._vectors["state"], self._vectors["action"], self.thought_column
+        )
+        if chosen is not None:
+            self._frames = chosen.apply(self._frames, self.episodes)
+        stored = self._stored_sizes()
+        self._images = ImageStore(self.root, self._frames.files, stored, memory_limit, cache_dir) if stored else None
+        self._segments = {
+            view: [self.metadata.video(episode, key) for episode in self.episodes]
+            for view, key in self.cameras.items()
+            if key not in stored
+        }
+        self._cache: dict[str, np.ndarray] | None = None
+        if cache_images:
+            self._cache = self._decode_all()
+
+    def _choose(
+        self,
+        metadata: DatasetMetadata,
+        *,
+        embodiment: str,
+        cameras: dict[str, str] | None,
+        state_key: VectorKey,
+        action_key: VectorKey,
+        chunk_size: int,
+        episodes: Sequence[int] | None,
+        thought_source: str | None,
+        tolerance_s: float,
+        filter_file: str | Path | None,
+        control_hz: float | None,
+        resample: str,
+        views: Sequence[str],
+    ) -> FrameFilter | None:
+        """Checks the arguments against the metadata and takes them over; returns the filter, which is not applied yet."""
         if chunk_size < 1:
             raise ValueError(f"chunk_size: expected at least 1, got {chunk_size}")
         if control_hz is not None and not 0 < control_hz < float("inf"):
             raise ValueError(f"control_hz: expected a positive number of steps per second, got {control_hz}")
         if resample not in ("linear", "nearest"):
             raise ValueError(f"resample: expected 'linear' or 'nearest', got {resample!r}")
-        wanted = None if cameras is None else cameras.values()
-        self.root = locate_dataset(root_or_repo_id, revision=revision, episodes=episodes, cameras=wanted)
-        self.metadata = read_metadata(self.root)
-        self.info = self.metadata.info
+        self.metadata, self.info, self.root = metadata, metadata.info, metadata.root
         self.embodiment, self.chunk_size, self.tolerance_s = embodiment, chunk_size, tolerance_s
         self.episodes = list(range(self.info.total_episodes)) if episodes is None else [int(e) for e in episodes]
         chosen = None if filter_file is None else FrameFilter.load(filter_file)
         if chosen is not None:
             chosen.check(self.metadata)
-        problems = _argument_problems(self.metadata, self.episodes, cameras, views, thought_source)
-        self._vectors = _vectors(self.metadata, {"state": state_key, "action": action_key}, problems)
+        problems = argument_problems(self.metadata, self.episodes, cameras, views, thought_source)
+        self._vectors = chosen_vectors(self.metadata, {"state": state_key, "action": action_key}, problems)
         if problems:
             raise DatasetError(self.root, problems)
         if chosen is not None:
@@ -120,26 +178,19 @@ class RobotDataset(torch.utils.data.Dataset[dict[str, Any]]):
             self.thought_column = None
         if skipped := self._skipped_features():
             logger.info("%s: not read: %s", self.root, ", ".join(skipped))
-        self._frames = load_frames(
-            self.metadata, self.episodes, self._vectors["state"], self._vectors["action"], self.thought_column
-        )
-        if chosen is not None:
-            self._frames = chosen.apply(self._frames, self.episodes)
         self._sizes = {key: image_size(self.features[key]) for key in self.cameras.values()}
-        stored = {key: size for key, size in self._sizes.items() if self.features[key]["dtype"] == "image"}
-        self._images = ImageStore(self.root, self._frames.files, stored, memory_limit, cache_dir) if stored else None
-        self._segments = {
-            view: [self.metadata.video(episode, key) for episode in self.episodes]
-            for view, key in self.cameras.items()
-            if key not in stored
-        }
         self.control_hz = control_hz or self.fps
         self._frames_per_step = self.fps / self.control_hz
         self._steps = np.arange(chunk_size) * self._frames_per_step  # in frames
         self._interpolates = resample == "linear" and not float(self._frames_per_step).is_integer()
-        self._cache: dict[str, np.ndarray] | None = None
-        if cache_images:
-            self._cache = self._decode_all()
+        return chosen
+
+    def _stored_sizes(self) -> dict[str, tuple[int, int]]:
+        """(height, width) of each camera whose images lie in the parquet files."""
+        return {key: size for key, size in self._sizes.items() if self.features[key]["dtype"] == "image"}
+
+    streamed = False
+    """Whether frames are fetched when asked for; states and actions are then not in memory."""
 
     def __len__(self) -> int:
         return len(self._frames.index)
@@ -235,13 +286,11 @@ class RobotDataset(torch.utils.data.Dataset[dict[str, Any]]):
 
     @property
     def state_dim(self) -> int:
-        width: int = self.states.shape[1]
-        return width
+        return sum(part.stop - part.start for part in self._vectors["state"])
 
     @property
     def action_dim(self) -> int:
-        width: int = self.actions.shape[1]
-        return width
+        return sum(part.stop - part.start for part in self._vectors["action"])
 
     @property
     def state_key(self) -> str:
@@ -360,9 +409,11 @@ class RobotDataset(torch.utils.data.Dataset[dict[str, Any]]):
         for view in views:
             if view in self._segments:
                 segment = self._segments[view][frames.position[index]]
-                path, time = self.root / segment.path, segment.start + self._time(index)
-                images[view] = OPEN_VIDEOS.read(path, self._sizes[self.cameras[view]], time, self.tolerance_s)
+                images[view] = self._read_video(segment.path, self.cameras[view], segment.start + self._time(index))
         return {view: images[view] for view in views}
+
+    def _read_video(self, path: str, key: str, time: float) -> np.ndarray:
+        return OPEN_VIDEOS.read(self.root / path, self._sizes[key], time, self.tolerance_s)
 
     def _time(self, index: int) -> float:
         """Seconds since the episode's start; stored in float32, which is too coarse in long episodes."""
@@ -387,6 +438,8 @@ def pooled_statistics(
         ValueError: A value is NaN or infinite, or the datasets have different dimensions; names them.
     """
     result = {}
+    if any(dataset.streamed for dataset in datasets):
+        return pool_statistics({str(dataset.root): dataset.statistics(delta_actions) for dataset in datasets})
     for kind in ("state", "action"):
         dims = {str(dataset.root): getattr(dataset, f"{kind}_dim") for dataset in datasets}
         if len(set(dims.values())) > 1:
@@ -404,65 +457,3 @@ def pooled_statistics(
                 raise ValueError(f"{dataset.root}: {kind}: {error}") from error
         result[kind] = running.result()
     return result
-
-
-def _vectors(
-    metadata: DatasetMetadata, keys: dict[str, VectorKey], problems: list[str]
-) -> dict[str, tuple[VectorPart, ...]]:
-    """Parts of state and action; what is wrong with them is added to the problems."""
-    found: dict[str, tuple[VectorPart, ...]] = {}
-    try:
-        modality = read_modality(metadata.root)
-    except ValueError as error:
-        problems.append(str(error))
-        return found
-    for kind, key in keys.items():
-        try:
-            found[kind] = vector_parts(kind, key, metadata.info.features, modality)
-        except ValueError as error:
-            problems.append(str(error))
-            continue
-        if len(found[kind]) > 1:
-            logger.info("%s: %s = %s", metadata.root, kind, " + ".join(map(str, found[kind])))
-    return found
-
-
-def _argument_problems(
-    metadata: DatasetMetadata,
-    episodes: Sequence[int],
-    cameras: dict[str, str] | None,
-    views: Sequence[str],
-    thought_source: str | None,
-) -> list[str]:
-    features, total = metadata.info.features, metadata.info.total_episodes
-    problems = []
-    if not total:
-        problems.append("the dataset has no episodes; record some")
-    if outside := [episode for episode in episodes if not 0 <= episode < total]:
-        problems.append(f"episodes: {outside[:10]} do not exist; the dataset has episodes 0 to {total - 1}")
-    if total and not len(episodes):
-        problems.append("episodes: the list is empty; select at least one, or None for all")
-    if len(set(episodes)) < len(episodes):
-        problems.append("episodes: an episode is listed twice; list each once")
-    available = metadata.info.camera_keys
-    if cameras is None:
-        try:
-            infer_cameras(available, views) if available else problems.append(
-                "cameras: the dataset has no camera feature"
-            )
-        except ValueError as error:
-            problems.append(str(error))
-    else:
-        for view, key in cameras.items():
-            if key not in available:
-                depth = " (a depth map)" if key in features and is_depth(features[key]) else ""
-                problems.append(
-                    f"cameras: {view}: {key!r}{depth} is no camera of this dataset; choose from {available}"
-                )
-    if thought_source not in (None, "auto") and features.get(thought_source, {}).get("dtype") not in (
-        "string",
-        "language",
-    ):
-        texts = [key for key, feature in features.items() if feature["dtype"] in ("string", "language")]
-        problems.append(f"thought_source: {thought_source!r} is no text column of this dataset; choose from {texts}")
-    return problems

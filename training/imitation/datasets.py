@@ -33,6 +33,9 @@ NOT_THE_READERS = (
     "note",
 )
 
+SOURCE_KEYS = ("revision", "streaming", "cache_gb", "cache_dir")
+"""Keys of `robot_datasets` that say where the files come from; arguments of `open_metadata`."""
+
 
 def load_robot_data(data_args: DataArguments, model: Any, processor: Any, *, held_out: bool = False) -> list[Any]:
     """Open what is trained on of each dataset, and register its embodiment with processor and model.
@@ -142,16 +145,16 @@ def _open_robot_dataset(
 ) -> Any:
     """What is trained on of a dataset, or what is held out of it."""
     from syvla.processing.robot_data.held_out_episodes import split_episodes
-    from syvla.processing.robot_data.metadata import read_metadata
-    from syvla.processing.robot_data.robot_dataset import RobotDataset
-    from syvla.processing.robot_data.source import locate_dataset
+    from syvla.processing.robot_data.streamed_dataset import open_metadata, open_robot_dataset
 
     options = {k: v for k, v in spec.items() if k not in (*NOT_THE_READERS, "embodiment")}
-    options.setdefault("cache_images", data_args.cache_images)
+    if not options.get("streaming"):  # which refuses it as an entry's own key
+        options.setdefault("cache_images", data_args.cache_images)
     if data_args.ignore_thoughts:
         options["thought_source"] = None
     if (eval_split := spec.get("eval_split")) is not None:
-        metadata = read_metadata(locate_dataset(spec["path"], revision=spec.get("revision"), episodes=()))
+        given = {key: spec[key] for key in SOURCE_KEYS if key in spec}
+        metadata = open_metadata(spec["path"], **given)
         split = split_episodes(metadata, eval_split, spec.get("episodes"))
         options["episodes"] = split.held_out if held_out else split.train
         if not options["episodes"]:
@@ -159,7 +162,7 @@ def _open_robot_dataset(
                 f"eval_split: {eval_split!r} holds out all {len(split.held_out)} episodes and leaves none to train on; hold "
                 "fewer out, record more, or only measure with --do_train false"
             )
-    return RobotDataset(
+    return open_robot_dataset(
         spec["path"], embodiment=name, chunk_size=processor.chunk_size, views=processor.views, **options
     )
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+logger = logging.getLogger(__name__)
 
 ACCEPTABLE = ("names", "rate", "statistics", "normalization")
 
@@ -47,5 +50,17 @@ def _described(spec: Mapping[str, Any], dataset: Any, entry: Mapping[str, Any]) 
         "action_units": units.get("action"),
         "control_hz": dataset.control_hz,
         "normalization": {"state": mode, "action": mode} if isinstance(mode, str) else mode,
-        "statistics": dataset.statistics(entry.get("delta_actions")),
+        "statistics": _statistics(dataset, entry.get("delta_actions")),
     }
+
+
+def _statistics(dataset: Any, delta_actions: Sequence[int] | None) -> dict[str, Any]:
+    """Of a dataset; none where it is streamed and its metadata does not state them, since nothing can be compared then."""
+    from syvla.processing.robot_data.stated_statistics import NotStatedError
+
+    try:
+        statistics: dict[str, Any] = dataset.statistics(delta_actions)
+    except NotStatedError as error:
+        logger.warning("%s: not compared with the checkpoint's statistics: %s", dataset.root, error)
+        return {}
+    return statistics

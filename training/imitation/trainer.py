@@ -41,6 +41,7 @@ from syvla.training.run.schedule import warn_of_endless_warmup
 
 from .held_out import HeldOutSamples
 from .held_out_evaluation import HeldOutEvaluationMixin
+from .look_ahead import look_ahead
 from .loss_metrics import LossMetrics, source_names
 
 
@@ -117,6 +118,7 @@ class SyVLATrainer(HeldOutEvaluationMixin, FiniteStepsMixin, AtomicCheckpointMix
         self._metrics = self._new_metrics()
         self.require_known_metric()
         self._started, self._waited, self._samples = time.perf_counter(), 0.0, 0  # since the last log
+        self._resumed_step = 0
         if self.args.ema_decay:
             self._require_whole_weights("ema_decay", "the average")
             self.add_callback(WeightAverageCallback(self))
@@ -160,7 +162,7 @@ class SyVLATrainer(HeldOutEvaluationMixin, FiniteStepsMixin, AtomicCheckpointMix
         workers = self.args.dataloader_num_workers
         loader = DataLoader(
             data,
-            batch_sampler=sampler,
+            batch_sampler=look_ahead(sampler, data.robot_datasets, self.args, self._resumed_step),
             collate_fn=self.data_collator,
             num_workers=workers,
             pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
@@ -350,8 +352,9 @@ class SyVLATrainer(HeldOutEvaluationMixin, FiniteStepsMixin, AtomicCheckpointMix
     def prepare_to_continue(self, checkpoint: Path | None) -> None:
         """Starts the clock, and the multi-modal datasets at the step of the checkpoint."""
         self._started, self._waited, self._samples = time.perf_counter(), 0.0, 0
+        self._resumed_step = 0
         if checkpoint is not None:
-            step = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)).global_step
+            step = self._resumed_step = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)).global_step
             for _, dataset in self._counted():
                 dataset.begin_at(step)
 

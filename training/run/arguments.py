@@ -40,6 +40,8 @@ ROBOT_KEYS = (
     "weight",
     "episodes",
     "revision",
+    "streaming",
+    "cache_gb",
     "normalization",
     "units",
     "cache_images",

@@ -22,8 +22,8 @@ from syvla.serving.client.retries import ClientOptions, PolicyError, Unreachable
 from syvla.serving.client.rl_client import EpisodeAborted, RLClient, RunComplete
 
 from .command_line import ENVIRONMENT_HELP, environment_name, environment_option
-from .environments import make_environment
-from .environments.base import EVALUATION_SEED_OFFSET, Observation, RobotEnvironment
+from .environments import make_environment, make_expert
+from .environments.base import EVALUATION_SEED_OFFSET, RobotEnvironment, ScriptedExpert
 from .episode_slot import call_seed
 
 logger = logging.getLogger("syvla.evaluation.simulated_robot")
@@ -42,12 +42,15 @@ class RobotOptions:
         think: Whether the policy thinks before each chunk.
         label: Whether the rewarder labels rollouts; else they wait for a person.
         wait_s: Seconds to wait until an episode may begin.
+        takeover_after: Control steps after which the environment's scripted expert takes over, as a person does who sees that
+            the policy fails; None: never. The environment's time limit must leave the expert time to finish.
     """
 
     replan_steps: int | None = None
     think: bool = False
     label: bool = True
     wait_s: float = 3600.0
+    takeover_after: int | None = None
 
 
 def run_episode(client: RLClient, environment: RobotEnvironment, seed: int, options: RobotOptions) -> dict[str, Any]:
@@ -60,54 +63,99 @@ def run_episode(client: RLClient, environment: RobotEnvironment, seed: int, opti
         options: See there.
 
     Returns:
-        `episode_id`, `version`, `seed`, `success`, `steps`.
+        `episode_id`, `version`, `seed`, `success` of the policy alone, `finished` by whoever acted, `steps`, and `takeover`:
+        the control step at which the expert took over, None if it did not.
 
     Raises:
         EpisodeAborted: The server gave the episode up.
         RunComplete: No more rollouts are wanted.
+        ValueError: There is no scripted expert that could take over.
     """
+    expert = make_expert(environment) if options.takeover_after is not None else None
     begun = client.begin(options.wait_s)
-    observation, info = environment.reset(seed=seed)
-    steps, calls, executed, over = 0, 0, None, False
-    timed_out = False
-    while not over:
-        reply = client.act(
-            _views(environment, observation),
-            observation["state"],
-            str(info["instruction"]),
-            embodiment=environment.embodiment,
-            seed=call_seed(seed, calls),
-            think=options.think,
-            executed_steps=executed,
-        )
-        chunk = np.asarray(reply["actions"])
-        executed, calls = 0, calls + 1
-        for action in chunk[: options.replan_steps]:
-            observation, _, terminated, truncated, info = environment.step(action)
-            executed, steps = executed + 1, steps + 1
-            over = bool(terminated or truncated or info["success"])
-            timed_out = bool(truncated and not terminated and not info["success"])
-            last = over or executed == len(chunk[: options.replan_steps])
-            if executed < len(chunk) and (over or not last):  # the next request brings the observation after a chunk
-                client.observe(
-                    _views(environment, observation),
-                    observation["state"],
-                    str(info["instruction"]),
-                    embodiment=environment.embodiment,
-                )
-            if over:
-                break
-    client.end(executed, timed_out=timed_out)
-    success = bool(info["success"])
+    episode = _Episode(client, environment, seed, options)
+    while not episode.over and not episode.late:
+        episode.follow_policy()
+    takeover = None if episode.over else episode.steps
+    if takeover is not None:
+        assert expert is not None
+        episode.follow_expert(expert)
+    client.end(episode.executed, timed_out=episode.timed_out)
+    finished = bool(episode.info["success"])
     if options.label:
-        client.reward(int(success))
+        client.reward(int(finished))
     return {
         "episode_id": begun["episode_id"],
         "version": begun["version"],
         "seed": seed,
-        "success": success,
-        "steps": steps,
+        "success": finished and takeover is None,
+        "finished": finished,
+        "steps": episode.steps,
+        "takeover": takeover,
     }
+
+
+class _Episode:
+    """An episode in the environment, of which the server hears everything.
+
+    Attributes:
+        over: Whether it has ended, and `timed_out` whether by the time limit alone.
+        steps: Control steps so far.
+        executed: Actions of the last chunk that ran; None before the first one.
+        info: The environment's last.
+    """
+
+    def __init__(self, client: RLClient, environment: RobotEnvironment, seed: int, options: RobotOptions) -> None:
+        self.client, self.environment, self.seed, self.options = client, environment, seed, options
+        self.observation, self.info = environment.reset(seed=seed)
+        self.steps, self.calls, self.over, self.timed_out = 0, 0, False, False
+        self.executed: int | None = None
+
+    @property
+    def late(self) -> bool:
+        """Whether the policy had the time that it gets, so that the expert takes over."""
+        return self.options.takeover_after is not None and self.steps >= self.options.takeover_after
+
+    def follow_policy(self) -> None:
+        """Executes one chunk, or what there is time for."""
+        reply = self.client.act(
+            *self._seen(),
+            seed=call_seed(self.seed, self.calls),
+            think=self.options.think,
+            executed_steps=self.executed,
+            embodiment=self.environment.embodiment,
+        )
+        chunk = np.asarray(reply["actions"])
+        ran, self.calls = 0, self.calls + 1
+        for action in chunk[: self.options.replan_steps]:
+            self._step(action)
+            ran += 1
+            last = self.over or self.late or ran == len(chunk[: self.options.replan_steps])
+            if ran < len(chunk) and (self.over or not last):  # else the next request brings the observation
+                self.client.observe(*self._seen(), embodiment=self.environment.embodiment)
+            if last:
+                break
+        self.executed = ran
+
+    def follow_expert(self, expert: ScriptedExpert) -> None:
+        """Lets the expert act to the end, as a person would who takes over."""
+        expert.reset()
+        ran = self.executed
+        while not self.over:
+            action, _ = expert.act()
+            self.client.correct(*self._seen(), action, executed_steps=ran, embodiment=self.environment.embodiment)
+            ran = None
+            self._step(action)
+
+    def _seen(self) -> tuple[dict[str, np.ndarray], np.ndarray, str]:
+        views = {view: self.observation["images"][camera] for view, camera in self.environment.view_cameras.items()}
+        return views, self.observation["state"], str(self.info["instruction"])
+
+    def _step(self, action: np.ndarray) -> None:
+        self.observation, _, terminated, truncated, self.info = self.environment.step(action)
+        self.steps += 1
+        self.over = bool(terminated or truncated or self.info["success"])
+        self.timed_out = bool(truncated and not terminated and not self.info["success"])
 
 
 def run_robot(
@@ -134,7 +182,10 @@ def run_robot(
             break
         else:
             done.append(record)
-            logger.info("policy %d: %s", record["version"], "success" if record["success"] else "failure")
+            outcome = (
+                "success" if record["success"] else "failure" if record["takeover"] is None else "the expert took over"
+            )
+            logger.info("policy %d: %s", record["version"], outcome)
         seed += 1
     return done
 
@@ -172,6 +223,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="number of the first start; give every robot its own range")
     parser.add_argument("--replan-steps", type=int, help="actions executed of each chunk; by default all")
     parser.add_argument("--think", action="store_true", help="think before each chunk")
+    parser.add_argument(
+        "--takeover-after",
+        type=int,
+        metavar="STEPS",
+        help="the scripted expert takes over if the policy has not succeeded within so many control steps; by default never",
+    )
     parser.add_argument("--no-label", action="store_true", help="leave the labels to a person, at /rl")
     parser.add_argument("--wait-s", type=float, default=3600.0, help="wait so long until an episode may begin")
     parser.add_argument("--output", type=Path, help="JSON file of what became of each rollout")
@@ -182,12 +239,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `syvla-rl-robot`; returns the exit status."""
     arguments = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    options = RobotOptions(arguments.replan_steps, arguments.think, not arguments.no_label, arguments.wait_s)
+    label, takeover = not arguments.no_label, arguments.takeover_after
+    options = RobotOptions(arguments.replan_steps, arguments.think, label, arguments.wait_s, takeover)
     try:
         if not 0 <= arguments.seed < ROLLOUT_SEED_OFFSET:
             raise ValueError(f"seed: expected 0 to {ROLLOUT_SEED_OFFSET - 1}, got {arguments.seed}")
         if arguments.replan_steps is not None and arguments.replan_steps < 1:
             raise ValueError(f"replan_steps: expected at least 1, got {arguments.replan_steps}")
+        if takeover is not None and takeover < 1:
+            raise ValueError(f"takeover_after: expected at least 1, since the policy begins, got {takeover}")
         token = None if arguments.token_file is None else arguments.token_file.read_text().strip()
         client = RLClient(arguments.url, token, ClientOptions(retries=20))
         with closing(make_environment(arguments.env, arguments.task, **dict(arguments.env_option))) as environment:
@@ -201,10 +261,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     print(json.dumps({key: result[key] for key in ("rollouts", "success")}))
     return 0
-
-
-def _views(environment: RobotEnvironment, observation: Observation) -> dict[str, np.ndarray]:
-    return {view: observation["images"][camera] for view, camera in environment.view_cameras.items()}
 
 
 if __name__ == "__main__":

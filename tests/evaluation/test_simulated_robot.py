@@ -8,7 +8,7 @@ from served_policies import CountingPolicy
 
 pytest.importorskip("mujoco", reason="MuJoCo (extra sim) is not installed")
 
-from syvla.evaluation.environments import make_environment
+from syvla.evaluation.environments import make_environment, make_expert
 from syvla.evaluation.simulated_robot import ROLLOUT_SEED_OFFSET, RobotOptions, main, run_episode
 from syvla.serving import PolicyServer, RLClient
 from syvla.serving.rl.published_policies import point_latest, publish_policy
@@ -83,3 +83,26 @@ def test_the_command_makes_rollouts_and_may_leave_the_labels(server, run, tmp_pa
     assert client.reward(1, waiting["episode_id"])["state"] == "sealed"
     assert [info.outcome for info in store.labeled()] == [0, 1]
     assert main([*options, "--seed", "-1"]) == 1
+
+
+def test_the_expert_takes_over_and_every_command_of_it_is_a_correction(server, run):
+    environment = make_environment("tabletop", "lift", max_steps=40)
+    client = RLClient(f"http://{server.url}")
+    options = RobotOptions(replan_steps=4, takeover_after=6)
+    record = run_episode(client, environment, ROLLOUT_SEED_OFFSET, options)
+    assert (record["takeover"], record["success"], record["finished"]) == (6, False, True)
+    (rollout,) = LeRobotRolloutStore(run / "rollouts").load([record["episode_id"]])
+    assert [(d.executed, d.taken_over) for d in rollout.decisions] == [(4, False), (2, True)]
+    assert len(rollout.corrections) == rollout.facts.corrections == record["steps"] - 6
+    assert all(one.ends_episode for one in rollout.corrections)
+    observation, _ = environment.reset(seed=ROLLOUT_SEED_OFFSET)
+    expert = make_expert(environment)
+    for _ in range(6):
+        observation, *_ = environment.step(np.zeros(14, np.float32))
+    expert.reset()
+    for one in rollout.corrections[:5]:
+        np.testing.assert_allclose(one.state, observation["state"], atol=1e-6)
+        command, _ = expert.act()
+        np.testing.assert_allclose(one.commands[0], command, atol=1e-6)
+        observation, *_ = environment.step(command)
+    environment.close()

@@ -164,11 +164,14 @@ def rl_value(rl_policy, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def record_rollouts():
-    """`record(folder, policy_version, outcomes)`: three decisions per rollout, five actions of each chunk executed."""
+    """`record(folder, policy_version, outcomes)`: three decisions per rollout, five actions of each chunk executed.
+
+    With `corrected` a person takes over after the second decision, for so many control steps.
+    """
     from syvla.serving.recording.decision import Decision
     from syvla.serving.recording.recorder import RolloutRecorder
 
-    def record(folder, version, outcomes, *, seed=0, instruction="lift the red cube"):
+    def record(folder, version, outcomes, *, seed=0, instruction="lift the red cube", corrected=0):
         rng = np.random.default_rng(seed)
         recorder = RolloutRecorder(folder, fps=10, embodiment="two_arms", assumed_steps=5)
         for number, outcome in enumerate(outcomes):
@@ -185,6 +188,9 @@ def record_rollouts():
                     thought="reach the red cube" if number % 2 else None,
                 )
                 recorder.record("robot", decision, episode_id=f"{version} {seed} {number}")
+                for _ in range(corrected if step == 1 else 0):
+                    state = rng.normal(size=14).astype(np.float32)
+                    recorder.observe("robot", decision.images, state, correction=state + 1, executed=5)
             recorder.end("robot", outcome=outcome)
         recorder.close()
 

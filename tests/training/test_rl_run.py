@@ -22,6 +22,7 @@ from syvla.processing import RobotDataset, build_tiny_processor
 from syvla.serving.client.http_client import http_json
 from syvla.serving.rl.ledger import CONSUMED, Ledger
 from syvla.serving.rl.published_policies import read_latest
+from syvla.training.retrieval.demonstrations import human_frames
 
 pytest.importorskip("mujoco", reason="MuJoCo (extra sim) is not installed")
 
@@ -80,8 +81,9 @@ class Processes:
         options = {"rl-run": self.run, "port": self.port, "rl-rollouts": 3, "rl-updates": updates}
         return self.start("server", "syvla.serving.serve_command", die_at, **options)
 
-    def robot(self):
+    def robot(self, **more):
         options = {"url": self.url, "env-option": "max_steps=10", "replan-steps": 4, "output": self.run / "robot.json"}
+        options |= more
         return self.start("robot", "syvla.evaluation.simulated_robot", **options)
 
     def training(self, **more):
@@ -113,8 +115,8 @@ class Processes:
             **more,
         }
 
-    def worker(self, die_at=None):
-        return self.start("worker", "syvla.training.ppo", die_at, **self.training())
+    def worker(self, die_at=None, **more):
+        return self.start("worker", "syvla.training.ppo", die_at, **self.training(**more))
 
     def two_workers(self, name="worker", script=ROOT / "training" / "ppo.py", **more):
         """One job of two processes, for one update; the process that is returned is its launcher."""
@@ -275,3 +277,24 @@ def test_two_workers_share_a_run_and_the_death_of_one_costs_nothing(processes):
     for name in ("model.safetensors", "value_model/model.safetensors"):
         mine, theirs = load_file(run / name), load_file(untouched / name)
         assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
+
+
+def test_dagger_learns_from_the_expert_that_takes_over(processes):
+    """Server, trainer and robot: the policy of random weights gets nowhere, the expert lifts, and its commands are imitated."""
+    run = processes.run
+    server = processes.server(updates=1)
+    options = {"objective": "dagger", "max_rl_updates": 1, "steps_per_update": 3, "correction_share": 1.0}
+    worker = processes.worker(**options, learning_rate=1e-3)
+    robot = processes.robot(**{"env-option": "max_steps=40", "takeover-after": 6})
+    processes.wait(lambda: worker.poll() == 0 and robot.poll() == 0)
+    server.terminate()
+    records = json.loads((run / "robot.json").read_text())["episodes"]
+    assert [(one["takeover"], one["success"], one["finished"]) for one in records] == [(6, False, True)] * 3
+    (update,) = json.loads((run / "rl_history.json").read_text())
+    corrected = sum(one["steps"] - 6 for one in records)
+    assert (update["objective/takeover_rate"], update["objective/success_rate"]) == (1.0, 0.0)
+    assert (update["corrections/frames"], update["corrections/share"]) == (corrected, 1.0)
+    assert (update["version"], update["refused"]) == (1, None)
+    rollouts = [RobotDataset(folder, embodiment="tabletop") for folder in sorted((run / "rollouts").glob("[!.]*"))]
+    assert sum(human_frames(dataset).sum() for dataset in rollouts) == corrected
+    assert read_latest(run / "policies").version == 1

@@ -11,6 +11,7 @@ from syvla.processing.normalization import CONSTANT_TOLERANCE, offset_and_scale
 from syvla.processing.robot_data.arrow_columns import to_numpy
 from syvla.processing.robot_data.robot_dataset import RobotDataset
 from syvla.serving.recording.episode_facts import facts_path, read_facts
+from syvla.serving.recording.format import PREFIX
 
 OUTCOME_KEYS = ("next.success", "rollout.success", "success")
 """Features that say per frame whether the episode has succeeded; LeRobot's own name comes first."""
@@ -148,6 +149,11 @@ def human_frames(dataset: RobotDataset) -> np.ndarray | None:
         ValueError: No frame is a person's.
     """
     key = next((key for key in INTERVENTION_KEYS if key in dataset.features), None)
+    if key is None and f"{PREFIX}chunk" in dataset.features:
+        raise ValueError(
+            f"robot_datasets: {dataset.root} is a recording of syvla-serve in which no person acted; a policy's own frames are "
+            "no expert's: leave the dataset out"
+        )
     if key is None:
         return None
     human = np.concatenate([values >= 0.5 for values in _columns(dataset, key)])

@@ -12,11 +12,13 @@ from syvla.training.run.requirements import require_trackers
 from syvla.training.run.run_settings import OVERWRITE_HELP
 
 from .advantages import ADVANTAGE_CLIP, EXPERT_ADVANTAGE
+from .credit import FAILED_DECISIONS
 from .flow_points import METHODS
 
 EXPERT_MODES = ("similar", "random", "none")
 EXPERT_ADVANTAGES = ("constant", "gae")
-OBJECTIVES = ("ppo", "imitation")
+OBJECTIVES = ("ppo", "imitation", "dagger")
+IMITATING = OBJECTIVES[1:]
 TRUST_REGIONS = ("ppo", "aspo")
 UNBOUNDED_STEPS = 2**31 - 1
 
@@ -30,10 +32,10 @@ class SyVLAPPOConfig(TrainingArguments):
     Decoupling in this stage too, PPO as the base. All else is ours, after FPO, FPO++ and pi_RL.
 
     > Parameters that control the rollouts: `rollouts_per_update`, `max_rl_updates`, `max_staleness`, `poll_seconds`,
-      `wait_timeout_s`, `bootstrap_timeouts`
+      `wait_timeout_s`, `bootstrap_timeouts`, `takeover_failed_decisions`
 
     > Parameters that control expert samples: `expert_mode`, `expert_ratio`, `expert_advantage`, `expert_advantages`,
-      `retrieval_top_k`, `same_task`
+      `retrieval_top_k`, `same_task`, `correction_share`
 
     > Parameters that control the likelihood ratio: `ratio_method`, `num_flow_samples`, `average_flow_samples`,
       `ratio_temperature`, `flow_sde_noise_level`, `intention_decoupling`, `padding_free`,
@@ -96,6 +98,14 @@ class SyVLAPPOConfig(TrainingArguments):
         },
     )
 
+    takeover_failed_decisions: int = field(
+        default=FAILED_DECISIONS,
+        metadata={
+            "help": "Decisions of the policy before a person took over that count as failed; those before them are credited by "
+            "the value of what they led to."
+        },
+    )
+
     # expert samples
     expert_mode: str = field(
         default="similar",
@@ -114,6 +124,14 @@ class SyVLAPPOConfig(TrainingArguments):
     )
     retrieval_top_k: int = field(default=8, metadata={"help": "Most similar expert samples that are drawn from."})
     same_task: bool = field(default=True, metadata={"help": "Only expert samples with the rollout's instruction."})
+
+    correction_share: float = field(
+        default=0.5,
+        metadata={
+            "help": "Share of the expert samples that are a person's corrections in rollouts, once there are any; 0: none. "
+            "Half, as in HIL-SERL."
+        },
+    )
 
     # likelihood ratio
     ratio_method: str = field(
@@ -155,7 +173,8 @@ class SyVLAPPOConfig(TrainingArguments):
     objective: str = field(
         default="ppo",
         metadata={
-            "help": "ppo, or imitation: a control that trains on the same expert samples by flow matching, without RL.",
+            "help": "ppo, or imitation: a control that trains on the same expert samples by flow matching, without RL. dagger: "
+            "imitation of demonstrations and of all corrections of people in the run's rollouts so far.",
             "choices": list(OBJECTIVES),
         },
     )
@@ -242,7 +261,8 @@ class SyVLAPPOConfig(TrainingArguments):
         for name, allowed in choices:
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {getattr(self, name)!r}")
-        for name in ("rollouts_per_update", "max_rl_updates", "num_flow_samples", "num_ppo_epochs", "retrieval_top_k"):
+        counts = ("rollouts_per_update", "max_rl_updates", "num_flow_samples", "num_ppo_epochs", "retrieval_top_k")
+        for name in (*counts, "takeover_failed_decisions"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
         positive = ("cliprange", "clamp_logratio", "advantage_clip", "ratio_temperature", "guard_heldout_cfm")
@@ -262,12 +282,18 @@ class SyVLAPPOConfig(TrainingArguments):
             raise ValueError("max_grad_norm: expected a positive number; without clipping the update is not stable")
         if self.dual_clip and self.dual_clip <= 1:
             raise ValueError(f"dual_clip: expected more than 1, or 0 for none, got {self.dual_clip}")
-        if self.objective == "imitation" and self.expert_mode == "none":
-            raise ValueError("objective: imitation needs expert samples; set expert_mode to similar or random")
-        if self.objective == "imitation" and self.ratio_method != "fpo":
+        if not 0 <= self.correction_share <= 1:
+            raise ValueError(f"correction_share: expected a share from 0 to 1, got {self.correction_share}")
+        if self.objective in IMITATING and self.expert_mode == "none":
+            raise ValueError(f"objective: {self.objective} needs expert samples; set expert_mode to similar or random")
+        if self.objective in IMITATING and self.ratio_method != "fpo":
             raise ValueError(
-                f"ratio_method: {self.ratio_method} is no flow-matching loss, by which objective=imitation trains; leave "
-                "it at fpo"
+                f"ratio_method: {self.ratio_method} is no flow-matching loss, by which objective={self.objective} trains; "
+                "leave it at fpo"
+            )
+        if self.objective == "dagger" and not self.correction_share:
+            raise ValueError(
+                "correction_share: objective=dagger needs corrections; set it above 0, or choose imitation"
             )
         if self.expert_mode != "none" and not 0 < self.rollouts_per_pass < self.per_device_train_batch_size:
             raise ValueError(
@@ -305,6 +331,7 @@ FIXED_WITHIN_UPDATE = (
     "expert_mode",
     "expert_advantages",
     "expert_ratio",
+    "correction_share",
     "ratio_method",
     "num_flow_samples",
     "flow_sde_noise_level",

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from syvla.serving.recording.decision import Correction, Rollout
 from syvla.training.retrieval.approximate_index import ApproximateIndex
 from syvla.training.retrieval.demonstrations import episode_rewards, human_frames, split_episodes
 from syvla.training.retrieval.embedding_store import VIEW_WEIGHTS
@@ -29,6 +30,8 @@ class ExpertSamples:
     Attributes:
         usable: bool (rows,), True for a person's rows of successful episodes that are not held out.
         heldout: bool (rows,).
+        corrections: A person's corrections in rollouts; their rows come after those of the datasets.
+        corrected_ids: Names of these rollouts.
 
     Raises:
         ValueError: If there are fewer than two successful episodes.
@@ -52,9 +55,12 @@ class ExpertSamples:
             )
         used, heldout = (good[part] for part in split_episodes(len(good), heldout_share, seed))
         self.usable, self.heldout = np.isin(owner, used) & human, np.isin(owner, heldout) & human
+        self._policy_next = _next_policy_frame(human)
         self._tasks = np.concatenate([np.array(d.tasks, dtype=object)[d.task_indices] for d in self.datasets])
         self.index: SimilarSampleIndex | None = None
         self.approximate: ApproximateIndex | None = None
+        self.corrections: list[Correction] = []
+        self.corrected_ids: list[str] = []
 
     def __len__(self) -> int:
         return int(self._dataset_ends[-1])
@@ -88,15 +94,35 @@ class ExpertSamples:
         """Tasks of which there are expert samples, sorted."""
         return tuple(sorted(set(self._tasks[self.usable].tolist())))
 
+    def take_corrections(self, rollouts: Sequence[Rollout]) -> None:
+        """Makes the corrections in these rollouts, and no others, expert samples."""
+        self.corrected_ids = [rollout.facts.episode_id for rollout in rollouts]
+        self.corrections = [correction for rollout in rollouts for correction in rollout.corrections]
+
+    @property
+    def correction_rows(self) -> np.ndarray:
+        """Rows of the corrections, int64."""
+        return len(self) + np.arange(len(self.corrections))
+
     def locate(self, row: int) -> tuple[Any, int]:
         """Dataset of a row and the frame's index there."""
         position = int(np.searchsorted(self._dataset_ends, row, side="right"))
         return self.datasets[position], row - int(self._dataset_ends[position] - len(self.datasets[position]))
 
     def item(self, row: int, *, thoughts: bool = True) -> dict[str, Any]:
-        """A robot item as `SyVLAProcessor.collate` takes it."""
+        """A robot item as `SyVLAProcessor.collate` takes it; of a correction `ends_episode` says whether the policy went on."""
+        if row >= len(self):
+            correction = self.corrections[row - len(self)]
+            return {**correction.item(self.datasets[0].chunk_size), "ends_episode": correction.ends_episode}
         dataset, index = self.locate(row)
         item = dataset[index]
+        steps = int(self._policy_next[row]) - row  # of the person, before the policy went on
+        if row + steps < self.episode_end(row):
+            item = {
+                **item,
+                "action_is_pad": np.asarray(item["action_is_pad"]) | (np.arange(len(item["action_is_pad"])) >= steps),
+                "ends_episode": False,
+            }
         return item if thoughts else {**item, "thought": None}
 
     def following(self, row: int, step: int) -> list[int]:
@@ -104,7 +130,9 @@ class ExpertSamples:
         return list(range(row, self.episode_end(row), step))
 
     def episode_end(self, row: int) -> int:
-        """The row after the last one of this row's episode."""
+        """The row after the last one of this row's episode, or of a person's actions until the policy went on."""
+        if row >= len(self):
+            return row + len(self.corrections[row - len(self)].commands)
         return int(self._episode_ends[np.searchsorted(self._episode_ends, row, side="right")])
 
     def similar(self, samples: Sequence[dict[str, np.ndarray]], k: int, tasks: Sequence[str] | None) -> Neighbors:
@@ -146,6 +174,12 @@ class ExpertSamples:
         """At most `count` held-out rows, always the same ones."""
         pool = np.flatnonzero(self.heldout)
         return np.sort(np.random.default_rng(seed).choice(pool, min(count, len(pool)), replace=False))
+
+
+def _next_policy_frame(human: np.ndarray) -> np.ndarray:
+    """The first row from each row on in which a policy acted, int64; the number of rows where none follows."""
+    rows = np.where(human, len(human), np.arange(len(human)))
+    return np.minimum.accumulate(rows[::-1])[::-1]
 
 
 def _human_frames(dataset: Any) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .config import SyVLAPPOConfig
+from .config import IMITATING, SyVLAPPOConfig
 from .losses import approximate_kl, clamp_through, policy_loss
 
 
@@ -34,7 +34,7 @@ def policy_objective(
             metrics[f"policy/cfm_{name}"] = float(detached[rows].mean())
     if outputs["query_mask"] is not None:
         metrics["decoupling/masked_fraction"] = float((~outputs["query_mask"]).float().mean())
-    if args.objective == "imitation":
+    if args.objective in IMITATING:
         loss = cfm.mean()
         return loss, {**metrics, "loss/policy_avg": float(loss.detach())}
     if args.clamp_old_cfm:

@@ -102,3 +102,20 @@ class LeRobotRolloutStore:
                     )
                 found.append((facts, root, index))
         return sorted(found, key=lambda entry: entry[0].ended_at)
+
+
+def aggregated(store: RolloutStore, consumed: Sequence[str], rollouts: Sequence[Rollout]) -> list[Rollout]:
+    """The rollouts with a person's corrections: those that earlier updates have taken, then those of this one.
+
+    Args:
+        store: Where they are.
+        consumed: Names of those that earlier updates have taken.
+        rollouts: Of this update.
+    """
+    known = {facts.episode_id: facts.corrections for facts in store.labeled()} if consumed else {}
+    if gone := [name for name in consumed if name not in known]:
+        logger.warning(
+            "%d earlier rollouts are gone, and with them what people corrected in them: %s", len(gone), gone[:3]
+        )
+    earlier = [name for name in consumed if known.get(name)]
+    return [*store.load(earlier), *(rollout for rollout in rollouts if rollout.corrections)]

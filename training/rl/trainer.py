@@ -36,7 +36,7 @@ from syvla.training.run.run_settings import settings_of
 
 from .action_likelihood import require_scored_design
 from .checkpoint import decoupling_of, load_policy_and_value, ppo_card_fields, save_policy_and_value
-from .config import SyVLAPPOConfig, fixed_settings
+from .config import IMITATING, SyVLAPPOConfig, fixed_settings
 from .expert_samples import ExpertSamples
 from .losses import value_loss
 from .objective import policy_objective
@@ -44,7 +44,7 @@ from .policy_and_value import PolicyAndValue
 from .policy_handover import PolicyHandoverMixin
 from .policy_publisher import PolicyPublisher
 from .rollout_selection import RolloutSelection, Selection, family_problem, wait_for_rollouts, wanted_sampler
-from .rollout_store import RolloutStore
+from .rollout_store import RolloutStore, aggregated
 from .run_state import RLState, staleness
 from .step_metrics import StepMetrics
 from .update_data import DATA_FILE, UpdateData
@@ -229,11 +229,11 @@ class SyVLAPPOTrainer(PolicyHandoverMixin, AtomicCheckpointMixin, Trainer):
 
     def _begin_update(self, ids: list[str]) -> None:
         """Prepare the next update."""
-        module = self._module
-        self._snapshot = WeightSnapshot.take(module.policy)
+        self._snapshot = WeightSnapshot.take(self._module.policy)
         self.rl.settings = fixed_settings(self.args)  # between updates they may have changed
         rollouts = self.store.load(ids)
         calibration = self._calibrate_values(rollouts)
+        self.experts.take_corrections(aggregated(self.store, self.rl.consumed, rollouts))
         update, self._decisions = self.preparation.build_update(self.rl.updates, rollouts)
         self.update = update
         update.metrics |= calibration
@@ -272,7 +272,7 @@ class SyVLAPPOTrainer(PolicyHandoverMixin, AtomicCheckpointMixin, Trainer):
         """The rollout and expert samples of one pass of this process."""
         args, rank = self.args, self.args.process_index
         rollouts, experts = update.rollout_plan[number, rank], update.expert_plan[number, rank]
-        if args.objective == "imitation":
+        if args.objective in IMITATING:
             rollouts = rollouts[:0]
         items = [self._decisions[i].item(thoughts=args.use_thoughts) for i in rollouts]
         items += [self.preparation.expert_item(int(update.expert_rows[i])) for i in experts]
@@ -280,7 +280,7 @@ class SyVLAPPOTrainer(PolicyHandoverMixin, AtomicCheckpointMixin, Trainer):
         policy = self.preparation.policy_batch(items, is_expert)
         seeds = np.concatenate((update.seeds[rollouts], update.expert_seeds[experts]))
         value: dict[str, torch.Tensor] = {}
-        if args.objective != "imitation":
+        if args.objective not in IMITATING:
             value = value_inputs(self.processing_class, self._module.value_model.config, items[: len(rollouts)])
 
         def both(mine: np.ndarray, theirs: np.ndarray) -> torch.Tensor:
@@ -460,6 +460,7 @@ class SyVLAPPOTrainer(PolicyHandoverMixin, AtomicCheckpointMixin, Trainer):
             self._snapshot = WeightSnapshot.load(checkpoint)
             rollouts = self.store.load(self.update.episode_ids)
             self._decisions = [d for rollout in rollouts for d in rollout.decisions if d.valid.any()]
+            self.experts.take_corrections(self.store.load(self.update.corrected_ids))
             logger.info("resuming update %d at step %d", self.update.number, self.update.step)
 
     # ------------------------------------------------------------------ card

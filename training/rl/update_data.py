@@ -7,7 +7,7 @@ the same numbers.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ class UpdateData:
         step: Steps that are done.
         ended: Whether it was ended early.
         no_information: Why its advantages say nothing, so that no policy comes of it; empty if they do.
+        corrected_ids: Rollouts whose corrections are among the expert samples, in the order of their rows.
     """
 
     number: int
@@ -55,6 +56,7 @@ class UpdateData:
     step: int = 0
     ended: bool = False
     no_information: str = ""
+    corrected_ids: list[str] = field(default_factory=list)
 
     def save(self, folder: str | Path) -> None:
         """Write `rl_update.safetensors`."""
@@ -115,3 +117,26 @@ def plan_experts(
     choice = (generator.random(turns.shape) * counts[turns]).astype(np.int64)
     rows, numbers = np.unique(neighbors[turns, choice], return_inverse=True)
     return rows, numbers.reshape(passes, world, samples)
+
+
+def join_corrections(
+    rows: np.ndarray, plan: np.ndarray, corrections: np.ndarray, share: float, generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Puts a person's corrections in the place of a share of the planned expert samples.
+
+    Args:
+        rows, plan: From `plan_experts`.
+        corrections: Rows of all corrections, (C,); each is as likely as any other.
+        share: Of the expert samples, in [0, 1].
+        generator: Chooses places and corrections.
+
+    Returns:
+        As `plan_experts`; the same where there are no corrections.
+    """
+    if not len(corrections) or not plan.size or not share:
+        return rows, plan
+    planned = rows[plan]
+    chosen = generator.random(plan.shape) < share
+    planned[chosen] = generator.choice(corrections, int(chosen.sum()))
+    distinct, numbers = np.unique(planned, return_inverse=True)
+    return distinct, numbers.reshape(plan.shape)

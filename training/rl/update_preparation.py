@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,12 +17,15 @@ from syvla.serving.recording.decision import Decision, Rollout
 
 from .advantages import clip_advantages, decision_rewards, explained_variance, generalized_advantages
 from .config import SyVLAPPOConfig
+from .credit import CreditedPart, counted_decisions, credited_outcomes, credited_parts, succeeded
 from .expert_samples import ExpertSamples
 from .flow_points import make_points
 from .policy_and_value import PolicyAndValue
-from .update_data import UpdateData, plan_experts, plan_rollouts, sample_seeds
+from .update_data import UpdateData, join_corrections, plan_experts, plan_rollouts, sample_seeds
 from .value_calibration import advantage_metrics, calibrate_values, information_problem, value_targets
 from .value_inputs import value_inputs
+
+logger = logging.getLogger(__name__)
 
 Gather = Callable[[list[Any]], list[Any]]
 """Concatenates the lists of all processes, in their order."""
@@ -60,14 +64,19 @@ class UpdatePreparation:
     def build_update(self, number: int, rollouts: Sequence[Rollout]) -> tuple[UpdateData, list[Decision]]:
         """Computes everything about an update that stays fixed during its steps, and lists its decisions."""
         args = self.args
-        kept = [(rollout, [d for d in rollout.decisions if d.valid.any()]) for rollout in rollouts]
-        decisions = [decision for _, part in kept for decision in part]
+        decisions = [decision for rollout in rollouts for decision in counted_decisions(rollout)]
         if not decisions:
             raise ValueError("rollouts: not one action of them was executed; look at what the robot's client reports")
         advantages, returns, values, metrics = self._advantages(rollouts)
-        outcomes = np.array([rollout.facts.outcome for rollout, part in kept for _ in part])
+        outcomes = np.array([said for rollout in rollouts for said in credited_outcomes(rollout, self._parts(rollout))])
         metrics |= advantage_metrics(advantages, outcomes)
+        metrics |= {
+            "objective/takeover_rate": float(np.mean([bool(rollout.corrections) for rollout in rollouts])),
+            "corrections/frames": float(len(self.experts.corrections)),
+        }
         spread = args.min_advantage_spread if args.objective == "ppo" else 0.0
+        if args.objective == "dagger" and not self.experts.corrections:
+            logger.warning("update %d: no person has corrected the policy; it imitates demonstrations alone", number)
         numbers = np.arange(len(decisions))
         generator = np.random.default_rng(sample_seeds(args.seed, number, 2, np.zeros(1))[0])
         passes = self.passes(len(decisions))
@@ -75,6 +84,9 @@ class UpdatePreparation:
         rollout_plan = plan_rollouts(len(decisions), args.rollouts_per_pass, passes, world, generator)
         neighbors, retrieval = self._neighbors(decisions, generator)
         rows, expert_plan = plan_experts(rollout_plan, neighbors, args.experts_per_pass, generator)
+        rows, expert_plan = join_corrections(
+            rows, expert_plan, self.experts.correction_rows, args.correction_share, generator
+        )
         seeds, expert_seeds = sample_seeds(args.seed, number, 0, numbers), sample_seeds(args.seed, number, 1, rows)
         expert_advantages = self._expert_advantages(rows)
         old_scores = self.scores(lambda i: decisions[i].item(thoughts=args.use_thoughts), seeds, rollout=True)
@@ -83,6 +95,7 @@ class UpdatePreparation:
         if len(rows):
             metrics |= _spread("objective/advantage_expert", expert_advantages)
             metrics["retrieval/unique_frac"] = len(rows) / expert_plan.size
+            metrics["corrections/share"] = float((rows >= len(self.experts)).astype(float)[expert_plan].mean())
         data = UpdateData(
             number=number,
             episode_ids=[rollout.facts.episode_id for rollout in rollouts],
@@ -99,6 +112,7 @@ class UpdatePreparation:
             expert_plan=expert_plan,
             metrics=metrics,
             no_information=information_problem(advantages, outcomes, spread),
+            corrected_ids=self.experts.corrected_ids,
         )
         return data, decisions
 
@@ -124,7 +138,12 @@ class UpdatePreparation:
         return calibrate_values(
             model,
             inputs,
-            value_targets(rollouts, self.gamma, leave_out_timeouts=args.bootstrap_timeouts),
+            value_targets(
+                rollouts,
+                self.gamma,
+                leave_out_timeouts=args.bootstrap_timeouts,
+                failed_decisions=args.takeover_failed_decisions,
+            ),
             threshold=args.value_fit_threshold,
             max_steps=args.value_fit_max_steps,
             heldout_share=args.value_heldout_share,
@@ -142,13 +161,15 @@ class UpdatePreparation:
     def policy_batch(self, items: Sequence[dict[str, Any]], is_expert: Sequence[bool]) -> dict[str, torch.Tensor]:
         """Collates items into a batch for the policy.
 
-        After the end of an expert's episode stands what imitation puts there, `config.chunk_end`. Actions of a rollout's
+        After the end of an expert's episode stands what imitation puts there, `config.chunk_end`; not after a person's
+        corrections that the policy went on from. Actions of a rollout's
         chunk that were never executed stay, since the policy attended to them when it sampled the others; `action_mask`
         excludes them.
         """
         batch = dict(self.processor.collate(items))
         batch.pop("labels", None)
-        expert = torch.tensor(list(is_expert))[:, None, None]
+        pairs = zip(items, is_expert, strict=True)
+        expert = torch.tensor([mine and item.get("ends_episode", True) for item, mine in pairs])[:, None, None]
         ended, trained = end_chunks(self.model.base_policy.config.chunk_end, batch["actions"], batch["action_mask"])
         batch["actions"] = torch.where(expert, ended, batch["actions"])
         batch["action_mask"] = torch.where(expert, trained, batch["action_mask"])
@@ -229,7 +250,7 @@ class UpdatePreparation:
 
         A rollout's last decisions do not count if none of their actions ran: the rollout ended at their observation, and the
         decision before them gets the reward. In the middle of a rollout such a decision gets no advantage, but its value
-        enters the advantages of the decisions before it.
+        enters the advantages of the decisions before it. Where a person took over: see `credit`.
         """
         args = self.args
         observed = [decision for rollout in rollouts for decision in (*rollout.decisions, rollout.final)]
@@ -237,29 +258,27 @@ class UpdatePreparation:
         found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         start = 0
         for rollout in rollouts:
-            own, last = values[start : start + len(rollout.decisions)], float(values[start + len(rollout.decisions)])
-            start += len(rollout.decisions) + 1
-            counted = np.array([decision.valid.any() for decision in rollout.decisions])
-            if not counted.any():
-                continue
-            count = int(np.flatnonzero(counted)[-1]) + 1
-            own, counted = own[:count], counted[:count]
-            outcome = rollout.facts.outcome
-            assert outcome is not None  # the store lists labeled rollouts only
-            cut_off = args.bootstrap_timeouts and rollout.facts.timed_out and outcome == 0
-            steps = np.array([decision.executed or 0 for decision in rollout.decisions[:count]])
-            rewards, discounts = decision_rewards(steps, outcome, self.gamma)
-            advantages, returns = generalized_advantages(
-                rewards,
-                own,
-                gamma=discounts,
-                lam=args.lam,
-                bootstrap_value=last if cut_off else None,
-            )
-            found.append((advantages[counted], returns[counted], own[counted]))
+            own = values[start : start + len(rollout.decisions) + 1]
+            start += len(own)
+            ran = np.array([decision.valid.any() for decision in rollout.decisions])
+            steps = np.array([decision.executed or 0 for decision in rollout.decisions])
+            for part in self._parts(rollout):
+                numbers = slice(part.first, part.last)
+                rewards, discounts = np.zeros(part.last - part.first), self.gamma ** steps[numbers].astype(np.float64)
+                if part.outcome is not None:
+                    rewards, discounts = decision_rewards(steps[numbers], part.outcome, self.gamma)
+                advantages, returns = generalized_advantages(
+                    rewards,
+                    own[numbers],
+                    gamma=discounts,
+                    lam=args.lam,
+                    bootstrap_value=None if part.following is None else float(own[part.following]),
+                )
+                counted = ran[numbers]
+                found.append((advantages[counted], returns[counted], own[numbers][counted]))
         raw, returns, kept = (np.concatenate(part) for part in zip(*found, strict=True))
         clipped, share = clip_advantages(raw, args.advantage_clip)
-        success = float(np.mean([rollout.facts.outcome for rollout in rollouts]))
+        success = float(np.mean([succeeded(rollout) for rollout in rollouts]))
         metrics = {
             "objective/success_rate": success,
             "objective/scores": success,
@@ -270,6 +289,13 @@ class UpdatePreparation:
             **_spread("objective/advantage_rollout", clipped),
         }
         return clipped.astype(np.float32), returns.astype(np.float32), kept.astype(np.float32), metrics
+
+    def _parts(self, rollout: Rollout) -> list[CreditedPart]:
+        return credited_parts(
+            rollout,
+            failed_decisions=self.args.takeover_failed_decisions,
+            bootstrap_timeouts=self.args.bootstrap_timeouts,
+        )
 
     def _neighbors(
         self, decisions: Sequence[Decision], generator: np.random.Generator

@@ -18,6 +18,8 @@ from accelerate.utils import broadcast_object_list
 
 from syvla.serving.recording.decision import Decision, Rollout
 
+from .credit import FAILED_DECISIONS, credited_parts
+
 STEPS_BETWEEN_LOOKS = 5
 """Steps between two measurements on the held-out rollouts. Ours."""
 
@@ -45,41 +47,45 @@ class ValueTargets:
     Attributes:
         decisions: What the value model sees.
         returns: float32 (n,).
-        owners: Number of the rollout of each, int64 (n,).
-        outcomes: Of each rollout.
+        owners: Number of the rollout, or of the part of one that a takeover ended, of each, int64 (n,).
+        outcomes: Of each of these.
     """
 
     decisions: list[Decision]
     returns: np.ndarray
     owners: np.ndarray
-    outcomes: list[int]
+    outcomes: list[float]
 
 
-def value_targets(rollouts: Sequence[Rollout], gamma: float, *, leave_out_timeouts: bool) -> ValueTargets:
+def value_targets(
+    rollouts: Sequence[Rollout], gamma: float, *, leave_out_timeouts: bool, failed_decisions: int = FAILED_DECISIONS
+) -> ValueTargets:
     """Monte-Carlo returns of the decisions of which something ran; `gamma` per control step.
 
-    A rollout labeled 0 that a time limit cut off says nothing about what would have followed; it may be left out.
+    A rollout labeled 0 that a time limit cut off says nothing about what would have followed; it may be left out. Where a
+    person took over, the last `failed_decisions` before it failed, and those before them are left out, see `credit`.
     """
     decisions: list[Decision] = []
     returns: list[float] = []
     owners: list[int] = []
-    outcomes: list[int] = []
+    outcomes: list[float] = []
     for rollout in rollouts:
-        outcome = rollout.facts.outcome
-        if outcome is None or (leave_out_timeouts and rollout.facts.timed_out and outcome == 0):
-            continue
-        left = sum(decision.executed or 0 for decision in rollout.decisions)
-        for decision in rollout.decisions:
-            if decision.valid.any():
-                decisions.append(decision)
-                returns.append(outcome * gamma ** (left - 1))
-                owners.append(len(outcomes))
-            left -= decision.executed or 0
-        outcomes.append(outcome)
+        for part in credited_parts(rollout, failed_decisions=failed_decisions, bootstrap_timeouts=leave_out_timeouts):
+            if part.outcome is None:
+                continue
+            own = rollout.decisions[part.first : part.last]
+            left = sum(decision.executed or 0 for decision in own)
+            for decision in own:
+                if decision.valid.any():
+                    decisions.append(decision)
+                    returns.append(part.outcome * gamma ** (left - 1))
+                    owners.append(len(outcomes))
+                left -= decision.executed or 0
+            outcomes.append(part.outcome)
     return ValueTargets(decisions, np.array(returns, np.float32), np.array(owners, np.int64), outcomes)
 
 
-def held_out_rollouts(outcomes: Sequence[int], share: float, generator: np.random.Generator) -> set[int]:
+def held_out_rollouts(outcomes: Sequence[float], share: float, generator: np.random.Generator) -> set[int]:
     """Numbers of rollouts to measure on: of each outcome at least one, if there are two or more of it."""
     chosen: set[int] = set()
     for outcome in sorted(set(outcomes)):

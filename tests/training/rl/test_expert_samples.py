@@ -71,3 +71,28 @@ def test_a_recording_brings_the_labels_of_people(record_rollouts, tmp_path):
     record_rollouts(tmp_path / "open", "v", [1, None])
     with pytest.raises(ValueError, match="1 of 2 recorded rollouts have no label; label them, or leave them out"):
         episode_rewards(RobotDataset(tmp_path / "open", embodiment="two_arms"))
+
+
+def test_a_chunk_of_a_person_ends_where_the_policy_goes_on(dataset):
+    """Frames: two of the policy, three of a person, three of the policy, two of a person to the end. Chunks of 4 actions."""
+    flags = [0, 0, 1, 1, 1, 0, 0, 0, 1, 1]
+    samples = ExpertSamples([dataset(flags, flags)], outcome_key=None)
+    own = {2: 3, 3: 2, 4: 1, 8: 2, 9: 1}
+    for row, steps in own.items():
+        item = samples.item(row)
+        assert (~item["action_is_pad"]).sum() == steps
+        assert item.get("ends_episode", True) == (row >= 8), (
+            "what follows a person's last action is not the episode's end"
+        )
+        np.testing.assert_array_equal(item["actions"][:steps, 0], np.arange(row, row + steps))
+
+
+def test_an_older_recording_of_a_policy_is_refused(record_rollouts, tmp_path, monkeypatch):
+    monkeypatch.setattr("syvla.serving.recording.recorder._known_episodes", lambda root: (set(), False))
+    record_rollouts(tmp_path / "set", "v", [1, 1])
+    made = RobotDataset(tmp_path / "set", embodiment="two_arms")
+    assert "intervention" not in made.features
+    with pytest.raises(
+        ValueError, match=r"is a recording of syvla-serve in which no person acted; a policy's own frames"
+    ):
+        ExpertSamples([made])

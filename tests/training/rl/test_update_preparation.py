@@ -5,9 +5,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from syvla.serving.recording.decision import Decision, Rollout
+from syvla.serving.recording.decision import Correction, Decision, Rollout
 from syvla.serving.recording.episode_facts import EpisodeFacts
+from syvla.training.rl.update_data import join_corrections
 from syvla.training.rl.update_preparation import UpdatePreparation
+from syvla.training.rl.value_calibration import value_targets
 
 GAMMA, LAM = 0.9, 0.8
 
@@ -17,7 +19,13 @@ class KnownValues(UpdatePreparation):
 
     def __init__(self, **settings):
         self.gamma = GAMMA
-        chosen = {"lam": LAM, "advantage_clip": 0.8, "bootstrap_timeouts": True, **settings}
+        chosen = {
+            "lam": LAM,
+            "advantage_clip": 0.8,
+            "bootstrap_timeouts": True,
+            "takeover_failed_decisions": 2,
+            **settings,
+        }
         self.args = SimpleNamespace(**chosen)
 
     def values(self, item, count):
@@ -28,16 +36,20 @@ class KnownValues(UpdatePreparation):
         return self._advantages(rollouts)
 
 
-def rollout(values, executed, reward, *, timed_out=False, final=0.0):
+def rollout(values, executed, reward, *, timed_out=False, final=0.0, takeovers=()):
     """A rollout whose decisions have these values and numbers of executed steps, out of four."""
 
-    def decision(value, steps):
+    def decision(value, steps, taken_over=False):
         state = np.array([value], np.float32)
-        return Decision({}, state, "reach", "arm", np.zeros((4, 1), np.float32), 0, "v", executed=steps)
+        chunk = np.zeros((4, 1), np.float32)
+        return Decision({}, state, "reach", "arm", chunk, 0, "v", executed=steps, taken_over=taken_over)
+
+    human = Correction({}, np.zeros(1, np.float32), "reach", "arm", np.zeros((1, 1), np.float32), False)
 
     ended = "time limit" if timed_out else "client"
     facts = EpisodeFacts("one", "robot", "arm", outcome=reward, ended=ended, policy_versions=("v",))
-    return Rollout(facts, [decision(*pair) for pair in zip(values, executed, strict=True)], decision(final, 0))
+    made = [decision(*pair, number in takeovers) for number, pair in enumerate(zip(values, executed, strict=True))]
+    return Rollout(facts, made, decision(final, 0), (human,) * len(takeovers))
 
 
 def brute_force(steps, reward, values, following):
@@ -90,3 +102,53 @@ def test_rollouts_stay_apart_and_one_of_which_nothing_ran_leaves_nothing():
     np.testing.assert_allclose(advantages, np.concatenate([part[0] for part in expected]), atol=1e-6)
     np.testing.assert_allclose(returns, np.concatenate([part[1] for part in expected]), atol=1e-6)
     assert metrics["objective/success_rate"] == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("failed", [1, 2, 9])
+@pytest.mark.parametrize("reward", [0, 1])
+def test_decisions_before_a_takeover_failed_and_those_before_them_are_credited_up_to_there(failed, reward):
+    """Four decisions, a person, two more to the end. By hand: the first ones are cut off at the first failed one, whose value
+    stands for the rest; the failed ones end with 0; the last two end with the person's label.
+    """
+    values, steps = [0.5, 0.6, 0.4, 0.3, 0.7, 0.2], [4, 4, 3, 2, 4, 1]
+    made = rollout(values, steps, reward, takeovers=(3,))
+    advantages, returns, kept, metrics = KnownValues(takeover_failed_decisions=failed).of(made)
+    cut = max(0, 4 - failed)
+    parts = [brute_force(steps[cut:4], 0, values[cut:4], 0.0), brute_force(steps[4:], reward, values[4:], 0.0)]
+    if cut:
+        parts.insert(0, brute_force(steps[:cut], 0, values[:cut], values[cut]))
+    np.testing.assert_allclose(advantages, np.concatenate([part[0] for part in parts]), atol=1e-6)
+    np.testing.assert_allclose(returns, np.concatenate([part[1] for part in parts]), atol=1e-6)
+    np.testing.assert_allclose(kept, values, atol=1e-6)
+    assert metrics["objective/success_rate"] == 0, "the policy alone did not succeed"
+
+
+def test_a_person_who_finishes_brings_the_policy_no_reward():
+    """The label is of what the person did; a chunk of which nothing ran before the takeover gets no advantage."""
+    won = KnownValues().of(rollout([0.5, 0.6, 0.9], [4, 4, 0], 1, takeovers=(2,)))
+    lost = KnownValues().of(rollout([0.5, 0.6, 0.9], [4, 4, 0], 0, takeovers=(2,)))
+    expected = brute_force([4, 4], 0, [0.5, 0.6], 0.0)
+    for found in (won, lost):
+        np.testing.assert_allclose(found[0], expected[0], atol=1e-6)
+        np.testing.assert_allclose(found[1], expected[1], atol=1e-6)
+
+
+def test_the_value_model_learns_nothing_from_what_nobody_knows_the_end_of():
+    made = rollout([0.5, 0.6, 0.4, 0.3], [4, 4, 3, 2], 1, takeovers=(2,))
+    targets = value_targets([made], GAMMA, leave_out_timeouts=True, failed_decisions=1)
+    assert [float(d.state[0]) for d in targets.decisions] == pytest.approx([0.4, 0.3])
+    np.testing.assert_allclose(targets.returns, [0.0, GAMMA], rtol=1e-6)
+    assert (targets.owners.tolist(), targets.outcomes) == ([0, 1], [0.0, 1.0])
+
+
+def test_corrections_take_the_place_of_a_share_of_the_expert_samples():
+    rows, plan = np.array([3, 5, 8]), np.random.default_rng(0).integers(0, 3, (50, 2, 10))
+    same = join_corrections(rows, plan, np.zeros(0, np.int64), 0.5, np.random.default_rng(1))
+    assert same[0] is rows
+    assert same[1] is plan
+    joined, numbers = join_corrections(rows, plan, np.arange(100, 104), 0.3, np.random.default_rng(1))
+    planned = joined[numbers]
+    human = planned >= 100
+    assert human.mean() == pytest.approx(0.3, abs=0.06)
+    np.testing.assert_array_equal(planned[~human], rows[plan][~human])
+    assert set(planned[human]) == {100, 101, 102, 103}

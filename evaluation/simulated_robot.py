@@ -74,12 +74,13 @@ def run_episode(client: RLClient, environment: RobotEnvironment, seed: int, opti
     expert = make_expert(environment) if options.takeover_after is not None else None
     begun = client.begin(options.wait_s)
     episode = _Episode(client, environment, seed, options)
-    while not episode.over and not episode.late:
-        episode.follow_policy()
-    takeover = None if episode.over else episode.steps
-    if takeover is not None:
-        assert expert is not None
-        episode.follow_expert(expert)
+    takeover = None
+    while not episode.over:
+        if not episode.taken_over:
+            episode.follow_policy()
+            continue
+        takeover = episode.steps if takeover is None else takeover
+        episode.follow_expert(expert or make_expert(environment))
     client.end(episode.executed, timed_out=episode.timed_out)
     finished = bool(episode.info["success"])
     if options.label:
@@ -112,9 +113,10 @@ class _Episode:
         self.executed: int | None = None
 
     @property
-    def late(self) -> bool:
-        """Whether the policy had the time that it gets, so that the expert takes over."""
-        return self.options.takeover_after is not None and self.steps >= self.options.takeover_after
+    def taken_over(self) -> bool:
+        """Whether the expert acts: the policy had the time that it gets, or a person asks for it on the page."""
+        late = self.options.takeover_after is not None and self.steps >= self.options.takeover_after
+        return (late or self.client.takeover) and self.executed is not None
 
     def follow_policy(self) -> None:
         """Executes one chunk, or what there is time for."""
@@ -126,22 +128,21 @@ class _Episode:
             embodiment=self.environment.embodiment,
         )
         chunk = np.asarray(reply["actions"])
-        ran, self.calls = 0, self.calls + 1
-        for action in chunk[: self.options.replan_steps]:
+        self.calls += 1
+        for ran, action in enumerate(chunk[: self.options.replan_steps], start=1):
             self._step(action)
-            ran += 1
-            last = self.over or self.late or ran == len(chunk[: self.options.replan_steps])
+            self.executed = ran
+            last = self.over or self.taken_over or ran == len(chunk[: self.options.replan_steps])
             if ran < len(chunk) and (self.over or not last):  # else the next request brings the observation
                 self.client.observe(*self._seen(), embodiment=self.environment.embodiment)
             if last:
                 break
-        self.executed = ran
 
     def follow_expert(self, expert: ScriptedExpert) -> None:
-        """Lets the expert act to the end, as a person would who takes over."""
+        """Lets the expert act to the end, or until nobody asks for it any more, as a person would who takes over."""
         expert.reset()
         ran = self.executed
-        while not self.over:
+        while not self.over and self.taken_over:
             action, _ = expert.act()
             self.client.correct(*self._seen(), action, executed_steps=ran, embodiment=self.environment.embodiment)
             ran = None

@@ -34,11 +34,16 @@ class RLClient:
         url: `http://host:port`.
         token: The server's, if it wants one.
         options: Patience; requests that got no answer are sent again and have an effect only once.
+
+    Attributes:
+        episode_id: Of the last episode that began.
+        takeover: Whether a person asked on the page for the robot: let them act, and send `correct` instead of `act`.
     """
 
     def __init__(self, url: str, token: str | None = None, options: ClientOptions | None = None) -> None:
         self.url, self.token, self.options = url, token, options or ClientOptions()
         self.episode_id: str | None = None
+        self.takeover = False
 
     def begin(self, wait_s: float = 3600.0) -> dict[str, Any]:
         """Opens an episode, waiting while the server changes its policy or an update has all rollouts it needs.
@@ -60,7 +65,7 @@ class RLClient:
                     raise TimeoutError(f"no episode could begin within {wait_s:g} s: {error}") from None
                 time.sleep(0.5)
                 continue
-            self.episode_id = begun["episode_id"]
+            self.episode_id, self.takeover = begun["episode_id"], False
             return begun
 
     def act(self, images: Mapping[str, np.ndarray], state: np.ndarray, prompt: str, **extras: Any) -> dict[str, Any]:
@@ -76,7 +81,7 @@ class RLClient:
             "seed": secrets.randbits(31),  # so that a repetition gets the chunk that was recorded
         }
         request = observation_request(images, state, prompt, **{**named, **extras})
-        return self._attempts(lambda: http_act(self.url, request, token=self.token, timeout=self.options.read_timeout))
+        return self._sent(request)
 
     def observe(
         self, images: Mapping[str, np.ndarray], state: np.ndarray, prompt: str, **extras: Any
@@ -88,7 +93,7 @@ class RLClient:
         """
         named = {"request_id": uuid.uuid4().hex, "session_id": self.episode_id, "episode_id": self.episode_id}
         request = observation_request(images, state, prompt, observe_only=True, **{**named, **extras})
-        return self._attempts(lambda: http_act(self.url, request, token=self.token, timeout=self.options.read_timeout))
+        return self._sent(request)
 
     def correct(
         self,
@@ -151,6 +156,11 @@ class RLClient:
     def status(self) -> dict[str, Any]:
         """`GET /rl/status`."""
         return self._attempts(lambda: http_json(self.url, "/rl/status", token=self.token))
+
+    def _sent(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        reply = self._attempts(lambda: http_act(self.url, request, token=self.token, timeout=self.options.read_timeout))
+        self.takeover = bool(reply.get("takeover", False))
+        return reply
 
     def _post(self, path: str, body: dict[str, Any], *, busy: bool = True) -> dict[str, Any]:
         timeout = self.options.read_timeout

@@ -47,6 +47,10 @@ from .recovery import ABORTED_FOLDER, move_rollout, recover_rollouts, rollout_fo
 logger = logging.getLogger(__name__)
 
 
+STOPPED = "stopped by a person"
+"""`EpisodeFacts.ended` of an episode that was stopped on the page."""
+
+
 @dataclass
 class Episode:
     """What the server knows of an episode.
@@ -59,6 +63,9 @@ class Episode:
         last_seen: Monotonic time of the robot's last word.
         request_id: The robot's idempotency key for its beginning.
         why: Of an aborted one.
+        stopped: Whether a person stopped it; its robot is told to stop.
+        takeover: Whether a person asked for the robot: its client is told with every answer.
+        instruction: Of the last request.
     """
 
     state: str
@@ -68,6 +75,9 @@ class Episode:
     last_seen: float = field(default_factory=time.monotonic)
     request_id: str | None = None
     why: str = ""
+    stopped: bool = False
+    takeover: bool = False
+    instruction: str = ""
 
 
 class RLEpisodes:
@@ -140,8 +150,51 @@ class RLEpisodes:
             self.episodes[name] = Episode(OPEN, version, recorder, request_id=request_id)
             return name
 
-    def end(self, name: str, executed: int | None, timed_out: bool) -> Episode:
+    def stop(self, name: str) -> Episode:
+        """Ends a running episode by a person's word: what was recorded waits for a reward, and the robot is told to stop.
+
+        An episode in which no actions were asked for is aborted. Raises RequestError as `end` does.
+        """
+        with self.lock:
+            episode = self._known(name)
+            before, episode.stopped = episode.stopped, True  # from now on the robot gets no action
+            try:
+                return self.end(name, None, False, ended=STOPPED)
+            except RequestError as error:
+                if error.cause == "nothing_recorded":
+                    self.abort(name, "a person stopped it before it had begun")
+                    return episode
+                episode.stopped = before
+                raise
+
+    def ask_for_takeover(self, name: str, wanted: bool) -> None:
+        """Tells the robot's client with every further answer that a person takes over, or no longer.
+
+        Raises:
+            RequestError: There is no such episode (404), or it is not open (409, 410).
+        """
+        with self.lock:
+            episode = self._known(name)
+            self._require_open(name, episode)
+            episode.takeover = wanted
+
+    def running(self) -> list[dict[str, Any]]:
+        """Open episodes, as the page shows them."""
+        with self.lock:
+            return [
+                {"episode_id": name, "instruction": episode.instruction, "takeover": episode.takeover}
+                for name, episode in self.episodes.items()
+                if episode.state == OPEN
+            ]
+
+    def end(self, name: str, executed: int | None, timed_out: bool, *, ended: str | None = None) -> Episode:
         """Seals an episode; when it returns, the rollout survives a crash. May be repeated.
+
+        Args:
+            name: The episode.
+            executed: How many actions of the last chunk ran; None: as the observations tell, or all.
+            timed_out: Whether only a time limit ended it.
+            ended: Another reason, see `EpisodeFacts.ended`.
 
         Raises:
             RequestError: There is no such episode (404), it was aborted (410), nothing was asked in it (409), `executed` is
@@ -154,11 +207,10 @@ class RLEpisodes:
             self._require_open(name, episode)
             recorder = episode.recorder
             assert recorder is not None
-            ended = "time limit" if timed_out else "client"
-            if refusing(lambda: recorder.end(name, ended=ended, executed=executed)) is None:
-                raise RequestError(
-                    f"episode {name}: no actions were asked for in it; abort it", status=409, cause="episode_state"
-                )
+            reason = ended or ("time limit" if timed_out else "client")
+            if refusing(lambda: recorder.end(name, ended=reason, executed=executed)) is None:
+                text = f"episode {name}: no actions were asked for in it; abort it"
+                raise RequestError(text, status=409, cause="nothing_recorded")
             episode.state = ENDING
         try:
             recorder.close()
@@ -321,8 +373,8 @@ class RLEpisodes:
             assert recorder is not None
             said = record_answer(recorder, name, request, answer, sent, version)
             self._require_recorded(name, episode)
-            episode.last_seen = time.monotonic()
-        return said
+            episode.last_seen, episode.instruction = time.monotonic(), request.instruction
+            return {**said, "takeover": True} if episode.takeover else said
 
     def observe(self, request: ActRequest) -> dict[str, Any]:
         """Records an observation at which no actions are asked for."""
@@ -335,8 +387,9 @@ class RLEpisodes:
             if recorder is None:
                 raise RequestError(f"episode {name}: is over", status=409, cause="episode_state")
             said = record_observation(recorder, name, request)
-            self._require_recorded(name, self._known(name))
-        return said
+            episode = self._known(name)
+            self._require_recorded(name, episode)
+            return {**said, "takeover": True} if episode.takeover else said
 
     def reset(self, session: str, executed: int | None) -> None:
         """Episodes of a run have a beginning and an end of their own."""
@@ -384,6 +437,8 @@ class RLEpisodes:
     def _require_open(name: str, episode: Episode) -> None:
         if episode.state == ABORTED:
             raise RequestError(f"episode {name}: was aborted: {episode.why}; stop", status=410, cause="aborted")
+        if episode.stopped and episode.state != OPEN:
+            raise RequestError(f"episode {name}: a person stopped it; stop the robot", status=410, cause="stopped")
         if episode.state != OPEN:
             raise RequestError(f"episode {name}: is over ({episode.state})", status=409, cause="episode_state")
 

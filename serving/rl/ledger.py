@@ -77,6 +77,7 @@ class RunLedger:
         current: Number of the policy that the run goes on from and that acts; None before the first.
         rollbacks: Numbers of the policies that the run was brought back to, in order.
         updates: Finished updates.
+        notes: What the trainer wants people to know, oldest first.
     """
 
     rollouts: dict[str, LedgerEntry] = field(default_factory=dict)
@@ -85,6 +86,7 @@ class RunLedger:
     current: int | None = None
     rollbacks: list[int] = field(default_factory=list)
     updates: int = 0
+    notes: list[str] = field(default_factory=list)
 
     @property
     def policy_version(self) -> str | None:
@@ -115,6 +117,8 @@ class RunLedger:
                 self._apply_update(kind, self._entry(name), event)
             if kind == "consume":
                 self.updates = max(self.updates, int(event["update"]) + 1)
+        elif kind == "note":
+            self.notes.append(str(event["text"]))
         elif isinstance(event.get("episode_id"), str):
             self._apply_rollout(str(kind), event)
 
@@ -244,6 +248,10 @@ class Ledger:
     def set_aside(self, name: str, why: str) -> None:
         """Notes why a labeled rollout cannot be used; it is kept, see the module's text."""
         self.write("set_aside", episode_id=name, why=why)
+
+    def note(self, text: str) -> None:
+        """Leaves a warning for people, which `/rl` shows."""
+        self.write("note", text=text)
 
     def announce(self, version: int, policy_version: str, parent: int | None = None) -> None:
         """Notes that a policy comes next: from now on no episode begins with another one.

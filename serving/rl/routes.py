@@ -7,13 +7,10 @@ previous chunk ran. See `RLScheduler` for what the routes do.
 from __future__ import annotations
 
 import asyncio
-import base64
-import io
 import json
 import logging
 from collections.abc import Callable
 from importlib.resources import files
-from pathlib import Path
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request, Response
@@ -23,6 +20,7 @@ from syvla.serving.contract.requests import RequestError
 from syvla.serving.server.http_routes import read_body
 from syvla.serving.server.page_headers import PAGE_HEADERS
 
+from .playback import last_frames, played_frames
 from .scheduler import RLScheduler
 
 logger = logging.getLogger(__name__)
@@ -75,6 +73,22 @@ def rl_router(scheduler: RLScheduler) -> APIRouter:
         body = await _body(scheduler, request, reason=str)
         why = body.get("reason", "by request")[:200]
         return JSONResponse(await _done(scheduler.abort, name, why))
+
+    @router.post("/rl/episodes/{name}/stop")
+    async def stop(name: str, request: Request) -> Response:
+        await _body(scheduler, request)
+        await _done(scheduler.episodes.stop, name)
+        return JSONResponse({"episode_id": name, "state": scheduler.state_of(name)})
+
+    @router.post("/rl/episodes/{name}/takeover")
+    async def takeover(name: str, request: Request) -> Response:
+        wanted = (await _body(scheduler, request, on=bool)).get("on", True)
+        await _done(scheduler.episodes.ask_for_takeover, name, wanted)
+        return JSONResponse({"episode_id": name, "takeover": wanted})
+
+    @router.get("/rl/episodes/{name}/frames")
+    async def frames(name: str, first: int = 0) -> Response:
+        return JSONResponse(await _done(_played, scheduler, name, first))
 
     @router.post("/rl/episodes/{name}/discard")
     async def discard(name: str, request: Request) -> Response:
@@ -155,24 +169,13 @@ def _described(scheduler: RLScheduler, name: str) -> dict[str, Any]:
     if facts is None:
         return {**described, "frames": []}
     frames = last_frames(scheduler.episodes.folder(name), SHOWN_STEPS)
-    shown = ("instruction", "outcome", "ended", "decisions")
+    shown = ("instruction", "outcome", "ended", "decisions", "corrections")
     return {**described, **{key: getattr(facts, key) for key in shown}, "frames": frames}
 
 
-def last_frames(folder: Path, count: int) -> list[dict[str, str]]:
-    """The last `count` observations of a rollout, view to data URL."""
-    from PIL import Image
-
-    from syvla.processing import RobotDataset
-
-    dataset = RobotDataset(folder, embodiment="")
-    rows = range(int(dataset.episode_lengths[0]))[-count:]
-    frames = []
-    for row in rows:
-        pictures = {}
-        for view in dataset.cameras:
-            stream = io.BytesIO()
-            Image.fromarray(dataset.read_image(view, row)).save(stream, "JPEG", quality=90)
-            pictures[view] = "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
-        frames.append(pictures)
-    return frames
+def _played(scheduler: RLScheduler, name: str, first: int) -> dict[str, Any]:
+    """See `played_frames`."""
+    episode = scheduler.episodes.episodes.get(name)
+    if episode is None or episode.facts is None:
+        raise RequestError(f"episode {name[:60]!r}: has no frames here", status=404, cause="no_episode")
+    return {"episode_id": name, **played_frames(scheduler.episodes.folder(name), first)}

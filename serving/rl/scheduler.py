@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+SHOWN_NOTES = 5
+"""Newest warnings of the trainer that the status holds. Ours."""
+
 
 @dataclass(frozen=True)
 class RLSettings:
@@ -435,6 +438,7 @@ class RLScheduler:
 
         return {
             "episodes": counts,
+            "running": episodes.running(),
             "queue": listed(AWAITING),
             "labeled": listed(SEALED),
             "set_aside": listed(SET_ASIDE),
@@ -443,5 +447,5 @@ class RLScheduler:
             "updates": known.updates,
             "max_updates": size.max_updates,
             "rollouts_per_update": size.rollouts_per_update,
-            "notes": [*self._notes, *([self._size_note] if self._size_note else [])],
+            "notes": [*self._notes, *([self._size_note] if self._size_note else []), *known.notes[-SHOWN_NOTES:]],
         }

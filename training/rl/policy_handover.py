@@ -116,6 +116,12 @@ class PolicyHandoverMixin:
         self.accelerator.wait_for_everyone()
         self.rl.published = True
 
+    def _warn(self, text: str) -> None:
+        """Logs what people have to know, and leaves it for the page."""
+        logger.error("%s", text)
+        if self.ledger is not None:
+            self.ledger.note(text)
+
     def _rollback_waits(self) -> bool:
         """Whether the run was brought back to an older policy, and this trainer has yet to follow."""
         waits = [self.ledger is not None and len(self.ledger.read().rollbacks) > self.rl.rollbacks]

@@ -383,8 +383,8 @@ class SyVLAPPOTrainer(PolicyHandoverMixin, AtomicCheckpointMixin, Trainer):
         if refused is None:
             self.rl.add_version(self._policy_version())
         else:
-            logger.error("update %d is not published: %s; the policy of version %d is restored", update.number, refused,
-                         self.rl.version)  # fmt: skip
+            text = f"update {update.number} is not published: {refused}; the policy of version {self.rl.version} is restored"
+            self._warn(text)
             assert self._snapshot is not None
             self._snapshot.restore(module.policy)
             self._forget_direction()

@@ -131,3 +131,49 @@ def test_a_person_discards_and_goes_back_over_several_decisions(serve_run, run, 
     until(lambda: page.value("document.getElementById('reasons').textContent.includes('too old: 1')"), 30)
     page.value("document.querySelector('#reasons button').click()")
     until(lambda: state(second) == "sealed", 30)
+
+
+def test_a_person_plays_relabels_takes_over_and_stops(serve_run, run, open_page):
+    server = serve_run()
+    robot = Robot(server)
+    name, running = robot.rollout(), robot.begin()
+    robot.act(running)
+    page = open_page(f"http://{server.url}/rl")
+    page.press("p", READY)
+    playing = "document.getElementById('thought').textContent"
+    until(lambda: page.value(playing) == "observation 1 of 1", 30)
+    assert page.value("document.querySelectorAll('#now img')[0].naturalWidth") == 8
+    page.press("s", READY)
+    until(lambda: robot.call(f"/rl/episodes/{name}")["outcome"] == 1, 30)
+    again = "document.querySelector('#again button')"
+    until(lambda: page.value(f"{again} !== null"), 30)
+    page.value(f"{again}.click()")
+    page.press("f", READY)
+    until(lambda: robot.call(f"/rl/episodes/{name}")["outcome"] == 0, 30)
+    page.value("document.querySelectorAll('#running button')[1].click()")
+    until(lambda: robot.call("/rl/status")["running"][0]["takeover"], 30)
+    assert robot.act(running)["takeover"]
+    until(lambda: page.value("document.querySelector('#running .asked').textContent") == "Give it back", 30)
+    page.value("document.querySelectorAll('#running button')[0].click()")
+    until(lambda: states(robot)["awaiting_reward"] == 1, 30)
+    Ledger(run).note("update 3 is not published: nothing is reinforced")
+    until(lambda: "update 3 is not published" in page.value("document.getElementById('notes').textContent"), 30)
+
+
+def test_a_gamepad_labels_once_per_press(serve_run, open_page):
+    """The browser's own interface is answered by a pad of which a test presses buttons."""
+    server = serve_run()
+    robot = Robot(server)
+    names = [robot.rollout(), robot.rollout()]
+    page = open_page(f"http://{server.url}/rl")
+    until(lambda: page.value(READY), 30)
+    buttons = "[0, 1, 2, 3, 4].map((n) => ({ pressed: pad_down.includes(n) }))"
+    page.value(f"window.pad_down = []; navigator.getGamepads = () => [{{ index: 0, buttons: {buttons} }}]")
+    page.value("window.pad_down = [0]")  # and held
+    until(lambda: [robot.call(f"/rl/episodes/{name}")["outcome"] for name in names] == [1, None], 30)
+    until(lambda: page.value(READY), 30)
+    page.value("window.pad_down = []")
+    until(lambda: page.value("!Object.values(held).includes(true)"), 30)
+    assert states(robot)["awaiting_reward"] == 1, "a button that stays down labels nothing more"
+    page.value("window.pad_down = [1]")
+    until(lambda: [robot.call(f"/rl/episodes/{name}")["outcome"] for name in names] == [1, 0], 30)

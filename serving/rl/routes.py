@@ -34,6 +34,7 @@ SHOWN_STEPS = 4
 def rl_router(scheduler: RLScheduler) -> APIRouter:
     """The routes of a run. `scheduler.service` must be set before the first request."""
     router = APIRouter()
+    _add_routes_of_people(router, scheduler)
 
     @router.get("/rl")
     async def page() -> Response:
@@ -74,6 +75,24 @@ def rl_router(scheduler: RLScheduler) -> APIRouter:
         why = body.get("reason", "by request")[:200]
         return JSONResponse(await _done(scheduler.abort, name, why))
 
+    @router.post("/rl/policy")
+    async def policy(request: Request) -> Response:
+        body = await _body(scheduler, request, version=str)
+        if "version" not in body:
+            raise RequestError("version: expected the name of a folder of the run's policies, such as v0003")
+        return JSONResponse(await _done(scheduler.publish, body["version"]))
+
+    @router.post("/rl/rollback")
+    async def rollback(request: Request) -> Response:
+        body = await _body(scheduler, request, version=str)
+        return JSONResponse(await _done(scheduler.rollback, body.get("version")))
+
+    return router
+
+
+def _add_routes_of_people(router: APIRouter, scheduler: RLScheduler) -> None:
+    """What a person does with one episode besides labeling it."""
+
     @router.post("/rl/episodes/{name}/stop")
     async def stop(name: str, request: Request) -> Response:
         await _body(scheduler, request)
@@ -100,20 +119,6 @@ def rl_router(scheduler: RLScheduler) -> APIRouter:
     async def restore(name: str, request: Request) -> Response:
         await _body(scheduler, request)
         return JSONResponse(await _done(scheduler.restore, name))
-
-    @router.post("/rl/policy")
-    async def policy(request: Request) -> Response:
-        body = await _body(scheduler, request, version=str)
-        if "version" not in body:
-            raise RequestError("version: expected the name of a folder of the run's policies, such as v0003")
-        return JSONResponse(await _done(scheduler.publish, body["version"]))
-
-    @router.post("/rl/rollback")
-    async def rollback(request: Request) -> Response:
-        body = await _body(scheduler, request, version=str)
-        return JSONResponse(await _done(scheduler.rollback, body.get("version")))
-
-    return router
 
 
 async def _done(work: Callable[..., T], *arguments: Any) -> T:

@@ -310,7 +310,8 @@ class SyVLAConfig(EmbodimentsMixin, OwnModelTypeMixin, PreTrainedConfig):
         """Refuse a copy of an entry of `vlm_config`, as `to_dict` gives it, that says something else."""
         own = getattr(self, name)
         if isinstance(own, PreTrainedConfig):
-            own, value = own.to_dict(), value if isinstance(value, dict) else value.to_dict()
+            # As JSON, which is how a copy comes back: its keys are texts.
+            own, value = (json.loads(json.dumps(x if isinstance(x, dict) else x.to_dict())) for x in (own, value))
             same = all(
                 own.get(key) == entry for key, entry in value.items() if key not in ("dtype", "transformers_version")
             )

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 
 from lerobot.configs import NormalizationMode, PreTrainedConfig
 from lerobot.optim import AdamWConfig, CosineDecayWithWarmupSchedulerConfig
+from lerobot.policies.rtc import RTCConfig
 from lerobot.utils.constants import ACTION, OBS_STATE
 
 from syvla.modeling_syvla import SyVLAConfig
+from syvla.serving.contract.chunk_seams import Seams
 
 STATISTICS_SOURCES = ("auto", "checkpoint", "dataset")
 NORMALIZATIONS = ("mean_std", "quantile", "min_max", "identity")
@@ -45,6 +47,11 @@ class LeRobotSyVLAConfig(PreTrainedConfig):
         think: Generate a thought before each chunk.
         max_new_tokens: Its longest length in tokens.
         num_inference_steps: Euler steps of the flow; None: the checkpoint's.
+        seams: How a chunk goes over into the next: "switch", "blend", "ensemble", "rtc" or "rtc_identity", see
+            `syvla.serving.contract.chunk_seams`. None: "rtc" where LeRobot's RTC engine asks, else "switch".
+        blend_steps: Of "blend", in control steps; None: 4.
+        ensemble_decay: Of "ensemble", per chunk; None: 0.01.
+        rtc_config: How LeRobot's RTC engine continues chunks; set by `lerobot-rollout --inference.type=rtc`.
         dtype: "bfloat16" runs training and inference under autocast; weights are held in float32 either way.
         gradient_checkpointing: Save memory in training, at the cost of a second forward pass.
         syvla_config: The model's own config; filled in, so that a saved policy does not need `syvla_checkpoint`.
@@ -66,6 +73,10 @@ class LeRobotSyVLAConfig(PreTrainedConfig):
     think: bool = False
     max_new_tokens: int = 128
     num_inference_steps: int | None = None
+    seams: str | None = None
+    blend_steps: int | None = None
+    ensemble_decay: float | None = None
+    rtc_config: RTCConfig | None = None
     dtype: str = "float32"
     gradient_checkpointing: bool = False
     syvla_config: dict | None = None
@@ -96,6 +107,7 @@ class LeRobotSyVLAConfig(PreTrainedConfig):
             )
         if self.random_tiny and self.syvla_checkpoint:
             raise ValueError("random_tiny, syvla_checkpoint: give one of the two, not both")
+        self.chunk_seams()
         if self.syvla_config is None:
             self._read_model_config()
         if self.syvla_config is not None:
@@ -118,6 +130,37 @@ class LeRobotSyVLAConfig(PreTrainedConfig):
             self.n_action_steps = size
         if not 1 <= self.n_action_steps <= size:
             raise ValueError(f"n_action_steps: expected 1 to chunk_size={size}, got {self.n_action_steps}")
+
+    def chunk_seams(self, engine: bool = False) -> Seams:
+        """`seams` with its options.
+
+        Args:
+            engine: Whether LeRobot's RTC engine asks for the chunk.
+
+        Raises:
+            ValueError: An unknown mode, an option of another mode, or a mode that cannot be had there.
+        """
+        seams = Seams(
+            self.seams or ("rtc" if engine else "switch"),  # type: ignore[arg-type]
+            blend_steps=self.blend_steps,
+            decay=self.ensemble_decay,
+        )
+        if engine and seams.mode == "ensemble":
+            raise ValueError(
+                "seams: 'ensemble' needs all older chunks, and LeRobot's RTC engine passes the last one alone; take 'blend', "
+                "'rtc' or 'rtc_identity', or --inference.type=sync"
+            )
+        return seams
+
+    def sync_seams(self) -> Seams:
+        """`chunk_seams` for LeRobot's synchronous loop, where chunks overlap only if the next comes before their end."""
+        seams = self.chunk_seams()
+        if seams.mode != "switch" and self.n_action_steps == self.chunk_size:
+            raise ValueError(
+                f"seams: {seams.mode!r} has an effect where chunks overlap, so it needs n_action_steps below chunk_size="
+                f"{self.chunk_size}, got {self.n_action_steps}; lower it, or leave seams out"
+            )
+        return seams
 
     # ------------------------------------------------------------------ the model's config
 

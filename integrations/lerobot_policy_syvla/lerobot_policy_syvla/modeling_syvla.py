@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from syvla.modeling_syvla import SyVLAModel
 
+from .chunk_continuation import ExecutedChunks, blended_from, continuation_options
 from .configuration_syvla import LeRobotSyVLAConfig
 from .processor_syvla import MODEL_INPUT_PREFIX, load_saved_processor, load_syvla_processor
 from .training_data import TrainingData, train_on
@@ -118,18 +118,46 @@ class LeRobotSyVLAPolicy(PreTrainedPolicy):
 
     def reset(self) -> None:
         """Forgets the actions that are still to be executed."""
-        self._queue: deque[Tensor] = deque()
+        self._chunks: ExecutedChunks | None = None
+
+    def supports_rtc(self) -> bool:
+        """Asked by LeRobot's RTC engine (`--inference.type=rtc`)."""
+        return True
 
     @torch.no_grad()
-    def predict_action_chunk(self, batch: dict[str, Any], noise: Tensor | None = None, **kwargs: Any) -> Tensor:
+    def predict_action_chunk(
+        self,
+        batch: dict[str, Any],
+        noise: Tensor | None = None,
+        *,
+        inference_delay: int | None = None,
+        prev_chunk_left_over: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
         """Normalized action chunks, float32 (B, chunk_size, D_action).
 
         Args:
             batch: Output of the preprocessor.
             noise: Initial noise of the flow, (B, chunk_size, model's widest action); None draws it.
+            inference_delay: Control steps until the chunk is there, as LeRobot's RTC engine measured it; None: 0.
+            prev_chunk_left_over: What is left of the running chunk at this observation, normalized, (B, L, D_action) or
+                (L, D_action); the chunk goes on from it as `config.seams` and `config.rtc_config` say.
             kwargs: Further arguments of `SyVLAModel.predict_actions`, such as `generator`.
         """
         self.eval()
+        delay, left_over = inference_delay or 0, prev_chunk_left_over
+        rtc = self.config.rtc_config
+        seams = self.config.chunk_seams(engine=left_over is not None)
+        if left_over is not None and (rtc is None or rtc.enabled) and seams.asks_policy:
+            shape = (self.model.config.chunk_size, self.model.config.max_action_dim)
+            left_over = left_over.to(self.model.device)
+            kwargs |= continuation_options(left_over, delay, rtc, seams, shape)
+        chunk = self._predicted(batch, noise, kwargs)
+        if left_over is not None and seams.mode == "blend":
+            chunk = blended_from(chunk, left_over, delay, seams)
+        return chunk
+
+    def _predicted(self, batch: dict[str, Any], noise: Tensor | None, options: dict[str, Any]) -> Tensor:
         thinking = (
             {"max_new_tokens": self.config.max_new_tokens, "tokenizer": self.tokenizer} if self.config.think else {}
         )
@@ -140,7 +168,7 @@ class LeRobotSyVLAPolicy(PreTrainedPolicy):
                 num_steps=self.config.num_inference_steps,
                 noise=noise,
                 **thinking,
-                **kwargs,
+                **options,
             )
         self.last_thoughts = output.thoughts
         own = self.model.config.embodiments[self.config.embodiment]["action_dim"]
@@ -148,12 +176,21 @@ class LeRobotSyVLAPolicy(PreTrainedPolicy):
 
     @torch.no_grad()
     def select_action(self, batch: dict[str, Any], **kwargs: Any) -> Tensor:
-        """The next action, normalized, (B, D_action); predicts a chunk when `n_action_steps` have been executed."""
+        """The next action, normalized, (B, D_action); predicts a chunk when `n_action_steps` have been executed.
+
+        The chunks go over into each other as `config.seams` says; with "rtc" and "rtc_identity" the new one continues what
+        has not run of the old one.
+        """
         self.eval()
-        if not self._queue:
-            chunk = self.predict_action_chunk(batch, **kwargs)
-            self._queue.extend(chunk[:, : self.config.n_action_steps].transpose(0, 1))
-        return self._queue.popleft()
+        if self._chunks is None:
+            assert self.config.n_action_steps is not None
+            self._chunks = ExecutedChunks(self.config.sync_seams(), self.config.n_action_steps)
+        chunks = self._chunks
+        if chunks.due:
+            if chunks.seams.asks_policy and chunks.left_over is not None:
+                kwargs["prev_chunk_left_over"] = chunks.left_over
+            chunks.enter(self.predict_action_chunk(batch, **kwargs))
+        return chunks.next_action()
 
     # ------------------------------------------------------------------ text
 

@@ -173,7 +173,9 @@ def serve(policy: str, max_batch_size: int, max_wait_ms: float) -> None:
     from syvla.serving.server.settings import ServerSettings
 
     torch.set_num_threads(1)  # the tiny model gains nothing from more, and the clients need the other cores
-    settings = ServerSettings(port=0, max_batch_size=max_batch_size, max_wait_ms=max_wait_ms, queue_size=256)
+    settings = ServerSettings(  # a busy machine's late answers count as well
+        port=0, max_batch_size=max_batch_size, max_wait_ms=max_wait_ms, queue_size=256, deadline_s=600.0
+    )
     server = (
         PolicyServer(NullPolicy(), settings) if policy == "none" else PolicyServer.from_pretrained(policy, settings)
     )

@@ -436,9 +436,10 @@ class ActionExpert(nn.Module):
         noisy_actions: torch.Tensor,
         time: torch.Tensor,
         context: ExpertContext,
-        attended: torch.Tensor | None = None,
+        attended: torch.Tensor | None = None,  # needs no buffers
+        later: torch.Tensor | None = None,  # (B, T, D)
     ) -> torch.Tensor:
-        """As `predict_velocity`, with the timestep's token, (B, D) or (1, D), at hand. `attended` needs no buffers."""
+        """As `predict_velocity`, with the timestep's token at hand, (B, D) or (1, D), and what single steps add to it."""
         steps = noisy_actions.shape[1]
         if steps > self.config.chunk_size:
             raise ValueError(f"actions: expected at most chunk_size={self.config.chunk_size} steps, got {steps}")
@@ -446,6 +447,8 @@ class ActionExpert(nn.Module):
         hidden = self.config.expert_config.hidden_size
         actions = self._routed("action_encoder", noisy_actions, route, hidden)
         actions = actions + all_rows(self.action_position_embedding, actions.device)[:steps]
+        if later is not None:
+            actions = actions + later
         x = torch.cat((time[:, None, :].expand(len(actions), -1, -1), actions), dim=1)  # (B, 1 + T, D)
         if context.buffers is None:
             mask = F.pad(context.prefix_mask, (0, steps + 1), value=True)

@@ -181,6 +181,8 @@ class SyVLAConfig(EmbodimentsMixin, OwnModelTypeMixin, PreTrainedConfig):
         chunk_end: What training puts into the steps of a chunk beyond the end of an episode, or of a cleaned stretch; one
             of `CHUNK_ENDS` (the paper is silent; ours: "hold", as openpi and LeRobot). A checkpoint without the field was
             trained with "noise" and is read so.
+        simulated_delay: Largest number of first actions that training gives clean, at random for each sample, as those that
+            run while a chunk is computed (ours: 0, none; see `known_actions`). Such a model takes `known_actions`.
         action_loss_weight, lm_loss_weight: Weights of the two losses (ours: 1 and 1).
         format_version: Version of the checkpoint; see `FORMAT_VERSION`. One without the field is of version 1.
 
@@ -220,6 +222,7 @@ class SyVLAConfig(EmbodimentsMixin, OwnModelTypeMixin, PreTrainedConfig):
         conditioning: str = "query_states",
         action_head: str = "flow_matching",
         chunk_end: str = "hold",
+        simulated_delay: int = 0,
         action_loss_weight: float = 1.0,
         lm_loss_weight: float = 1.0,
         format_version: int = 1,
@@ -257,6 +260,7 @@ class SyVLAConfig(EmbodimentsMixin, OwnModelTypeMixin, PreTrainedConfig):
         self.conditioning = conditioning
         self.action_head = action_head
         self.chunk_end = chunk_end
+        self.simulated_delay = simulated_delay
         require_consistent_design(self)
         self.action_loss_weight = action_loss_weight
         self.lm_loss_weight = lm_loss_weight
@@ -415,6 +419,14 @@ def require_consistent_design(config: Any) -> None:
     _require_choice("action_head", config.action_head, ACTION_HEADS)
     _require_choice("chunk_end", config.chunk_end, CHUNK_ENDS)
     check_solver(config.flow_solver, config.flow_grid_power)
+    if not 0 <= config.simulated_delay < config.chunk_size:
+        raise ValueError(
+            f"simulated_delay: expected 0 up to less than chunk_size={config.chunk_size}, got {config.simulated_delay}"
+        )
+    if config.action_head == "l1_regression" and config.simulated_delay:
+        raise ValueError(
+            "simulated_delay: has no effect with action_head='l1_regression', which reads no actions; leave it out"
+        )
     if config.action_head == "l1_regression" and not FlowSolver.of(config).uniform_euler:
         raise ValueError("flow_solver: has no effect with action_head='l1_regression', which has no flow; leave it out")
     if config.action_head == "l1_regression" and config.chunk_end in ("masked", "hold_untrained"):

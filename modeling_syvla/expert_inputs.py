@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from .flow_matching import sample_timesteps
+from .known_actions import known_steps
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,7 @@ class ActionTarget:
         noise: Start of the flow, (B, T, D_action_max); None for the regression head.
         timestep: Time of the flow, (B,), 0 = noise, 1 = action; None for the regression head.
         attended: bool (B, T), steps that the other steps attend to; None: all.
+        known: bool (B, T), steps that are given clean and not trained; None: none.
     """
 
     actions: torch.Tensor
@@ -102,6 +104,7 @@ class ActionTarget:
     noise: torch.Tensor | None = None
     timestep: torch.Tensor | None = None
     attended: torch.Tensor | None = None
+    known: torch.Tensor | None = None
 
 
 def action_target(
@@ -111,6 +114,7 @@ def action_target(
     action_mask: torch.Tensor | None = None,
     noise: torch.Tensor | None = None,
     timestep: torch.Tensor | None = None,
+    delay: torch.Tensor | None = None,
 ) -> ActionTarget:
     """Pads a batch's actions to the model's width and draws noise and time where none are given.
 
@@ -120,6 +124,7 @@ def action_target(
         actions: Normalized, (B, T, D), D at least that of the widest robot in the batch.
         action_mask: bool (B, T, D). None: all steps, each robot's own dimensions.
         noise, timestep: See [`ActionTarget`].
+        delay: First actions of each chunk that are known, int (B,); None: none.
     """
     actions = full_width(config, "actions", actions.float(), embodiment_ids)
     if action_mask is None:
@@ -127,6 +132,10 @@ def action_target(
     action_mask = full_width(config, "action_mask", action_mask, embodiment_ids)
     attended = action_mask.any(-1) if config.chunk_end == "masked" else None
     actions, action_mask = end_chunks(config.chunk_end, actions, action_mask)
+    known = None
+    if delay is not None:
+        known = known_steps(delay, config, action_mask.any(-1))
+        action_mask = action_mask & ~known[..., None]
     if config.action_head == "l1_regression":
         return ActionTarget(actions, action_mask)
     if noise is None:
@@ -136,7 +145,7 @@ def action_target(
         timestep = sample_timesteps(
             len(actions), config.time_beta_alpha, config.time_beta_beta, config.time_max, device=actions.device
         )
-    return ActionTarget(actions, action_mask, noise, timestep, attended)
+    return ActionTarget(actions, action_mask, noise, timestep, attended, known)
 
 
 def end_chunks(chunk_end: str, actions: torch.Tensor, action_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

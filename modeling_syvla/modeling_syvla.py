@@ -25,6 +25,7 @@ from .forward_arguments import FOUND_OUT_HERE, require_kept, require_read, wante
 from .guided_flow import check_guidance, guided_sample
 from .inference_optimization import InferenceOptimizationMixin
 from .intention_decoupling import find_decoupling_mask, gathered_weights, keep_states
+from .known_actions import draw_delays, known_steps, sample_after, velocity_after
 from .model_outputs import SyVLAActionOutput, SyVLAOutput
 from .pretrained import SyVLAPreTrainedModel
 from .query_reading import QueryReadingMixin
@@ -105,6 +106,7 @@ class SyVLAModel(QueryReadingMixin, ThinkingMixin, InferenceOptimizationMixin, S
         expert_view_mask: torch.Tensor | None = None,
         noise: torch.Tensor | None = None,
         timestep: torch.Tensor | None = None,
+        delay: torch.Tensor | None = None,
         robot_samples: float | None = None,
         answer_tokens: float | None = None,
         output_hidden_states: bool | None = None,
@@ -123,6 +125,8 @@ class SyVLAModel(QueryReadingMixin, ThinkingMixin, InferenceOptimizationMixin, S
             action_mask: bool (B, T, D_action_max), True where real. None: all steps, the embodiment's dimensions.
             expert_pixel_values: (B, V, 3, h, w); expert_view_mask: bool (B, V), None: all views present.
             noise, timestep: Flow noise (B, T, D_action_max) and time (B,); drawn when not given.
+            delay: First actions of each chunk that stand there clean and are not trained, int (B,), up to the config's
+                `simulated_delay`. None: drawn in training, none otherwise.
             robot_samples, answer_tokens: What the sums of both losses are divided by; None: their numbers in this batch.
                 A trainer that splits a batch passes those of the whole, so that the parts' losses add up to its loss.
             output_hidden_states, output_attentions: Whether to return those of the language model's layers; None: what the
@@ -167,6 +171,7 @@ class SyVLAModel(QueryReadingMixin, ThinkingMixin, InferenceOptimizationMixin, S
                     select_rows(noise, rows),
                     select_rows(timestep, rows),
                     condition_mask,
+                    select_rows(delay, rows),
                 )
                 output.action_loss_per_sample = per_sample
                 output.action_loss = per_sample.sum() / (robot_samples or len(per_sample))
@@ -189,18 +194,21 @@ class SyVLAModel(QueryReadingMixin, ThinkingMixin, InferenceOptimizationMixin, S
         noise: torch.Tensor | None = None,
         timestep: torch.Tensor | None = None,
         condition_mask: torch.Tensor | None = None,
+        delay: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Flow-matching loss per sample, with Intention Decoupling when training; L1 loss with that action head.
 
         Args:
             query_states, condition_mask: From `condition_states`.
-            observation, actions, action_mask, noise, timestep: As in `forward`, robot samples only.
+            observation, actions, action_mask, noise, timestep, delay: As in `forward`, robot samples only.
 
         Returns:
             (loss float32 (R,), mask of kept query states bool (R, N) or None when decoupling is off or in evaluation).
         """
         # Noise and time are drawn once, for both passes: the mask answers for the very loss that is then minimized.
-        target = action_target(self.config, observation.embodiment_ids, actions, action_mask, noise, timestep)
+        if delay is None and self.training and self.config.simulated_delay:
+            delay = draw_delays(len(actions), self.config)
+        target = action_target(self.config, observation.embodiment_ids, actions, action_mask, noise, timestep, delay)
         encoded = self.expert.encode_observation(observation)
         mask = None
         if self.training and self.config.intention_decoupling and torch.is_grad_enabled():
@@ -232,7 +240,12 @@ class SyVLAModel(QueryReadingMixin, ThinkingMixin, InferenceOptimizationMixin, S
         # Time runs from noise (t = 0) to actions (t = 1), so the velocity that is learned is actions - noise and the sampler
         # adds it. openpi counts time the other way round, with the opposite sign.
         noisy_actions = interpolate(target.noise, target.actions, target.timestep)  # x_t in the paper
-        velocity = self.expert.predict_velocity(noisy_actions, target.timestep, context, target.attended)
+        if target.known is None:
+            velocity = self.expert.predict_velocity(noisy_actions, target.timestep, context, target.attended)
+        else:
+            noisy_actions = torch.where(target.known[..., None], target.actions, noisy_actions)
+            known = (target.known, target.attended)
+            velocity = velocity_after(self.expert, noisy_actions, target.timestep, context, *known)
         return flow_matching_loss(velocity, target.noise, target.actions, target.mask)
 
     # ------------------------------------------------------------------ inference
@@ -260,6 +273,7 @@ class SyVLAModel(QueryReadingMixin, ThinkingMixin, InferenceOptimizationMixin, S
         condition_mask: torch.Tensor | None = None,
         continuation: tuple[torch.Tensor, torch.Tensor] | None = None,
         max_guidance_weight: float | None = None,
+        known_actions: tuple[torch.Tensor, torch.Tensor] | None = None,
         tokenizer: Any = None,
         **generate_kwargs: Any,
     ) -> SyVLAActionOutput:
@@ -279,6 +293,8 @@ class SyVLAModel(QueryReadingMixin, ThinkingMixin, InferenceOptimizationMixin, S
                 at each step (B, chunk_size); see `flow_matching.continued`.
             max_guidance_weight: Continue by the guidance of `guided_flow.guided_sample`, clipped at this number, which
                 takes a backward pass through the expert at each flow step; None: the form without gradients.
+            known_actions: Normalized actions (B, chunk_size, D_action_max), and how many first ones of each will run while the
+                chunk is computed, int (B,); for models that were trained with `simulated_delay`. They come back as given.
             tokenizer: Turns thoughts into text; None: `self.tokenizer`, else the one saved with the checkpoint.
             generate_kwargs: Further arguments of `generate` for the thought, such as `do_sample`, `stopping_criteria` or a
                 `streamer` (one sample at a time).
@@ -315,6 +331,7 @@ class SyVLAModel(QueryReadingMixin, ThinkingMixin, InferenceOptimizationMixin, S
             condition_mask=condition_mask,
             continuation=continuation,
             max_guidance_weight=max_guidance_weight,
+            known_actions=known_actions,
         )
         return SyVLAActionOutput(actions, thoughts, thought_ids, query_states, condition_mask)
 
@@ -330,12 +347,18 @@ class SyVLAModel(QueryReadingMixin, ThinkingMixin, InferenceOptimizationMixin, S
         condition_mask: torch.Tensor | None = None,
         continuation: tuple[torch.Tensor, torch.Tensor] | None = None,
         max_guidance_weight: float | None = None,
+        known_actions: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """Denoise chunks on given query states; the expert's context is computed once. float32 (B, T, D_action_max)."""
         if continuation is not None:
             continuation = (continuation[0].float(), continuation[1].float()[..., None])
         if max_guidance_weight is not None:
             check_guidance(self, continuation)
+        if known_actions is not None and (continuation is not None or not self.config.simulated_delay):
+            raise ValueError(
+                "known_actions: expected without continuation, and a model that was trained with simulated_delay above 0, "
+                f"got {self.config.simulated_delay}; take continuation instead"
+            )
         if self.config.action_head == "l1_regression":
             actions = self.expert(self.condition(query_states), observation).float()
             return actions if continuation is None else torch.lerp(actions, *continuation)
@@ -348,7 +371,11 @@ class SyVLAModel(QueryReadingMixin, ThinkingMixin, InferenceOptimizationMixin, S
             )
         context = self.encode_expert_context(query_states, observation, condition_mask)
         solver = FlowSolver.of(self.config, num_steps)
-        if continuation is not None and max_guidance_weight is not None:
+        if known_actions is not None:
+            given, delay = known_actions
+            known = known_steps(delay, self.config, torch.ones_like(given[..., 0], dtype=torch.bool))
+            actions = sample_after(self.expert, noise.float(), context, solver, given.float(), known)
+        elif continuation is not None and max_guidance_weight is not None:
             flow = partial(self.expert.predict_velocity, context=context)
             actions = guided_sample(flow, noise.float(), solver, continuation, max_guidance_weight)
         elif self.compiled_denoising is None:

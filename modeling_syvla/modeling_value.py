@@ -32,6 +32,7 @@ from .embodiment_fields import EmbodimentsMixin  # noqa: F401  isort: skip
 from .flow_matching import interpolate  # noqa: F401  isort: skip
 from .flow_solver import FlowSolver  # noqa: F401  isort: skip
 from .fused_projections import FusedProjections  # noqa: F401  isort: skip
+from .known_actions import known_steps  # noqa: F401  isort: skip
 from .onednn_linear import use_onednn  # noqa: F401  isort: skip
 from .own_fields import OwnModelTypeMixin  # noqa: F401  isort: skip
 from .packed_weights import PackedLinear  # noqa: F401  isort: skip

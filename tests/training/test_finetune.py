@@ -95,10 +95,10 @@ def test_resumed_run_gives_the_losses_of_an_unbroken_one(base_checkpoint, robot_
 
 
 def test_model_overrides_reach_the_saved_config(base_checkpoint, robot_dataset_path, tmp_path):
-    overrides = json.dumps({"intention_decoupling": False, "lm_loss_weight": 0.5})
+    overrides = json.dumps({"intention_decoupling": False, "lm_loss_weight": 0.5, "simulated_delay": 3})
     assert main(options(base_checkpoint, robot_dataset_path, tmp_path, model_overrides=overrides, max_steps=1)) == 0
     config = json.loads((tmp_path / "config.json").read_text())
-    assert (config["intention_decoupling"], config["lm_loss_weight"]) == (False, 0.5)
+    assert (config["intention_decoupling"], config["lm_loss_weight"], config["simulated_delay"]) == (False, 0.5, 3)
     assert "decoupling/masked_fraction" not in history(tmp_path)[0]
 
 

@@ -46,6 +46,7 @@ _BEHAVIOR = (
     "decoupling_scope",
     "conditioning",
     "chunk_end",
+    "simulated_delay",
     "action_loss_weight",
     "lm_loss_weight",
 )

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from syvla.modeling_syvla.flow_matching import sample_timesteps
+from syvla.modeling_syvla.known_actions import draw_delays
 
 
 def count_samples(batches: Sequence[Any], config: Any) -> torch.Tensor:
@@ -65,7 +66,9 @@ def set_loss_divisors(batches: Sequence[Any], counts: torch.Tensor) -> None:
 def draw_noise_and_time(
     batches: Sequence[Any], counts: torch.Tensor, rank: int, config: Any, seed: tuple[int, ...]
 ) -> None:
-    """Adds `noise` (B, T, D_action_max) and `timestep` (B,) to this process's micro-batches that have actions.
+    """Adds what is random in their loss to this process's micro-batches that have actions.
+
+    That is `noise` (B, T, D_action_max), `timestep` (B,) and, with the config's `simulated_delay`, `delay` (B,).
 
     A batch that already has noise keeps it. A model without a flow gets none.
 
@@ -87,13 +90,18 @@ def draw_noise_and_time(
             continue
         size, device = len(batch["actions"]), batch["actions"].device
         noise, timestep = torch.zeros(size, *shape), torch.zeros(size)
+        delay = torch.zeros(size, dtype=torch.int64)
         rows = (batch["embodiment_ids"] >= 0).nonzero()[:, 0].tolist()
         for number, row in enumerate(rows, start=begin):
             key = np.random.SeedSequence((*seed, number)).generate_state(1, dtype=np.uint64)
             generator = torch.Generator().manual_seed(int(key[0]))
             noise[row] = torch.randn(shape, generator=generator)
             timestep[row] = sample_timesteps(1, *time_distribution, torch.device("cpu"), generator)[0]
+            if config.simulated_delay:
+                delay[row] = draw_delays(1, config, generator)[0]
         batch["noise"], batch["timestep"] = noise.to(device), timestep.to(device)
+        if config.simulated_delay:
+            batch["delay"] = delay.to(device)
 
 
 def absent_parts(policy: Any, counts: torch.Tensor) -> Iterator[nn.Module]:

@@ -1,6 +1,8 @@
 # make demo         record demonstrations, fine-tune the tiny SyVLA on them, measure success before and after
 # make test         tests, then `make lint`
 # make lint         lint, format check, type check
+# make play         a page on which you instruct the checkout's own trained policy, in a simulator
+# make checkpoint   make that policy anew: checkpoints/tabletop-lift
 # make docs         the documentation site, into site/
 # make smoke        what shows within minutes whether a Python works: imports, quick demo, tests of the essentials
 # make test-newest  tests with the newest releases that pyproject.toml admits, in .venv-newest
@@ -16,8 +18,12 @@ CONSTRAINTS ?= tested
 # Another torch than the tested one, any from 2.7 on: make demo TORCH=torch==2.14.1
 # On Linux it usually comes as a CUDA build; pip's own settings (PIP_INDEX_URL, ...) choose another.
 TORCH ?=
+# What is installed: an extra of pyproject.toml.
+EXTRA ?= test
 # Flags of the demo: make demo DEMO_ARGS="--quick"
 DEMO_ARGS ?=
+# Flags of the page: make play PLAY_ARGS="--model outputs/demo/checkpoint"
+PLAY_ARGS ?=
 PYTEST_ARGS ?=
 # Processes that share the tests: two where there are two cores; 0 runs them in one without pytest-xdist.
 TEST_PROCESSES ?= $(shell [ "$$(getconf _NPROCESSORS_ONLN)" -ge 2 ] && echo 2 || echo 0)
@@ -28,10 +34,19 @@ INSTALLED := $(VENV)/.installed
 PEERS := $(VENV)/.peers
 PYTEST := $(BIN)/python -m pytest -rs -n $(TEST_PROCESSES) --dist worksteal
 
-.PHONY: demo test lint docs smoke test-newest constraints clean
+.PHONY: demo play checkpoint test lint docs smoke test-newest constraints clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m syvla.training.demo $(DEMO_ARGS)
+
+# Gradio asks for an older pillow than the tests, so the page has an environment of its own.
+play: VENV := .venv-play
+play:
+	@$(MAKE) --no-print-directory VENV=$(VENV) EXTRA=play $(VENV)/.installed
+	$(VENV)/bin/python -m syvla.evaluation.play.command $(PLAY_ARGS)
+
+checkpoint: $(INSTALLED)
+	$(BIN)/python scripts/make_tiny_checkpoint.py
 
 test: $(PEERS)
 	$(PYTEST) $(PYTEST_ARGS)
@@ -61,7 +76,7 @@ constraints: test-newest
 	$(VENV)/bin/python scripts/write_constraints.py
 
 $(INSTALLED): pyproject.toml scripts/install_environment.sh $(wildcard constraints/*.txt)
-	@PYTHON='$(PYTHON)' CONSTRAINTS='$(CONSTRAINTS)' TORCH='$(TORCH)' scripts/install_environment.sh $(VENV)
+	@PYTHON='$(PYTHON)' CONSTRAINTS='$(CONSTRAINTS)' TORCH='$(TORCH)' EXTRA='$(EXTRA)' scripts/install_environment.sh $(VENV)
 	@touch $@
 
 # Where a peer is missing (status 3) the next run tries again.
@@ -69,5 +84,5 @@ $(PEERS): $(INSTALLED) scripts/install_test_peers.sh
 	@scripts/install_test_peers.sh $(BIN)/python $(VENV)/constraints.txt && touch $@ || test $$? -eq 3
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) .venv-play build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -6,6 +6,7 @@
 #   CONSTRAINTS  "tested": constraints/python-X.Y.txt, the exact set that passed the whole suite with this Python (default);
 #                "none": the newest releases that pyproject.toml admits, also where older ones are installed; or a file
 #   TORCH        torch's requirement, such as torch==2.14.1; by default the constraints' version
+#   EXTRA        what of pyproject.toml is installed: test (default) or play
 # The constraints that were used are left in FOLDER/constraints.txt, what pip said in FOLDER/install.log.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -13,6 +14,7 @@ folder=${1:-.venv}
 interpreter=${PYTHON:-python3}
 wanted=${CONSTRAINTS:-tested}
 torch=${TORCH:-}
+extra=${EXTRA:-test}
 
 fail() {
     echo "SyVLA was not installed: $*" >&2
@@ -40,12 +42,15 @@ if ! [ -r "$constraints" ]; then
         "name another Python (make PYTHON=python3.12 VENV=.venv-3.12 ...) or take the newest releases (make CONSTRAINTS=none ...)"
 fi
 # Another torch than the tested one was asked for: the rest stays as tested.
-if [ -n "$torch" ]; then filter='^torch=='; else filter='^$'; fi
-grep -v "$filter" "$constraints" > "$folder/constraints.txt"
+filter='^$'
+if [ -n "$torch" ]; then filter+='|^torch=='; fi
+# Gradio takes pillow below 13 and decides on what belongs to it; the rest stays as tested.
+if [ "$extra" = play ]; then filter+='|^pillow=='; fi
+grep -Ev "$filter" "$constraints" > "$folder/constraints.txt"
 
 echo "Installing into $folder (Python $version, $([ "$wanted" = none ] && echo newest releases || echo "$constraints")) ..."
-for requirement in "${torch:-torch}" '.[test]'; do
-    if [ "$requirement" = '.[test]' ]; then arguments=(-e '.[test]'); else arguments=("$requirement"); fi
+for requirement in "${torch:-torch}" ".[$extra]"; do
+    if [ "$requirement" = ".[$extra]" ]; then arguments=(-e ".[$extra]"); else arguments=("$requirement"); fi
     "$python" -m pip install -qq --disable-pip-version-check --no-warn-conflicts ${upgrade[@]+"${upgrade[@]}"} \
         --constraint "$folder/constraints.txt" "${arguments[@]}" > "$folder/install.log" 2>&1 ||
         fail "$requirement: $("$python" scripts/pip_failure.py < "$folder/install.log") (all of it: $folder/install.log)"

@@ -55,6 +55,7 @@ def test_use_it_runs(tmp_path):
     blocks = snippets(README) + snippets(ROOT / "docs" / "usage.md")
     assert len(blocks) == 1 + 6
     save_demo_checkpoint(tmp_path / "outputs" / "demo" / "checkpoint")
+    (tmp_path / "checkpoints").symlink_to(ROOT / "checkpoints")
     save_vlm(tmp_path / "Qwen2.5-VL-3B-Instruct", files=True)
     save_vision_tower(tmp_path / "siglip-base-patch16-224", files=True)
     with HubStandIn.running() as hub:

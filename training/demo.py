@@ -66,6 +66,7 @@ class DemoSettings:
         max_new_tokens: Longest thought, in tokens; the longest of the experts has 14.
         video_episodes: Recorded evaluation episodes.
         seed: Seed of the initial weights and of training.
+        threads: Threads of training; more than the machine has processors are not taken.
     """
 
     output: Path = Path("outputs/demo")
@@ -78,6 +79,7 @@ class DemoSettings:
     max_new_tokens: int = 20
     video_episodes: int = 4
     seed: int = 0
+    threads: int = TRAINING_THREADS
 
     @property
     def dataset(self) -> Path:
@@ -175,7 +177,7 @@ def training_command(settings: DemoSettings) -> list[str]:
     """The command that fine-tunes `settings.base`, as a user would type it."""
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"]
     # Without it accelerate gives a CPU process one thread.
-    launch += ["--num_cpu_threads_per_process", str(min(TRAINING_THREADS, os.cpu_count() or 1))]
+    launch += ["--num_cpu_threads_per_process", str(min(settings.threads, os.cpu_count() or 1))]
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no"]
     arguments: dict[str, Any] = {
         "config": RECIPE,

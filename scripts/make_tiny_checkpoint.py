@@ -4,7 +4,7 @@
     .venv/bin/python scripts/make_tiny_checkpoint.py  # the same; goes on where it was cut short
 
 Stages: 200 demonstrations of `lift` by the scripted expert, a tiny SyVLA from random weights, 1000 optimizer steps with the
-demo's recipe on one thread, 100 episodes on unseen starts, the card. Weights differ in their last digits from machine to
+demo's recipe on one thread, 200 episodes on unseen starts, the card. Weights differ in their last digits from machine to
 machine, so the hash in SHA256SUMS is that of the run whose outcomes `benchmarks/results/tiny_checkpoint.json` holds.
 """
 
@@ -43,7 +43,7 @@ SHARED_CODE = "import syvla  # pip install syvla; or pass trust_remote_code=True
 
 def settings_in(folder: Path) -> demo.DemoSettings:
     """What is made, in this folder."""
-    return demo.DemoSettings(output=folder, demonstrations=200, episodes=100, train_steps=1000, threads=1)
+    return demo.DemoSettings(output=folder, demonstrations=200, episodes=200, train_steps=1000, threads=1)
 
 
 def train_policy(settings: demo.DemoSettings) -> None:
@@ -119,7 +119,16 @@ def _portable(name: str, text: str, output: Path) -> str:
         for entry in [fields, *(value for value in fields.values() if isinstance(value, dict))]:
             entry.pop("auto_map", None)
         return json.dumps(fields, indent=2) + "\n"
-    return text.replace(SHARED_CODE, "import syvla").replace("- custom_code\n", "") if name == "README.md" else text
+    if name == RUN_FILE:
+        return text.replace('"model_name": "checkpoint"', f'"model_name": "{CHECKPOINT.name}"')
+    if name == "README.md":
+        text = text.replace("# checkpoint\n", f"# {CHECKPOINT.name}\n").replace(
+            "- name: checkpoint", f"- name: {CHECKPOINT.name}"
+        )
+        text = text.replace('from_pretrained("checkpoint")', f'from_pretrained("{CHECKPOINT.relative_to(ROOT)}")')
+        text = text.replace(SHARED_CODE, "import syvla").replace("- custom_code\n", "")
+        text = text.replace("| yes | unknown |", "| yes | apache-2.0 |")  # this script's own recordings
+    return text
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -39,11 +39,11 @@ def test_the_weights_were_measured_and_fit_into_a_repository(measured):
 
 def test_the_measurement_counts_its_episodes(measured):
     outcomes = measured["outcomes"]
-    assert len(outcomes) == measured["episodes"] == 100
+    assert len(outcomes) == measured["episodes"] == 200
     assert sum(outcome["success"] for outcome in outcomes) == measured["successes"]
     assert measured["interval_95"] == pytest.approx(SuccessRate.of(o["success"] for o in outcomes).interval)
     seeds = [outcome["seed"] for outcome in outcomes]
-    assert len(set(seeds)) == 100
+    assert len(set(seeds)) == 200
     assert min(seeds) >= EVALUATION_SEED_OFFSET, "no demonstration has such a seed"
 
 

@@ -33,7 +33,9 @@ for package in sys.argv[1:]:
 print(json.dumps(failed))
 """
 # Brought by extras, or by hand, that the suite does without.
-NOT_REQUIRED = {"lmms_eval", "open_clip", "torchvision", "metaworld", "gym_aloha", "libero", "robosuite", "deepspeed"}
+NOT_REQUIRED = {
+    *("lmms_eval", "open_clip", "torchvision", "metaworld", "gym_aloha", "libero", "robosuite", "deepspeed", "gradio"),
+}
 
 
 @pytest.mark.smoke

@@ -38,7 +38,7 @@ def test_the_heat_map_marks_what_training_would_mask():
     chunks = [Decoupling([3.0, 1.0, 2.0], [True, False, True]), Decoupling([0.5, 1.0, 2.0], [False, True, True])]
     rows = decoupling_map(chunks).split("<tr>")[1:]
     assert len(rows) == 3
-    assert [row.count("×") for row in rows] == [1, 1, 0]
+    assert [row.count(">×<") for row in rows] == [1, 1, 0]
     assert "gradient norm 0.5" in rows[0]
     assert "/ 1.00)" in rows[0], "the strongest of a chunk is darkest"
 

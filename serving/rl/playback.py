@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from pathlib import Path
 from typing import Any
 
 from syvla.serving.contract.requests import RequestError
 from syvla.serving.recording.format import INTERVENTION, PREFIX
+
+from .progress import GUIDANCE_FOLDER, guidance_name
 
 PLAYED_STEPS = 40
 """Observations in one answer; the page asks for the next ones. Ours."""
@@ -24,7 +27,8 @@ def played_frames(folder: Path, first: int) -> dict[str, Any]:
     """The observations of a rollout from number `first` on, at most `PLAYED_STEPS`.
 
     Returns:
-        `count` of all, `fps`, and `frames`: of each its `views`, the `thought` in force, and whether a person acted (`human`).
+        `count` of all, `fps`, and `frames`: of each its `views`, the `thought` in force, whether a person acted (`human`), and
+        the number of the `decision` in force.
 
     Raises:
         RequestError: There are not so many.
@@ -34,27 +38,47 @@ def played_frames(folder: Path, first: int) -> dict[str, Any]:
     if not 0 <= first <= count:
         raise RequestError(f"first: expected 0 to {count}, got {first}")
     rows = range(first, min(first + PLAYED_STEPS, count))
-    human, thoughts = _columns(folder, dataset)
-    frames = [{"views": _pictures(dataset, row), "thought": thoughts[row], "human": human[row]} for row in rows]
+    told = _columns(folder, dataset)
+    frames = [{"views": _pictures(dataset, row), **told[row]} for row in rows]
     return {"count": count, "fps": dataset.fps, "frames": frames}
 
 
-def _columns(folder: Path, dataset: Any) -> tuple[list[bool], list[str]]:
-    """Whether a person acted, and the thought in force, of every row. A person states none."""
+def read_guidance(run: Path, name: str) -> dict[str, Any]:
+    """What the trainer has left of what guided an update: `update` and, per decision, value, advantage and expert samples.
+
+    Raises:
+        RequestError: No update has taken the rollout (404), or the file is damaged (500).
+    """
+    path = run / GUIDANCE_FOLDER / f"{guidance_name(name)}.json"
+    if not path.is_file():
+        raise RequestError(f"episode {name}: no update has taken it yet", status=404, cause="no_guidance")
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise RequestError(f"episode {name}: {path.name} is damaged", status=500, cause="disk") from None
+    return found
+
+
+def _columns(folder: Path, dataset: Any) -> list[dict[str, Any]]:
+    """Whether a person acted, the thought in force and the decision's number, of every row. A person states no thought."""
     import pyarrow.parquet as pq
 
-    names = [f"{PREFIX}thought", f"{PREFIX}is_decision", *([INTERVENTION] if INTERVENTION in dataset.features else [])]
+    names = [PREFIX + name for name in ("thought", "is_decision", "decision_index")]
+    names += [INTERVENTION] if INTERVENTION in dataset.features else []
     table = pq.read_table(folder / dataset.metadata.data_path(0), columns=names).to_pylist()
-    human = [_flag(row.get(INTERVENTION, False)) for row in table]
-    thoughts: list[str] = []
-    for row, acts in zip(table, human, strict=True):
-        decided = row[f"{PREFIX}thought"] or "" if _flag(row[f"{PREFIX}is_decision"]) else None
-        thoughts.append("" if acts else decided if decided is not None else thoughts[-1] if thoughts else "")
-    return human, thoughts
+    told: list[dict[str, Any]] = []
+    thought = ""
+    for row in table:
+        human = bool(_single(row.get(INTERVENTION, False)))
+        if _single(row[f"{PREFIX}is_decision"]):
+            thought = row[f"{PREFIX}thought"] or ""
+        decision = int(_single(row[f"{PREFIX}decision_index"]))
+        told.append({"thought": "" if human else thought, "human": human, "decision": decision})
+    return told
 
 
-def _flag(value: Any) -> bool:
-    return bool(value[0] if isinstance(value, list) else value)
+def _single(value: Any) -> Any:
+    return value[0] if isinstance(value, list) else value
 
 
 def _dataset(folder: Path) -> Any:

@@ -15,6 +15,15 @@ STATE_FILE = "rollout_state.json"
 """In every checkpoint of the trainer; see `syvla.training.rl.run_state.RLState`."""
 
 
+GUIDANCE_FOLDER = "guidance"
+"""In the run's folder: a JSON file per rollout that an update has taken, see `syvla.training.rl.guidance`."""
+
+
+def guidance_name(episode_id: str) -> str:
+    """Name of a rollout's file there, without its ending."""
+    return "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in episode_id)
+
+
 @dataclass(frozen=True)
 class RunSize:
     """How much of it a run wants.

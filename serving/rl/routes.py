@@ -20,7 +20,7 @@ from syvla.serving.contract.requests import RequestError
 from syvla.serving.server.http_routes import read_body
 from syvla.serving.server.page_headers import PAGE_HEADERS
 
-from .playback import last_frames, played_frames
+from .playback import last_frames, played_frames, read_guidance
 from .scheduler import RLScheduler
 
 logger = logging.getLogger(__name__)
@@ -104,6 +104,12 @@ def _add_routes_of_people(router: APIRouter, scheduler: RLScheduler) -> None:
         wanted = (await _body(scheduler, request, on=bool)).get("on", True)
         await _done(scheduler.episodes.ask_for_takeover, name, wanted)
         return JSONResponse({"episode_id": name, "takeover": wanted})
+
+    @router.get("/rl/episodes/{name}/guidance")
+    async def guidance(name: str) -> Response:
+        if name not in scheduler.episodes.episodes:
+            raise RequestError(f"episode {name[:60]!r}: is not known here", status=404, cause="no_episode")
+        return JSONResponse(await _done(read_guidance, scheduler.settings.run, name))
 
     @router.get("/rl/episodes/{name}/frames")
     async def frames(name: str, first: int = 0) -> Response:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from syvla.serving.contract.requests import PolicyBackend, RequestError
 
 from .episodes import RLEpisodes
-from .ledger import AWAITING, CLAIMED, DISCARDED, OPEN, SEALED, SET_ASIDE, Ledger, LedgerEntry, RunLedger
+from .ledger import AWAITING, CLAIMED, CONSUMED, DISCARDED, OPEN, SEALED, SET_ASIDE, Ledger, LedgerEntry, RunLedger
 from .progress import RunSize, read_size
 from .published_policies import (
     DamagedPolicy,
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from syvla.serving.server.act_service import ActService
 
 logger = logging.getLogger(__name__)
+
+SHOWN_USED = 20
+"""Newest rollouts in the status that updates have taken. Ours: as many as an update takes at most."""
 
 SHOWN_NOTES = 5
 """Newest warnings of the trainer that the status holds. Ours."""
@@ -441,6 +444,7 @@ class RLScheduler:
             "running": episodes.running(),
             "queue": listed(AWAITING),
             "labeled": listed(SEALED),
+            "used": [*listed(CLAIMED), *listed(CONSUMED)][-SHOWN_USED:],
             "set_aside": listed(SET_ASIDE),
             "discarded": listed(DISCARDED),
             "policy": policy,

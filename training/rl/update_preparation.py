@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from .config import SyVLAPPOConfig
 from .credit import CreditedPart, counted_decisions, credited_outcomes, credited_parts, succeeded
 from .expert_samples import ExpertSamples
 from .flow_points import make_points
+from .guidance import write_guidance
 from .policy_and_value import PolicyAndValue
 from .update_data import UpdateData, join_corrections, plan_experts, plan_rollouts, sample_seeds
 from .value_calibration import advantage_metrics, calibrate_values, information_problem, value_targets
@@ -82,7 +84,10 @@ class UpdatePreparation:
         passes = self.passes(len(decisions))
         world = args.world_size
         rollout_plan = plan_rollouts(len(decisions), args.rollouts_per_pass, passes, world, generator)
-        neighbors, retrieval = self._neighbors(decisions, generator)
+        neighbors, similarities, retrieval = self._neighbors(decisions, generator)
+        if args.process_index == 0:
+            shown = (number, rollouts, values, advantages, neighbors, similarities, self.experts)
+            write_guidance(Path(args.output_dir), *shown)
         rows, expert_plan = plan_experts(rollout_plan, neighbors, args.experts_per_pass, generator)
         rows, expert_plan = join_corrections(
             rows, expert_plan, self.experts.correction_rows, args.correction_share, generator
@@ -299,14 +304,14 @@ class UpdatePreparation:
 
     def _neighbors(
         self, decisions: Sequence[Decision], generator: np.random.Generator
-    ) -> tuple[np.ndarray, dict[str, float]]:
-        """Rows of candidates of each decision, (D, k), and metrics."""
+    ) -> tuple[np.ndarray, np.ndarray | None, dict[str, float]]:
+        """Rows of candidates of each decision, (D, k), their similarities where they are retrieved, and metrics."""
         args = self.args
         if args.expert_mode == "none":
-            return np.zeros((len(decisions), 1), np.int64), {}
+            return np.zeros((len(decisions), 1), np.int64), None, {}
         tasks = [decision.instruction for decision in decisions] if args.same_task else None
         if args.expert_mode == "random":
-            return self.experts.random(len(decisions), args.retrieval_top_k, tasks, generator).rows, {}
+            return self.experts.random(len(decisions), args.retrieval_top_k, tasks, generator).rows, None, {}
         if tasks is not None:
             self.experts.require_tasks(tasks)  # all processes have to stop, not the one whose share it is
         size, own = args.local_rollout_forward_batch_size, self._share(len(decisions))
@@ -326,7 +331,7 @@ class UpdatePreparation:
         metrics = {"retrieval/sim_mean": float(known.mean()), "retrieval/sim_min": float(known.min())}
         if self.experts.approximate is not None and math.isfinite(self.experts.approximate.recall):
             metrics["retrieval/recall"] = self.experts.approximate.recall
-        return np.array(self._gather(rows), np.int64), metrics
+        return np.array(self._gather(rows), np.int64), similarity, metrics
 
     def _share(self, count: int) -> range:
         """This process's part of `count` samples."""

@@ -1,5 +1,6 @@
 """`/rl`: what it is served with, and a person labeling rollouts by keys in a real browser."""
 
+import json
 import re
 import urllib.error
 import urllib.request
@@ -158,6 +159,40 @@ def test_a_person_plays_relabels_takes_over_and_stops(serve_run, run, open_page)
     until(lambda: states(robot)["awaiting_reward"] == 1, 30)
     Ledger(run).note("update 3 is not published: nothing is reinforced")
     until(lambda: "update 3 is not published" in page.value("document.getElementById('notes').textContent"), 30)
+
+
+def test_a_person_sees_what_guided_an_update(serve_run, run, open_page):
+    server = serve_run()
+    robot = Robot(server)
+    name = robot.begin()
+    robot.act(name)
+    robot.act(name, seed=4, executed_steps=2)
+    robot.call(f"/rl/episodes/{name}/end", {"executed_steps": 4})
+    robot.call(f"/rl/episodes/{name}/reward", {"reward": 1})
+    Ledger(run).claim(0, [name])
+    Ledger(run).consume(0, [name])
+    picture = robot.call(f"/rl/episodes/{name}/frames")["frames"][0]["views"]["center"]
+    expert = {"dataset": "lift", "episode": 7, "frame": 12, "view": "center", "picture": picture, "similarity": 0.875}
+    decisions = [
+        {"control_step": 0, "value": 0.25, "advantage": 0.5, "experts": [expert]},
+        {"control_step": 2, "value": 0.75, "advantage": -0.125, "experts": []},
+    ]
+    (run / "guidance").mkdir()
+    (run / "guidance" / f"{name}.json").write_text(json.dumps({"update": 0, "decisions": decisions}))
+    page = open_page(f"http://{server.url}/rl")
+    look = "document.querySelector('#used button')"
+    until(lambda: page.value(f"{look} !== null"), 30)
+    page.value(f"{look}.click()")
+    numbers = "document.getElementById('numbers').textContent"
+    until(lambda: page.value(numbers).startswith("update 1: value 0.75, advantage -0.13"), 30)
+    page.value("at('position').value = 0; at('position').oninput()")
+    assert page.value(numbers) == "update 1: value 0.25, advantage +0.50; the most similar expert samples:"
+    assert (
+        page.value("document.querySelector('#experts figcaption').textContent")
+        == "similarity 0.875, lift, episode 7, frame 12"
+    )
+    assert page.value("document.querySelector('#curve polyline').getAttribute('points')") == "0,17.5 100,6.5"
+    assert page.value("document.getElementById('success').disabled"), "nothing is decided about it any more"
 
 
 def test_a_gamepad_labels_once_per_press(serve_run, open_page):

@@ -181,7 +181,8 @@ def paper_table(number: str) -> PaperTable:
 
 
 def mean_and_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, tuple[float, float] | None]:
-    """Mean over seeds and the two-sided Student interval of that mean; None instead of an interval for one seed.
+    """Mean over seeds and the two-sided Student interval of that mean; None instead of an interval for one seed, and for seeds
+    that came out alike: their interval of no width would claim what few seeds cannot know.
 
     The interval is about seeds (training and evaluation noise together). Two seeds give a very wide one; that is what two
     seeds know.
@@ -192,7 +193,7 @@ def mean_and_interval(values: Sequence[float], confidence: float = 0.95) -> tupl
     if not values:
         raise ValueError("values: expected at least one seed, got none")
     mean = fmean(values)
-    if len(values) == 1:
+    if len(set(values)) == 1:
         return mean, None
     from scipy.stats import t
 
@@ -210,7 +211,7 @@ class Cell:
 
     Attributes:
         value: Mean over seeds.
-        interval: Of the mean over seeds; None for one seed.
+        interval: Of the mean over seeds; None for one seed, and for seeds that came out alike.
         wilson: Wilson interval of all episodes of all seeds together; None for numbers that are no rates.
         seeds: How many seeds it is the mean of; None where that is not printed.
         note: Printed behind the number, such as a footnote mark.

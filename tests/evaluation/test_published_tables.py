@@ -106,8 +106,10 @@ def test_an_interval_is_as_wide_as_the_printed_quantiles_say(freedom, quantile):
     assert interval[1] - mean == pytest.approx(mean - interval[0])
 
 
-def test_seeds_that_agree_have_an_interval_of_no_width():
-    assert mean_and_interval([0.5, 0.5, 0.5]) == (0.5, (0.5, 0.5))
+def test_seeds_that_agree_have_no_interval_over_seeds():
+    """One of no width would say that another seed gives the same for certain."""
+    assert mean_and_interval([0.5, 0.5, 0.5]) == (0.5, None)
+    assert Cell(*mean_and_interval([0.5, 0.5]), (0.4, 0.6), 2).text() == "0.500 (2 seeds) Wilson [0.400, 0.600]"
 
 
 def test_interval_of_a_mean():

@@ -64,7 +64,8 @@ def report(number: str, plan: Plan, scale: Scale, seeds: Sequence[int]) -> tuple
     done = sorted({run["seed"] for run in runs})
     notes = [
         f"Scale of our column: {scale.label}. Seeds: {', '.join(map(str, done)) or 'none yet'}. "
-        "`n seeds [..]` is the 95% Student interval of the mean over seeds, `Wilson [..]` that of all episodes together.",
+        "`n seeds [..]` is the 95% Student interval of the mean over seeds, `Wilson [..]` that of all episodes "
+        "or answers together. Seeds that came out alike have no interval over seeds.",
         *_measured_by(plan, scale),
         *plan.notes,
         *_rl_note(plan, scale),

@@ -12,6 +12,9 @@ from syvla.evaluation.success_rate import wilson_interval
 from .plans import Plan
 from .scales import SUITES, TASKS, Scale
 
+COUNTED = ("AI2D", "MMMU")
+"""Benchmarks whose score is the share of right answers. The others' are means of graded or of combined scores."""
+
 Cells = dict[str, dict[str, Cell | str]]
 
 
@@ -81,8 +84,7 @@ def _row(table: PaperTable, measures: str, row: str, summaries: Sequence[dict[st
         ]
         return {table.columns[0]: rate_cell(members, 100.0)}
     if measures == "benchmarks":
-        scores = {column: [_score(s["benchmarks"], column) for s in summaries] for column in table.columns}
-        return {column: Cell(*mean_and_interval(values), seeds=len(values)) for column, values in scores.items()}
+        return {column: benchmark_cell(column, [_benchmark(s, column) for s in summaries]) for column in table.columns}
     if table.number == "6":
         task = dict(zip(table.rows, TASKS.values(), strict=True))[row]
         rates = [s["in_domain"][task]["successes"] / s["in_domain"][task]["episodes"] for s in summaries]
@@ -111,5 +113,23 @@ def rate_cell(groups: Sequence[Sequence[dict[str, int]]], unit: float = 1.0) -> 
     return Cell(unit * mean, seeds, (unit * low, unit * high), len(groups))
 
 
-def _score(benchmarks: dict[str, Any], column: str) -> float:
-    return next(float(benchmark["score"]) for benchmark in benchmarks.values() if benchmark["column"] == column)
+def benchmark_cell(column: str, found: Sequence[dict[str, Any]]) -> Cell:
+    """Score of a benchmark over seeds; of one that counts right answers with Wilson's interval of all rows.
+
+    Args:
+        column: Its column.
+        found: Per seed `score`, and the number of `rows`.
+    """
+    mean, interval = mean_and_interval([float(benchmark["score"]) for benchmark in found])
+    wilson = None
+    if column in COUNTED:
+        rows = [int(benchmark["rows"]) for benchmark in found]
+        right = [round(float(b["score"]) * count / 100) for b, count in zip(found, rows, strict=True)]
+        low, high = wilson_interval(sum(right), sum(rows))
+        wilson = (100 * low, 100 * high)
+    return Cell(mean, interval, wilson, len(found))
+
+
+def _benchmark(summary: dict[str, Any], column: str) -> dict[str, Any]:
+    found: dict[str, Any] = next(b for b in summary["benchmarks"].values() if b["column"] == column)
+    return found

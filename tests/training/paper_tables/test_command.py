@@ -16,6 +16,7 @@ import yaml
 
 from syvla.durable_files import write_json
 from syvla.evaluation.published_tables import PAPER_TABLES
+from syvla.evaluation.success_rate import wilson_interval
 from syvla.modeling_syvla import SyVLAConfig
 from syvla.modeling_syvla.intention_decoupling import decoupling_mask
 from syvla.training.paper_tables import command as paper_tables
@@ -350,6 +351,10 @@ def test_benchmarks_of_table_9_stand_beside_the_success_of_the_same_checkpoints(
     assert "synthetic stand-ins" in text
     ours = json.loads((tmp_path / "tiny" / "table_9.json").read_text())["ours"]["w/o Both"]
     assert [ours[column]["value"] for column in columns.values()] == [0.5, 10.5, 20.5, 30.5, 40.5]
+    assert ours["AI2D"]["wilson_interval"] == pytest.approx([100 * end for end in wilson_interval(0 + 0, 8)]), (
+        "10 and 11% of 4"
+    )
+    assert ours["MME"]["wilson_interval"] is None
     rate = rate_cell([[{"successes": 15, "episodes": 60}], [{"successes": 21, "episodes": 60}]])
     assert f"Success of the same checkpoints on the task of Table 4: w/o Both {rate.text()}." in text
     listed = printed(capsys, "9", "--scale", "tiny", "--list", "--output", str(tmp_path))

@@ -58,8 +58,8 @@ def has_column(path: Path) -> bool:
 def declare_column(root: Path) -> bool:
     """Adds the column to `meta/info.json` if it is not listed; returns whether it was added.
 
-    A data file without the column is one whose episodes have no sub-tasks, for this project's reader and for LeRobot's. So
-    the list comes first and the files follow, and a crash in between harms nothing.
+    The list comes first and the files follow. After a crash in between, this project's reader takes a file without the column
+    as one whose episodes have no sub-tasks; LeRobot refuses the dataset until `syvla-annotate` has been started again.
     """
     info = read_info(root)
     if LANGUAGE_PERSISTENT in info.features:

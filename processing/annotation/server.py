@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable
 from importlib.resources import files
@@ -16,6 +17,7 @@ from .annotator import Annotator, ConflictError
 from .copying import copy_subtasks
 from .episode_list import SHOWN, list_episodes
 from .episode_view import MotionScales, dataset_view, episode_view
+from .look import Look
 
 MAX_BODY_BYTES = 2**20
 SIDES = (160, 320, 640, 1280)
@@ -29,13 +31,16 @@ class BadRequest(ValueError):
     """A request that is refused, with the reason."""
 
 
-def build_app(annotator: Annotator, *, token: str | None = None, ask: Ask | None = None) -> FastAPI:
+def build_app(
+    annotator: Annotator, *, token: str | None = None, ask: Ask | None = None, look: Look | None = None
+) -> FastAPI:
     """The page's application.
 
     Args:
         annotator: The dataset's sub-tasks; one opened for a look only answers no change.
         token: What requests must send; None: none.
         ask: See `Ask`; None: there is no vision server.
+        look: What `syvla-look` shows beside the sub-tasks.
     """
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     app.add_middleware(AccessControl, token=token)
@@ -58,7 +63,9 @@ def build_app(annotator: Annotator, *, token: str | None = None, ask: Ask | None
         text = files(__package__).joinpath("page.html").read_text(encoding="utf-8")
         return Response(text, media_type="text/html; charset=utf-8", headers=PAGE_HEADERS)
 
-    app.include_router(_reading_routes(annotator, scales, asks=ask is not None))
+    app.include_router(_reading_routes(annotator, scales, asks=ask is not None, look=look))
+    if look is not None:
+        app.include_router(_look_routes(look))
     actions = _actions(annotator, scales, ask)
 
     @app.post("/api/{action}")
@@ -76,7 +83,7 @@ def build_app(annotator: Annotator, *, token: str | None = None, ask: Ask | None
     return app
 
 
-def _reading_routes(annotator: Annotator, scales: MotionScales, *, asks: bool) -> APIRouter:
+def _reading_routes(annotator: Annotator, scales: MotionScales, *, asks: bool, look: Look | None) -> APIRouter:
     """What the page shows."""
     router, data = APIRouter(prefix="/api"), annotator.data
 
@@ -85,7 +92,8 @@ def _reading_routes(annotator: Annotator, scales: MotionScales, *, asks: bool) -
 
     @router.get("/dataset")
     def dataset() -> Response:
-        return _json(dataset_view(annotator, asks=asks))
+        model = None if look is None or look.model is None else dict(look.model.views)
+        return _json({**dataset_view(annotator, asks=asks), "look": look is not None, "model_views": model})
 
     @router.get("/status")
     def status() -> Response:
@@ -98,7 +106,8 @@ def _reading_routes(annotator: Annotator, scales: MotionScales, *, asks: bool) -
         count = _number(query.get("count", "100"), "count", 1001)
         if (shown := query.get("show", "all")) not in SHOWN:
             raise BadRequest(f"show: expected one of {SHOWN}, got {shown!r:.40}")
-        return _json(list_episodes(annotator, shown, query.get("search", "")[:200], start, count))
+        flagged = set() if look is None else look.flagged()
+        return _json(list_episodes(annotator, shown, query.get("search", "")[:200], start, count, flagged))
 
     @router.get("/episode")
     def episode(request: Request) -> Response:
@@ -116,6 +125,35 @@ def _reading_routes(annotator: Annotator, scales: MotionScales, *, asks: bool) -
         except ValueError as error:
             return JSONResponse({"error": str(error)}, 500)
         return Response(picture, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
+
+    return router
+
+
+def _look_routes(look: Look) -> APIRouter:
+    """What `syvla-look` shows beside the sub-tasks."""
+    router, data = APIRouter(prefix="/api/look"), look.data
+
+    @router.get("/overview")
+    def overview() -> Response:
+        return _json(look.overview())
+
+    @router.get("/episode")
+    def episode(request: Request) -> Response:
+        return _json(look.episode(_number(request.query_params.get("episode"), "episode", data.num_episodes)))
+
+    @router.get("/frame")
+    def frame(request: Request) -> Response:
+        query = request.query_params
+        of = _number(query.get("episode"), "episode", data.num_episodes)
+        at, camera = _number(query.get("frame"), "frame", data.length(of)), query.get("camera")
+        if camera not in data.cameras or look.model is None:
+            raise BadRequest(f"camera: expected one of {data.cameras}, and a command that was started with --model")
+        try:
+            jpegs = look.model_jpegs(of, at, camera, SIDES[-1])
+        except ValueError as error:
+            return JSONResponse({"error": str(error)}, 500)
+        pictures = {name: base64.b64encode(jpeg).decode() for name, jpeg in jpegs.items()}
+        return _json({name: f"data:image/jpeg;base64,{text}" for name, text in pictures.items()})
 
     return router
 

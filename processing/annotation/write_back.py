@@ -109,7 +109,10 @@ class WriteBack:
             with self._mutex:
                 self._error = error
                 now = time.monotonic()
-                self._not_before = now + (_RETRY_S if error else (now - started) * (1 / _SHARE - 1))
+                pause = (
+                    0.0 if self._without else (now - started) * (1 / _SHARE - 1)
+                )  # the column soon, the rest at leisure
+                self._not_before = now + (_RETRY_S if error else pause)
 
     def _wait(self) -> float | None:
         """Seconds until there is something to write; 0: nothing in sight; None: now."""

@@ -150,7 +150,7 @@ def test_the_list_comes_in_parts_and_by_what_is_to_do(client, annotator):
         found = client.get("/api/episodes", params=query).json()
         return found["total"], [row[0] for row in found["rows"]]
 
-    assert client.get("/api/episodes").json()["rows"][1] == [1, 0.7, 1, 2, False]
+    assert client.get("/api/episodes").json()["rows"][1] == [1, 0.7, 1, 2, False, False]
     assert listed() == (3, [0, 1, 2])
     assert listed(start=1, count=1) == (3, [1])
     assert listed(show="open") == (2, [0, 2])

@@ -7,8 +7,10 @@
 - "rtc": the policy makes the new chunk continue the old one, by real-time chunking as published (Black et al. 2025, arXiv
   2506.07339): guidance through the Jacobian of the predicted end point, clipped at `max_guidance_weight`.
 - "rtc_identity": the same with the identity for the Jacobian, which takes no gradient.
+- "rtc_trained": the policy is given what runs meanwhile, and was trained to go on from it (arXiv 2512.05964); for checkpoints
+  that were trained with `simulated_delay`.
 
-The first three need nothing of the policy; the last two need one that takes the rest of the old chunk with a request.
+The first three need nothing of the policy; the last three need one that takes the rest of the old chunk with a request.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-SeamMode = Literal["switch", "blend", "ensemble", "rtc", "rtc_identity"]
+SeamMode = Literal["switch", "blend", "ensemble", "rtc", "rtc_identity", "rtc_trained"]
 MODES: tuple[str, ...] = get_args(SeamMode)
 
 _OPTION_OF = {"blend": "blend_steps", "ensemble": "decay", "rtc": "max_guidance_weight"}
@@ -65,11 +67,13 @@ class Seams:
     @property
     def asks_policy(self) -> bool:
         """Whether requests carry the rest of the old chunk."""
-        return self.mode in ("rtc", "rtc_identity")
+        return self.mode in ("rtc", "rtc_identity", "rtc_trained")
 
     @property
-    def request_options(self) -> dict[str, float]:
+    def request_options(self) -> dict[str, float | bool]:
         """What a request with the rest of the old chunk says besides."""
+        if self.mode == "rtc_trained":
+            return {"known_actions": True}
         return {"max_guidance_weight": self.max_guidance_weight or 5.0} if self.mode == "rtc" else {}
 
 

@@ -37,15 +37,20 @@ class PreviousChunk:
         delay: Rows that will have run before the new chunk is used, 0 <= delay <= L.
         max_guidance_weight: Continue by real-time chunking as published, clipped at this number; None: by its form without
             gradients. See `syvla.modeling_syvla.guided_flow`.
+        known: The first `delay` rows are given to a policy that was trained to go on from them, and the others left to it. See
+            `syvla.modeling_syvla.known_actions`.
     """
 
     actions: np.ndarray
     delay: int
     max_guidance_weight: float | None = None
+    known: bool = False
 
     def __post_init__(self) -> None:
         if self.actions.ndim != 2 or not len(self.actions):
             raise ValueError(f"prev_chunk: expected shape (steps, action dimensions), got {self.actions.shape}")
+        if self.known and self.max_guidance_weight is not None:
+            raise ValueError("max_guidance_weight: guides what known_actions leaves to the policy; give one of the two")
         if not 0 <= self.delay <= len(self.actions):
             raise ValueError(
                 f"delay_steps: expected 0 to {len(self.actions)}, the steps of prev_chunk, got {self.delay}"

@@ -43,6 +43,20 @@ def continue_chunk(
     return target, continuation_weights(min(previous.delay, overlap), overlap, num_steps)
 
 
+def known_delays(previous: Sequence[PreviousChunk | None]) -> torch.Tensor | None:
+    """How many actions of each chunk are known, int64 (B,); None where the chunks are continued in another way.
+
+    Raises:
+        ValueError: Both ways in one batch.
+    """
+    ways = {chunk.known for chunk in previous if chunk is not None}
+    if len(ways) > 1:
+        raise ValueError("known_actions: expected the same for the whole batch, got both")
+    if ways != {True}:
+        return None
+    return torch.tensor([0 if chunk is None else chunk.delay for chunk in previous])
+
+
 def shared_guidance(previous: Sequence[PreviousChunk | None] | None) -> float | None:
     """The guidance weight of a batch's previous chunks; None without guidance.
 

@@ -20,7 +20,7 @@ from syvla.modeling_syvla.expert_inputs import ExpertObservation
 from syvla.serving.contract.action_chunks import ActionChunks
 from syvla.serving.contract.requests import PreviousChunk
 
-from .chunk_stitching import continue_chunk, shared_guidance
+from .chunk_stitching import continue_chunk, known_delays, shared_guidance
 from .digests import content_digest, weights_digest
 from .intention import Intention
 from .loading import load_for_inference
@@ -260,7 +260,7 @@ class SyVLAPolicy:
         """The fast half, by the action expert: chunks (B, T, D_action) in physical units, on given query states.
 
         Args:
-            previous: What each chunk shall continue, if anything; all with the same `max_guidance_weight`.
+            previous: What each chunk shall continue, if anything; all with the same `max_guidance_weight` and `known`.
             num_steps: Euler steps of the flow; None: the policy's own.
 
         Raises:
@@ -269,14 +269,16 @@ class SyVLAPolicy:
         shape, device = self.chunk_shape, self.model.device
         # Drawn on the CPU, so that every device sees the same noise.
         noise = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
-        continuation = None
+        continuation: Any = None
+        delays = None
         if previous is not None and any(chunk is not None for chunk in previous):
             pairs = [
                 continue_chunk(self.processor, self.embodiment, chunk, state, *shape)
                 for chunk, state in zip(previous, inputs.states, strict=True)
             ]
             target, weights = (torch.stack(part).to(device) for part in zip(*pairs, strict=True))
-            continuation = (target, weights)
+            delays = known_delays(previous)
+            continuation = (target, weights if delays is None else delays.to(device))
         states, expert, mask, guidance = (
             intention.query_states,
             inputs.expert,
@@ -293,7 +295,8 @@ class SyVLAPolicy:
                 condition_mask=mask,
                 num_steps=self.num_steps if num_steps is None else num_steps,
                 noise=noise.to(device),
-                continuation=continuation,
+                continuation=continuation if delays is None else None,
+                known_actions=None if delays is None else continuation,
                 max_guidance_weight=guidance,
             )
             return self.physical(actions, inputs)

@@ -75,11 +75,15 @@ def batch_key(request: ActRequest) -> Hashable:
     """What requests must have in common to be answered together.
 
     Thoughts may differ, since each sample has its own prompt. Rollouts stay apart: they may be sampled in another way.
-    Guided chunks stay apart too, since each of their flow steps takes a backward pass.
+    So do guided chunks, whose flow steps take a backward pass each, and chunks that go on from known actions.
     """
     longest_thought = request.max_new_tokens if request.think else None
-    guidance = None if request.previous is None else request.previous.max_guidance_weight
-    return request.embodiment, request.think, longest_thought, request.num_steps, request.rollout, guidance
+    previous = request.previous
+    continuing = None if previous is None else (previous.max_guidance_weight, previous.known)
+    continuing = (
+        None if continuing == (None, False) else continuing
+    )  # the form without gradients, or nothing to continue
+    return request.embodiment, request.think, longest_thought, request.num_steps, request.rollout, continuing
 
 
 @dataclass

@@ -38,6 +38,7 @@ OPTIONS = (
     "prev_chunk",
     "delay_steps",
     "max_guidance_weight",
+    "known_actions",
     "client_report",
 )
 """Entries of a request that are the server's own. All others belong to the observation. `session` means `session_id`."""
@@ -180,7 +181,7 @@ def _deadline_seconds(given: Mapping[str, Any], most: float) -> float | None:
 
 def _previous_chunk(given: Mapping[str, Any]) -> PreviousChunk | None:
     if "prev_chunk" not in given:
-        for name in ("delay_steps", "max_guidance_weight"):
+        for name in ("delay_steps", "max_guidance_weight", "known_actions"):
             if name in given:
                 raise ValueError(f"{name}: expected together with prev_chunk, got it alone")
         return None
@@ -192,7 +193,10 @@ def _previous_chunk(given: Mapping[str, Any]) -> PreviousChunk | None:
             f"max_guidance_weight: expected a number above 0, up to {MAX_GUIDANCE_WEIGHT:g}, got {shown(weight)}"
         )
     return PreviousChunk(
-        chunk, _integer(given, "delay_steps", 0, len(chunk)) or 0, None if weight is None else float(weight)
+        chunk,
+        _integer(given, "delay_steps", 0, len(chunk)) or 0,
+        None if weight is None else float(weight),
+        _flag(given, "known_actions"),
     )
 
 

@@ -26,7 +26,8 @@ def continuation_options(
         left_over: What is left of the running chunk, normalized, (B, L, D) or (L, D).
         delay: Its first steps, which will have run when the new chunk is there.
         rtc: LeRobot's schedule, horizon and guidance; None: those of real-time chunking as published, over all that is left.
-        seams: "rtc" (guidance through the Jacobian, one backward pass per flow step) or "rtc_identity" (without gradients).
+        seams: "rtc" (guidance through the Jacobian, one backward pass per flow step), "rtc_identity" (without gradients) or
+            "rtc_trained" (the first `delay` steps are given to a model that was trained with `simulated_delay`).
         shape: (T, D_max) of the model's chunks.
 
     Raises:
@@ -48,6 +49,8 @@ def continuation_options(
     weights = RTCProcessor(rtc).get_prefix_weights(min(delay, overlap), min(rtc.execution_horizon, overlap), steps)
     target = rest.new_zeros(rest.shape[0], steps, width)
     target[:, :overlap, : rest.shape[2]] = rest
+    if seams.mode == "rtc_trained":
+        return {"known_actions": (target, torch.full((len(rest),), min(delay, overlap), device=rest.device))}
     options: dict[str, Any] = {"continuation": (target, weights.to(rest)[None].expand(len(rest), -1))}
     if seams.mode == "rtc":
         options["max_guidance_weight"] = float(rtc.max_guidance_weight)

@@ -47,7 +47,7 @@ class LeRobotSyVLAConfig(PreTrainedConfig):
         think: Generate a thought before each chunk.
         max_new_tokens: Its longest length in tokens.
         num_inference_steps: Euler steps of the flow; None: the checkpoint's.
-        seams: How a chunk goes over into the next: "switch", "blend", "ensemble", "rtc" or "rtc_identity", see
+        seams: How a chunk goes over into the next: "switch", "blend", "ensemble", "rtc", "rtc_identity" or "rtc_trained", see
             `syvla.serving.contract.chunk_seams`. None: "rtc" where LeRobot's RTC engine asks, else "switch".
         blend_steps: Of "blend", in control steps; None: 4.
         ensemble_decay: Of "ensemble", per chunk; None: 0.01.

@@ -137,8 +137,8 @@ def test_training_evaluates_in_between(recording, tmp_path):
     assert "pc_success" in log
 
 
-@pytest.mark.parametrize("strategy", ["base", "episodic"])
-def test_rollout_on_a_robot(trained, tmp_path, strategy):
+@pytest.mark.parametrize(("strategy", "inference"), [("base", "sync"), ("episodic", "sync"), ("base", "rtc")])
+def test_rollout_on_a_robot(trained, tmp_path, strategy, inference):
     log = tmp_path / "sent.json"
     arguments = [
         f"--policy.path={trained[0] / LAST}",
@@ -150,7 +150,10 @@ def test_rollout_on_a_robot(trained, tmp_path, strategy):
         "--play_sounds=false",
         "--return_to_initial_position=false",
         f"--strategy.type={strategy}",
+        f"--inference.type={inference}",
     ]
+    if inference == "rtc":
+        arguments += ["--inference.rtc.execution_horizon=6", "--inference.queue_threshold=5"]
     if strategy == "base":
         arguments += ["--task=lift the red cube", "--duration=3"]
     else:

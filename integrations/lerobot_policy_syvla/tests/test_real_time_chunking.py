@@ -76,6 +76,18 @@ def test_padding_by_lerobot_is_not_continued(parts):
     torch.testing.assert_close(nothing, policy.predict_action_chunk(batch, NOISE))
 
 
+def test_what_runs_meanwhile_is_given_to_a_model_that_was_trained_for_it(parts):
+    policy, pre, _, dataset = parts(seams="rtc_trained")
+    batch = pre(observation(dataset, 4))
+    left = torch.linspace(-1, 1, 6)[:, None].expand(6, 14).contiguous()
+    with pytest.raises(ValueError, match="trained with simulated_delay above 0"):
+        policy.predict_action_chunk(batch, NOISE, inference_delay=2, prev_chunk_left_over=left)
+    policy.model.config.simulated_delay = 3
+    got = policy.predict_action_chunk(batch, NOISE, inference_delay=2, prev_chunk_left_over=left)
+    assert torch.equal(got[0, :2], left[:2])
+    assert not torch.allclose(got[0, 2:], policy.predict_action_chunk(batch, NOISE)[0, 2:])
+
+
 def chunks_in_turn(policy, *chunks):
     given = iter(chunks)
     policy._predicted = lambda batch, noise, options: next(given)

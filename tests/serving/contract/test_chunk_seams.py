@@ -70,7 +70,10 @@ def test_chunks_that_are_too_old_have_no_say():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mode": "smooth"}, "seams: expected one of switch, blend, ensemble, rtc, rtc_identity, got 'smooth'"),
+        (
+            {"mode": "smooth"},
+            "seams: expected one of switch, blend, ensemble, rtc, rtc_identity, rtc_trained, got 'smooth'",
+        ),
         ({"mode": "switch", "blend_steps": 3}, "blend_steps: belongs to seams='blend'"),
         ({"mode": "rtc_identity", "max_guidance_weight": 5.0}, "max_guidance_weight: belongs to seams='rtc'"),
         ({"mode": "blend", "decay": 0.1}, "decay: belongs to seams='ensemble'"),
@@ -103,3 +106,10 @@ def test_the_delay_is_a_running_quantile_within_its_bound():
 def test_an_impossible_delay_is_refused(options):
     with pytest.raises(ValueError, match="prefetch: expected"):
         MeasuredDelay(**options)
+
+
+def test_requests_say_how_a_chunk_shall_be_continued():
+    told = {mode: Seams.of(mode).request_options for mode in ("switch", "rtc", "rtc_identity", "rtc_trained")}
+    weight, known = {"max_guidance_weight": 5.0}, {"known_actions": True}
+    assert told == {"switch": {}, "rtc": weight, "rtc_identity": {}, "rtc_trained": known}
+    assert [mode for mode in told if Seams.of(mode).asks_policy] == ["rtc", "rtc_identity", "rtc_trained"]

@@ -73,3 +73,27 @@ def test_a_batch_has_one_guidance_weight(policy):
     previous = [PreviousChunk(rest, 1, 5.0), PreviousChunk(rest, 1)]
     with pytest.raises(ValueError, match="max_guidance_weight: expected the same"):
         policy.predict([make_observation(0)] * 2, ["lift"] * 2, seeds=[0, 1], previous=previous)
+
+
+def test_known_actions_are_kept_exactly_by_a_policy_that_was_trained_for_them(policy, monkeypatch):
+    observations, texts = [make_observation(0), make_observation(1)], ["lift"] * 2
+    rest = np.random.default_rng(9).normal(size=(5, 2)).astype(np.float32)
+    previous = [PreviousChunk(rest, 3, known=True), None]
+    with pytest.raises(ValueError, match="a model that was trained with simulated_delay above 0, got 0"):
+        policy.predict(observations, texts, seeds=[1, 2], previous=previous)
+    monkeypatch.setattr(policy.model.config, "simulated_delay", 3)
+    free = policy.predict(observations, texts, seeds=[1, 2]).actions
+    after = policy.predict(observations, texts, seeds=[1, 2], previous=previous).actions
+    np.testing.assert_allclose(after[0, :3], rest[:3], atol=1e-5)
+    assert np.abs(after[0, 3:] - free[0, 3:]).max() > 1e-4, "the others read them"
+    np.testing.assert_allclose(after[1], free[1], atol=1e-5)
+    further = rest.copy()
+    further[3:] += 1  # rows beyond the delay are left to the policy
+    again = policy.predict(observations, texts, seeds=[1, 2], previous=[PreviousChunk(further, 3, known=True), None])
+    np.testing.assert_allclose(again.actions, after, atol=1e-6)
+    with pytest.raises(ValueError, match="delay: expected 0 to 3 steps"):
+        policy.predict(observations[:1], texts[:1], seeds=[1], previous=[PreviousChunk(rest, 4, known=True)])
+    with pytest.raises(ValueError, match="known_actions: expected the same for the whole batch"):
+        policy.predict(observations, texts, seeds=[1, 2], previous=[previous[0], PreviousChunk(rest, 1)])
+    with pytest.raises(ValueError, match="give one of the two"):
+        PreviousChunk(rest, 1, 5.0, known=True)

@@ -56,6 +56,8 @@ CASES = {  # changes to a good request, and what the error says
     "past deadline": ({"deadline_ms": -5}, r"deadline_ms: expected a positive number"),
     "lone delay": ({"delay_steps": 2}, r"delay_steps: expected together with prev_chunk"),
     "lone guidance": ({"max_guidance_weight": 5.0}, r"max_guidance_weight: expected together with prev_chunk"),
+    "lone known actions": ({"known_actions": True}, r"known_actions: expected together with prev_chunk"),
+    "no flag": ({"prev_chunk": np.zeros((2, 2)), "known_actions": 1}, r"known_actions: expected true or false, got 1"),
     "no guidance": (
         {"prev_chunk": np.zeros((2, 2)), "max_guidance_weight": 0.0}, r"max_guidance_weight: expected a number above 0"
     ),

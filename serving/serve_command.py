@@ -83,6 +83,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--rl-ahead", type=int, default=0, help="rollouts beyond those, for a trainer that allows stale ones"
     )
     learning.add_argument(
+        "--rl-graded-rewards", action="store_true", help="people may give rewards between 0 and 1 as well, see /rl"
+    )
+    learning.add_argument(
         "--rl-silent-s", type=float, default=30.0, help="abort the episode of a robot silent for so long"
     )
 
@@ -241,6 +244,7 @@ def _rl_server(arguments: argparse.Namespace, settings: ServerSettings) -> Polic
         rollouts_per_update=arguments.rl_rollouts,
         max_updates=arguments.rl_updates,
         ahead=arguments.rl_ahead,
+        graded_rewards=arguments.rl_graded_rewards,
         silent_s=arguments.rl_silent_s,
     )
 

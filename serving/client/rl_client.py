@@ -136,12 +136,12 @@ class RLClient:
         return self._post(f"/rl/episodes/{self.episode_id}/end", {**said, "timed_out": timed_out})
 
     def reward(
-        self, reward: int, episode_id: str | None = None, *, override: bool = False, timed_out: bool | None = None
+        self, reward: float, episode_id: str | None = None, *, override: bool = False, timed_out: bool | None = None
     ) -> dict[str, Any]:
-        """Labels an episode that has ended, by default the last one: 1 success, 0 failure.
+        """Labels an episode that has ended, by default the last one: 1 success, 0 failure, or between where it is graded.
 
         Args:
-            reward: 1 or 0.
+            reward: 1 or 0; with `--rl-graded-rewards` any number from 0 to 1.
             episode_id: None: the last one.
             override: Change another label.
             timed_out: Whether a 0 only means that the time was up (True) or that it failed (False); None: as `end` said.

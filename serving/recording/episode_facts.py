@@ -22,7 +22,7 @@ class EpisodeFacts:
         session: Who ran it.
         embodiment: Name of the robot.
         instruction: The first one, if the client changed it on the way.
-        outcome: 1 success, 0 failure, None as long as nobody has said.
+        outcome: 1 success, 0 failure, a number between them where people grade; None as long as nobody has said.
         ended: "client", "time limit", "new episode", "disconnected", "expired" or "server stopped".
         cut_off: By the word of who labeled it, whether outcome 0 only means that the time was up (True) or that it failed
             (False); None: as `ended` says.
@@ -36,7 +36,7 @@ class EpisodeFacts:
     session: str
     embodiment: str
     instruction: str = ""
-    outcome: int | None = None
+    outcome: float | None = None
     ended: str = ""
     cut_off: bool | None = None
     started_at: float = 0.0
@@ -70,6 +70,20 @@ def read_facts(root: Path, episode_index: int) -> EpisodeFacts:
 def write_facts(root: Path, episode_index: int, facts: EpisodeFacts) -> None:
     """Puts the facts of a recorded episode in place. Labels are set in this way."""
     write_json(facts_path(root, episode_index), asdict(facts))
+
+
+def is_reward(value: Any) -> bool:
+    """Whether a value is a reward: a number from 0 (failure) to 1 (success)."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1  # False for NaN
+
+
+def reward_problem(value: Any, graded: bool) -> str | None:
+    """Why a person's reward is none; None if it is one. `graded`: numbers between 0 and 1 are taken as well."""
+    if graded and not is_reward(value):
+        return f"reward: expected a number from 0 (failure) to 1 (success), got {value!r:.60}"
+    if not graded and (type(value) is not int or value not in (0, 1)):
+        return f"reward: expected 1 (success) or 0 (failure), got {value!r:.60}"
+    return None
 
 
 def check_outcome(outcome: Any) -> int | None:

@@ -23,7 +23,7 @@ import numpy as np
 
 from syvla.serving.contract.requests import ActAnswer, ActRequest, RequestError
 from syvla.serving.recording.by_session import record_answer, record_observation, refusing
-from syvla.serving.recording.episode_facts import EpisodeFacts, read_facts, write_facts
+from syvla.serving.recording.episode_facts import EpisodeFacts, read_facts, reward_problem, write_facts
 from syvla.serving.recording.recorder import LOSSES, RecordingError, RolloutRecorder
 from syvla.serving.recording.seal import seal_rollout
 
@@ -92,6 +92,7 @@ class RLEpisodes:
         recovered: What was found and put right at the start, one text each.
         instructions: Tasks that the trainer has demonstrations of; None: any will do.
         lost: Episodes whose recording the disk did not take, and why.
+        graded: Whether rewards between 0 and 1 are taken as well.
 
     Raises:
         RuntimeError: Another server serves this run.
@@ -103,6 +104,7 @@ class RLEpisodes:
         self.root, self.embodiment, self._entry = run / "rollouts", embodiment, entry
         self.robots = {embodiment}
         self.instructions: tuple[str, ...] | None = None
+        self.graded = False
         self._open_folder = self.root / ".open"
         self.root.mkdir(parents=True, exist_ok=True)
         self._folder_lock = FileLock(run / ".serving", thread_local=False)
@@ -226,21 +228,21 @@ class RLEpisodes:
             self.ledger.write("end", episode_id=name, decisions=facts.decisions, ended=facts.ended)
         return episode
 
-    def label(self, name: str, reward: int, *, override: bool, timed_out: bool | None = None) -> None:
+    def label(self, name: str, reward: float, *, override: bool, timed_out: bool | None = None) -> None:
         """Sets the reward of an ended episode; the same one may come again.
 
         Args:
             name: The episode.
-            reward: 1 success, 0 failure.
+            reward: 1 success, 0 failure; with `graded` any number from 0 to 1.
             override: Whether another label before may be changed.
             timed_out: Whether a 0 only means that the time was up (True) or that it failed (False); None: as the robot said.
 
         Raises:
-            RequestError: Not 0 or 1 (422), no such episode (404), still open, discarded, another reward before, or an update
+            RequestError: No reward (422), no such episode (404), still open, discarded, another reward before, or an update
                 has taken it (409), aborted (410).
         """
-        if type(reward) is not int or reward not in (0, 1):
-            raise RequestError(f"reward: expected 1 (success) or 0 (failure), got {reward!r:.60}")
+        if problem := reward_problem(reward, self.graded):
+            raise RequestError(problem)
         with self.lock, self.ledger.exclusive() as known:
             episode = self._known(name)
             facts = episode.facts
@@ -490,7 +492,7 @@ def _taken_by(entry: LedgerEntry) -> str:
     return f"update {(entry.update or 0) + 1} works on it" if entry.state == CLAIMED else ""
 
 
-def _shown(reward: int, timed_out: bool | None) -> str:
+def _shown(reward: float, timed_out: bool | None) -> str:
     return f"{reward}" + ("" if timed_out is None else f" (timed_out {str(timed_out).lower()})")
 
 

@@ -53,7 +53,7 @@ class LedgerEntry:
 
     state: str = OPEN
     policy_version: str = ""
-    reward: int | None = None
+    reward: float | None = None
     timed_out: bool | None = None
     update: int | None = None
     why: str = ""

@@ -52,6 +52,7 @@ class RLSettings:
         rollouts_per_update: Rollouts of a policy that an update takes; further ones do not begin. None: the trainer's number.
         max_updates: Updates of the run; None: the trainer's number.
         ahead: Rollouts that may be made beyond those; of use only where the trainer's `max_staleness` is above 0.
+        graded_rewards: Whether people may give rewards between 0 and 1 as well.
         silent_s: Seconds after which the episode of a silent robot is aborted, so that it holds up no other robot and no
             policy. Every request of the episode begins them anew. Ours: several chunks, and an answer that takes long.
         poll_s: Seconds between looks at the run's folder.
@@ -61,6 +62,7 @@ class RLSettings:
     rollouts_per_update: int | None = None
     max_updates: int | None = None
     ahead: int = 0
+    graded_rewards: bool = False
     silent_s: float = 30.0
     poll_s: float = 0.5
 
@@ -135,6 +137,7 @@ class RLScheduler:
             raise ValueError(f"embodiment: a run trains one robot, the policy knows {sorted(embodiments)}; choose one")
         ((name, entry),) = embodiments.items()
         self._episodes = RLEpisodes(self.settings.run, name, entry)
+        self._episodes.graded = self.settings.graded_rewards
         self._notes += self._episodes.recovered
         self._look_at_size()
         self._follower.start()
@@ -215,7 +218,7 @@ class RLScheduler:
             text = f"policy {coming}: comes next; no further episode of {self.served.name} begins"
             raise RequestError(text, status=503, cause="swapping", retry_after=1)
 
-    def label(self, name: str, reward: int, override: bool, timed_out: bool | None = None) -> dict[str, Any]:
+    def label(self, name: str, reward: float, override: bool, timed_out: bool | None = None) -> dict[str, Any]:
         """See `RLEpisodes.label`."""
         self.episodes.label(name, reward, override=override, timed_out=timed_out)
         return {"episode_id": name, "state": self.state_of(name), "reward": reward}
@@ -441,6 +444,7 @@ class RLScheduler:
 
         return {
             "episodes": counts,
+            "graded": episodes.graded,
             "running": episodes.running(),
             "queue": listed(AWAITING),
             "labeled": listed(SEALED),

@@ -16,6 +16,9 @@ from syvla.serving.recording.format import PREFIX
 OUTCOME_KEYS = ("next.success", "rollout.success", "success")
 """Features that say per frame whether the episode has succeeded; LeRobot's own name comes first."""
 
+SUCCESS = 0.5
+"""Least outcome that counts as a success where a truth value is needed. Ours."""
+
 INTERVENTION_KEYS = ("intervention", "is_intervention", "complementary_info.is_intervention")
 """Features that say per frame whether a person acted instead of the policy; the last one is of LeRobot's HIL-SERL."""
 
@@ -131,7 +134,7 @@ def episode_rewards(dataset: RobotDataset, outcome_key: str | None = "auto") -> 
             f"outcome_key: {dataset.root} has no feature {outcome_key!r}; choose from {sorted(dataset.features)}, or none "
             "if all episodes succeeded"
         )
-    rewards = [float(values[-1] >= 0.5) for values in _columns(dataset, outcome_key)]
+    rewards = [float(values[-1] >= SUCCESS) for values in _columns(dataset, outcome_key)]
     if not any(rewards):
         raise ValueError(
             f"outcome_key: no episode of {dataset.root} succeeded by {outcome_key!r}; is it the right one?"

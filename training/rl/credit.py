@@ -28,7 +28,7 @@ class CreditedPart:
         first, last: Numbers of the decisions, `last` excluded. Of the last one something ran, unless it goes on.
         outcome: Reward that the last control step brings; None: it goes on, and `following` is valued.
         following: Number of the observation that follows among the decisions and, after them, `Rollout.final`.
-        labeled: What metrics call its outcome: 1 success, 0 failure, NaN neither.
+        labeled: Its outcome for metrics: from 0 failure to 1 success, NaN neither.
     """
 
     first: int
@@ -82,6 +82,6 @@ def counted_decisions(rollout: Rollout) -> list[Decision]:
     return [decision for decision in rollout.decisions if decision.valid.any()]
 
 
-def succeeded(rollout: Rollout) -> float:
+def own_reward(rollout: Rollout) -> float:
     """The outcome as the policy's own: 0 where a person had to act."""
     return 0.0 if rollout.corrections or rollout.facts.outcome is None else float(rollout.facts.outcome)

@@ -9,7 +9,7 @@ import numpy as np
 
 from syvla.serving.recording.decision import Correction, Rollout
 from syvla.training.retrieval.approximate_index import ApproximateIndex
-from syvla.training.retrieval.demonstrations import episode_rewards, human_frames, split_episodes
+from syvla.training.retrieval.demonstrations import SUCCESS, episode_rewards, human_frames, split_episodes
 from syvla.training.retrieval.embedding_store import VIEW_WEIGHTS
 from syvla.training.retrieval.exact_index import Neighbors, SimilarSampleIndex
 from syvla.training.retrieval.image_encoders import load_encoder
@@ -47,7 +47,7 @@ class ExpertSamples:
         self._dataset_ends = np.cumsum([len(dataset) for dataset in self.datasets])
         owner = np.repeat(np.arange(len(lengths)), lengths)
         human = np.concatenate([_human_frames(dataset) for dataset in self.datasets])
-        good = np.flatnonzero((rewards > 0) & np.isin(np.arange(len(lengths)), owner[human]))
+        good = np.flatnonzero((rewards >= SUCCESS) & np.isin(np.arange(len(lengths)), owner[human]))
         if len(good) < 2:
             raise ValueError(
                 f"robot_datasets: {len(good)} successful episode(s) in all; the set of expert samples needs at least 2, one of "

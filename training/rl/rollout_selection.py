@@ -13,7 +13,7 @@ from accelerate.utils import broadcast_object_list
 from syvla.modeling_syvla.flow_solver import require_uniform_euler
 from syvla.serving.contract.rollout_sampler import FLOW_SDE, RolloutSampler
 from syvla.serving.recording.decision import Rollout
-from syvla.serving.recording.episode_facts import EpisodeFacts
+from syvla.serving.recording.episode_facts import EpisodeFacts, is_reward
 from syvla.serving.rl.ledger import AWAITING, CLAIMED, OPEN, SEALED, SET_ASIDE, Ledger, LedgerEntry, RunLedger
 
 from .config import SyVLAPPOConfig
@@ -225,8 +225,8 @@ def family_problem(
             f"{sorted(processor.embodiments)} and expects chunks of shape {expected}; record rollouts with the policy that "
             "is trained"
         )
-    if rollout.facts.outcome not in (0, 1):
-        return f"outcome {rollout.facts.outcome!r}, expected 0 or 1; label it anew"
+    if not is_reward(rollout.facts.outcome):
+        return f"outcome {rollout.facts.outcome!r}, expected 0 to 1; label it anew"
     unknown = [d.instruction for d in rollout.decisions if tasks is not None and d.instruction not in tasks]
     if unknown:
         assert tasks is not None

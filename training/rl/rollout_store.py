@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from syvla.serving.recording.decision import Rollout
-from syvla.serving.recording.episode_facts import EpisodeFacts, read_facts
+from syvla.serving.recording.episode_facts import EpisodeFacts, is_reward, read_facts
 
 logger = logging.getLogger(__name__)
 
@@ -96,9 +96,9 @@ class LeRobotRolloutStore:
                     continue
                 if facts.outcome is None:  # nobody has said yet: it waits, it never counts as 0
                     continue
-                if facts.outcome not in (0, 1):
+                if not is_reward(facts.outcome):
                     raise ValueError(
-                        f"{root}: episode {facts.episode_id} has outcome {facts.outcome!r}, expected 0 or 1; label it anew"
+                        f"{root}: episode {facts.episode_id} has outcome {facts.outcome!r}, expected 0 to 1; label it anew"
                     )
                 found.append((facts, root, index))
         return sorted(found, key=lambda entry: entry[0].ended_at)

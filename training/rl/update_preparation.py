@@ -15,10 +15,11 @@ from tqdm.auto import tqdm
 from syvla.modeling_syvla.expert_inputs import end_chunks
 from syvla.serving.contract.rollout_sampler import ChainStep
 from syvla.serving.recording.decision import Decision, Rollout
+from syvla.training.retrieval.demonstrations import SUCCESS
 
 from .advantages import clip_advantages, decision_rewards, explained_variance, generalized_advantages
 from .config import SyVLAPPOConfig
-from .credit import CreditedPart, counted_decisions, credited_outcomes, credited_parts, succeeded
+from .credit import CreditedPart, counted_decisions, credited_outcomes, credited_parts, own_reward
 from .expert_samples import ExpertSamples
 from .flow_points import make_points
 from .guidance import write_guidance
@@ -283,12 +284,13 @@ class UpdatePreparation:
                 found.append((advantages[counted], returns[counted], own[numbers][counted]))
         raw, returns, kept = (np.concatenate(part) for part in zip(*found, strict=True))
         clipped, share = clip_advantages(raw, args.advantage_clip)
-        success = float(np.mean([succeeded(rollout) for rollout in rollouts]))
+        rewards = np.array([own_reward(rollout) for rollout in rollouts])
+        success, score = float((rewards >= SUCCESS).mean()), float(rewards.mean())
         metrics = {
             "objective/success_rate": success,
-            "objective/scores": success,
+            "objective/scores": score,
             "objective/non_score_reward": 0.0,
-            "objective/rlhf_reward": success,
+            "objective/rlhf_reward": score,
             "objective/frac_adv_clipped": share,
             "val/explained_variance": explained_variance(kept, returns),
             **_spread("objective/advantage_rollout", clipped),

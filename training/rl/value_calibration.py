@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from accelerate.utils import broadcast_object_list
 
 from syvla.serving.recording.decision import Decision, Rollout
+from syvla.training.retrieval.demonstrations import SUCCESS
 
 from .credit import FAILED_DECISIONS, credited_parts
 
@@ -88,8 +89,9 @@ def value_targets(
 def held_out_rollouts(outcomes: Sequence[float], share: float, generator: np.random.Generator) -> set[int]:
     """Numbers of rollouts to measure on: of each outcome at least one, if there are two or more of it."""
     chosen: set[int] = set()
-    for outcome in sorted(set(outcomes)):
-        own = np.flatnonzero(np.array(outcomes) == outcome)
+    won = np.array(outcomes) >= SUCCESS
+    for success in sorted(set(won.tolist())):
+        own = np.flatnonzero(won == success)
         if len(own) > 1:
             count = min(max(1, round(share * len(own))), len(own) - 1)
             chosen |= {int(number) for number in generator.choice(own, count, replace=False)}
@@ -213,9 +215,9 @@ def advantage_metrics(advantages: np.ndarray, outcomes: np.ndarray) -> dict[str,
     for low, high in BINS:
         share = float(((advantages >= low) & (advantages < high)).mean())
         metrics[f"objective/advantage_share[{low:g},{high:g})"] = share
-    for name, outcome in (("success", 1), ("failure", 0)):
-        if (outcomes == outcome).any():
-            metrics[f"objective/advantage_{name}_mean"] = float(advantages[outcomes == outcome].mean())
+    for name, own in (("success", outcomes >= SUCCESS), ("failure", outcomes < SUCCESS)):
+        if own.any():
+            metrics[f"objective/advantage_{name}_mean"] = float(advantages[own].mean())
     return metrics
 
 
@@ -229,7 +231,7 @@ def information_problem(advantages: np.ndarray, outcomes: np.ndarray, spread: fl
     """
     if spread <= 0:
         return ""
-    won, lost = advantages[outcomes == 1], advantages[outcomes == 0]
+    won, lost = advantages[outcomes >= SUCCESS], advantages[outcomes < SUCCESS]
     if (deviation := float(advantages.std())) < spread:
         return f"the advantages of all decisions are alike (standard deviation {deviation:.2g})"
     if len(won) and len(lost) and won.mean() - lost.mean() < spread:

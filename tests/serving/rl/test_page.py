@@ -212,3 +212,14 @@ def test_a_gamepad_labels_once_per_press(serve_run, open_page):
     assert states(robot)["awaiting_reward"] == 1, "a button that stays down labels nothing more"
     page.value("window.pad_down = [1]")
     until(lambda: [robot.call(f"/rl/episodes/{name}")["outcome"] for name in names] == [1, 0], 30)
+
+
+def test_a_person_grades_by_digits(serve_run, open_page):
+    server = serve_run(graded_rewards=True)
+    robot = Robot(server)
+    names = [robot.rollout(), robot.rollout()]
+    page = open_page(f"http://{server.url}/rl")
+    page.press("7", READY + " && !document.getElementById('grades').hidden")
+    until(lambda: robot.call(f"/rl/episodes/{names[0]}")["outcome"] == 0.7, 30)
+    page.press("s", READY)
+    until(lambda: robot.call(f"/rl/episodes/{names[1]}")["outcome"] == 1, 30)

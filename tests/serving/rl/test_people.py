@@ -127,3 +127,27 @@ def test_the_playback_shows_every_observation_with_thought_and_who_acted(serve_r
         robot.call(f"/rl/episodes/{name}/frames?first=5")
     with pytest.raises(PolicyError, match="has no frames here"):
         robot.call("/rl/episodes/other/frames")
+
+
+def test_people_grade_where_the_server_lets_them(serve_run, run):
+    server = serve_run(graded_rewards=True)
+    robot = Robot(server)
+    names = [robot.rollout() for _ in range(3)]
+    for value in (1.5, -0.1, True, "1", None, float("nan")):
+        status, text = robot.refused(f"/rl/episodes/{names[0]}/reward", {"reward": value})
+        assert status == 422
+        assert "reward: expected a number from 0 (failure) to 1 (success)" in text
+    for name, reward in zip(names, (0.25, 1, 0.75), strict=True):
+        assert robot.call(f"/rl/episodes/{name}/reward", {"reward": reward})["state"] == "sealed"
+    assert robot.call(f"/rl/episodes/{names[0]}/reward", {"reward": 0.25})["state"] == "sealed", "the same, sent again"
+    assert robot.refused(f"/rl/episodes/{names[0]}/reward", {"reward": 0.5})[0] == 409
+    store = LeRobotRolloutStore(run / "rollouts")
+    assert {facts.episode_id: facts.outcome for facts in store.labeled()} == dict(
+        zip(names, (0.25, 1, 0.75), strict=True)
+    )
+    assert [rollout.facts.outcome for rollout in store.load(names)] == [0.25, 1, 0.75]
+    server.stop()
+    facts = run / "rollouts" / names[0] / "meta" / "rollouts" / "episode-000000.json"
+    facts.write_text(facts.read_text()[:20])
+    serve_run()
+    assert {one.episode_id: one.outcome for one in store.labeled()}[names[0]] == 0.25, "from the journal"

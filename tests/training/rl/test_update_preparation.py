@@ -9,7 +9,7 @@ from syvla.serving.recording.decision import Correction, Decision, Rollout
 from syvla.serving.recording.episode_facts import EpisodeFacts
 from syvla.training.rl.update_data import join_corrections
 from syvla.training.rl.update_preparation import UpdatePreparation
-from syvla.training.rl.value_calibration import value_targets
+from syvla.training.rl.value_calibration import held_out_rollouts, value_targets
 
 GAMMA, LAM = 0.9, 0.8
 
@@ -152,3 +152,17 @@ def test_corrections_take_the_place_of_a_share_of_the_expert_samples():
     assert human.mean() == pytest.approx(0.3, abs=0.06)
     np.testing.assert_array_equal(planned[~human], rows[plan][~human])
     assert set(planned[human]) == {100, 101, 102, 103}
+
+
+def test_a_graded_reward_is_what_the_last_decision_brings():
+    values = [0.5, 0.6, 0.4]
+    graded, won = rollout(values, [4, 4, 2], 0.3), rollout(values, [4, 4, 2], 0.9)
+    advantages, returns, _, metrics = KnownValues().of(graded, won)
+    expected = [brute_force([4, 4, 2], reward, values, 0.0) for reward in (0.3, 0.9)]
+    np.testing.assert_allclose(advantages, np.concatenate([part[0] for part in expected]), atol=1e-6)
+    np.testing.assert_allclose(returns, np.concatenate([part[1] for part in expected]), atol=1e-6)
+    assert metrics["objective/success_rate"] == 0.5
+    assert metrics["objective/scores"] == pytest.approx(0.6)
+    grades = [0.3, 0.9, 0.2, 0.7]
+    held = held_out_rollouts(grades, 0.5, np.random.default_rng(0))
+    assert sorted(grades[number] >= 0.5 for number in held) == [False, True], "one of either kind"

@@ -221,11 +221,11 @@ def test_state_survives_saving_and_guards_settings(tmp_path):
 # ---------------------------------------------------------------------- bad input
 
 
-@pytest.mark.parametrize("reward", [2, -1, 0.5, "1", [1]])
-def test_rewards_other_than_zero_and_one_are_refused(store, reward):
+@pytest.mark.parametrize("reward", [2, -1, 1.5, "1", [1]])
+def test_rewards_outside_of_zero_to_one_are_refused(store, reward):
     path = store.root / "meta" / "rollouts" / "episode-000002.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "outcome": reward}))
-    with pytest.raises(ValueError, match=r"episode episode 2 has outcome .*, expected 0 or 1; label it anew"):
+    with pytest.raises(ValueError, match=r"episode episode 2 has outcome .*, expected 0 to 1; label it anew"):
         store.labeled()
 
 

@@ -30,7 +30,8 @@ SMALLER = {  # appended: the last value of an option counts
     ],
 }
 NOT_RUN = {
-    "pip": "installs",
+    "pip": "installs, or asks the registry",
+    "unzip": "unpacks what was not downloaded",
     "lmms-eval": "asks the Hub for its data",
     "python": "runs in LeRobot's environment; integrations/lerobot_policy_server/tests",
 }
@@ -102,6 +103,8 @@ def test_every_command_runs(place, served, monkeypatch, capsys):
         if name in NOT_RUN:
             continue
         assert name in COMMANDS, f"{name}: is no command of this project; run it, or say in NOT_RUN why not"
+        if "libero" in arguments:  # needs what `pip` brings; tests/evaluation/environments/libero/test_pro.py
+            continue
         if "lmms-eval" in arguments and importlib.util.find_spec("lmms_eval") is None:
             continue
         module, function = COMMANDS[name].split(":")

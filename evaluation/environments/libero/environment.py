@@ -26,6 +26,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 import mujoco
@@ -49,21 +50,22 @@ class LiberoEnv(SimulatorEnv):
     """One LIBERO task.
 
     Args:
-        task: One of `LiberoEnv.tasks`.
+        task: One of `LiberoEnv.tasks`, or with `pro` one of LIBERO-PRO's, such as "libero_goal_swap_3".
         assets: Folder of LIBERO's scenes and objects; by default the environment variable LIBERO_ASSETS, else the
             package's own.
         image_size: Side of the square pictures in pixels, or (height, width).
         max_steps: Control steps after which the episode is truncated; by default the suite's limit.
         look: See `SimulatorEnv`.
+        pro: Folder of LIBERO-PRO's scenes, see `tasks.find_pro`; by default the environment variable LIBERO_PRO.
 
     Raises:
-        FileNotFoundError: If the assets are missing; the message says what to put where.
+        FileNotFoundError: If the assets, or LIBERO-PRO's scenes, are missing; the message says what to put where.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 20}
     embodiment = "libero"
     tasks = libero_tasks.TASKS
-    task_groups: ClassVar[dict[str, tuple[str, ...]]] = libero_tasks.GROUPS
+    task_groups: ClassVar[dict[str, tuple[str, ...]]] = {**libero_tasks.GROUPS, **libero_tasks.PRO_GROUPS}
     cameras = ("agentview", "robot0_eye_in_hand")
     view_cameras: ClassVar[dict[str, str]] = {"center": "agentview", "left_wrist": "robot0_eye_in_hand"}
     state_names = (
@@ -82,18 +84,29 @@ class LiberoEnv(SimulatorEnv):
         image_size: int | tuple[int, int] = 256,
         max_steps: int | None = None,
         look: str = "official",
+        pro: str | os.PathLike[str] | None = None,
     ) -> None:
+        self._pro: Path | None = None
+        if task in libero_tasks.PRO_TASKS:
+            self._pro = libero_tasks.find_pro(pro)
+            self.tasks = (*type(self).tasks, *libero_tasks.PRO_TASKS)
         check_task(task, self.tasks)
         self.suite, self._number = libero_tasks.suite_and_number(task)
-        limit = libero_tasks.STEP_LIMITS[self.suite] if max_steps is None else max_steps
+        changed = libero_tasks.PRO_SUITES.get(self.suite, self.suite)
+        limit = libero_tasks.STEP_LIMITS[changed] if max_steps is None else max_steps
         super().__init__(task, image_size, limit, look)
-        self._name = libero_tasks.task_files(self.suite)[self._number]
+        self._name = libero_tasks.task_files(self.suite, self._pro)[self._number]
         folder = libero_tasks.find_assets(assets)
         self.description["assets"] = STAND_IN_NOTE if libero_tasks.stand_ins(folder) else "official"
         if self.description["assets"] == STAND_IN_NOTE:
             logger.warning("%s holds stand-ins: success rates are not comparable with published ones", folder)
         envs = libero_tasks.import_libero(folder)
-        scene = libero_tasks.package_folder() / "bddl_files" / self.suite / f"{self._name}.bddl"
+        scene = (self._pro or libero_tasks.package_folder()) / "bddl_files" / self.suite / f"{self._name}.bddl"
+        self._instruction = libero_tasks.instruction(self._name)
+        if self._pro is not None:
+            self.description["scenes"] = "LIBERO-PRO"
+            if libero_tasks.PRO_PERTURBATIONS[self.suite.rpartition("_")[2]]:
+                self._instruction = libero_tasks.sentence_of(scene)
         try:
             control = envs.env_wrapper.ControlEnv(
                 bddl_file_name=str(scene),
@@ -130,7 +143,7 @@ class LiberoEnv(SimulatorEnv):
 
     @property
     def instruction(self) -> str:
-        return libero_tasks.instruction(self._name)
+        return self._instruction
 
     @property
     def success(self) -> bool:
@@ -139,6 +152,8 @@ class LiberoEnv(SimulatorEnv):
     @property
     def initial_states(self) -> np.ndarray:
         """The official initial states (50, 1 + nq + nv)."""
+        if self._pro is not None:
+            return libero_tasks.pro_initial_states(self.suite, self._number, self._pro)
         return libero_tasks.initial_states(self.suite, self._number)
 
     def _begin(self, seed: int | None, options: Mapping[str, Any]) -> None:

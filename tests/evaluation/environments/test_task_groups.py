@@ -26,6 +26,7 @@ def test_liberos_suites_are_groups():
     assert expand_tasks("libero", ["libero_goal"]) == [f"libero_goal_{i}" for i in range(10)]
     assert len(expand_tasks("libero", ["libero_10", "libero_spatial", "libero_10_9"])) == 20
     assert expand_tasks("libero", ["libero_90"])[-1] == "libero_90_89"
+    assert expand_tasks("libero", ["libero_10_swap"]) == [f"libero_10_swap_{i}" for i in range(10)]
     sizes = {name: len(expand_tasks("libero", [name])) for name in ("libero", "libero_90", "all")}
     assert sizes == {"libero": 40, "libero_90": 90, "all": 130}
 

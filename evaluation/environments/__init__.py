@@ -115,8 +115,8 @@ def expand_tasks(name: str, tasks: Sequence[str]) -> list[str]:
     environment = _load(name, find_backend(name).environment)
     single = tuple(getattr(environment, "tasks", ()))  # which a function that makes environments does not have
     groups: dict[str, Sequence[str]] = {
-        **getattr(environment, "task_groups", {}),
         **({"all": single} if single else {}),
+        **getattr(environment, "task_groups", {}),
     }
     expanded = [one for task in tasks for one in (groups[task] if task in groups and task not in single else [task])]
     return list(dict.fromkeys(expanded))

@@ -26,7 +26,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, ClassVar
 
 import mujoco
@@ -50,7 +49,7 @@ class LiberoEnv(SimulatorEnv):
     """One LIBERO task.
 
     Args:
-        task: One of `LiberoEnv.tasks`, or with `pro` one of LIBERO-PRO's, such as "libero_goal_swap_3".
+        task: One of `LiberoEnv.tasks`; LIBERO-PRO's, such as "libero_goal_swap_3", need `pro`.
         assets: Folder of LIBERO's scenes and objects; by default the environment variable LIBERO_ASSETS, else the
             package's own.
         image_size: Side of the square pictures in pixels, or (height, width).
@@ -64,8 +63,12 @@ class LiberoEnv(SimulatorEnv):
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 20}
     embodiment = "libero"
-    tasks = libero_tasks.TASKS
-    task_groups: ClassVar[dict[str, tuple[str, ...]]] = {**libero_tasks.GROUPS, **libero_tasks.PRO_GROUPS}
+    tasks = (*libero_tasks.TASKS, *libero_tasks.PRO_TASKS)
+    task_groups: ClassVar[dict[str, tuple[str, ...]]] = {
+        **libero_tasks.GROUPS,
+        **libero_tasks.PRO_GROUPS,
+        "all": libero_tasks.TASKS,  # without LIBERO-PRO's, which need its files
+    }
     cameras = ("agentview", "robot0_eye_in_hand")
     view_cameras: ClassVar[dict[str, str]] = {"center": "agentview", "left_wrist": "robot0_eye_in_hand"}
     state_names = (
@@ -86,11 +89,8 @@ class LiberoEnv(SimulatorEnv):
         look: str = "official",
         pro: str | os.PathLike[str] | None = None,
     ) -> None:
-        self._pro: Path | None = None
-        if task in libero_tasks.PRO_TASKS:
-            self._pro = libero_tasks.find_pro(pro)
-            self.tasks = (*type(self).tasks, *libero_tasks.PRO_TASKS)
         check_task(task, self.tasks)
+        self._pro = libero_tasks.find_pro(pro) if task in libero_tasks.PRO_TASKS else None
         self.suite, self._number = libero_tasks.suite_and_number(task)
         changed = libero_tasks.PRO_SUITES.get(self.suite, self.suite)
         limit = libero_tasks.STEP_LIMITS[changed] if max_steps is None else max_steps

@@ -197,9 +197,7 @@ def build_parser() -> argparse.ArgumentParser:
         choices=CONTROL_RATES,
         help="what to do with a policy of another control rate than the environment's",
     )
-    parser.add_argument("--think", action="store_true", help="generate a thought before each action chunk")
-    parser.add_argument("--max-new-tokens", type=int, help="longest thought in tokens; by default the model's")
-    parser.add_argument("--num-steps", type=int, help="Euler steps of the flow; by default the model's")
+    _add_inference(parser)
     served = parser.add_argument_group("policy server")
     served.add_argument(
         "--dialect", default="lerobot", help="keys of observations: a name, or the path of a .yaml file"
@@ -239,9 +237,22 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_inference(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--think", action="store_true", help="generate a thought before each action chunk")
+    parser.add_argument("--max-new-tokens", type=int, help="longest thought in tokens; by default the model's")
+    parser.add_argument("--num-steps", type=int, help="Euler steps of the flow; by default the model's")
+    parser.add_argument(
+        "--noise",
+        choices=("random", "zero"),
+        help="where a checkpoint's flow begins: random (the default), or its mean; a server has an option of its own",
+    )
+
+
 def _policy_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """Arguments of `load_policy` for the kind of policy that was asked for."""
     names = ["think", "max_new_tokens", "num_steps"]
+    if arguments.noise is not None and (arguments.server or arguments.model in BASELINES):
+        raise ValueError("noise: of a checkpoint alone; start the policy server with --noise, and leave it out here")
     if arguments.server:
         from syvla.serving.server.settings import read_token
 
@@ -250,7 +261,8 @@ def _policy_options(arguments: argparse.Namespace) -> dict[str, Any]:
         return {"token": token, "name": arguments.model, **{name: getattr(arguments, name) for name in names}}
     if arguments.model in BASELINES:
         return {}
-    return {name: getattr(arguments, name) for name in [*names, "device", "dtype", "compile"]}
+    options = {name: getattr(arguments, name) for name in [*names, "device", "dtype", "compile"]}
+    return options if arguments.noise is None else {**options, "noise": arguments.noise}
 
 
 def _evaluate(arguments: argparse.Namespace) -> ClosedLoopResult:

@@ -100,6 +100,12 @@ def _add_inference(parser: argparse.ArgumentParser) -> None:
     thinking.add_argument("--think", default="off", metavar="on|off|K", help="think never, always, or every K calls")
     thinking.add_argument("--max-new-tokens", type=int, help="longest thought in tokens; by default the model's")
     thinking.add_argument("--num-steps", type=int, help="Euler steps of the flow; by default the model's")
+    thinking.add_argument(
+        "--noise",
+        choices=("random", "zero"),
+        default="random",
+        help="where the flow begins: random, or its mean, with which a call has one answer whatever its seed",
+    )
     thinking.add_argument("--compile", action="store_true", help="torch.compile; the start takes longer")
     thinking.add_argument(
         "--pack-weights",
@@ -194,6 +200,7 @@ def _policy_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "pack_weights": arguments.pack_weights,
         "max_new_tokens": arguments.max_new_tokens,
         "num_steps": arguments.num_steps,
+        "noise": arguments.noise,
     }
 
 

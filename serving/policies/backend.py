@@ -30,6 +30,7 @@ class SyVLABackend:
         name: Checkpoint, for the metadata.
         revision: Commit of a Hub checkpoint; None if it is not known.
         max_new_tokens, num_steps: As in `SyVLAPolicy`, for requests that do not say.
+        noise: As in `SyVLAPolicy`, for all requests.
         dual_system: Let the VLM run in the background, see `DualSystemPolicy`; every request then needs a session.
         background_think: In dual-system use, whether the VLM thinks.
         max_query_age: In dual-system use, seconds; a request waits instead of acting on older query states, and is refused
@@ -50,12 +51,18 @@ class SyVLABackend:
         revision: str | None = None,
         max_new_tokens: int | None = None,
         num_steps: int | None = None,
+        noise: str = "random",
         dual_system: bool = False,
         background_think: bool = False,
         max_query_age: float | None = MAX_AGE_S,
         sampler: RolloutSampler | None = None,
     ) -> None:
-        self.name, self.revision = name, revision
+        if sampler is not None and noise != "random":
+            raise ValueError(
+                f"noise: the episodes of this run are sampled by {sampler.method}, which scores them by its random noise; "
+                "leave --noise out, or train with ratio_method=fpo"
+            )
+        self.name, self.revision, self.noise = name, revision, noise
         self.model, self.processor, self.sampler = model, processor, sampler
         views = list(processor.views)
         self.policies = {
@@ -67,6 +74,7 @@ class SyVLABackend:
                 think=background_think,
                 max_new_tokens=max_new_tokens,
                 num_steps=num_steps,
+                noise=noise,
                 optional_cameras=views,
                 name=name,
             )
@@ -82,7 +90,8 @@ class SyVLABackend:
                 for embodiment, policy in self.policies.items()
             }
         self.weights = weights_digest(model)
-        self.version = content_digest([self.weights, processor.embodiments])[:32]
+        chosen = [] if noise == "random" else [noise]
+        self.version = content_digest([self.weights, processor.embodiments, *chosen])[:32]
 
     @classmethod
     def from_pretrained(
@@ -125,6 +134,7 @@ class SyVLABackend:
             "views": list(processor.views),
             "camera_sizes": {view: [size, size] for view in processor.views},  # what the action expert sees
             "num_steps": int(config.num_inference_steps),
+            "noise": self.noise,
             "dual_system": bool(self.background),
             "rollout_sampler": None if self.sampler is None else self.sampler.describe(),
             "embodiments": {name: self._describe(name) for name in self.policies},

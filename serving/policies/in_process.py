@@ -79,6 +79,10 @@ class PhaseClock:
         self._last = now
 
 
+NOISES = ("random", "zero")
+"""Where the flow begins, see [`SyVLAPolicy`]."""
+
+
 class SyVLAPolicy:
     """A SyVLA model and its processor, in this process.
 
@@ -90,6 +94,8 @@ class SyVLAPolicy:
         think: Whether to generate a thought before each action chunk.
         max_new_tokens: Longest thought, in tokens; None leaves it to the model.
         num_steps: Euler steps of the flow; None takes the model's `num_inference_steps`.
+        noise: Where the flow begins: "random", drawn from each call's seed as in training, or "zero", its mean, so that a call
+            has one answer whatever its seed.
         optional_cameras: Cameras that an observation may lack; their views are then masked.
         name: For reports.
 
@@ -107,6 +113,7 @@ class SyVLAPolicy:
         think: bool = False,
         max_new_tokens: int | None = None,
         num_steps: int | None = None,
+        noise: str = "random",
         optional_cameras: Collection[str] = (),
         name: str = "SyVLA",
     ) -> None:
@@ -115,6 +122,10 @@ class SyVLAPolicy:
                 f"embodiment: expected one of {sorted(processor.embodiments)}, which {name} was trained on, got "
                 f"{embodiment!r}; fine-tune it on data of {embodiment!r} first"
             )
+        if noise not in NOISES:
+            raise ValueError(f"noise: expected one of {', '.join(NOISES)}, got {noise!r}")
+        if noise != "random" and model.config.action_head != "flow_matching":
+            raise ValueError(f"noise: {noise} has no effect, since {name} has no flow; leave it out")
         problems = processor.disagreements(model.config)
         if problems:
             raise ValueError(f"{name}: processor and model do not belong together: " + "; ".join(problems))
@@ -124,7 +135,7 @@ class SyVLAPolicy:
         self.view_cameras = dict(view_cameras)
         self.think = think
         self.max_new_tokens = max_new_tokens
-        self.num_steps = num_steps
+        self.num_steps, self.noise = num_steps, noise
         self.optional_cameras = frozenset(optional_cameras)
         self.name = name
         self.chunk_size = int(model.config.chunk_size)
@@ -151,15 +162,19 @@ class SyVLAPolicy:
             embodiment: See the class.
             view_cameras: See the class.
             device, dtype, compile: See `load_for_inference`.
-            **options: `think`, `max_new_tokens`, `num_steps`, `name`.
+            **options: `think`, `max_new_tokens`, `num_steps`, `noise`, `name`.
         """
         model, processor = load_for_inference(path, device=device, dtype=dtype, compile=compile)
         return cls(model, processor, embodiment, view_cameras, **{"name": str(path), **options})
 
     def identity(self) -> dict[str, Any]:
         """Weights and statistics by content, so that a copied or renamed checkpoint is the same policy."""
+        begins = (
+            {} if self.noise == "random" else {"noise": self.noise}
+        )  # absent in results from before there was a choice
         return {
             "policy": "syvla",
+            **begins,
             "weights": weights_digest(self.model),
             "embodiment": self.embodiment,
             "statistics": content_digest(self.processor.embodiments[self.embodiment])[:16],
@@ -268,7 +283,9 @@ class SyVLAPolicy:
         """
         shape, device = self.chunk_shape, self.model.device
         # Drawn on the CPU, so that every device sees the same noise.
-        noise = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+        noise = torch.zeros(len(seeds), *shape)
+        if self.noise == "random":
+            noise = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
         continuation: Any = None
         delays = None
         if previous is not None and any(chunk is not None for chunk in previous):

@@ -97,3 +97,24 @@ def test_known_actions_are_kept_exactly_by_a_policy_that_was_trained_for_them(po
         policy.predict(observations, texts, seeds=[1, 2], previous=[previous[0], PreviousChunk(rest, 1)])
     with pytest.raises(ValueError, match="give one of the two"):
         PreviousChunk(rest, 1, 5.0, known=True)
+
+
+def test_a_flow_from_zero_noise_has_one_answer_whatever_the_seed(policy):
+    """The model's own sampler with zeros is what comes out; and a setting that does nothing is refused."""
+    observations, texts = [make_observation(0), make_observation(1)], ["lift", "lift"]
+    model, processor = policy.model, policy.processor
+    still = SyVLAPolicy(model, processor, "arm", policy.view_cameras, noise="zero")
+    chunks = still.predict(observations, texts, seeds=[1, 2]).actions
+    np.testing.assert_array_equal(chunks, still.predict(observations, texts, seeds=[3, 4]).actions)
+    inputs = still.inputs([one["images"] for one in observations], [one["state"] for one in observations], texts)
+    intention = still.intention(inputs)
+    with torch.no_grad():
+        zeros = torch.zeros(2, *still.chunk_shape)
+        actions = model.sample_actions(
+            intention.query_states, inputs.expert, condition_mask=intention.mask, noise=zeros
+        )
+    np.testing.assert_allclose(chunks, policy.physical(actions, inputs), atol=1e-5)
+    assert np.abs(chunks - policy.predict(observations, texts, seeds=[1, 2]).actions).max() > 1e-3
+    assert (still.identity()["noise"], "noise" in policy.identity()) == ("zero", False)
+    with pytest.raises(ValueError, match="noise: expected one of random, zero, got 'none'"):
+        SyVLAPolicy(model, processor, "arm", policy.view_cameras, noise="none")

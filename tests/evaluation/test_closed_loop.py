@@ -14,7 +14,7 @@ import reach_environment
 from reach_environment import ReachEnvironment, Walker
 
 from syvla.evaluation import closed_loop
-from syvla.evaluation.closed_loop import SEEDS_PER_RUN, evaluate_closed_loop, evaluation_seeds
+from syvla.evaluation.closed_loop import SEEDS_PER_RUN, evaluate_closed_loop, evaluation_seeds, main
 from syvla.evaluation.environments import EVALUATION_SEED_OFFSET
 from syvla.evaluation.episode_records import EpisodeRecord, append_record, read_records
 from syvla.serving.contract.action_chunks import ActionChunks
@@ -298,3 +298,9 @@ def test_command_line_fails_with_a_message(tmp_path, capsys):
         arguments = ["--model", "expert", name, value, "--output", str(tmp_path), "--quiet"]
         assert closed_loop.main(arguments) == 1
         assert value in capsys.readouterr().err
+
+
+def test_noise_is_a_choice_for_checkpoints_alone(capsys, tmp_path):
+    for asked in (["--model", "expert"], ["--server", "ws://127.0.0.1:9"]):
+        assert main([*asked, "--noise", "zero", "--output", str(tmp_path)]) == 1
+        assert "noise: of a checkpoint alone; start the policy server with --noise" in capsys.readouterr().err

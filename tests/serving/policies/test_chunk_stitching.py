@@ -5,6 +5,8 @@ import pytest
 import torch
 
 from syvla.serving.contract.requests import PreviousChunk
+from syvla.serving.contract.rollout_sampler import RolloutSampler
+from syvla.serving.policies.backend import SyVLABackend
 from syvla.serving.policies.in_process import SyVLAPolicy
 
 
@@ -118,3 +120,6 @@ def test_a_flow_from_zero_noise_has_one_answer_whatever_the_seed(policy):
     assert (still.identity()["noise"], "noise" in policy.identity()) == ("zero", False)
     with pytest.raises(ValueError, match="noise: expected one of random, zero, got 'none'"):
         SyVLAPolicy(model, processor, "arm", policy.view_cameras, noise="none")
+    with pytest.raises(ValueError, match="noise: the episodes of this run are sampled by flow_sde"):
+        SyVLABackend(model, processor, sampler=RolloutSampler(4, 0.5), noise="zero")
+    assert SyVLABackend(model, processor, noise="zero").version != SyVLABackend(model, processor).version

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 _GRIPPER = re.compile(r"grip|finger|jaw|\bhand_open", re.IGNORECASE)
+_ENOUGH_ROWS = 100_000  # for quantiles that thresholds are made of
 _HALF = 0.5  # of a gripper's range: between open and closed
 _HYSTERESIS = 0.15  # of a gripper's range, to either side of the middle
 _SMOOTHING_S = 0.2
@@ -37,14 +38,25 @@ def value_ranges(values: np.ndarray) -> np.ndarray:
     """float64 (D,), distance of the 1% and 99% quantiles over a dataset; 0 where a dimension does not move.
 
     Args:
-        values: (N, D); rows that are not finite are left out.
+        values: (N, D); see `usual_values`.
     """
-    finite = values[np.isfinite(values).all(axis=1)].astype(np.float64)
-    if not len(finite):
-        return np.zeros(values.shape[1])
-    low, high = np.quantile(finite, [0.01, 0.99], axis=0)
+    low, high = usual_values(values)
     spread: np.ndarray = high - low
     return spread
+
+
+def usual_values(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The 1% and 99% quantiles of each dimension, float64 (D,) each; 0 where no value is finite.
+
+    Args:
+        values: (N, D). Of many rows every n-th one counts, at least 100,000.
+    """
+    some = values[:: max(1, len(values) // _ENOUGH_ROWS)].astype(np.float64)
+    found = np.zeros((2, values.shape[1]))
+    for dimension, column in enumerate(some.T):
+        if len(known := column[np.isfinite(column)]):
+            found[:, dimension] = np.quantile(known, [0.01, 0.99])
+    return found[0], found[1]
 
 
 def speeds(values: np.ndarray, ranges: np.ndarray, fps: float, ignored: Sequence[int] = ()) -> np.ndarray:

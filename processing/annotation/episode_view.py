@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .annotator import Annotator
-from .boundaries import gripper_dimensions, motion_boundaries, speeds, value_ranges
+from .boundaries import gripper_dimensions, motion_boundaries, speeds, usual_values
 from .episode_data import EpisodeData
 from .subtasks import to_json
 
@@ -27,10 +27,8 @@ class MotionScales:
         """(ranges, lows), float64 (D_state,) each."""
         with self._mutex:
             if self._found is None:
-                states = self._data.dataset.states
-                finite = states[np.isfinite(states).all(axis=1)]
-                lows = np.quantile(finite, 0.01, axis=0) if len(finite) else np.zeros(states.shape[1])
-                self._found = value_ranges(states), lows
+                low, high = usual_values(self._data.dataset.states)
+                self._found = high - low, low
             return self._found
 
 

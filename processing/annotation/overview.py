@@ -15,7 +15,7 @@ from syvla.processing.cleaning.filters import CleaningSettings, Finding
 from syvla.processing.robot_data.lerobot_format import DatasetError
 from syvla.processing.transforms import DEFAULT_VIEWS, infer_cameras
 
-from .boundaries import gripper_dimensions, speeds, value_ranges
+from .boundaries import gripper_dimensions, speeds, usual_values, value_ranges
 from .episode_data import EpisodeData
 
 _ODD = 6.0  # robust standard deviations from the median
@@ -197,13 +197,10 @@ def _far_values(data: EpisodeData, kind: str, names: Sequence[str]) -> list[Oddi
     values = data.dataset.states if kind == "state" else data.dataset.actions
     finite = np.isfinite(values)
     known = np.where(finite, values, np.nan)
-    if not finite.any():
-        return []
-    low, high = np.nanquantile(known, [0.01, 0.99], axis=0)
+    low, high = usual_values(values)
     ranges = high - low
-    if not (ranges > 0).any():
-        return []
-    room = _BEYOND * np.maximum(ranges, _RESTING * float(np.median(ranges[ranges > 0])))
+    usual = float(np.median(ranges[ranges > 0])) if (ranges > 0).any() else np.inf
+    room = _BEYOND * np.maximum(ranges, _RESTING * usual)
     far = (known > high + room) | (known < low - room)
     found = []
     for episode in range(data.num_episodes):

@@ -11,6 +11,7 @@ import json
 import logging
 from collections.abc import Callable
 from importlib.resources import files
+from pathlib import Path
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request, Response
@@ -179,7 +180,7 @@ def _described(scheduler: RLScheduler, name: str) -> dict[str, Any]:
     facts = episode.facts
     if facts is None:
         return {**described, "frames": []}
-    frames = last_frames(scheduler.episodes.folder(name), SHOWN_STEPS)
+    frames = _read(scheduler, name, lambda folder: last_frames(folder, SHOWN_STEPS))
     shown = ("instruction", "outcome", "ended", "decisions", "corrections")
     return {**described, **{key: getattr(facts, key) for key in shown}, "frames": frames}
 
@@ -189,4 +190,18 @@ def _played(scheduler: RLScheduler, name: str, first: int) -> dict[str, Any]:
     episode = scheduler.episodes.episodes.get(name)
     if episode is None or episode.facts is None:
         raise RequestError(f"episode {name[:60]!r}: has no frames here", status=404, cause="no_episode")
-    return {"episode_id": name, **played_frames(scheduler.episodes.folder(name), first)}
+    return {"episode_id": name, **_read(scheduler, name, lambda folder: played_frames(folder, first))}
+
+
+def _read(scheduler: RLScheduler, name: str, read: Callable[[Path], T]) -> T:
+    """`read(folder)` of a rollout, from its new place where somebody discards or restores it meanwhile."""
+    episodes = scheduler.episodes
+    while True:
+        with episodes.lock:  # it is moved under this lock, which reading would hold for too long
+            folder = episodes.folder(name)
+        try:
+            return read(folder)
+        except (OSError, ValueError):
+            with episodes.lock:
+                if episodes.folder(name) == folder:
+                    raise

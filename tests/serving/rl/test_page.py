@@ -144,6 +144,7 @@ def test_a_person_plays_relabels_takes_over_and_stops(serve_run, run, open_page)
     playing = "document.getElementById('thought').textContent"
     until(lambda: page.value(playing) == "observation 1 of 1", 30)
     assert page.value("document.querySelectorAll('#now img')[0].naturalWidth") == 8
+    assert page.value("document.getElementById('frames').offsetHeight") == 0, "the player stands in their place"
     page.press("s", READY)
     until(lambda: robot.call(f"/rl/episodes/{name}")["outcome"] == 1, 30)
     again = "document.querySelector('#again button')"

@@ -151,3 +151,22 @@ def test_people_grade_where_the_server_lets_them(serve_run, run):
     facts.write_text(facts.read_text()[:20])
     serve_run()
     assert {one.episode_id: one.outcome for one in store.labeled()}[names[0]] == 0.25, "from the journal"
+
+
+def test_a_rollout_that_is_discarded_while_it_is_read_is_read_where_it_went(serve_run, monkeypatch):
+    import syvla.serving.rl.routes as routes
+
+    robot = Robot(serve_run())
+    name = robot.rollout()
+    read, places = routes.last_frames, []
+
+    def interrupted(folder, count):
+        places.append(folder)
+        if len(places) == 1:
+            robot.call(f"/rl/episodes/{name}/discard", {})
+        return read(folder, count)
+
+    monkeypatch.setattr(routes, "last_frames", interrupted)
+    assert len(robot.call(f"/rl/episodes/{name}")["frames"]) == 1
+    assert len(places) == 2
+    assert places[1].parent.name == ".discarded"

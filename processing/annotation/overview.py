@@ -171,18 +171,20 @@ def _near_copies(data: EpisodeData, episodes: Sequence[int]) -> list[list[int]]:
     size = described.shape[1]
     limit = _SAME**2 * size
     squares = (described**2).sum(1)
-    group_of: dict[int, list[int]] = {}
+    assigned = np.zeros(len(episodes), bool)
+    groups = []
     for start in range(0, len(episodes), 256):
         block = described[start : start + 256]
-        distance = squares[start : start + 256, None] + squares[None] - 2 * block @ described.T
-        for row, column in np.argwhere(distance <= limit + 1e-6).tolist():
-            one = start + row
-            if one < column and abs(lengths[one] - lengths[column]) <= 0.05 * lengths[one]:
-                group = group_of.get(one) or group_of.setdefault(one, [episodes[one]])
-                if column not in group_of:
-                    group.append(episodes[column])
-                    group_of[column] = group
-    return list({id(group): group for group in group_of.values()}.values())
+        close = squares[start : start + 256, None] + squares[None] - 2 * block @ described.T <= limit + 1e-6
+        for one, near in enumerate(close, start):
+            if assigned[one]:
+                continue
+            near &= ~assigned & (np.abs(lengths - lengths[one]) <= 0.05 * lengths[one])
+            near[: one + 1] = False
+            if near.any():
+                groups.append([episodes[one], *(episodes[other] for other in np.flatnonzero(near).tolist())])
+                assigned |= near
+    return groups
 
 
 def _outline(values: np.ndarray) -> np.ndarray:

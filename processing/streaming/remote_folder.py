@@ -69,6 +69,7 @@ class RemoteFolder:
                 f"path: {parts.scheme}://{parts.hostname or ''}{parts.path} carries credentials or a query; leave them out, "
                 "and give credentials by the environment or the configuration file of the storage service"
             )
+        self._reading = {"cache_type": "none"} if parts.scheme == "hf" else {}  # else it reads ahead of every part
         self._begin()
         self._connect()
 
@@ -141,7 +142,7 @@ class RemoteFolder:
 
     def _part(self, name: str, begin: int, stop: int) -> bytes:
         system, root = self._connect()
-        part: bytes = system.cat_file(f"{root}/{name}", start=begin, end=stop)
+        part: bytes = system.cat_file(f"{root}/{name}", start=begin, end=stop, **self._reading)
         if len(part) < stop - begin:
             raise _CutShort(f"{len(part)} of {stop - begin} bytes from {begin} on arrived")
         return part
@@ -207,7 +208,8 @@ class RemoteFolder:
         from fsspec.core import url_to_fs
 
         scheme = urlsplit(self.url).scheme
-        options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
+        # A commit's folders are listed once each; elsewhere a listing could be older than the file.
+        options: dict[str, Any] = {"use_listings_cache": self.immutable, "skip_instance_cache": True}
         try:
             if scheme in ("http", "https"):
                 import aiohttp
@@ -226,7 +228,9 @@ class RemoteFolder:
         self._connected, self._lock, self._process = None, threading.Lock(), os.getpid()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"url": self.url, "immutable": self.immutable, "patience": self.patience}
+        return {
+            key: value for key, value in self.__dict__.items() if key in ("url", "immutable", "patience", "_reading")
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

@@ -22,6 +22,7 @@ from benchmarks.reader import record
 from benchmarks.reporting import print_table, write_result
 from benchmarks.throttled_server import FolderServer
 from syvla.processing import RobotDataset
+from syvla.processing.file_order import FileOrder
 from syvla.processing.mixture import MixtureBatchSampler, MixtureDataset
 from syvla.processing.robot_data.streamed_dataset import StreamedRobotDataset
 from syvla.processing.streaming.prefetch import WINDOW_SHARE, LookAheadBatchSampler
@@ -55,7 +56,7 @@ class DiskWatch:
             self.largest = max(self.largest, sum(sizes.values()))
 
 
-def train(data: Any, options: argparse.Namespace, ahead: bool) -> dict[str, float]:
+def train(data: Any, options: argparse.Namespace, ahead: bool, shuffle_files: int | None = None) -> dict[str, float]:
     """Seconds of waiting for batches, and in all, over the first batches of an epoch."""
     sampler: Any = MixtureBatchSampler(
         [len(data)],
@@ -63,6 +64,7 @@ def train(data: Any, options: argparse.Namespace, ahead: bool) -> dict[str, floa
         multimodal_share=0.0,
         batches_per_epoch=options.batches,
         with_pass=True,
+        orders={} if shuffle_files is None else {0: FileOrder(data.file_runs(), shuffle_files)},
     )
     if ahead:
         window = int(WINDOW_SHARE * data.files.cache.limit)
@@ -86,7 +88,9 @@ def train(data: Any, options: argparse.Namespace, ahead: bool) -> dict[str, floa
     return {"seconds": total, "waiting_share": waited / total}
 
 
-def streamed(root: Path, folder: Path, cache_share: float, ahead: bool, options: argparse.Namespace) -> dict[str, Any]:
+def streamed(
+    root: Path, folder: Path, cache_share: float, ahead: bool, shuffle_files: int | None, options: argparse.Namespace
+) -> dict[str, Any]:
     stored = sum(
         path.stat().st_size for kind in ("data", "videos") for path in (root / kind).rglob("*") if path.is_file()
     )
@@ -97,7 +101,7 @@ def streamed(root: Path, folder: Path, cache_share: float, ahead: bool, options:
         link = server.link
         opened = {"metadata_bytes": link.bytes_sent, "metadata_requests": len(link.requests)}
         watch = DiskWatch(folder)
-        times = train(data, options, ahead)
+        times = train(data, options, ahead, shuffle_files)
         largest = watch.stop()
         return {
             **times,
@@ -129,14 +133,15 @@ def main() -> None:
         record(root, options.size, True, options.episodes, options.length)
         local = train(RobotDataset(root, **SHAPE), options, ahead=False)
         rows.append(["local files", local["waiting_share"], "", "", ""])
-        for share in (0.5, 1.1):
-            for ahead in (False, True):
-                name = f"cache of {share:.0%} of the data, {'fetched ahead' if ahead else 'on demand'}"
-                found = streamed(root, Path(folder) / f"cache-{share}-{ahead}", share, ahead, options)
-                full = found["cache_largest"] / found["cache_bound"]
-                moved = found["bytes_over_the_link"] / found["bytes_of_all_files"]
-                rows.append([name, found["waiting_share"], moved, full, found["requests"]])
-                result.append({"variant": name, "cache_share": share, "ahead": ahead, **found})
+        variants = [(share, ahead, None) for share in (0.5, 1.1) for ahead in (False, True)] + [(0.5, True, 4)]
+        for share, ahead, window in variants:
+            name = f"cache of {share:.0%} of the data, {'fetched ahead' if ahead else 'on demand'}"
+            name += "" if window is None else f", shuffle_files {window}"
+            found = streamed(root, Path(folder) / f"cache-{share}-{ahead}-{window}", share, ahead, window, options)
+            full = found["cache_largest"] / found["cache_bound"]
+            moved = found["bytes_over_the_link"] / found["bytes_of_all_files"]
+            rows.append([name, found["waiting_share"], moved, full, found["requests"]])
+            result.append({"variant": name, "cache_share": share, "ahead": ahead, "shuffle_files": window, **found})
     print_table(["", "time waiting", "bytes / bytes of files", "largest cache / bound", "requests"], rows)
     print(write_result("streaming", {"settings": vars(options), "local": local, "rows": result}))
 

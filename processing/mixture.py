@@ -8,7 +8,7 @@ of the size of a dataset is ever built: an epoch's shuffle is a pseudo-random bi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any
@@ -67,6 +67,7 @@ class MixtureBatchSampler(Sampler[list[tuple[int, ...]]]):
         batches_per_epoch: Length of an epoch; None: until as many robot samples were drawn as there are
             (multi-modal ones where there is no robot).
         with_pass: Whether an index has the number of the pass over its dataset as a third entry, see `MixtureDataset`.
+        orders: Dataset number -> the order of its samples, see `FileOrder`; the others are shuffled as a whole.
 
     Raises:
         ValueError: On empty datasets, a share without data to serve it, or weights that do not fit.
@@ -86,6 +87,7 @@ class MixtureBatchSampler(Sampler[list[tuple[int, ...]]]):
         world_size: int = 1,
         batches_per_epoch: int | None = None,
         with_pass: bool = False,
+        orders: Mapping[int, Any] | None = None,
     ) -> None:
         if not 0.0 <= multimodal_share <= 1.0:
             raise ValueError(f"multimodal_share: expected a number in [0, 1], got {multimodal_share}")
@@ -108,7 +110,7 @@ class MixtureBatchSampler(Sampler[list[tuple[int, ...]]]):
             _cumulative_shares("multimodal_weights", multimodal_weights, multimodal_sizes),
         )
         self.batch_size, self.seed, self.rank, self.world_size = batch_size, seed, rank, world_size
-        self.with_pass = with_pass
+        self.with_pass, self.orders = with_pass, dict(orders or {})
         self.share = Fraction(multimodal_share).limit_denominator(10**6)
         counted, part = (robot_sizes, 1 - self.share) if self.share < 1 else (multimodal_sizes, self.share)
         self.batches_per_epoch = batches_per_epoch or math.ceil(sum(counted) / (batch_size * world_size * part))
@@ -217,7 +219,12 @@ class MixtureBatchSampler(Sampler[list[tuple[int, ...]]]):
         for source, number in set(zip(sources.tolist(), passes.tolist(), strict=True)):
             chosen = (sources == source) & (passes == number)
             keys[:, chosen] = np.array(_round_keys((self.seed, source, number)), dtype=np.uint64)[:, None]
-        return _permute(positions, sizes, keys)
+        indices = _permute(positions, sizes, keys)
+        for source, number in set(zip(sources.tolist(), passes.tolist(), strict=True)):
+            if source in self.orders:
+                chosen = (sources == source) & (passes == number)
+                indices[chosen] = self.orders[source].indices(positions[chosen], (self.seed, source, number))
+        return indices
 
 
 def shuffled_indices(positions: np.ndarray, size: int, seed: tuple[int, ...]) -> np.ndarray:

@@ -197,7 +197,7 @@ def _assembled(
         robot.update(_register(spec, config, made))
         return made
 
-    of_the_run = ("path", "weight", "normalization", "units", "delta_actions")
+    of_the_run = ("path", "weight", "normalization", "units", "delta_actions", "shuffle_files")
     options = {key: value for key, value in spec.items() if key not in of_the_run}
     dataset = open_robot_dataset(spec["path"], chunk_size=1, views=fields["views"], **options)
     dims = {dataset.embodiment: {"state_dim": dataset.state_dim, "action_dim": dataset.action_dim}}

@@ -115,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _open(spec: dict[str, Any], views: Sequence[str]) -> Any:
     from syvla.processing.robot_data.streamed_dataset import open_robot_dataset
 
-    of_the_run = ("path", "weight", "normalization", "units", "delta_actions")
+    of_the_run = ("path", "weight", "normalization", "units", "delta_actions", "shuffle_files")
     options = {key: value for key, value in spec.items() if key not in of_the_run}
     return open_robot_dataset(spec["path"], chunk_size=1, views=views, **{"embodiment": "robot", **options})
 

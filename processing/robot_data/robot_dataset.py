@@ -284,6 +284,17 @@ class RobotDataset(torch.utils.data.Dataset[dict[str, Any]]):
         """int64 (episodes,), this dataset's index of each selected episode's first frame."""
         return self._frames.starts[:-1]
 
+    def episode_files(self, episode: int) -> list[str]:
+        """Paths, relative to the root, of the files that hold an episode, as far as they are read."""
+        videos = [key for key in self.cameras.values() if self.features[key]["dtype"] == "video"]
+        paths = [self.metadata.data_path(episode), *(self.metadata.video(episode, key).path for key in videos)]
+        return list(dict.fromkeys(paths))
+
+    def file_runs(self) -> np.ndarray:
+        """int64 (runs,), frames of each run of consecutive episodes that lie in the same files, see `FileOrder`."""
+        cameras = [key for key in self.cameras.values() if self.features[key]["dtype"] == "video"]
+        return file_runs(self.metadata, cameras, self.episodes, self.episode_lengths)
+
     @property
     def state_dim(self) -> int:
         return sum(part.stop - part.start for part in self._vectors["state"])
@@ -427,6 +438,32 @@ class RobotDataset(torch.utils.data.Dataset[dict[str, Any]]):
             for view, image in self.read_images(index).items():
                 cache[view][index] = image
         return cache
+
+
+def file_runs(
+    metadata: DatasetMetadata,
+    cameras: Sequence[str],
+    episodes: Sequence[int] | None = None,
+    lengths: np.ndarray | None = None,
+) -> np.ndarray:
+    """Frames of each run of consecutive episodes that lie in the same files, int64 (runs,).
+
+    Args:
+        metadata: Of the dataset.
+        cameras: Video features that are read.
+        episodes: Which episodes, in which order; None: all.
+        lengths: Frames of each that are read; None: all.
+    """
+    chosen = np.arange(len(metadata.lengths)) if episodes is None else np.asarray(episodes)
+    lengths = metadata.lengths[chosen] if lengths is None else lengths
+    if not metadata.info.is_v3:  # each episode has files of its own
+        return np.asarray(lengths)
+    kinds = ["data", *(f"videos/{key}" for key in cameras)]
+    columns = [metadata.columns[f"{kind}/{name}"][chosen] for kind in kinds for name in ("chunk_index", "file_index")]
+    changes = np.any([np.diff(column) != 0 for column in columns], axis=0)
+    first = np.concatenate([[0], np.flatnonzero(changes) + 1])
+    runs: np.ndarray = np.add.reduceat(lengths, first)
+    return runs
 
 
 def pooled_statistics(

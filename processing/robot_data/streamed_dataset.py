@@ -172,10 +172,7 @@ class StreamedRobotDataset(RobotDataset):
 
     def files_of(self, index: int) -> list[str]:
         """Names of the files that a sample needs, in the order in which it reads them."""
-        episode = self.episodes[self._position(index)]
-        videos = [key for key in self.cameras.values() if self.features[key]["dtype"] == "video"]
-        paths = [self.metadata.data_path(episode), *(self.metadata.video(episode, key).path for key in videos)]
-        return list(dict.fromkeys(paths))
+        return self.episode_files(self.episodes[self._position(index)])
 
     # -- what the dataset is ------------------------------------------------------------------------------------------
 

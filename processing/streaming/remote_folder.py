@@ -18,11 +18,14 @@ logger = logging.getLogger(__name__)
 PATIENCE_SECONDS = 180.0
 """How long a link may be down before a run ends."""
 
-_PART_BYTES = 16 * 2**20  # a download goes on at the part at which the link broke
+PART_BYTES = 16 * 2**20  # a download goes on at the part at which the link broke
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 20.0  # seconds between attempts
 _PASSING_STATUS = (408, 425, 429)  # of the 4xx, those that go away by themselves
 _NO_CREDENTIALS = ("NoCredentialsError", "CredentialRetrievalError", "DefaultCredentialsError", "RefreshError")
 _PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "az": "adlfs"}
+
+_INHERITED: list[Any] = []
+"""Connections of the parent of this process: closing one would take its socket out of the parent's event loop as well."""
 
 Result = TypeVar("Result")
 
@@ -111,7 +114,7 @@ class RemoteFolder:
         """
         digest, done = hashlib.sha256(), 0
         while done < version.size:
-            stop = min(version.size, done + _PART_BYTES)
+            stop = min(version.size, done + PART_BYTES)
             part = self._patiently(name, partial(self._part, name, done, stop))
             if len(part) != stop - done:
                 raise StreamingError(
@@ -125,7 +128,7 @@ class RemoteFolder:
             raise StreamingError(
                 f"{self.path_of(name)}: the bytes that arrived are not those that the source lists; try again"
             )
-        if version.size > _PART_BYTES and not self.immutable:
+        if version.size > PART_BYTES and not self.immutable:
             self.require_version(name, version)
 
     def require_version(self, name: str, version: FileVersion) -> None:
@@ -198,6 +201,7 @@ class RemoteFolder:
     def _connect(self) -> tuple[Any, str]:
         """File system of this process, and the root as it names it."""
         if self._process != os.getpid():  # a fork shares the sockets of its parent: each process connects anew
+            _INHERITED.append(self._connected)
             self._begin()
         with self._lock:
             if self._connected is None:

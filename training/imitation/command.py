@@ -60,6 +60,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: SyVLATrain
     from transformers import set_seed
 
     from syvla.processing.augmentation import Augmentation, describe_augmentation
+    from syvla.processing.file_order import file_orders
     from syvla.processing.mixture import MixtureDataset
     from syvla.training.hub.run_description import describe_multimodal_dataset, describe_robot_dataset, hub_id
 
@@ -97,6 +98,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: SyVLATrain
         multimodal_share=data_args.multimodal_share if multimodal else 0.0,
         robot_weights=dataset_weights(data_args.robot_specs),
         multimodal_weights=dataset_weights(data_args.multimodal_specs),
+        robot_orders=file_orders(data_args.robot_specs, robot),
         card={
             "base_model": hub_id(model_args.model_path),
             "datasets": [

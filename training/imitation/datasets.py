@@ -24,6 +24,7 @@ _HELD_OUT_ROWS = 20_260_609  # seeds their choice; not the run's seed, so that e
 NOT_THE_READERS = (
     "path",
     "weight",
+    "shuffle_files",
     "normalization",
     "units",
     "delta_actions",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from pathlib import Path
@@ -19,6 +19,7 @@ from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import HubStrategy
 from transformers.utils.hub import PushInProgress
 
+from syvla.processing.file_order import FileOrder
 from syvla.processing.mixture import MixtureBatchSampler, MixtureDataset
 from syvla.processing.multimodal.sources import CAUSES
 from syvla.training.hub.model_card import RECIPE_FIELDS, refuse_card_options, write_model_card
@@ -62,6 +63,7 @@ class SyVLATrainer(HeldOutEvaluationMixin, FiniteStepsMixin, AtomicCheckpointMix
         eval_dataset: Held-out samples, see `HeldOutEvaluationMixin`.
         multimodal_share: Share of multi-modal samples in every batch.
         robot_weights, multimodal_weights: See [`MixtureBatchSampler`].
+        robot_orders: Number of a robot dataset -> order of its samples, where they are not shuffled as a whole.
         card: Further fields of the model card, see `write_model_card`.
         kwargs: As [`Trainer`].
     """
@@ -84,6 +86,7 @@ class SyVLATrainer(HeldOutEvaluationMixin, FiniteStepsMixin, AtomicCheckpointMix
         multimodal_share: float = 0.0,
         robot_weights: list[float] | None = None,
         multimodal_weights: list[float] | None = None,
+        robot_orders: Mapping[int, FileOrder] | None = None,
         card: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -91,6 +94,7 @@ class SyVLATrainer(HeldOutEvaluationMixin, FiniteStepsMixin, AtomicCheckpointMix
             train_dataset = MixtureDataset([train_dataset])
         self.multimodal_share = multimodal_share
         self.robot_weights, self.multimodal_weights = robot_weights, multimodal_weights
+        self.robot_orders = dict(robot_orders or {})
         self.card = card or {}
         self.average: WeightAverage | None = None  # of the trained weights, with `ema_decay`
         args = args or SyVLATrainingArguments()
@@ -158,6 +162,7 @@ class SyVLATrainer(HeldOutEvaluationMixin, FiniteStepsMixin, AtomicCheckpointMix
             robot_weights=self.robot_weights,
             multimodal_weights=self.multimodal_weights,
             with_pass=True,
+            orders=self.robot_orders,
         )
         workers = self.args.dataloader_num_workers
         loader = DataLoader(
@@ -339,6 +344,7 @@ class SyVLATrainer(HeldOutEvaluationMixin, FiniteStepsMixin, AtomicCheckpointMix
             "robot_weights": self.robot_weights,
             "multimodal_weights": self.multimodal_weights,
             "multimodal_share": self.multimodal_share,
+            "shuffle_files": {str(number): order.window for number, order in self.robot_orders.items()} or None,
             "embodiments": self.policy.config.embodiments,
             "freeze": self.card.get("freeze", "none"),
             "adapter": describe_adapter(self.accelerator.unwrap_model(self.model)),

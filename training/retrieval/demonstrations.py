@@ -48,7 +48,7 @@ def open_expert_datasets(
         raise ValueError("robot_datasets: none given; pass the dataset that the policy was fine-tuned on")
     datasets, problems = [], []
     for spec in specs:
-        left_out = ("path", "weight", "normalization", "units", "delta_actions")  # the checkpoint has its own
+        left_out = ("path", "weight", "normalization", "units", "delta_actions", "shuffle_files")  # not the reader's
         options = {k: v for k, v in spec.items() if k not in left_out}
         name = options.pop("embodiment", None)
         if name is None and len(processor.embodiments) == 1:

@@ -42,6 +42,7 @@ ROBOT_KEYS = (
     "revision",
     "streaming",
     "cache_gb",
+    "shuffle_files",
     "normalization",
     "units",
     "cache_images",

@@ -1,6 +1,8 @@
 """A distant folder over a real HTTP server: versions, whole downloads, and every way in which a link or a server fails."""
 
+import gc
 import io
+import multiprocessing
 import pickle
 import threading
 import time
@@ -19,7 +21,7 @@ NAME = "data/file-000.parquet"
 def server(tmp_path, monkeypatch):
     (tmp_path / "data").mkdir()
     (tmp_path / NAME).write_bytes(CONTENT)
-    monkeypatch.setattr(remote_folder, "_PART_BYTES", 4000)
+    monkeypatch.setattr(remote_folder, "PART_BYTES", 4000)
     monkeypatch.setattr(remote_folder, "_FIRST_PAUSE", 0.01)
     with FolderServer.running(tmp_path) as server:
         yield server
@@ -122,6 +124,25 @@ def test_a_url_that_cannot_be_read_is_refused(url, message):
     with pytest.raises(StreamingError, match=message) as raised:
         RemoteFolder(url)
     assert "secret" not in str(raised.value)
+
+
+def _ask_and_collect(folder):
+    folder.version(NAME)
+    gc.collect()
+
+
+def test_a_forked_process_leaves_the_connections_of_its_parent_alone(server):
+    folder = RemoteFolder(server.url)
+    folder.version(NAME)  # leaves a connection open, which the next request takes
+    child = multiprocessing.get_context("fork").Process(target=_ask_and_collect, args=(folder,))
+    child.start()
+    child.join(60)
+    assert child.exitcode == 0
+    found = []
+    asking = threading.Thread(target=lambda: found.append(folder.version(NAME)), daemon=True)
+    asking.start()
+    asking.join(30)  # an answer that nobody waits for any more ends by a timeout of 60 s
+    assert found, "the child took the parent's sockets out of its event loop"
 
 
 def test_a_copy_in_another_process_connects_by_itself(server):

@@ -86,6 +86,35 @@ def serve_and_loop(serve: list[str], loop: list[str], folder: Path) -> str:
             server.wait(120)
 
 
+def record_franka(folder: Path) -> None:
+    """Four episodes of 40 frames at 15 Hz: pose of the hand and opening as state, moves as actions."""
+    names = ["x", "y", "z", "roll", "pitch", "yaw", "gripper"]
+    cameras = ("exterior", "wrist")
+    features = {
+        f"observation.images.{camera}": {
+            "dtype": "image",
+            "shape": [48, 64, 3],
+            "names": ["height", "width", "channels"],
+        }
+        for camera in cameras
+    }
+    for key, prefix in (("observation.state", ""), ("action", "d_")):
+        features[key] = {"dtype": "float32", "shape": [7], "names": [prefix + name for name in names[:6]] + ["gripper"]}
+    rng = np.random.default_rng(0)
+    with RobotDatasetWriter(folder, fps=15, features=features, robot_type="franka") as writer:
+        for _ in range(4):
+            pose = 0.2 * np.sin(rng.uniform(0, 6, 6) + 0.08 * np.arange(41)[:, None])
+            opening = 0.04 + 0.04 * np.sin(0.2 * np.arange(41))
+            for step in range(40):
+                frame = {
+                    f"observation.images.{camera}": rng.integers(0, 255, (48, 64, 3), np.uint8) for camera in cameras
+                }
+                frame["observation.state"] = np.append(pose[step], opening[step]).astype(np.float32)
+                frame["action"] = np.append(pose[step + 1] - pose[step], opening[step + 1]).astype(np.float32)
+                writer.add_frame(frame, task="put the cup on the shelf")
+            writer.save_episode()
+
+
 def record_aloha(folder: Path) -> None:
     """Three HDF5 files of 60 frames, as ACT's recorder writes them: 14 positions, three cameras."""
     h5py = pytest.importorskip("h5py", reason="h5py is not installed: pip install 'syvla[convert]'")
@@ -101,6 +130,7 @@ def record_aloha(folder: Path) -> None:
 
 GUIDES = {
     "so101.md": (record_so101, "so101", ["syvla-clean", "syvla-new", "syvla-finetune", "syvla-openloop"]),
+    "franka.md": (record_franka, "franka", ["syvla-clean", "syvla-new", "syvla-finetune", "syvla-openloop"]),
     "aloha.md": (
         record_aloha,
         "aloha",

@@ -2,14 +2,17 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
+import urllib.request
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from browser import browsers
+from ports import reserved_port
 from rl_robot import until
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -40,6 +43,32 @@ def address(tmp_path):
         finally:
             process.kill()
             process.wait()
+
+
+@pytest.mark.slow
+def test_the_files_of_a_space_are_enough(tmp_path):
+    """`python app.py`, as a Space runs it, in a folder of its own with the checkpoint beside it."""
+    shutil.copytree(ROOT / "integrations" / "space", tmp_path / "space")
+    shutil.copytree(ROOT / "checkpoints" / "tabletop-lift", tmp_path / "space" / "checkpoint")
+    with reserved_port() as port:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "GRADIO_SERVER_PORT": str(port)}
+        environment["GRADIO_TEMP_DIR"] = str(tmp_path / "pictures")
+        process = subprocess.Popen([interpreter(), "app.py"], cwd=tmp_path / "space", env=environment)
+        try:
+            until(lambda: process.poll() is not None or answers(port), 300)
+            assert "SyVLA on a simulated table" in answers(port)
+        finally:
+            process.kill()
+            process.wait()
+
+
+def answers(port: int) -> str:
+    """The page's text, empty while nothing answers."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=30) as reply:
+            return reply.read().decode()
+    except OSError:
+        return ""
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
+from benchmarks.throttled_server import FolderServer
 from syvla.training.data_check import check_recipe, main
 
 ROOT = Path(__file__).parents[2]
@@ -39,6 +40,18 @@ def test_metadata_alone_is_enough(tmp_path, capsys):
     assert main(["--config", str(path), "--output", str(tmp_path / "out.json")]) == 0
     assert "100.0%" in capsys.readouterr().out
     assert json.loads((tmp_path / "out.json").read_text())[0]["license"] == "mit"
+
+
+def test_a_streamed_dataset_is_checked_from_its_metadata(tmp_path):
+    with FolderServer.running(DATA / "lerobot_v3_tiny") as server:
+        streamed = {"path": server.url, "streaming": True, "cache_gb": 1, "cache_dir": str(tmp_path / "cache")}
+        good, without, local = check_recipe(
+            recipe(tmp_path, entry(**streamed), entry(path=server.url), entry(streaming=True))
+        )
+        assert {path.split("/")[0] for _, path in server.link.requests} == {"meta"}
+    assert (good.problems, good.episodes, good.frames) == ([], 2, 7)
+    assert any("is only read with streaming: true" in problem for problem in without.problems)
+    assert any("is a local folder, which is read without it" in problem for problem in local.problems)
 
 
 @pytest.mark.parametrize(

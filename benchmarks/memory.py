@@ -29,13 +29,13 @@ from torch import nn
 from benchmarks.process_memory import measure_memory
 from benchmarks.reporting import print_table, write_result
 from benchmarks.scaled_model import make_batch, scaled_config
-from benchmarks.shape_only import FourBitLinear, LiveBytes, autocast_of_cuda, shapes_of
+from benchmarks.shape_only import FourBitLinear, LiveBytes, norms_of_cuda, shapes_of
 from syvla.modeling_syvla import SyVLAModel
 from syvla.training.run.adapters import add_adapter
 from syvla.training.run.freezing import freeze
 
 CHAT_SHARE = 0.3
-BATCH_SIZES = (1, 2, 4, 8)
+BATCH_SIZES = (1, 4, 8)
 GPUS = (24, 40, 80, 141)
 """Gigabytes of an RTX 4090, an A100, an A100 or H100, and an H200."""
 
@@ -103,9 +103,7 @@ def quantize(model: nn.Module) -> None:
             setattr(model.get_submodule(parent), child, FourBitLinear(module))
 
 
-def count(
-    config: Any, way: str, size: int, checkpointing: bool, context: Callable[[], Any] = autocast_of_cuda
-) -> Counted:
+def count(config: Any, way: str, size: int, checkpointing: bool, context: Callable[[], Any] | None = None) -> Counted:
     """Bytes of the second of two steps: the optimizer's state is there, gradients are not.
 
     Args:
@@ -113,8 +111,10 @@ def count(
         way: One of `WAYS`.
         size: Samples, chats included.
         checkpointing: Whether activations are computed again in the backward pass.
-        context: Autocast; `nullcontext` for none.
+        context: Autocast on the CPU, as it is there; None: bfloat16 as on CUDA.
     """
+    norms = norms_of_cuda() if context is None else nullcontext()
+    context = context or autocast_of("cpu")
     model, fake = shapes_of(lambda: build(config, way), weight_dtype(way))
     if way == "QLoRA":
         quantize(model)
@@ -122,7 +122,7 @@ def count(
         enable_checkpointing(model, way)
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(trained, fused=True)
-    with LiveBytes() as live:
+    with LiveBytes() as live, norms:
         live.add(list(model.parameters()), list(model.buffers()))
         weights = live.now
         batch = fake(batch_of(config, size))
@@ -254,6 +254,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             flags = ["--autocast", "--device", options.device] + ["--checkpointing"] * on
             line["measured_growth"] = in_own_process(*map(str, own), *flags)
         table.append(line)
+        print(f"{way}, batch {size}{', checkpointing' if on else ''}: {line['peak'] / 1e9:.1f} GB", flush=True)
     header = ["way", "checkpointing", "batch", "weights", "gradients", "optimizer", "activations", "peak GB", "fits"]
     rows = [_row(line) for line in table]
     if options.device is not None:

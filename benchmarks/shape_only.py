@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -117,20 +116,24 @@ def shapes_of(build: Callable[[], nn.Module], dtype: Callable[[nn.Parameter], to
     return model, batch_of
 
 
-class _KeepsNorms(TorchFunctionMode):
-    """CUDA's autocast computes layer norms in float32; the CPU's, under which the shapes run, does not."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.layer_norm and args[0].dtype == torch.bfloat16:
-            args = (args[0].float(), *args[1:])
-        return func(*args, **(kwargs or {}))
-
-
 @contextmanager
-def autocast_of_cuda() -> Iterator[None]:
-    """bfloat16 autocast on the CPU with the outputs that CUDA's has."""
-    with torch.autocast("cpu", torch.bfloat16), _KeepsNorms():
+def norms_of_cuda() -> Iterator[None]:
+    """Lets layer norms under the CPU's autocast give float32, as under CUDA's.
+
+    The function itself is exchanged: the backward pass, where checkpointed layers run again, knows of no mode of torch.
+    """
+    layer_norm = F.layer_norm
+
+    def as_on_cuda(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if x.dtype == torch.bfloat16 and torch.is_autocast_enabled("cpu"):
+            x = x.float()
+        return layer_norm(x, *args, **kwargs)
+
+    F.layer_norm = as_on_cuda
+    try:
         yield
+    finally:
+        F.layer_norm = layer_norm
 
 
 class FourBitLinear(nn.Module):

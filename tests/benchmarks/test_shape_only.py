@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
-from benchmarks.shape_only import FourBitLinear, LiveBytes, autocast_of_cuda, shapes_of
+from benchmarks.shape_only import FourBitLinear, LiveBytes, norms_of_cuda, shapes_of
 
 
 def test_a_product_counts_from_when_it_is_made_until_it_is_dropped():
@@ -79,7 +79,9 @@ def test_four_bits_a_weight_and_a_scale_for_each_64():
 
 
 def test_layer_norms_leave_autocast_in_float32_as_on_cuda():
-    norm, x = nn.LayerNorm(8), torch.zeros(2, 8, dtype=torch.bfloat16)
-    with autocast_of_cuda():
-        assert norm(x).dtype == torch.float32
-        assert (x @ x.T).dtype == torch.bfloat16
+    norm, x = nn.LayerNorm(8, dtype=torch.bfloat16), torch.zeros(2, 8, dtype=torch.bfloat16)
+    with norms_of_cuda():
+        assert norm(x).dtype == torch.bfloat16
+        with torch.autocast("cpu", torch.bfloat16):
+            assert norm(x).dtype == torch.float32
+            assert (x @ x.T).dtype == torch.bfloat16

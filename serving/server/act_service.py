@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -100,7 +101,7 @@ class ActService(PolicyService):
             # 3. queue and answer
             answer, version = await self._answered(policy, request, started, gone, held)
             seconds["wait"] = time.monotonic() - started - seconds["decode"]
-            actions, notes = self._within_limits(robots[request.embodiment], session, request, answer, version)
+            actions, notes = await self._within_limits(robots[request.embodiment], session, request, answer, version)
             session.sends(request.embodiment, actions, request.executed_steps)
             session.answered(answer.thought, bool(request.think), basis)
             # 4. reply and record
@@ -205,7 +206,7 @@ class ActService(PolicyService):
             )  # a batch that runs goes on, and holds the images, when the client has left
 
     @staticmethod
-    def _within_limits(
+    async def _within_limits(
         robot: ServedRobot, session: Session, request: ActRequest, answer: ActAnswer, version: str
     ) -> tuple[np.ndarray, list[str]]:
         """The actions as they may leave the server, and what was changed in them.
@@ -218,8 +219,12 @@ class ActService(PolicyService):
         if previous is not None and previous.delay and previous.actions.shape[1:] == answer.actions.shape[1:]:
             entered, running = previous.delay, previous.actions[: previous.delay]
             ran = running if ran is None else np.concatenate([ran, running])
+        limited = partial(robot.limits.apply, answer.actions, request.state, ran, entered)
         try:
-            return robot.limits.apply(answer.actions, request.state, ran, entered)
+            # Plans to come to rest take tenths of a second, for which other clients must not wait.
+            if np.isfinite(robot.limits.max_jerk).any():
+                return await asyncio.to_thread(limited)
+            return limited()
         except UnsafeActions as error:
             logger.error("%s (seed %d, policy %s)", error, request.seed, version)
             raise RequestError(str(error), status=500, cause="unsafe_actions") from None

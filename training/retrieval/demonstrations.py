@@ -29,6 +29,9 @@ Ours: a subset of the episodes that a checkpoint was trained on stays well below
 """
 
 
+_NOT_THE_READERS = ("path", "weight", "normalization", "units", "delta_actions", "shuffle_files", "license", "note")
+
+
 def open_expert_datasets(
     specs: Sequence[dict[str, Any]], processor: Any, *, tolerance: float | None = STATISTICS_TOLERANCE
 ) -> list[RobotDataset]:
@@ -48,8 +51,13 @@ def open_expert_datasets(
         raise ValueError("robot_datasets: none given; pass the dataset that the policy was fine-tuned on")
     datasets, problems = [], []
     for spec in specs:
-        left_out = ("path", "weight", "normalization", "units", "delta_actions", "shuffle_files")  # not the reader's
-        options = {k: v for k, v in spec.items() if k not in left_out}
+        if without_effect := sorted({"accept", "eval_split"} & set(spec)):
+            problems.append(
+                f"{spec['path']}: {', '.join(without_effect)} of robot_datasets has no effect on expert data: every episode "
+                "is an example, and the checkpoint has been compared with it already; leave it out"
+            )
+            continue
+        options = {k: v for k, v in spec.items() if k not in _NOT_THE_READERS}
         name = options.pop("embodiment", None)
         if name is None and len(processor.embodiments) == 1:
             name = next(iter(processor.embodiments))

@@ -44,6 +44,7 @@ def labeled(folder, outcomes, key="next.success", dtype="bool"):
 def test_the_data_set_of_the_checkpoint_fits_and_so_does_a_part_of_it(processor, spec):
     assert len(open_expert_datasets([spec], processor)[0]) == 36
     assert open_expert_datasets([{**spec, "episodes": [0, 2]}], processor)[0].num_episodes == 2
+    assert open_expert_datasets([{**spec, "license": "apache-2.0", "note": "ours"}], processor)
     spec.pop("embodiment")
     assert open_expert_datasets([spec], processor)[0].embodiment == "two_arms", "the only one the checkpoint knows"
 
@@ -56,6 +57,8 @@ def test_the_data_set_of_the_checkpoint_fits_and_so_does_a_part_of_it(processor,
             r"embodiment 'arm' is unknown to the checkpoint, which has \['two_arms'\]; name one of these",
         ),
         ({"path": "missing/place/x"}, "missing/place/x: "),
+        ({"accept": ["rate"]}, "accept of robot_datasets has no effect on expert data.*leave it out"),
+        ({"eval_split": 0.1}, "eval_split of robot_datasets has no effect on expert data"),
         ({"cameras": {"front": "observation.images.head"}}, r"cameras: \['front'\] are no views of the checkpoint"),
     ],
 )

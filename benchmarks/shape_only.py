@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 aten = torch.ops.aten
 _TAKE_INDICES = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default)
@@ -124,10 +124,10 @@ def norms_of_cuda() -> Iterator[None]:
     """
     layer_norm = F.layer_norm
 
-    def as_on_cuda(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        if x.dtype == torch.bfloat16 and torch.is_autocast_enabled("cpu"):
-            x = x.float()
-        return layer_norm(x, *args, **kwargs)
+    def as_on_cuda(*args: Any, **kwargs: Any) -> torch.Tensor:
+        if torch.is_autocast_enabled("cpu"):
+            args, kwargs = tree_map_only(torch.Tensor, torch.Tensor.float, (args, kwargs))
+        return layer_norm(*args, **kwargs)
 
     F.layer_norm = as_on_cuda
     try:

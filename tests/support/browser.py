@@ -1,15 +1,22 @@
-"""Pages in a real browser, Chromium or Chrome, without a window."""
+"""Pages in a real browser, Chromium or Chrome, without a window.
+
+What a page looks like when its test ends is kept in `outputs/screenshots/`, for a person to look at.
+"""
 
 import base64
 import json
 import os
+import re
 import shutil
 import subprocess
 import urllib.request
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 
 import pytest
 from rl_robot import until
+
+SCREENSHOTS = Path(__file__).resolve().parents[2] / "outputs" / "screenshots"
 
 
 class Page:
@@ -44,6 +51,15 @@ class Page:
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", captureBeyondViewport=True)["data"]))
 
 
+def keep(page, number):
+    """Saves the page under the name of the test that runs. A browser that a test has ended shows nothing more."""
+    test = os.environ.get("PYTEST_CURRENT_TEST", "page").partition(" ")[0]
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    name = re.sub(r"[^A-Za-z0-9_-]+", "_", test.removeprefix("tests/"))
+    with suppress(OSError, KeyError, ValueError):
+        page.screenshot(SCREENSHOTS / f"{name}{f'-{number}' if number else ''}.png")
+
+
 @contextmanager
 def browsers(make_folder):
     """Opens addresses in browsers of their own: `open_page(url) -> Page`; all are closed at the end.
@@ -54,7 +70,7 @@ def browsers(make_folder):
     program = shutil.which("chromium") or shutil.which("google-chrome")
     if program is None:
         pytest.skip("chromium or google-chrome is not installed")
-    held = ExitStack()
+    held, pages = ExitStack(), []
 
     def start(url, *more):
         profile = make_folder()
@@ -64,7 +80,10 @@ def browsers(make_folder):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
         held.callback(process.wait)
         held.callback(process.kill)
-        return Page(profile, held)
+        page = Page(profile, held)
+        held.callback(keep, page, len(pages))
+        pages.append(page)
+        return page
 
     with held:
         yield start

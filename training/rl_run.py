@@ -34,7 +34,8 @@ if __name__ == "__main__" and not __package__:  # started by its path
 from syvla.evaluation.simulated_robot import ROLLOUT_SEED_OFFSET
 from syvla.evaluation.simulated_robot import build_parser as robot_parser
 from syvla.serving.client.http_client import http_ready
-from syvla.serving.rl.ledger import CONSUMED, LEDGER_FILE, Ledger
+from syvla.serving.client.rl_client import RLClient
+from syvla.serving.rl.ledger import AWAITING, CONSUMED, LEDGER_FILE, Ledger
 from syvla.training.processes.child_processes import Child, ChildProcesses, ProcessDied
 
 logger = logging.getLogger("syvla.training.rl_run")
@@ -141,6 +142,7 @@ def run_rl(run: RLRun) -> dict[str, Any]:
                     raise ProcessDied(robot.report())
             if not robots and http_ready(url):
                 logger.info("policy served at %s; status page: %s/rl", url, url)
+                discard_unlabeled(url, run.output)
                 for number in range(run.robots):
                     robots.append(children.start(f"robot{number}", run.robot_command(number, url)))
             time.sleep(POLL_S)
@@ -152,6 +154,22 @@ def run_rl(run: RLRun) -> dict[str, Any]:
     summary = summarize(run.output)
     (run.output / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     return summary
+
+
+def discard_unlabeled(url: str, output: Path) -> None:
+    """Takes rollouts out of a run whose robot died before it labeled them, when no robot works on it yet.
+
+    Only that robot's simulator knew the outcome. The server would wait for their labels and begin no others in their place,
+    and the trainer with it.
+
+    Args:
+        url: Of the server, which is ready.
+        output: Folder of the run.
+    """
+    client = RLClient(url)
+    for name in Ledger(output).read().names(AWAITING):
+        client.discard(name, "its robot ended before it labeled the rollout")
+        logger.warning("rollout %s: discarded, since its robot ended before it labeled it; /rl can restore it", name)
 
 
 def summarize(output: Path) -> dict[str, Any]:

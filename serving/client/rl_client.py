@@ -153,6 +153,10 @@ class RLClient:
         """Drops the open episode."""
         self._post(f"/rl/episodes/{self.episode_id}/abort", {"reason": reason})
 
+    def discard(self, episode_id: str, reason: str = "by request") -> None:
+        """Takes a rollout that has ended out of the run, whole: /rl can restore it. Another one may begin in its place."""
+        self._post(f"/rl/episodes/{episode_id}/discard", {"reason": reason})
+
     def status(self) -> dict[str, Any]:
         """`GET /rl/status`."""
         return self._attempts(lambda: http_json(self.url, "/rl/status", token=self.token))

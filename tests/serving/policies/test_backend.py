@@ -288,7 +288,8 @@ def test_dual_system_options_are_kept_or_refused(checkpoint, dataset):
         for option in ({"think": True}, {"think": 3}, {"max_new_tokens": 4}):
             with pytest.raises(PolicyError, match=f"{next(iter(option))}: .*--async"):
                 client.infer(request_of(dataset, 0, **option))
-        assert client.infer(request_of(dataset, 0, think=False))["thought_age"] >= 1
+        # A VLM that is quick enough has looked at the request's own pictures by then; not at those of 50 requests.
+        assert any(client.infer(request_of(dataset, 0, think=False))["thought_age"] >= 1 for _ in range(50))
 
 
 def test_a_session_that_waits_for_its_first_query_states_holds_up_nobody(checkpoint, dataset, monkeypatch):

@@ -246,13 +246,23 @@ def _add_inference(parser: argparse.ArgumentParser) -> None:
         choices=("random", "zero"),
         help="where a checkpoint's flow begins: random (the default), or its mean; a server has an option of its own",
     )
+    parser.add_argument(
+        "--advantage-guidance",
+        type=float,
+        metavar="W",
+        help="of a checkpoint of syvla-ppo --objective recap, see syvla-serve; a server has an option of its own",
+    )
 
 
 def _policy_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """Arguments of `load_policy` for the kind of policy that was asked for."""
     names = ["think", "max_new_tokens", "num_steps"]
-    if arguments.noise is not None and (arguments.server or arguments.model in BASELINES):
-        raise ValueError("noise: of a checkpoint alone; start the policy server with --noise, and leave it out here")
+    chosen = {name: getattr(arguments, name) for name in ("noise", "advantage_guidance")}
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    if chosen and (arguments.server or arguments.model in BASELINES):
+        name = next(iter(chosen))
+        option = f"--{name.replace('_', '-')}"
+        raise ValueError(f"{name}: of a checkpoint alone; start the policy server with {option}, and leave it out here")
     if arguments.server:
         from syvla.serving.server.settings import read_token
 
@@ -262,7 +272,7 @@ def _policy_options(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.model in BASELINES:
         return {}
     options = {name: getattr(arguments, name) for name in [*names, "device", "dtype", "compile"]}
-    return options if arguments.noise is None else {**options, "noise": arguments.noise}
+    return {**options, **chosen}
 
 
 def _evaluate(arguments: argparse.Namespace) -> ClosedLoopResult:

@@ -183,6 +183,8 @@ class SyVLAConfig(EmbodimentsMixin, OwnModelTypeMixin, PreTrainedConfig):
             trained with "noise" and is read so.
         simulated_delay: Largest number of first actions that training gives clean, at random for each sample, as those that
             run while a chunk is computed (ours: 0, none; see `known_actions`). Such a model takes `known_actions`.
+        advantage_conditioned: Whether training said in the prompt how good an action is (RECAP, `syvla-ppo --objective
+            recap`); the processor's field of this name then adds "positive" to prompts that do not say.
         action_loss_weight, lm_loss_weight: Weights of the two losses (ours: 1 and 1).
         format_version: Version of the checkpoint; see `FORMAT_VERSION`. One without the field is of version 1.
 
@@ -223,6 +225,7 @@ class SyVLAConfig(EmbodimentsMixin, OwnModelTypeMixin, PreTrainedConfig):
         action_head: str = "flow_matching",
         chunk_end: str = "hold",
         simulated_delay: int = 0,
+        advantage_conditioned: bool = False,
         action_loss_weight: float = 1.0,
         lm_loss_weight: float = 1.0,
         format_version: int = 1,
@@ -261,6 +264,7 @@ class SyVLAConfig(EmbodimentsMixin, OwnModelTypeMixin, PreTrainedConfig):
         self.action_head = action_head
         self.chunk_end = chunk_end
         self.simulated_delay = simulated_delay
+        self.advantage_conditioned = advantage_conditioned
         require_consistent_design(self)
         self.action_loss_weight = action_loss_weight
         self.lm_loss_weight = lm_loss_weight
@@ -433,6 +437,13 @@ def require_consistent_design(config: Any) -> None:
         raise ValueError(
             f"chunk_end: {config.chunk_end!r} has no effect with action_head='l1_regression', whose steps do not attend to "
             "each other; use 'hold' or 'noise'"
+        )
+    if not isinstance(config.advantage_conditioned, bool):
+        raise ValueError(f"advantage_conditioned: expected true or false, got {config.advantage_conditioned!r}")
+    if config.advantage_conditioned and (config.action_head, config.conditioning) != ("flow_matching", "query_states"):
+        raise ValueError(
+            "advantage_conditioned: expected action_head='flow_matching' and conditioning='query_states', the design that "
+            f"reinforcement learning trains, got {config.action_head!r} and {config.conditioning!r}"
         )
     if config.conditioning != "all_hidden_states":
         return

@@ -16,6 +16,7 @@ from transformers import AutoModelForImageTextToText, GenerationMixin
 from transformers.utils import can_return_tuple
 
 from .action_expert import ActionExpert, EncodedObservation, ExpertContext, QueryAdapter
+from .advantage_guidance import GuidedExpert, check_advantage_guidance, doubled, require_plain
 from .configuration_syvla import SyVLAConfig, require_consistent_design
 from .denoise_loop import denoise, fixed_context, step_times
 from .expert_inputs import ActionTarget, ExpertObservation, action_target, own_action_dims, select_rows
@@ -274,6 +275,10 @@ class SyVLAModel(QueryReadingMixin, ThinkingMixin, InferenceOptimizationMixin, S
         continuation: tuple[torch.Tensor, torch.Tensor] | None = None,
         max_guidance_weight: float | None = None,
         known_actions: tuple[torch.Tensor, torch.Tensor] | None = None,
+        advantage_guidance: float | None = None,
+        plain_input_ids: torch.Tensor | None = None,
+        plain_attention_mask: torch.Tensor | None = None,
+        plain_query_states: torch.Tensor | None = None,
         tokenizer: Any = None,
         **generate_kwargs: Any,
     ) -> SyVLAActionOutput:
@@ -295,6 +300,10 @@ class SyVLAModel(QueryReadingMixin, ThinkingMixin, InferenceOptimizationMixin, S
                 takes a backward pass through the expert at each flow step; None: the form without gradients.
             known_actions: Normalized actions (B, chunk_size, D_action_max), and how many first ones of each will run while the
                 chunk is computed, int (B,); for models that were trained with `simulated_delay`. They come back as given.
+            advantage_guidance: Weight of `advantage_guidance.GuidedExpert`, for models that were trained with an advantage
+                indicator; None or 1: the prompt's indicator alone. Not together with `think`.
+            plain_input_ids, plain_attention_mask: With another weight, the same prompts without the indicator, which the
+                processor makes with `advantage="none"`; in place of them `plain_query_states` where `query_states` are given.
             tokenizer: Turns thoughts into text; None: `self.tokenizer`, else the one saved with the checkpoint.
             generate_kwargs: Further arguments of `generate` for the thought, such as `do_sample`, `stopping_criteria` or a
                 `streamer` (one sample at a time).
@@ -303,6 +312,7 @@ class SyVLAModel(QueryReadingMixin, ThinkingMixin, InferenceOptimizationMixin, S
             [`SyVLAActionOutput`].
         """
         thought_ids = thoughts = None
+        check_advantage_guidance(self, advantage_guidance)
         if query_states is None:
             if input_ids is None:
                 raise ValueError("predict_actions: expected input_ids (and images) or query_states, got neither")
@@ -317,6 +327,15 @@ class SyVLAModel(QueryReadingMixin, ThinkingMixin, InferenceOptimizationMixin, S
                 tokenizer=tokenizer,
                 **generate_kwargs,
             )
+            require_plain(advantage_guidance, plain_input_ids, "plain_input_ids")
+            if plain_input_ids is not None:
+                if think:
+                    raise ValueError(
+                        "advantage_guidance: expected without think=True, since both prompts need the same thought; generate "
+                        "it first, and make both prompts with it (thought=)"
+                    )
+                plain = (plain_input_ids, plain_attention_mask, pixel_values, image_grid_thw)
+                plain_query_states = self.predict_query_states(*plain)[0]
         else:
             self._require_no_thought_arguments(generate_kwargs, think_budget, "leave query_states out", think)
         observation = ExpertObservation.checked(
@@ -332,6 +351,8 @@ class SyVLAModel(QueryReadingMixin, ThinkingMixin, InferenceOptimizationMixin, S
             continuation=continuation,
             max_guidance_weight=max_guidance_weight,
             known_actions=known_actions,
+            advantage_guidance=advantage_guidance,
+            plain_query_states=plain_query_states,
         )
         return SyVLAActionOutput(actions, thoughts, thought_ids, query_states, condition_mask)
 
@@ -348,8 +369,12 @@ class SyVLAModel(QueryReadingMixin, ThinkingMixin, InferenceOptimizationMixin, S
         continuation: tuple[torch.Tensor, torch.Tensor] | None = None,
         max_guidance_weight: float | None = None,
         known_actions: tuple[torch.Tensor, torch.Tensor] | None = None,
+        advantage_guidance: float | None = None,
+        plain_query_states: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Denoise chunks on given query states; the expert's context is computed once. float32 (B, T, D_action_max)."""
+        check_advantage_guidance(self, advantage_guidance)
+        require_plain(advantage_guidance, plain_query_states, "plain_query_states")
         if continuation is not None:
             continuation = (continuation[0].float(), continuation[1].float()[..., None])
         if max_guidance_weight is not None:
@@ -369,19 +394,24 @@ class SyVLAModel(QueryReadingMixin, ThinkingMixin, InferenceOptimizationMixin, S
             raise ValueError(
                 f"noise: expected shape {shape} (batch, chunk_size, max_action_dim), got {tuple(noise.shape)}"
             )
-        context = self.encode_expert_context(query_states, observation, condition_mask)
+        expert: Any = self.expert
+        seen = observation
+        if plain_query_states is not None and advantage_guidance is not None:
+            expert, seen = GuidedExpert(expert, advantage_guidance), doubled(observation)
+            query_states = torch.cat((query_states, plain_query_states))
+        context = self.encode_expert_context(query_states, seen, condition_mask)
         solver = FlowSolver.of(self.config, num_steps)
         if known_actions is not None:
             given, delay = known_actions
             known = known_steps(delay, self.config, torch.ones_like(given[..., 0], dtype=torch.bool))
-            actions = sample_after(self.expert, noise.float(), context, solver, given.float(), known)
+            actions = sample_after(expert, noise.float(), context, solver, given.float(), known)
         elif continuation is not None and max_guidance_weight is not None:
-            flow = partial(self.expert.predict_velocity, context=context)
+            flow = partial(expert.predict_velocity, context=context)
             actions = guided_sample(flow, noise.float(), solver, continuation, max_guidance_weight)
         elif self.compiled_denoising is None:
             times = step_times(self.expert, solver, noise.device)
             context = fixed_context(self.expert, context, shape[1])
-            actions = denoise(self.expert, noise.float(), times, context, solver, continuation)
+            actions = denoise(expert, noise.float(), times, context, solver, continuation)
         else:
             times = step_times(self.expert, solver, noise.device)
             actions = self.compiled_denoising(self.expert, noise.float(), times, context, solver, continuation)

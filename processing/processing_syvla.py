@@ -28,7 +28,9 @@ from .normalization import normalize  # noqa: F401  isort: skip
 DEFAULT_VIEWS = ("center", "left_wrist", "right_wrist")
 
 # Keys of an item that `collate` reads. Datasets put their own beside them, such as `episode_index`.
-ITEM_KEYS = frozenset(("messages", "images", "text", "thought", "embodiment", "state", "actions", "action_is_pad"))
+ITEM_KEYS = frozenset(
+    ("messages", "images", "text", "thought", "advantage", "embodiment", "state", "actions", "action_is_pad")
+)
 
 
 class SyVLAProcessor(EmbodimentNormalization, ChatInputs):
@@ -47,6 +49,7 @@ class SyVLAProcessor(EmbodimentNormalization, ChatInputs):
         chunk_size: Steps of an action chunk, as in the model's config.
         max_length: Longest sequence in tokens; a longer one is an error, never cut.
         query_token: Text of the query placeholder.
+        advantage_conditioned: Whether robot prompts say how good the actions are, as in the model's config; see `advantage`.
     """
 
     valid_processor_kwargs = SyVLAProcessorKwargs
@@ -65,6 +68,7 @@ class SyVLAProcessor(EmbodimentNormalization, ChatInputs):
         chunk_size: int = 50,
         max_length: int = 4096,
         query_token: str = QUERY_TOKEN,
+        advantage_conditioned: bool = False,
     ) -> None:
         self.embodiments: dict[str, dict[str, Any]] = dict(embodiments or {})
         self.views = list(views)
@@ -72,6 +76,7 @@ class SyVLAProcessor(EmbodimentNormalization, ChatInputs):
         self.chunk_size = chunk_size
         self.max_length = max_length
         self.query_token = query_token
+        self.advantage_conditioned = advantage_conditioned
         if tokenizer is not None:
             if tokenizer.convert_tokens_to_ids(query_token) in (None, tokenizer.unk_token_id):
                 tokenizer.add_tokens([AddedToken(query_token, special=True, normalized=False)], special_tokens=True)
@@ -101,6 +106,7 @@ class SyVLAProcessor(EmbodimentNormalization, ChatInputs):
         embodiment: str | Sequence[str] | None = None,
         thought: str | Sequence[str | None] | None = None,
         action_is_pad: Any = None,
+        advantage: str | Sequence[str | None] | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
         """Inputs for the model from raw observations, or from rendered chat text.
@@ -121,6 +127,8 @@ class SyVLAProcessor(EmbodimentNormalization, ChatInputs):
             embodiment: Registered name; may be left out when there is only one.
             thought: Chain of thought, or None.
             action_is_pad: bool (T,), True for steps beyond the end of the episode.
+            advantage: For an advantage-conditioned checkpoint, what the prompt says of the actions: "positive" (None: this
+                one), "negative", or "none" for a prompt without the indicator; for other checkpoints nothing may be said.
             kwargs: Keywords of the tokenizer and of the VLM's image processor, flat or in `text_kwargs`, `images_kwargs` and
                 `common_kwargs`. With robot data, `return_tensors` is "pt" (default) or "np"; `padding` is True (default),
                 False or "max_length"; `padding_side` is right for training and left otherwise; nothing is ever cut, so
@@ -137,6 +145,7 @@ class SyVLAProcessor(EmbodimentNormalization, ChatInputs):
         """
         keywords = CallKeywords(self, kwargs)
         columns = {"state": state, "actions": actions, "thought": thought, "action_is_pad": action_is_pad}
+        columns["advantage"] = advantage
         if state is None and embodiment is None and actions is None:
             for name, value in columns.items():
                 if value is not None:
@@ -227,7 +236,7 @@ class SyVLAProcessor(EmbodimentNormalization, ChatInputs):
             require_no_misspelled(item, ITEM_KEYS, "item")
             given = item.get("images")
             images.append(chat_images(given) if "messages" in item else robot_views(given, self.views))
-            chats.append(item_messages(item, list(images[-1]), self.tokenizer))
+            chats.append(item_messages(item, list(images[-1]), self.tokenizer, self.advantage_conditioned))
         texts = [
             self._chat_text(chat, len(views)) if "messages" in item else self._robot_text(chat, item)
             for item, chat, views in zip(items, chats, images, strict=True)
@@ -356,6 +365,11 @@ class SyVLAProcessor(EmbodimentNormalization, ChatInputs):
             mine, theirs = getattr(self, name), getattr(config, name)
             if mine != theirs:
                 problems.append(f"{name}: the processor has {mine}, the model {theirs}; set both to the same value")
+        if self.advantage_conditioned != (theirs := getattr(config, "advantage_conditioned", False)):
+            problems.append(
+                f"advantage_conditioned: the processor has {self.advantage_conditioned}, the model {theirs}; the prompt is the "
+                "one that the model was trained with, so take both from one checkpoint"
+            )
         if list(self.views) != list(config.views):
             problems.append(f"views: the processor has {list(self.views)}, the model {list(config.views)}")
         for name, entry in self.embodiments.items():

@@ -7,6 +7,9 @@ from typing import Any
 
 QUERY_TOKEN = "<|action_query|>"
 
+ADVANTAGES = ("positive", "negative", "none")
+"""What a prompt of an advantage-conditioned policy may say of the actions that follow (RECAP, pi*0.6); "none" says nothing."""
+
 _UNREADABLE = (
     "{{ raise_exception('SyVLA reads text and images, answers in text; got a part with ' + part | join(', ')) }}"
 )
@@ -40,31 +43,56 @@ CHAT_TEMPLATE = (
 )
 
 
-def robot_messages(views: list[str], instruction: str) -> list[dict[str, Any]]:
-    """Chat with one named image per view and the instruction last."""
+def robot_messages(views: list[str], instruction: str, advantage: str = "none") -> list[dict[str, Any]]:
+    """Chat with one named image per view and the instruction last, after it one of `ADVANTAGES`."""
     content: list[dict[str, str]] = []
     for view in views:
         content.append({"type": "text", "text": f"{view.replace('_', ' ')} view: "})
         content.append({"type": "image"})
         content.append({"type": "text", "text": "\n"})
-    content.append({"type": "text", "text": instruction})
+    indicator = "" if advantage == "none" else f"\nAdvantage: {advantage}"
+    content.append({"type": "text", "text": instruction + indicator})
     return [{"role": "user", "content": content}]
 
 
-def item_messages(item: Mapping[str, Any], views: list[str], tokenizer: Any) -> list[dict[str, Any]]:
+def item_messages(
+    item: Mapping[str, Any], views: list[str], tokenizer: Any, advantage_conditioned: bool = False
+) -> list[dict[str, Any]]:
     """The chat of an item: its own messages, or a robot's instruction with its views and, where it has one, its thought.
 
+    Args:
+        item: As `SyVLAProcessor.collate` takes it.
+        views: Names of its views.
+        tokenizer: Whose control tokens texts may not hold.
+        advantage_conditioned: Whether prompts say how good the actions are; an item that does not say is "positive", as
+            demonstrations are, and as a policy is asked to act.
+
     Raises:
-        ValueError: If a text is no string or holds control tokens.
+        ValueError: If a text is no string or holds control tokens, or `advantage` is unknown or of no use.
     """
     if "messages" in item:
         return checked_messages(item["messages"], tokenizer)
     require_plain_text("text", item["text"], tokenizer)
-    messages = robot_messages(views, item["text"])
+    messages = robot_messages(views, item["text"], item_advantage(item, advantage_conditioned))
     if item.get("thought") is not None:
         require_plain_text("thought", item["thought"], tokenizer)
         messages.append({"role": "assistant", "content": [{"type": "text", "text": item["thought"].strip()}]})
     return messages
+
+
+def item_advantage(item: Mapping[str, Any], advantage_conditioned: bool) -> str:
+    """Which of `ADVANTAGES` an item's prompt says."""
+    said = item.get("advantage")
+    if said is None:
+        return "positive" if advantage_conditioned else "none"
+    if said not in ADVANTAGES:
+        raise ValueError(f"advantage: expected one of {', '.join(ADVANTAGES)}, got {said!r}")
+    if not advantage_conditioned:
+        raise ValueError(
+            f"advantage: {said!r} has no meaning for this checkpoint, which was not trained with it (advantage_conditioned "
+            "is false); leave it out"
+        )
+    return str(said)
 
 
 def checked_messages(messages: list[dict[str, Any]], tokenizer: Any) -> list[dict[str, Any]]:

@@ -106,6 +106,13 @@ def _add_inference(parser: argparse.ArgumentParser) -> None:
         default="random",
         help="where the flow begins: random, or its mean, with which a call has one answer whatever its seed",
     )
+    thinking.add_argument(
+        "--advantage-guidance",
+        type=float,
+        metavar="W",
+        help="for a checkpoint of syvla-ppo --objective recap: how far to move from its average towards good actions, above 1; "
+        "by default 1, the indicator in its prompt alone",
+    )
     thinking.add_argument("--compile", action="store_true", help="torch.compile; the start takes longer")
     thinking.add_argument(
         "--pack-weights",
@@ -201,6 +208,7 @@ def _policy_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "max_new_tokens": arguments.max_new_tokens,
         "num_steps": arguments.num_steps,
         "noise": arguments.noise,
+        "advantage_guidance": arguments.advantage_guidance,
     }
 
 

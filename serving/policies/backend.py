@@ -30,7 +30,7 @@ class SyVLABackend:
         name: Checkpoint, for the metadata.
         revision: Commit of a Hub checkpoint; None if it is not known.
         max_new_tokens, num_steps: As in `SyVLAPolicy`, for requests that do not say.
-        noise: As in `SyVLAPolicy`, for all requests.
+        noise, advantage_guidance: As in `SyVLAPolicy`, for all requests.
         dual_system: Let the VLM run in the background, see `DualSystemPolicy`; every request then needs a session.
         background_think: In dual-system use, whether the VLM thinks.
         max_query_age: In dual-system use, seconds; a request waits instead of acting on older query states, and is refused
@@ -52,6 +52,7 @@ class SyVLABackend:
         max_new_tokens: int | None = None,
         num_steps: int | None = None,
         noise: str = "random",
+        advantage_guidance: float | None = None,
         dual_system: bool = False,
         background_think: bool = False,
         max_query_age: float | None = MAX_AGE_S,
@@ -62,7 +63,13 @@ class SyVLABackend:
                 f"noise: the episodes of this run are sampled by {sampler.method}, which scores them by its random noise; "
                 "leave --noise out, or train with ratio_method=fpo"
             )
+        if sampler is not None and advantage_guidance not in (None, 1):
+            raise ValueError(
+                f"advantage_guidance: the episodes of this run are sampled by {sampler.method}, which scores unguided steps; "
+                "leave --advantage-guidance out, or train with ratio_method=fpo"
+            )
         self.name, self.revision, self.noise = name, revision, noise
+        self.advantage_guidance = advantage_guidance
         self.model, self.processor, self.sampler = model, processor, sampler
         views = list(processor.views)
         self.policies = {
@@ -75,6 +82,7 @@ class SyVLABackend:
                 max_new_tokens=max_new_tokens,
                 num_steps=num_steps,
                 noise=noise,
+                advantage_guidance=advantage_guidance,
                 optional_cameras=views,
                 name=name,
             )
@@ -90,7 +98,9 @@ class SyVLABackend:
                 for embodiment, policy in self.policies.items()
             }
         self.weights = weights_digest(model)
-        chosen = [] if noise == "random" else [noise]
+        chosen: list[Any] = [] if noise == "random" else [noise]
+        if advantage_guidance not in (None, 1):
+            chosen.append({"advantage_guidance": advantage_guidance})
         self.version = content_digest([self.weights, processor.embodiments, *chosen])[:32]
 
     @classmethod
@@ -135,6 +145,8 @@ class SyVLABackend:
             "camera_sizes": {view: [size, size] for view in processor.views},  # what the action expert sees
             "num_steps": int(config.num_inference_steps),
             "noise": self.noise,
+            "advantage_conditioned": bool(config.advantage_conditioned),
+            "advantage_guidance": self.advantage_guidance,
             "dual_system": bool(self.background),
             "rollout_sampler": None if self.sampler is None else self.sampler.describe(),
             "embodiments": {name: self._describe(name) for name in self.policies},

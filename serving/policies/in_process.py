@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from syvla.modeling_syvla.advantage_guidance import check_advantage_guidance
 from syvla.modeling_syvla.expert_inputs import ExpertObservation
 from syvla.serving.contract.action_chunks import ActionChunks
 from syvla.serving.contract.requests import PreviousChunk
@@ -41,11 +42,13 @@ class ModelInputs:
         prompt: What the VLM reads, on the model's device; empty if only the action expert is asked.
         expert: What the action expert reads.
         states: B times float32 (D_state,), physical units: actions may be relative to them.
+        items: What the processor made the prompts of.
     """
 
     prompt: Mapping[str, torch.Tensor]
     expert: ExpertObservation
     states: Sequence[np.ndarray]
+    items: Sequence[Mapping[str, Any]] = ()
 
 
 class PhaseClock:
@@ -96,6 +99,9 @@ class SyVLAPolicy:
         num_steps: Euler steps of the flow; None takes the model's `num_inference_steps`.
         noise: Where the flow begins: "random", drawn from each call's seed as in training, or "zero", its mean, so that a call
             has one answer whatever its seed.
+        advantage_guidance: For a checkpoint that was trained with an advantage indicator (`syvla-ppo --objective recap`): how
+            far its flow is moved from the policy's average towards "positive", at the cost of a second pass of VLM and expert;
+            None or 1: the indicator in the prompt alone.
         optional_cameras: Cameras that an observation may lack; their views are then masked.
         name: For reports.
 
@@ -114,6 +120,7 @@ class SyVLAPolicy:
         max_new_tokens: int | None = None,
         num_steps: int | None = None,
         noise: str = "random",
+        advantage_guidance: float | None = None,
         optional_cameras: Collection[str] = (),
         name: str = "SyVLA",
     ) -> None:
@@ -126,6 +133,7 @@ class SyVLAPolicy:
             raise ValueError(f"noise: expected one of {', '.join(NOISES)}, got {noise!r}")
         if noise != "random" and model.config.action_head != "flow_matching":
             raise ValueError(f"noise: {noise} has no effect, since {name} has no flow; leave it out")
+        check_advantage_guidance(model, advantage_guidance)
         problems = processor.disagreements(model.config)
         if problems:
             raise ValueError(f"{name}: processor and model do not belong together: " + "; ".join(problems))
@@ -136,6 +144,7 @@ class SyVLAPolicy:
         self.think = think
         self.max_new_tokens = max_new_tokens
         self.num_steps, self.noise = num_steps, noise
+        self.advantage_guidance = None if advantage_guidance == 1 else advantage_guidance
         self.optional_cameras = frozenset(optional_cameras)
         self.name = name
         self.chunk_size = int(model.config.chunk_size)
@@ -162,19 +171,20 @@ class SyVLAPolicy:
             embodiment: See the class.
             view_cameras: See the class.
             device, dtype, compile: See `load_for_inference`.
-            **options: `think`, `max_new_tokens`, `num_steps`, `noise`, `name`.
+            **options: `think`, `max_new_tokens`, `num_steps`, `noise`, `advantage_guidance`, `name`.
         """
         model, processor = load_for_inference(path, device=device, dtype=dtype, compile=compile)
         return cls(model, processor, embodiment, view_cameras, **{"name": str(path), **options})
 
     def identity(self) -> dict[str, Any]:
         """Weights and statistics by content, so that a copied or renamed checkpoint is the same policy."""
-        begins = (
-            {} if self.noise == "random" else {"noise": self.noise}
-        )  # absent in results from before there was a choice
+        chosen = {
+            "noise": None if self.noise == "random" else self.noise,
+            "advantage_guidance": self.advantage_guidance,
+        }
         return {
-            "policy": "syvla",
-            **begins,
+            "policy": "syvla",  # what is left at its default is absent, as in results from before there was a choice
+            **{name: value for name, value in chosen.items() if value is not None},
             "weights": weights_digest(self.model),
             "embodiment": self.embodiment,
             "statistics": content_digest(self.processor.embodiments[self.embodiment])[:16],
@@ -238,6 +248,7 @@ class SyVLAPolicy:
             {name: tensors[name] for name in PROMPT_INPUTS if name in tensors},
             ExpertObservation.checked(self.model.config, len(items), **expert),
             [item["state"] for item in items],
+            items,
         )
 
     @torch.inference_mode()
@@ -259,8 +270,19 @@ class SyVLAPolicy:
         if limit is not None:
             generation["max_new_tokens"] = limit
         states, mask, thoughts, _ = self.model.predict_query_states(**inputs.prompt, think=think, **generation)
+        plain = None if self.advantage_guidance is None else self._plain_states(inputs, thoughts)
         clock.mark("queries")
-        return Intention(states, mask, thoughts, clock.seconds)
+        return Intention(states, mask, thoughts, plain, clock.seconds)
+
+    def _plain_states(self, inputs: ModelInputs, thoughts: list[str] | None) -> torch.Tensor:
+        """Query states of the same prompts, and thoughts, without the advantage indicator."""
+        items: list[dict[str, Any]] = [{**item, "advantage": "none"} for item in inputs.items]
+        if thoughts is not None:
+            items = [{**item, "thought": thought} for item, thought in zip(items, thoughts, strict=True)]
+        batch = self.processor.collate(items, padding_side="left")
+        prompt = {name: batch[name].to(self.model.device) for name in PROMPT_INPUTS if name in batch}
+        plain: torch.Tensor = self.model.predict_query_states(**prompt)[0]
+        return plain
 
     @torch.no_grad()
     def denoise(
@@ -302,8 +324,9 @@ class SyVLAPolicy:
             intention.mask,
             shared_guidance(previous),
         )
+        plain = intention.plain_states
         if guidance is not None:  # tensors of inference mode cannot take part in a backward pass; their copies can
-            states, mask = states.clone(), None if mask is None else mask.clone()
+            states, mask, plain = states.clone(), *(None if part is None else part.clone() for part in (mask, plain))
             expert = ExpertObservation(*(getattr(expert, part.name).clone() for part in fields(expert)))
         with torch.inference_mode(guidance is None):
             actions = self.model.sample_actions(
@@ -315,6 +338,8 @@ class SyVLAPolicy:
                 continuation=continuation if delays is None else None,
                 known_actions=None if delays is None else continuation,
                 max_guidance_weight=guidance,
+                advantage_guidance=self.advantage_guidance,
+                plain_query_states=plain,
             )
             return self.physical(actions, inputs)
 

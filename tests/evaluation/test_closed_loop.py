@@ -300,7 +300,9 @@ def test_command_line_fails_with_a_message(tmp_path, capsys):
         assert value in capsys.readouterr().err
 
 
-def test_noise_is_a_choice_for_checkpoints_alone(capsys, tmp_path):
+@pytest.mark.parametrize(("option", "value"), [("noise", "zero"), ("advantage-guidance", "2")])
+def test_noise_and_guidance_are_choices_for_checkpoints_alone(capsys, tmp_path, option, value):
     for asked in (["--model", "expert"], ["--server", "ws://127.0.0.1:9"]):
-        assert main([*asked, "--noise", "zero", "--output", str(tmp_path)]) == 1
-        assert "noise: of a checkpoint alone; start the policy server with --noise" in capsys.readouterr().err
+        assert main([*asked, f"--{option}", value, "--output", str(tmp_path)]) == 1
+        expected = f"{option.replace('-', '_')}: of a checkpoint alone; start the policy server with --{option}"
+        assert expected in capsys.readouterr().err

@@ -93,6 +93,21 @@ def test_robot_prompt_names_each_view_and_ends_with_the_instruction(tokenizer):
     )
 
 
+def test_an_advantage_conditioned_prompt_says_how_good_the_actions_are(tiny_processor, make_item):
+    """ "positive" by itself, as demonstrations are and as a served policy is asked; another prompt stays as it was."""
+    rendered = lambda **said: tiny_processor._render([make_item(actions=None, **said)])[0][0]  # noqa: E731
+    before = rendered()
+    assert "lift the red cube<|im_end|>" in before
+    tiny_processor.advantage_conditioned = True
+    for said, expected in (
+        ({}, "\nAdvantage: positive"),
+        ({"advantage": "positive"}, "\nAdvantage: positive"),
+        ({"advantage": "negative"}, "\nAdvantage: negative"),
+        ({"advantage": "none"}, ""),
+    ):
+        assert rendered(**said) == before.replace("cube<|im_end|>", f"cube{expected}<|im_end|>")
+
+
 def labeled(tokenizer, rendered: str) -> str:
     """The text on which loss falls, parts joined by '|'."""
     query = tokenizer.convert_tokens_to_ids("<|action_query|>")

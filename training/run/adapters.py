@@ -47,6 +47,7 @@ _BEHAVIOR = (
     "conditioning",
     "chunk_end",
     "simulated_delay",
+    "advantage_conditioned",
     "action_loss_weight",
     "lm_loss_weight",
 )

@@ -199,7 +199,7 @@ def test_command_line_records_and_reports(tmp_path, capsys):
 def test_command_line_fails_with_a_reason(tmp_path, capsys):
     assert main(["--output", str(tmp_path / "data"), "--task", "fly"]) == 1
     assert (
-        "task: expected one of ['lift', 'place', 'bar_lift', 'calculating', 'bagging'], got 'fly'"
+        "task: expected one of ['lift', 'place', 'bar_lift', 'calculating', 'bagging', 'place_named'], got 'fly'"
         in capsys.readouterr().err
     )
     with pytest.raises(SystemExit) as usage:

@@ -1,13 +1,16 @@
-"""The paper's two instruction-following tasks (section 4.1), in which the robot has to work out what to handle.
+"""Tasks in which only the instruction tells what to handle: the paper's two (section 4.1), and one without reasoning.
 
 - `calculating` (Task 2, Calculating and Wrapping; a pad stands in for the towel, as cloth is out of reach here): of two
   or three blocks choose the one that shows the answer of a sum or difference and put it on the pad.
 - `bagging` (Task 3, Bagging Snacks; an open box stands in for the cloth bag): of two or three items choose the one that
   answers a vague wish and put it into the box.
+- `place_named` (ours): of two objects of different colors put the named one on the pad, which lies between both arms, so
+  that nothing but the name tells them apart.
 
 Out of distribution, any of three aspects is unseen, by itself or together with others (`UNSEEN_ASPECTS`): the
 expression (arithmetic problem or wish), the phrasing around it, and the position, a row 15 mm or more beyond every place
-where the things to choose from lie in demonstrations (the paper moves its shirt, Task 1; here both tasks can).
+where the things to choose from lie in demonstrations (the paper moves its shirt, Task 1; here all can). A name has no
+unseen expression.
 
 Success, held for `HOLD_STEPS` control steps: the right thing lies at its goal, slower than `REST_SPEED`, and the gripper
 nearest to it is open wider than the thing. A wrong thing that lies there likewise is a mistake and ends the episode.
@@ -23,8 +26,8 @@ import numpy as np
 
 from . import arithmetic_instructions, bagging_catalog
 from .choice_shapes import CONTAINER_HEIGHT, CONTAINER_INNER_HALF_SIZE, ITEM_SHAPES, NUMBER_HALF_SIZE
-from .scene import COLORS, SIDES, SceneObject
-from .tasks import PLACE_RADIUS, REST_SPEED, Draw, Layout, Place, Task, lowest_extent
+from .scene import COLORS, OBJECT_HALF_SIZE, SIDES, SceneObject
+from .tasks import PLACE_RADIUS, REST_SPEED, SHAPES, Draw, Layout, Place, Task, lowest_extent
 
 T = TypeVar("T")
 
@@ -34,6 +37,9 @@ UNSEEN_ROW = (0.085, 0.115)
 ROW_HALF_WIDTH = 0.125  # meters in y
 GOAL_X_RANGE = (-0.09, -0.06)  # meters; pad and box stand nearer, within reach of both arms
 GOAL_Y_RANGE = (-0.03, 0.03)
+
+SEEN_NAMINGS = ("put the {} on the pad", "place the {} onto the pad", "bring the {} to the pad")
+UNSEEN_NAMINGS = ("the {} belongs on the pad", "move the {} over to the pad", "the pad is for the {}")
 
 
 class ChoiceTask(Task):
@@ -108,8 +114,37 @@ class Calculating(ChoiceTask):
         )
 
     def at_goal(self, model: mujoco.MjModel, data: mujoco.MjData, name: str) -> bool:
-        near = np.linalg.norm(data.body(name).xpos[:2] - data.body("goal").xpos[:2]) <= PLACE_RADIUS
-        return bool(near and lowest_extent(model, data, name) <= 0.01)
+        return _on_pad(model, data, name)
+
+
+class PlaceNamed(ChoiceTask):
+    """Put the named one of two objects on the pad."""
+
+    name = "place_named"
+    mistake_reason = "wrong object on the pad"
+
+    def sample(self, draw: Draw, distractors: int) -> Layout:
+        rng = draw.rng
+        colors = [list(COLORS)[int(i)] for i in rng.permutation(len(COLORS))][:3]
+        shapes = [_one_of(rng, draw.shapes) for _ in range(2)]
+        naming = _one_of(rng, UNSEEN_NAMINGS if "phrasing" in draw.unseen else SEEN_NAMINGS)
+        names = _candidate_names(2)
+        poses, goal = self.arrange(draw, 2)
+        things = [SceneObject(name, shape) for name, shape in zip(names, shapes, strict=True)]
+        target = f"{colors[0]} {shapes[0]}"
+        return Layout(
+            instruction=naming.format(target),
+            arms=(_nearer_arm(poses[0]),),
+            target=target,
+            objects=(*things, SceneObject("goal", "pad")),
+            poses={**dict(zip(names, poses, strict=True)), "goal": goal},
+            colors=dict(zip((*names, "goal"), colors, strict=True)),
+            goal="pad",
+            reasoning=f"reach the {target}",
+        )
+
+    def at_goal(self, model: mujoco.MjModel, data: mujoco.MjData, name: str) -> bool:
+        return _on_pad(model, data, name)
 
 
 class Bagging(ChoiceTask):
@@ -147,9 +182,13 @@ class Bagging(ChoiceTask):
         return bool(inside and offset[2] < CONTAINER_HEIGHT + 0.005)
 
 
-CHOICE_TASKS: dict[str, Task] = {task.name: task for task in (Calculating(), Bagging())}
+CHOICE_TASKS: dict[str, Task] = {task.name: task for task in (Calculating(), Bagging(), PlaceNamed())}
 
-ASPECTS_OF = {**dict.fromkeys(CHOICE_TASKS, UNSEEN_ASPECTS), Place.name: ("position",)}
+ASPECTS_OF = {
+    **dict.fromkeys(CHOICE_TASKS, UNSEEN_ASPECTS),
+    PlaceNamed.name: ("phrasing", "position"),
+    Place.name: ("position",),
+}
 """By task, what can be out of distribution."""
 
 
@@ -182,7 +221,14 @@ def unseen_aspects(task: str, split: str | None, ood: Sequence[str] | None) -> t
 
 def grip_width(shape: str) -> float:
     """Size [m] of a thing to choose in the direction in which the gripper closes."""
+    if shape in SHAPES:
+        return 2 * OBJECT_HALF_SIZE
     return 2 * NUMBER_HALF_SIZE[1] if shape == "number" else ITEM_SHAPES[shape].grip_width
+
+
+def _on_pad(model: mujoco.MjModel, data: mujoco.MjData, name: str) -> bool:
+    near = np.linalg.norm(data.body(name).xpos[:2] - data.body("goal").xpos[:2]) <= PLACE_RADIUS
+    return bool(near and lowest_extent(model, data, name) <= 0.01)
 
 
 def _candidate_names(count: int) -> list[str]:

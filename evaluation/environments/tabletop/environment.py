@@ -70,7 +70,7 @@ class TabletopEnv(gymnasium.Env):
         control_hz: Control steps per second; the physics runs at 200 Hz, or a little faster where that is no multiple.
         max_steps: Control steps after which the episode is truncated.
         split: "in_domain" (None means this) or "ood": draw episodes as in demonstrations, or out of their distribution
-            (`calculating` and `bagging`, see `tabletop_choice_tasks`; `place`, position alone).
+            (`calculating`, `bagging` and `place_named`, see `choice_tasks`; `place`, position alone).
         ood: Only these aspects out of distribution: some of "expression", "phrasing", "position".
         shift: "lighting", "camera" or "background": every episode is seen in another light, by a head camera mounted
             otherwise, or on another table; see `visual_shifts`. The episodes themselves stay the same.
@@ -172,7 +172,7 @@ class TabletopEnv(gymnasium.Env):
         Args:
             seed: Seed of the draw. None continues the present generator.
             options: Fixes parts of the draw: `arm` ("left", "right"), `color`, `shape`, `position` (x, y) [m],
-                `pad_color`, `pad_position` (x, y) [m]. `calculating` and `bagging` take none.
+                `pad_color`, `pad_position` (x, y) [m]. `calculating`, `bagging` and `place_named` take none.
 
         Returns:
             The observation and the info (`instruction`, `success`, `task`, `seed`, `failure_reason`: None, or the

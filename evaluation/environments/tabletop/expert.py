@@ -234,7 +234,7 @@ class CalculatingExpert(PlaceExpert):
         super().reset()
         shape = self._env.layout.objects[0].shape
         self._width, self._half_height = grip_width(shape), half_height(shape)
-        self._symmetry = 0.0 if shape in ITEM_SHAPES and ITEM_SHAPES[shape].round else np.pi
+        self._symmetry = _symmetry(shape)
         (arm,) = self._arms.values()
         self._start = arm.tool
 
@@ -251,6 +251,10 @@ class CalculatingExpert(PlaceExpert):
 
     def _height_above_goal(self, distance: float) -> float:
         return GRASP_HEIGHT + min(0.08, 3.0 * max(0.0, distance - 0.01))
+
+
+class PlaceNamedExpert(CalculatingExpert):
+    """Says what it was told to take while its arm sets out, then puts that object on the pad."""
 
 
 class BaggingExpert(CalculatingExpert):
@@ -307,12 +311,20 @@ EXPERTS: dict[str, type[TabletopExpert]] = {
     "bar_lift": BarLiftExpert,
     "calculating": CalculatingExpert,
     "bagging": BaggingExpert,
+    "place_named": PlaceNamedExpert,
 }
 
 
 def make_tabletop_expert(env: TabletopEnv) -> TabletopExpert:
     """The scripted expert of the environment's task."""
     return EXPERTS[env.task](env)
+
+
+def _symmetry(shape: str) -> float:
+    """Turn [rad] after which a thing can be gripped likewise; 0: any turn."""
+    if shape == "cylinder" or (shape in ITEM_SHAPES and ITEM_SHAPES[shape].round):
+        return 0.0
+    return np.pi / 2 if shape == "cube" else np.pi
 
 
 def _wrap(angle: float) -> float:

@@ -9,7 +9,7 @@ from syvla.evaluation.environments import expand_tasks
 def test_all_is_every_task_and_each_comes_once():
     names = expand_tasks("tabletop", ["place", "all"])
     assert names[0] == "place"
-    assert sorted(names) == sorted({*names, "lift", "bar_lift", "calculating", "bagging"})
+    assert sorted(names) == sorted({*names, "lift", "bar_lift", "calculating", "bagging", "place_named"})
     assert expand_tasks("tabletop", ["fold", "lift"]) == ["fold", "lift"], "what is unknown is named where it is made"
 
 

@@ -338,7 +338,7 @@ def test_a_picture_from_above_shows_things_where_they_are():
     [
         (
             {"task": "juggle"},
-            r"task: expected one of \['lift', 'place', 'bar_lift', 'calculating', 'bagging'\], got 'juggle'",
+            r"task: expected one of \['lift', 'place', 'bar_lift', 'calculating', 'bagging', 'place_named'\], got 'juggle'",
         ),
         ({"task": "lift", "control": "torque"}, "control: expected one of"),
         ({"task": "lift", "shapes": ("ball",)}, "shapes: expected one of"),

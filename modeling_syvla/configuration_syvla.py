@@ -23,6 +23,10 @@ FORMAT_VERSION = 1
 
 CONDITIONINGS = ("query_states", "all_hidden_states")
 ACTION_HEADS = ("flow_matching", "l1_regression")
+DECOUPLING_CHOICES = ("weakest", "random", "strongest")
+"""Query states that Intention Decoupling masks: those of smallest gradient (the paper); as controls, as many random ones, or
+those of largest gradient."""
+
 CHUNK_ENDS = ("noise", "masked", "hold", "hold_untrained")
 """What training puts into the steps of a chunk beyond the end of an episode.
 
@@ -173,6 +177,10 @@ class SyVLAConfig(EmbodimentsMixin, OwnModelTypeMixin, PreTrainedConfig):
         intention_decoupling: Whether training masks the query states with the smallest gradient (paper, section 3.2).
         decoupling_quantile: q of the threshold (paper: the 5th percentile).
         decoupling_scope: Quantile per "sample" (paper, appendix B) or over the whole "batch".
+        decoupling_choice: Which states are masked: the "weakest" (the paper), or, as a control, as many at "random", or the
+            "strongest".
+        query_noise: Standard deviation of Gaussian noise that training adds to every query state, as a multiple of the state's
+            root mean square (ours: 0, none; another control, see `intention_decoupling.noisy_states`).
         conditioning: What the expert attends to: the "query_states" (the paper), or, as a baseline, "all_hidden_states" of
             the VLM's sequence as GR00T does (paper, appendix E): prompt, thought and queries. The latter has no state to
             single out, so it needs `intention_decoupling=False`.
@@ -221,6 +229,8 @@ class SyVLAConfig(EmbodimentsMixin, OwnModelTypeMixin, PreTrainedConfig):
         intention_decoupling: bool = True,
         decoupling_quantile: float = 0.05,
         decoupling_scope: str = "sample",
+        decoupling_choice: str = "weakest",
+        query_noise: float = 0.0,
         conditioning: str = "query_states",
         action_head: str = "flow_matching",
         chunk_end: str = "hold",
@@ -260,6 +270,8 @@ class SyVLAConfig(EmbodimentsMixin, OwnModelTypeMixin, PreTrainedConfig):
         self.intention_decoupling = intention_decoupling
         self.decoupling_quantile = decoupling_quantile
         self.decoupling_scope = decoupling_scope
+        self.decoupling_choice = decoupling_choice
+        self.query_noise = query_noise
         self.conditioning = conditioning
         self.action_head = action_head
         self.chunk_end = chunk_end
@@ -421,6 +433,8 @@ def require_consistent_design(config: Any) -> None:
     """
     _require_choice("conditioning", config.conditioning, CONDITIONINGS)
     _require_choice("action_head", config.action_head, ACTION_HEADS)
+    _require_choice("decoupling_choice", config.decoupling_choice, DECOUPLING_CHOICES)
+    _require_used_controls(config)
     _require_choice("chunk_end", config.chunk_end, CHUNK_ENDS)
     check_solver(config.flow_solver, config.flow_grid_power)
     if not 0 <= config.simulated_delay < config.chunk_size:
@@ -456,6 +470,20 @@ def require_consistent_design(config: Any) -> None:
         raise ValueError(
             "conditioning: expected 'query_states' with action_head='l1_regression', which reads a fixed number of "
             "states; got 'all_hidden_states'"
+        )
+
+
+def _require_used_controls(config: Any) -> None:
+    if config.decoupling_choice != "weakest" and not config.intention_decoupling:
+        raise ValueError(
+            f"decoupling_choice: {config.decoupling_choice!r} has no effect with intention_decoupling=False; leave it out, or "
+            "turn decoupling on"
+        )
+    if isinstance(config.query_noise, bool) or not 0 <= config.query_noise < float("inf"):
+        raise ValueError(f"query_noise: expected a finite number, at least 0, got {config.query_noise!r}")
+    if config.query_noise and config.conditioning != "query_states":
+        raise ValueError(
+            "query_noise: expected 0 with conditioning='all_hidden_states', which hands more than query states to the expert"
         )
 
 

@@ -7,6 +7,9 @@ A training step runs the action expert twice. The first pass finds the mask, the
     loss = per_sample_loss(keep_states(query_states, mask))
 
 Both passes must use the same noise and timestep; otherwise the mask answers another question.
+
+Three controls ask whether it matters which states are masked, or whether any disturbance helps like dropout does: masking
+random states or the strongest ones (`choice`), and noise on all of them (`noisy_states`).
 """
 
 from __future__ import annotations
@@ -16,6 +19,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+
+from .configuration_syvla import DECOUPLING_CHOICES
 
 
 def gradient_norms(per_sample_loss: torch.Tensor, query_states: torch.Tensor) -> torch.Tensor:
@@ -36,17 +41,29 @@ def gradient_norms(per_sample_loss: torch.Tensor, query_states: torch.Tensor) ->
     return norms
 
 
-def decoupling_mask(norms: torch.Tensor, quantile: float = 0.05, scope: str = "sample") -> torch.Tensor:
+def decoupling_mask(
+    norms: torch.Tensor, quantile: float = 0.05, scope: str = "sample", choice: str = "weakest"
+) -> torch.Tensor:
     """Which query states stay: those whose gradient norm reaches the threshold tau.
 
     Args:
         norms: Gradient norms, (B, N).
         quantile: q; tau is the q-quantile of the norms with linear interpolation.
         scope: "sample": one tau per sample over its N norms; "batch": one tau over all B * N norms.
+        choice: One of `DECOUPLING_CHOICES`. "random": uniform numbers of torch's global generator take the place of the norms.
+            "strongest": the norms count negative. As many states are masked in any case, ties aside.
 
     Returns:
         bool (B, N), False where the state is to be zeroed. `quantile=0` keeps everything.
     """
+    if choice == "random":
+        norms = torch.rand_like(norms)
+    elif choice == "strongest":
+        norms = -norms
+    elif choice != "weakest":
+        raise ValueError(
+            f"decoupling_choice: expected one of {', '.join(map(repr, DECOUPLING_CHOICES))}, got {choice!r}"
+        )
     if scope == "sample":
         tau = _quantile(norms, quantile)  # (B, 1)
     elif scope == "batch":
@@ -57,24 +74,36 @@ def decoupling_mask(norms: torch.Tensor, quantile: float = 0.05, scope: str = "s
 
 
 def find_decoupling_mask(
-    per_sample_loss: torch.Tensor, probe: torch.Tensor, quantile: float, scope: str
+    per_sample_loss: torch.Tensor, probe: torch.Tensor, quantile: float, scope: str, choice: str = "weakest"
 ) -> torch.Tensor:
     """Which query states stay, from the first pass over the action expert.
 
     Args:
         per_sample_loss: Action loss of the first pass, (B,).
         probe: The query states that it was computed on: H detached from the VLM, (B, N, D).
-        quantile, scope: See `decoupling_mask`.
+        quantile, scope, choice: See `decoupling_mask`.
 
     Returns:
         bool (B, N), True where the state stays.
     """
-    return decoupling_mask(gradient_norms(per_sample_loss, probe), quantile, scope)
+    return decoupling_mask(gradient_norms(per_sample_loss, probe), quantile, scope, choice)
 
 
 def keep_states(query_states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Zeroes the states (B, N, D) that `mask` (B, N) excludes; the others stay attached to the VLM."""
     return query_states * mask[..., None].to(query_states.dtype)
+
+
+def noisy_states(query_states: torch.Tensor, strength: float) -> torch.Tensor:
+    """Adds Gaussian noise to the states (B, N, D).
+
+    Args:
+        query_states: (B, N, D).
+        strength: Standard deviation as a multiple of each state's own root mean square. 1 / sqrt(N) disturbs as much, in
+            expected squared change, as zeroing one of N states of equal size does.
+    """
+    scale = query_states.detach().float().square().mean(-1, keepdim=True).sqrt() * strength  # (B, N, 1)
+    return query_states + torch.randn_like(query_states) * scale.to(query_states.dtype)
 
 
 @contextmanager

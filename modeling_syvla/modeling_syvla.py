@@ -25,7 +25,7 @@ from .flow_solver import FlowSolver
 from .forward_arguments import FOUND_OUT_HERE, require_kept, require_read, wanted_states
 from .guided_flow import check_guidance, guided_sample
 from .inference_optimization import InferenceOptimizationMixin
-from .intention_decoupling import find_decoupling_mask, gathered_weights, keep_states
+from .intention_decoupling import find_decoupling_mask, gathered_weights, keep_states, noisy_states
 from .known_actions import draw_delays, known_steps, sample_after, velocity_after
 from .model_outputs import SyVLAActionOutput, SyVLAOutput
 from .pretrained import SyVLAPreTrainedModel
@@ -212,15 +212,19 @@ class SyVLAModel(QueryReadingMixin, ThinkingMixin, InferenceOptimizationMixin, S
         target = action_target(self.config, observation.embodiment_ids, actions, action_mask, noise, timestep, delay)
         encoded = self.expert.encode_observation(observation)
         mask = None
-        if self.training and self.config.intention_decoupling and torch.is_grad_enabled():
+        trains = self.training and torch.is_grad_enabled()
+        if trains and self.config.query_noise:
+            query_states = noisy_states(query_states, self.config.query_noise)
+        if trains and self.config.intention_decoupling:
             # First pass, only to ask how strongly the loss depends on each query state. Query states and encoded images are
             # detached: the backward of this pass stops at the probe and runs neither through the VLM nor through the vision
             # tower, and no weight gets a gradient of it.
             probe = query_states.detach().requires_grad_()
-            quantile, scope = self.config.decoupling_quantile, self.config.decoupling_scope
+            config = self.config
+            settings = (config.decoupling_quantile, config.decoupling_scope, config.decoupling_choice)
             with gathered_weights(self):
                 loss = self.loss_of_states(probe, encoded.detach(), target, condition_mask)
-                mask = find_decoupling_mask(loss, probe, quantile, scope)  # (R, N)
+                mask = find_decoupling_mask(loss, probe, *settings)  # (R, N)
             # Second pass, the one that trains: states that the action hardly depends on are zeroed, the others still lead back
             # into the VLM.
             query_states = keep_states(query_states, mask)

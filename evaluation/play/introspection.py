@@ -146,7 +146,7 @@ def query_decoupling(
         encoded = model.expert.encode_observation(copies).detach()
         loss = model.loss_of_states(probe.expand(draws, -1, -1), encoded, target)
         norms = gradient_norms(loss, probe)
-    kept = decoupling_mask(norms, model.config.decoupling_quantile, "sample")
+    kept = decoupling_mask(norms, model.config.decoupling_quantile, "sample", model.config.decoupling_choice)
     return Decoupling(norms[0].tolist(), kept[0].tolist())
 
 

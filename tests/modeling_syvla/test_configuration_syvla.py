@@ -39,6 +39,7 @@ def test_defaults_are_the_paper_s():
         SyVLAConfig,
         SyVLAConfig.tiny,
         lambda: SyVLAConfig(embodiments=ROBOTS, decoupling_scope="batch", chunk_size=7, time_beta_beta=2.0),
+        lambda: SyVLAConfig.tiny(decoupling_choice="strongest", query_noise=0.25),
         lambda: SyVLAConfig(vlm_config=Qwen2_5_VLConfig(text_config={"num_hidden_layers": 4, "vocab_size": 99})),
         lambda: SyVLAConfig(expert_vision_config={"model_type": "dinov2", "hidden_size": 96, "image_size": 70}),
         lambda: SyVLAConfig(expert_config={"mlp_type": "gelu", "ff_ratio": 4.0, "cross_attention_scope": "suffix"}),
@@ -101,6 +102,21 @@ def test_names_that_cannot_be_parameter_names_are_refused(name):
     ("fields", "message"),
     [
         ({"decoupling_scope": "token"}, "decoupling_scope: expected one of 'sample', 'batch', got 'token'"),
+        (
+            {"decoupling_choice": "median"},
+            "decoupling_choice: expected one of 'weakest', 'random', 'strongest', got 'median'",
+        ),
+        (
+            {"decoupling_choice": "random", "intention_decoupling": False},
+            "decoupling_choice: 'random' has no effect with intention_decoupling=False",
+        ),
+        ({"query_noise": -0.1}, "query_noise: expected a finite number, at least 0, got -0.1"),
+        ({"query_noise": True}, "query_noise: expected a finite number, at least 0, got True"),
+        ({"query_noise": float("nan")}, "query_noise: expected a finite number"),
+        (
+            {"query_noise": 0.1, "conditioning": "all_hidden_states", "intention_decoupling": False},
+            "query_noise: expected 0 with conditioning='all_hidden_states'",
+        ),
         ({"decoupling_quantile": 1.0}, "decoupling_quantile: expected a number in"),
         ({"decoupling_quantile": -0.1}, "decoupling_quantile: expected a number in"),
         ({"num_query_tokens": 0}, "num_query_tokens: expected a positive integer, got 0"),

@@ -93,7 +93,8 @@ def action_scores(
         with torch.enable_grad():  # old scores are computed without gradients, but the mask needs one
             probe = query_states.detach().requires_grad_()
             loss = -_scores(policy, probe, encoded.detach(), points, mask).sum(dim=1)
-            query_mask = find_decoupling_mask(loss, probe, config.decoupling_quantile, config.decoupling_scope)
+            settings = (config.decoupling_quantile, config.decoupling_scope, config.decoupling_choice)
+            query_mask = find_decoupling_mask(loss, probe, *settings)
         query_states = keep_states(query_states, query_mask)
     return ActionScores(_scores(policy, query_states, encoded, points, mask), query_mask)
 
@@ -105,6 +106,15 @@ def require_scored_design(config: Any) -> None:
             raise ValueError(
                 f"{name}: reinforcement learning scores policies with {expected!r}, this checkpoint has {found!r}; pass one "
                 "that was trained without this override"
+            )
+    for name, drawn in (
+        ("decoupling_choice", config.decoupling_choice == "random"),
+        ("query_noise", config.query_noise),
+    ):
+        if drawn:
+            raise ValueError(
+                f"{name}: reinforcement learning compares old scores with new ones, for which {getattr(config, name)!r} would "
+                "draw anew; fine-tune it with model_overrides that reset this field first"
             )
     if config.chunk_end == "masked":
         raise ValueError(

@@ -44,6 +44,8 @@ _BEHAVIOR = (
     "intention_decoupling",
     "decoupling_quantile",
     "decoupling_scope",
+    "decoupling_choice",
+    "query_noise",
     "conditioning",
     "chunk_end",
     "simulated_delay",

@@ -141,6 +141,16 @@ def test_a_baselines_design_is_refused(design):
         require_scored_design(SyVLAConfig.tiny(**design))
 
 
+@pytest.mark.parametrize(
+    "control", [{"decoupling_choice": "random"}, {"query_noise": 0.1}], ids=lambda c: next(iter(c))
+)
+def test_controls_that_draw_anew_for_every_score_are_refused(control):
+    ((name, value),) = control.items()
+    with pytest.raises(ValueError, match=f"{name}: .* for which {value!r} would draw anew"):
+        require_scored_design(SyVLAConfig.tiny(**control))
+    require_scored_design(SyVLAConfig.tiny(decoupling_choice="strongest"))
+
+
 # ---------------------------------------------------------------------- flow_sde
 
 

@@ -269,7 +269,11 @@ def test_command_line_evaluates_the_out_of_distribution_split(tmp_path, capsys):
             {"split": "ood"},
             r"task 'lift' has no out-of-distribution split; .*\['calculating', 'bagging', 'place_named', 'place'\]",
         ),
-        ("place_named", {"ood": ["expression"]}, r"only \['phrasing', 'position'\] can be unseen, got \['expression'\]"),
+        (
+            "place_named",
+            {"ood": ["expression"]},
+            r"only \['phrasing', 'position'\] can be unseen, got \['expression'\]",
+        ),
         ("place", {"ood": ["phrasing"]}, r"ood: of task 'place' only \['position'\] can be unseen, got \['phrasing'\]"),
     ],
 )

@@ -19,7 +19,7 @@ from .baselines import BASELINES, Baseline
 from .closed_loop_result import ClosedLoopResult, describe_machine, write_summary
 from .command_line import ENVIRONMENT_HELP, environment_name, environment_option
 from .control_rate import CONTROL_RATES, at_the_environments_rate
-from .environments import expand_tasks, make_environment
+from .environments import check_tasks, expand_tasks, make_environment
 from .environments.base import EVALUATION_SEED_OFFSET
 from .environments.custom import check_environment, is_custom
 from .episode_records import fingerprint
@@ -122,6 +122,7 @@ def evaluate_closed_loop(
     if part is not None:
         jobs, run["shard"] = part.take(jobs), {"part": str(part), "seeds": seeds}
     with ExitStack() as held:
+        check_tasks(env, names, options)
         with closing(make_environment(env, names[0], **options)) as sample:
             for task in set(names) - set(sample.tasks):
                 make_environment(env, task, **options).close()  # which says what is known, before anything has run

@@ -6,7 +6,7 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +21,7 @@ __all__ = [
     "Backend",
     "RobotEnvironment",
     "ScriptedExpert",
+    "check_tasks",
     "expand_tasks",
     "find_backend",
     "make_environment",
@@ -120,6 +121,23 @@ def expand_tasks(name: str, tasks: Sequence[str]) -> list[str]:
     }
     expanded = [one for task in tasks for one in (groups[task] if task in groups and task not in single else [task])]
     return list(dict.fromkeys(expanded))
+
+
+def check_tasks(name: str, tasks: Sequence[str], options: Mapping[str, Any]) -> None:
+    """Lets a back-end look, before anything runs, for what its tasks need, where it has a class method `check_tasks`.
+
+    Args:
+        name: Name of the back-end.
+        tasks: Names of tasks.
+        options: Keyword arguments of `make_environment`.
+
+    Raises:
+        ValueError, ImportError, FileNotFoundError: As `make_environment`.
+    """
+    look = getattr(_load(name, find_backend(name).environment), "check_tasks", None)
+    if look is not None:
+        with _naming_the_install(name):
+            look(tasks, options)
 
 
 def make_expert(env: Any, **kwargs: Any) -> ScriptedExpert:

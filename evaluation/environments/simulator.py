@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -84,6 +84,21 @@ class SimulatorEnv(gymnasium.Env):
         self._episode = 0
         self._steps = 0
         self._seed: int | None = None
+
+    @classmethod
+    def check_tasks(cls, tasks: Sequence[str], options: Mapping[str, Any]) -> None:
+        """Looks, before an evaluation begins, whether all of its tasks can be made, without making them.
+
+        Args:
+            tasks: Their names.
+            options: Keyword arguments of the constructor.
+
+        Raises:
+            ValueError: If a task is unknown.
+            FileNotFoundError: If a file of one is missing.
+        """
+        for task in tasks:
+            check_task(task, cls.tasks)
 
     @property
     def model(self) -> mujoco.MjModel:

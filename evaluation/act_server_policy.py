@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from syvla.serving.contract.action_chunks import ActionChunks
-from syvla.serving.wire.array_bytes import DecodeError, array_from_buffer
+from syvla.serving.wire.msgpack_codec import DecodeError, array_from_buffer
 
 from .environments.base import Observation, RobotEnvironment
 

@@ -19,9 +19,8 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from syvla.serving.contract.action_chunks import ActionChunks
-from syvla.serving.wire.array_bytes import CodecLimits, DecodeError
 from syvla.serving.wire.dialects import Dialect
-from syvla.serving.wire.msgpack_codec import pack, unpack
+from syvla.serving.wire.msgpack_codec import CodecLimits, DecodeError, pack, unpack
 
 from .client_dialects import load_client_dialect
 from .environments.base import Observation, RobotEnvironment

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .contract.action_limits import load_limits
 from .server.settings import ServerSettings, read_token
-from .wire.array_bytes import CodecLimits
+from .wire.msgpack_codec import CodecLimits
 from .wire.request_reading import OptionCaps
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ import numpy as np
 from syvla.serving.contract.action_limits import GAVE_WAY, ActionLimits, CommandLimiter, UnsafeActions
 from syvla.serving.contract.answer_delay import DelayEstimate, MeasuredDelay
 from syvla.serving.contract.chunk_seams import ChunkOverlap, SeamMode, Seams
-from syvla.serving.contract.client_report import COUNTS, MOST_STEPS, ClientReport
+from syvla.serving.contract.requests import MOST_REPORTED_STEPS, REPORTED_COUNTS, ClientReport
 
 from .silence import Silence, StepReport, Watchdog
 
@@ -77,7 +77,7 @@ class ChunkExecution(Generic[Answer]):
         self._own_limits = limits
         self._limiter: CommandLimiter | None = None
         self._ran_commands: deque[tuple[np.ndarray, np.ndarray]] = deque(
-            maxlen=MOST_STEPS
+            maxlen=MOST_REPORTED_STEPS
         )  # not yet told to the server
         self._limits_of: Any = None  # the metadata that the limits were read from
         self._pending: Answer | None = None
@@ -165,7 +165,7 @@ class ChunkExecution(Generic[Answer]):
         steps, ran = self.counts["steps"], list(self._ran_commands)
         self._told = steps
         return ClientReport(
-            {name: self.counts[name] for name in COUNTS},
+            {name: self.counts[name] for name in REPORTED_COUNTS},
             steps - len(ran),
             np.array([command for command, _ in ran], np.float32),
             np.array([limited for _, limited in ran], bool),

@@ -19,8 +19,7 @@ import numpy as np
 from tenacity import AsyncRetrying, Retrying
 
 from syvla.serving.contract.robot_promises import broken_promises
-from syvla.serving.wire.array_bytes import CodecLimits
-from syvla.serving.wire.msgpack_codec import pack, unpack
+from syvla.serving.wire.msgpack_codec import CodecLimits, pack, unpack
 
 from .retries import ClientOptions, PolicyError, retrying
 

@@ -9,8 +9,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .client_report import ClientReport
 from .rollout_sampler import ChainStep
+
+COMMAND_SOURCES = ("chunk", "hold", "slow", "callback", "correction")
+"""Where the command of a control step was from, as executors report it."""
+
+REPORTED_COUNTS = ("steps", "limited", "gave_way", "seams", *COMMAND_SOURCES)
+MOST_REPORTED_STEPS = 512
 
 
 class RequestError(Exception):
@@ -55,6 +60,40 @@ class PreviousChunk:
             raise ValueError(
                 f"delay_steps: expected 0 to {len(self.actions)}, the steps of prev_chunk, got {self.delay}"
             )
+
+
+@dataclass(frozen=True)
+class ClientReport:
+    """What a robot's executor tells with a request: what it executed, clamped and held when it asks.
+
+    Only the client knows it, so `/metrics` and the live page get it from here. It changes no answer.
+
+    Attributes:
+        counts: Some of `REPORTED_COUNTS`, since the executor was made; see `ChunkExecution.counts`.
+        first: Number of the first command in `executed`, since the executor was made.
+        executed: Commands that ran since the last answered request, float32 (n, D), physical units.
+        limited: What limits changed in them, bool (n, D).
+        chunk_age_s: Age of the observation of the chunk in use; None without a chunk.
+        seam: Size of the last seam, physical units; None before the first one.
+    """
+
+    counts: Mapping[str, int]
+    first: int
+    executed: np.ndarray
+    limited: np.ndarray
+    chunk_age_s: float | None
+    seam: float | None
+
+    def plain(self) -> dict[str, Any]:
+        """What goes into a request."""
+        return {
+            "counts": dict(self.counts),
+            "first": self.first,
+            "executed": np.asarray(self.executed, np.float32),
+            "limited": np.asarray(self.limited, bool),
+            "chunk_age_s": self.chunk_age_s,
+            "seam": self.seam,
+        }
 
 
 @dataclass(frozen=True, eq=False)

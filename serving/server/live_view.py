@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 
 from syvla.serving.contract.action_limits import ActionLimits
-from syvla.serving.contract.client_report import ClientReport
-from syvla.serving.contract.requests import ActAnswer, ActRequest
+from syvla.serving.contract.requests import ActAnswer, ActRequest, ClientReport
 
 WATCHED_S = 10.0
 """Seconds after a page last asked during which pictures are kept; nobody else pays for them."""

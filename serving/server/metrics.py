@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from syvla.serving.contract.client_report import SOURCES, ClientReport
+from syvla.serving.contract.requests import COMMAND_SOURCES, ClientReport
 
 BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 """Upper bounds in seconds: from a decoded message to a thought on a slow machine."""
@@ -91,7 +91,7 @@ class Metrics:
         new = {name: count - before.get(name, 0) for name, count in report.counts.items()}
         if any(count < 0 for count in new.values()):
             new = dict(report.counts)
-        for source in SOURCES:
+        for source in COMMAND_SOURCES:
             if new.get(source):
                 self.count("client_steps", "source", source, new[source])
         self.count("client_limited", by=new.get("limited", 0))

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from syvla.serving.wire.array_bytes import CodecLimits
-from syvla.serving.wire.image_decoding import MAX_PIXELS
+from syvla.serving.wire.dialects import MAX_PIXELS
+from syvla.serving.wire.msgpack_codec import CodecLimits
 from syvla.serving.wire.request_reading import OptionCaps
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from .array_bytes import DEFAULT_LIMITS, ArrayError, CodecLimits, DecodeError, array_from_buffer, shown
+from .msgpack_codec import DEFAULT_LIMITS, ArrayError, CodecLimits, DecodeError, array_from_buffer, shown
 
 _FILES = ("jpeg", "png")
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")

@@ -9,11 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from syvla.serving.contract.client_report import read_client_report
-from syvla.serving.contract.requests import ActRequest, PreviousChunk
+from syvla.serving.contract.requests import (
+    MOST_REPORTED_STEPS,
+    REPORTED_COUNTS,
+    ActRequest,
+    ClientReport,
+    PreviousChunk,
+)
 
-from .array_bytes import shown
 from .dialects import Dialect, best_dialect
+from .msgpack_codec import shown
 
 MAX_NAME_LENGTH = 128
 MAX_SEED = 2**63 - 1
@@ -42,6 +47,9 @@ OPTIONS = (
     "client_report",
 )
 """Entries of a request that are the server's own. All others belong to the observation. `session` means `session_id`."""
+
+REPORT_FIELDS = ("counts", "first", "executed", "limited", "chunk_age_s", "seam")
+"""Entries of a request's `client_report`."""
 
 
 @dataclass(frozen=True)
@@ -235,3 +243,71 @@ def _numbers(name: str, value: Any, axes: int, shape: str) -> np.ndarray:
     if array.ndim != axes or not array.size or not np.isfinite(array).all():
         raise ValueError(f"{name}: expected finite numbers {shape}, got shape {array.shape}")
     return array
+
+
+# ---------------------------------------------------------------------- the executor's report
+
+
+def read_client_report(value: Any) -> ClientReport | None:
+    """The report in a decoded request; None for None.
+
+    Raises:
+        ValueError: Names what was expected.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, Mapping) or set(map(str, value)) - set(REPORT_FIELDS):
+        raise ValueError(f"client_report: expected a map with some of {', '.join(REPORT_FIELDS)}")
+    counts = value.get("counts", {})
+    if not isinstance(counts, Mapping) or any(
+        name not in REPORTED_COUNTS or not _is_count(n) for name, n in counts.items()
+    ):
+        raise ValueError(
+            f"client_report.counts: expected some of {', '.join(REPORTED_COUNTS)} and whole numbers from 0"
+        )
+    first = value.get("first", 0)
+    if not _is_count(first):
+        raise ValueError("client_report.first: expected a whole number from 0")
+    executed = _executed_commands(value.get("executed"))
+    limited = _limited_flags(value.get("limited"), executed.shape)
+    ages = {name: value.get(name) for name in ("chunk_age_s", "seam")}
+    for name, age in ages.items():
+        if age is not None and (isinstance(age, bool) or not isinstance(age, int | float) or not 0 <= age < 1e9):
+            raise ValueError(f"client_report.{name}: expected a number from 0, or nothing")
+    return ClientReport(dict(counts), first, executed, limited, ages["chunk_age_s"], ages["seam"])
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
+
+
+def _executed_commands(value: Any) -> np.ndarray:
+    if value is None:
+        return np.zeros((0, 0), np.float32)
+    try:
+        numbers = np.asarray(value)
+    except ValueError:
+        numbers = np.array(None)
+    if numbers.size == 0 and numbers.ndim in (1, 2):
+        return np.zeros((0, 0), np.float32)
+    if numbers.dtype.kind not in "iuf" or numbers.ndim != 2 or len(numbers) > MOST_REPORTED_STEPS:
+        raise ValueError(
+            f"client_report.executed: expected numbers (steps up to {MOST_REPORTED_STEPS}, action dimensions)"
+        )
+    with np.errstate(over="ignore"):
+        numbers = numbers.astype(np.float32)
+    if not np.isfinite(numbers).all():
+        raise ValueError("client_report.executed: expected finite numbers")
+    return numbers
+
+
+def _limited_flags(value: Any, shape: tuple[int, ...]) -> np.ndarray:
+    try:
+        flags = np.zeros(shape, bool) if value is None else np.asarray(value)
+    except ValueError:
+        flags = np.array(None)
+    if flags.size == 0 and 0 in shape:
+        return np.zeros(shape, bool)
+    if flags.dtype.kind != "b" or flags.shape != shape:
+        raise ValueError(f"client_report.limited: expected true or false for each of executed's numbers, shape {shape}")
+    return flags

@@ -16,8 +16,7 @@ from typing import Any
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.server import Server, ServerConnection, serve
 
-from syvla.serving.wire.array_bytes import CodecLimits, DecodeError
-from syvla.serving.wire.msgpack_codec import pack, unpack
+from syvla.serving.wire.msgpack_codec import CodecLimits, DecodeError, pack, unpack
 
 from .policy import ServedPolicy
 

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 
-from syvla.serving.wire.array_bytes import CodecLimits, DecodeError
 from syvla.serving.wire.dialect_files import dialect_names, load_dialect
 from syvla.serving.wire.json_codec import decode_json
+from syvla.serving.wire.msgpack_codec import CodecLimits, DecodeError
 from syvla.serving.wire.request_reading import MAX_SEED, OPTIONS, OptionCaps, split_options
 
 CASES = int(os.environ.get("SYVLA_FUZZ_CASES", 2_000))  # the longer mode: SYVLA_FUZZ_CASES=1000000

@@ -18,8 +18,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from syvla.serving.client.http_client import http_act
-from syvla.serving.wire.array_bytes import CodecLimits
-from syvla.serving.wire.msgpack_codec import pack, unpack
+from syvla.serving.wire.msgpack_codec import CodecLimits, pack, unpack
 
 TRUNCATED = io.BytesIO()
 Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(TRUNCATED, "JPEG")

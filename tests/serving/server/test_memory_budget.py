@@ -16,8 +16,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from syvla.serving.server.settings import ServerSettings
-from syvla.serving.wire.array_bytes import CodecLimits
-from syvla.serving.wire.msgpack_codec import pack, unpack
+from syvla.serving.wire.msgpack_codec import CodecLimits, pack, unpack
 
 LIMITS = {
     "limits": CodecLimits(max_message_bytes=100_000),

@@ -25,7 +25,7 @@ sys.path.insert(0, sys.argv[1])
 from served_policies import CountingPolicy
 from syvla.serving import PolicyServer
 from syvla.serving.server.settings import ServerSettings
-from syvla.serving.wire.array_bytes import CodecLimits
+from syvla.serving.wire.msgpack_codec import CodecLimits
 
 class Forgetful(CountingPolicy):
     def answer(self, requests):

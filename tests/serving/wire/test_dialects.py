@@ -8,8 +8,7 @@ import pytest
 from PIL import Image
 
 from syvla.serving.wire.dialect_files import dialect_names, load_dialect
-from syvla.serving.wire.dialects import MAX_PROMPT_LENGTH
-from syvla.serving.wire.image_decoding import decode_image, resize_with_pad
+from syvla.serving.wire.dialects import MAX_PROMPT_LENGTH, decode_image, resize_with_pad
 from syvla.serving.wire.msgpack_codec import pack, unpack
 
 RNG = np.random.default_rng(0)

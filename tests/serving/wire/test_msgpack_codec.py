@@ -17,8 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from syvla.serving.wire.array_bytes import CodecLimits, DecodeError
-from syvla.serving.wire.msgpack_codec import CODECS, pack, unpack
+from syvla.serving.wire.msgpack_codec import CODECS, CodecLimits, DecodeError, pack, unpack
 
 GOLDEN = Path(__file__).parents[2] / "data" / "golden_messages"
 MESSAGE = {

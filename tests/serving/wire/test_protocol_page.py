@@ -11,16 +11,14 @@ import pytest
 from served_policies import CountingPolicy
 
 from syvla.serving import PolicyClient
-from syvla.serving.contract import client_report
-from syvla.serving.contract.requests import PolicyHolder
+from syvla.serving.contract.requests import REPORTED_COUNTS, PolicyHolder
 from syvla.serving.policy_server import build_app
 from syvla.serving.rl.ledger import STATES
 from syvla.serving.rl.routes import rl_router
 from syvla.serving.server.act_service import ActService
 from syvla.serving.server.settings import ServerSettings
-from syvla.serving.wire.array_bytes import DEFAULT_LIMITS, DTYPES
-from syvla.serving.wire.msgpack_codec import CODECS, pack, unpack
-from syvla.serving.wire.request_reading import OPTIONS
+from syvla.serving.wire.msgpack_codec import CODECS, DEFAULT_LIMITS, DTYPES, pack, unpack
+from syvla.serving.wire.request_reading import OPTIONS, REPORT_FIELDS
 
 ROOT = Path(__file__).resolve().parents[3]
 SERVING = ROOT / "serving"
@@ -85,7 +83,7 @@ def test_every_request_key_is_named():
     assert set(OPTIONS) <= named_here
     first_column = "\n".join(re.findall(r"^\| ([^|]+) \|", section("## Request"), re.MULTILINE))
     assert named(first_column) - set(OPTIONS) == {"observation.images.VIEW", "observation.state", "prompt", "task"}
-    assert {*client_report.COUNTS, *client_report._FIELDS} <= named_here
+    assert {*REPORTED_COUNTS, *REPORT_FIELDS} <= named_here
 
 
 def test_every_reply_key_is_named():

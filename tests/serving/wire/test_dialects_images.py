@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from syvla.serving.wire.image_decoding import decode_image
+from syvla.serving.wire.dialects import decode_image
 
 
 def encoded(image: Image.Image, kind: str, **options) -> bytes:

@@ -20,8 +20,8 @@ VIEW, STATE_DIM, SIZE = "center", 4, 32
 UPDATES = 4
 TICKS = (  # what threads do by the clock while they wait; how often depends on the machine, not on the journey
     "BatchingWorker._drop_dead",
-    "PolicyService.watch_sessions",
-    "PolicyService._count_vlm_runs",
+    "ActService.watch_sessions",
+    "ActService._count_vlm_runs",
     "SessionTable.expire",
     "SyVLABackend.take_vlm_seconds",
     "_DrainingServer._drain",

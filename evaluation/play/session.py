@@ -13,8 +13,7 @@ import torch
 from syvla.evaluation.environments import EVALUATION_SEED_OFFSET, make_environment
 from syvla.evaluation.episode_slot import call_seed
 from syvla.evaluation.policy import load_policy
-from syvla.serving.policies.in_process import ModelInputs, SyVLAPolicy
-from syvla.serving.policies.intention import Intention
+from syvla.serving.policies.in_process import Intention, ModelInputs, SyVLAPolicy
 
 from .introspection import Decoupling, ExpertAttention, expert_attention, query_decoupling
 from .scene import PlayScene

@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 
-from syvla.serving.policies.in_process import ModelInputs, SyVLAPolicy
-from syvla.serving.policies.intention import Intention
+from syvla.serving.policies.in_process import Intention, ModelInputs, SyVLAPolicy
 
 
 class _TokenQueue:

@@ -71,7 +71,7 @@ def make_generator(
     progress: bool = True,
 ) -> AnswerGenerator:
     """As `load_generator`, of a model in memory; it stays where it is."""
-    from syvla.serving.policies.digests import weights_digest
+    from syvla.serving.policies.loading import weights_digest
 
     config = getattr(model.config, "vlm_config", model.config)
     length = config.get_text_config().max_position_embeddings

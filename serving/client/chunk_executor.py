@@ -48,7 +48,7 @@ class ChunkExecutor(ChunkExecution[Future[dict[str, Any]]]):
     Without prefetch the robot waits for every chunk, as long as its watchdog allows. With `prefetch` = d the old chunk goes
     on for d steps after the observation of the next request. With seams "rtc" and "rtc_identity" the request then carries d
     and the part of the old chunk that has not run, so that the server makes the new chunk continue the old one
-    (`syvla.serving.policies.chunk_stitching`). The new chunk is entered at the step that is due when it arrives.
+    (`syvla.serving.policies.in_process.continue_chunk`). The new chunk is entered at the step that is due when it arrives.
 
     Requests run in a thread. A step never takes longer than `Watchdog.max_wait_s`, whatever becomes of server and network,
     but for the first chunk of an episode: before it there is no command to hold. A failed request raises only then. From

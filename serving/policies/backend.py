@@ -7,17 +7,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
+from syvla.modeling_syvla.flow_sde import sample_with_sde_step
+from syvla.modeling_syvla.flow_solver import require_uniform_euler
 from syvla.serving.contract.requests import ActAnswer, ActRequest, PendingQueries
 from syvla.serving.contract.rollout_sampler import ChainStep, RolloutSampler
 
-from .digests import content_digest, weights_digest
 from .dual_system import DualSystemPolicy
-from .in_process import SyVLAPolicy
-from .intention import Intention
-from .loading import load_for_inference
+from .in_process import Intention, ModelInputs, SyVLAPolicy
+from .loading import content_digest, load_for_inference, weights_digest
 from .query_refresher import MAX_AGE_S, QueryTicket
-from .rollout_sampling import sample_rollout
 
 
 class SyVLABackend:
@@ -303,3 +303,40 @@ class SyVLABackend:
 
 def _extras(request: ActRequest) -> dict[str, Any]:
     return {} if request.previous is None else {"frozen_steps": request.previous.delay}
+
+
+@torch.inference_mode()
+def sample_rollout(
+    policy: SyVLAPolicy, inputs: ModelInputs, intention: Intention, *, seeds: Sequence[int], sampler: RolloutSampler
+) -> tuple[np.ndarray, list[ChainStep]]:
+    """`SyVLAPolicy.denoise` with one stochastic step per sample, for rollouts that are scored by that step.
+
+    Noise, stochastic step and its number come from each sample's own seed.
+
+    Returns:
+        (chunks (B, T, D_action) in physical units, the stochastic step of each).
+
+    Raises:
+        ValueError: If the action head is no flow, or its steps are not equal Euler steps.
+    """
+    model, shape = policy.model, policy.chunk_shape
+    if model.config.action_head != "flow_matching":
+        raise ValueError(f"{sampler.method}: expected a policy that samples a flow, got {model.config.action_head!r}")
+    require_uniform_euler(model.config, sampler.method)
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+    kick = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+    step = torch.stack([torch.randint(sampler.num_steps, (), generator=generator) for generator in generators])
+    context = model.encode_expert_context(intention.query_states, inputs.expert, intention.mask)
+    actions, before, after = sample_with_sde_step(
+        lambda x, t: model.expert.predict_velocity(x, t, context),
+        noise.to(model.device),
+        kick.to(model.device),
+        step.to(model.device),
+        num_steps=sampler.num_steps,
+        noise_level=sampler.noise_level,
+    )
+    width = policy.processor.embodiments[policy.embodiment]["action_dim"]
+    own = [part[..., :width].float().cpu().numpy() for part in (before, after)]
+    chains = [ChainStep(x, following, int(number), sampler) for x, following, number in zip(*own, step, strict=True)]
+    return policy.physical(actions[..., :width], inputs), chains

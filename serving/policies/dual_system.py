@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from syvla.serving.contract.action_chunks import ActionChunks
 from syvla.serving.contract.requests import PreviousChunk
 
-from .in_process import SyVLAPolicy
-from .intention import Intention, join_intentions, split_intention
+from .in_process import Intention, SyVLAPolicy
 from .query_refresher import MAX_AGE_S, QueryInput, QueryRefresher, QueryTicket
 
 _KEPT_RUNS = 1024  # for `take_vlm_seconds`, whose caller may be slow, or missing
@@ -107,3 +107,32 @@ class DualSystemPolicy:
             intention = self.policy.intention(inputs)  # has waited for the stream when it returns
         self._vlm_seconds.append(intention.seconds)
         return split_intention(intention)
+
+
+def split_intention(intention: Intention) -> list[Intention]:
+    """One intention per sample of a batch."""
+    return [
+        Intention(
+            intention.query_states[row : row + 1],
+            None if intention.mask is None else intention.mask[row : row + 1],
+            None if intention.thoughts is None else intention.thoughts[row : row + 1],
+            None if intention.plain_states is None else intention.plain_states[row : row + 1],
+            intention.seconds,
+        )
+        for row in range(len(intention.query_states))
+    ]
+
+
+def join_intentions(intentions: Sequence[Intention]) -> Intention:
+    """The inverse of `split_intention`, without `seconds`; states of unequal number are padded and masked."""
+    longest = max(one.query_states.shape[1] for one in intentions)
+    states = torch.cat([F.pad(one.query_states, (0, 0, 0, longest - one.query_states.shape[1])) for one in intentions])
+    mask = None
+    if any(one.mask is not None or one.query_states.shape[1] < longest for one in intentions):
+        own = [torch.ones_like(one.query_states[..., 0], dtype=torch.bool) for one in intentions]
+        masks = [whole if one.mask is None else one.mask for one, whole in zip(intentions, own, strict=True)]
+        mask = torch.cat([F.pad(one, (0, longest - one.shape[1]), value=False) for one in masks])
+    thoughts = [text for one in intentions for text in one.thoughts or [""]]
+    plain = [one.plain_states for one in intentions if one.plain_states is not None]  # all have some, or none
+    texts = None if all(one.thoughts is None for one in intentions) else thoughts
+    return Intention(states, mask, texts, torch.cat(plain) if plain else None)

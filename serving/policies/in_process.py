@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -18,13 +18,11 @@ import torch
 
 from syvla.modeling_syvla.advantage_guidance import check_advantage_guidance
 from syvla.modeling_syvla.expert_inputs import ExpertObservation
+from syvla.modeling_syvla.flow_matching import continuation_weights
 from syvla.serving.contract.action_chunks import ActionChunks
 from syvla.serving.contract.requests import PreviousChunk
 
-from .chunk_stitching import continue_chunk, known_delays, shared_guidance
-from .digests import content_digest, weights_digest
-from .intention import Intention
-from .loading import load_for_inference
+from .loading import content_digest, load_for_inference, weights_digest
 
 Observation = dict[str, Any]
 """`{"images": {camera: uint8 (H, W, 3)}, "state": float32 (D,)}`, state in physical units."""
@@ -49,6 +47,25 @@ class ModelInputs:
     expert: ExpertObservation
     states: Sequence[np.ndarray]
     items: Sequence[Mapping[str, Any]] = ()
+
+
+@dataclass(frozen=True)
+class Intention:
+    """What the VLM hands to the action expert for B observations.
+
+    Attributes:
+        query_states: (B, N, D_vlm).
+        mask: bool (B, N), False for padding; None without padding.
+        thoughts: B texts, or None without thinking.
+        plain_states: (B, N, D_vlm), of the same prompts without an advantage indicator; None without guidance by it.
+        seconds: What each phase of the VLM's run took: `think`, `queries`. The samples of a batch share it.
+    """
+
+    query_states: torch.Tensor
+    mask: torch.Tensor | None = None
+    thoughts: list[str] | None = None
+    plain_states: torch.Tensor | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict, compare=False)
 
 
 class PhaseClock:
@@ -360,3 +377,62 @@ class SyVLAPolicy:
             named = {view: views[camera] for view, camera in self.view_cameras.items() if camera in views}
             items.append({"images": named, "state": np.asarray(state, dtype=np.float32), "embodiment": self.embodiment})
         return items
+
+
+# ---------------------------------------------------------------------- chunks that continue the running one
+
+
+def continue_chunk(
+    processor: Any, embodiment: str, previous: PreviousChunk | None, state: np.ndarray, num_steps: int, width: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One sample's continuation as the model takes it: normalized actions (T, D_max) and weights (T,).
+
+    Training-free real-time chunking (Black et al. 2025, arXiv 2506.07339), as published or without gradients, for robots that
+    ask before their chunk has run out (`ChunkExecutor(prefetch=...)`). The steps that run before the answer arrives are
+    frozen, so that robot and policy agree on them; as published they are drawn like the others, with weight 1. The steps
+    after them are drawn towards the previous chunk with decaying weight
+    (`syvla.modeling_syvla.flow_matching.continuation_weights`), and the flow fills in the rest. Nothing is kept between
+    requests.
+
+    Args:
+        state: Raw state at the new observation, (D_state,): actions relative to the state are made relative to this one.
+
+    Raises:
+        ValueError: Another number of action dimensions than the robot has, or numbers that are not finite.
+    """
+    target, weights = torch.zeros(num_steps, width), torch.zeros(num_steps)
+    if previous is None:
+        return target, weights
+    try:
+        normalized = processor.normalize_actions(previous.actions[:num_steps], embodiment, state)
+    except ValueError as error:
+        raise ValueError(f"prev_chunk: {error}") from error
+    overlap = len(normalized)
+    target[:overlap, : normalized.shape[1]] = torch.from_numpy(normalized)
+    return target, continuation_weights(min(previous.delay, overlap), overlap, num_steps)
+
+
+def known_delays(previous: Sequence[PreviousChunk | None]) -> torch.Tensor | None:
+    """How many actions of each chunk are known, int64 (B,); None where the chunks are continued in another way.
+
+    Raises:
+        ValueError: Both ways in one batch.
+    """
+    ways = {chunk.known for chunk in previous if chunk is not None}
+    if len(ways) > 1:
+        raise ValueError("known_actions: expected the same for the whole batch, got both")
+    if ways != {True}:
+        return None
+    return torch.tensor([0 if chunk is None else chunk.delay for chunk in previous])
+
+
+def shared_guidance(previous: Sequence[PreviousChunk | None] | None) -> float | None:
+    """The guidance weight of a batch's previous chunks; None without guidance.
+
+    Raises:
+        ValueError: Different ones.
+    """
+    weights = {chunk.max_guidance_weight for chunk in previous or () if chunk is not None}
+    if len(weights) > 1:
+        raise ValueError(f"max_guidance_weight: expected the same for the whole batch, got {sorted(map(str, weights))}")
+    return next(iter(weights), None)

@@ -35,7 +35,7 @@ class PublishedPolicy:
 
     Attributes:
         version: Number, from 0.
-        policy_version: Hash of the weights by `syvla.serving.policies.digests.weights_digest`, which rollouts carry.
+        policy_version: Hash of the weights by `syvla.serving.policies.loading.weights_digest`, which rollouts carry.
         folder: Folder of the checkpoint.
     """
 

@@ -1,4 +1,8 @@
-"""uvicorn's protocols, guarded against hostile or broken peers: time limits, and large frames skipped.
+"""What guards the server against hostile or broken peers: one memory budget, time limits, and large frames skipped.
+
+Limits per message and a bounded queue are not enough: hundreds of connections, each with half a message sent, or small files
+that decode to large images, would still fill a machine. So all bytes that requests hold count against one `MemoryBudget`:
+messages that come in, that wait, and decoded images. Only the event loop uses it.
 
 uvicorn closes a websocket when a frame is too large; a robot's client then sees a dead connection instead of an error. The
 filter here skips such a frame without keeping it and puts a short text in its place, which the route answers with an error.
@@ -8,17 +12,20 @@ It does the same with a frame that there is no memory for. It also knows when a 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import struct
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any, ClassVar
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
-from .memory_budget import MemoryBudget
+from syvla.serving.contract.requests import RequestError
 
 OVERSIZED, NO_MEMORY = "\0oversized:", "\0memory:"
 """Start of the text that stands for a skipped frame; the frame's size follows."""
@@ -29,6 +36,78 @@ that has unread bytes also discards what was written to it, the reason for the e
 
 FRAME_BYTES = 100
 """Bytes that a frame counts in addition to its payload, so that a message of a million empty fragments is not free."""
+
+
+class MemoryBudget:
+    """Bytes that all requests together hold.
+
+    Args:
+        limit: Most bytes.
+
+    Attributes:
+        used: Bytes at present.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.used = limit, 0
+
+    def take(self, count: int) -> bool:
+        """Counts bytes in and returns True, or returns False if there is no room for them."""
+        if self.used + count > self.limit:
+            return False
+        self.used += count
+        return True
+
+    def give(self, count: int) -> None:
+        """Counts bytes out that `take` counted in."""
+        self.used -= count
+
+    def refusal(self, count: int) -> RequestError:
+        """The error of a request that finds no room for `count` bytes."""
+        text = (
+            f"memory: expected at most {self.limit} bytes in the requests of all clients, which hold {self.used}; got"
+        )
+        return RequestError(f"{text} {count} more; try again in 1 s", status=503, cause="memory", retry_after=1)
+
+
+class Holding:
+    """What one request holds; given back at the end of a `with` block."""
+
+    def __init__(self, budget: MemoryBudget, count: int = 0) -> None:
+        """Raises RequestError (503) if there is no room for `count` bytes."""
+        self._budget, self.count = budget, 0
+        self.add(count)
+
+    def add(self, count: int) -> None:
+        """Raises RequestError (503) if there is no room."""
+        if not self._budget.take(count):
+            raise self._budget.refusal(count)
+        self.count += count
+
+    def give_back_after(self, work: Future[Any]) -> None:
+        """Leaves the bytes counted until `work` is done, where it still uses them when the `with` block ends."""
+        if work.done():
+            return
+        loop, budget, count = asyncio.get_running_loop(), self._budget, self.count
+        self.count = 0
+
+        def done(_: Future[Any]) -> None:
+            with contextlib.suppress(RuntimeError):  # the server has stopped
+                loop.call_soon_threadsafe(budget.give, count)
+
+        work.add_done_callback(done)
+
+    def __enter__(self) -> Holding:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._budget.give(self.count)
+        self.count = 0
+
+
+# ---------------------------------------------------------------------- websocket frames, HTTP requests
 
 
 class FrameFilter:

@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from syvla.serving.contract.requests import RequestError
 
 from .act_service import ActService
-from .memory_budget import Holding
+from .connection_guards import Holding
 
 _MSGPACK = ("application/msgpack", "application/x-msgpack", "application/vnd.msgpack")
 

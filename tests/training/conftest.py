@@ -200,7 +200,7 @@ def record_rollouts():
 @pytest.fixture(scope="session")
 def rl_options(rl_policy, rl_value, robot_dataset_path, record_rollouts, tmp_path_factory):
     """Options of `syvla-ppo`: two updates of three steps on eight rollouts of `rl_policy`, half of them successes."""
-    from syvla.serving.policies.digests import weights_digest
+    from syvla.serving.policies.loading import weights_digest
 
     rollouts = tmp_path_factory.mktemp("rollouts") / "set"
     record_rollouts(rollouts, weights_digest(SyVLAModel.from_pretrained(rl_policy)), [1, 0] * 4)

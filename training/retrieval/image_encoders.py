@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from syvla.serving.policies.digests import weights_digest
+from syvla.serving.policies.loading import weights_digest
 
 KINDS = ("open_clip", "clip", "policy")
 

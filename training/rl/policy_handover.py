@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils import broadcast_object_list
 
-from syvla.serving.policies.digests import weights_digest
+from syvla.serving.policies.loading import weights_digest
 from syvla.serving.rl.ledger import Ledger
 from syvla.serving.rl.progress import RunSize
 

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from syvla.serving.policies.dual_system import DualSystemPolicy
-from syvla.serving.policies.in_process import SyVLAPolicy
-from syvla.serving.policies.intention import Intention, join_intentions, split_intention
+from syvla.serving.policies.dual_system import DualSystemPolicy, join_intentions, split_intention
+from syvla.serving.policies.in_process import Intention, SyVLAPolicy
 
 VIEWS = {"center": "head", "left_wrist": "left", "right_wrist": "right"}
 

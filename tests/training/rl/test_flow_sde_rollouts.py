@@ -15,8 +15,8 @@ pytest.importorskip("faiss", reason="FAISS (extra rl) is not installed")
 from syvla.serving.client.retries import PolicyError
 from syvla.serving.client.rl_client import RLClient
 from syvla.serving.contract.rollout_sampler import SAMPLER_FILE, RolloutSampler
+from syvla.serving.policies.backend import sample_rollout
 from syvla.serving.policies.in_process import SyVLAPolicy
-from syvla.serving.policies.rollout_sampling import sample_rollout
 from syvla.serving.recording.reader import read_rollouts
 from syvla.serving.serve_command import _rl_server, build_parser, settings_of
 from syvla.training.ppo import main

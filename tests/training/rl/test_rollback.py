@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("faiss", reason="FAISS (extra rl) is not installed")
 
-from syvla.serving.policies.digests import weights_digest
+from syvla.serving.policies.loading import weights_digest
 from syvla.serving.rl.ledger import CLAIMED, CONSUMED, Ledger
 from syvla.serving.rl.published_policies import read_latest
 from syvla.training.ppo import main

@@ -13,7 +13,7 @@ from transformers import AutoModel, AutoProcessor
 pytest.importorskip("faiss", reason="FAISS (extra rl) is not installed")
 
 from syvla.modeling_syvla import SyVLAModel, SyVLAValueModel
-from syvla.serving.policies.digests import weights_digest
+from syvla.serving.policies.loading import weights_digest
 from syvla.serving.rl.ledger import CONSUMED, SET_ASIDE, Ledger
 from syvla.training.ppo import main
 from syvla.training.rl.trainer import SyVLAPPOTrainer

@@ -30,7 +30,7 @@ from benchmarks.reporting import print_table, write_result
 from syvla.modeling_syvla import SyVLAConfig
 from syvla.processing import RobotDataset, build_tiny_processor
 from syvla.processing.mixture import MixtureBatchSampler, MixtureDataset
-from syvla.training.run.collation import TrainingCollator
+from syvla.training.run.batches import TrainingCollator
 
 
 def rate(frames: Iterator[int], limit: float) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from transformers.processing_utils import ProcessingKwargs
@@ -42,9 +42,6 @@ _OF_MODELS = (
 )  # fmt: skip
 
 
-_NOT_MISSPELLED: set[str] = set()  # names found to be unlike the known ones, since the comparison takes its time
-
-
 class SyVLAProcessorKwargs(ProcessingKwargs, total=False):
     """Keywords as `Qwen2_5_VLProcessor` takes them, with its defaults."""
 
@@ -59,16 +56,6 @@ def require_known(given: Iterable[str], known: Iterable[str], what: str) -> None
             near = difflib.get_close_matches(str(name), known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(known)}"
             raise TypeError(f"{what}: unexpected keyword {name!r}; {hint}")
-
-
-def require_no_misspelled(given: Iterable[str], known: Collection[str], what: str) -> None:
-    """Raise TypeError for a name that is nearly a known one; names unlike all of them pass."""
-    for name in given:
-        if name not in known and name not in _NOT_MISSPELLED:
-            near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.8)
-            if near:
-                raise TypeError(f"{what}: unexpected key {name!r}; did you mean {near[0]!r}?")
-            _NOT_MISSPELLED.add(name)
 
 
 class CallKeywords:

@@ -6,6 +6,7 @@ that its states and actions were trained with, so that a checkpoint needs nothin
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,16 +15,11 @@ import torch
 from transformers import BatchFeature, ProcessorMixin
 from transformers.tokenization_utils_base import AddedToken
 
-from .call_keywords import CallKeywords, SyVLAProcessorKwargs, require_known_at_loading, require_no_misspelled
+from .call_keywords import CallKeywords, SyVLAProcessorKwargs, require_known_at_loading
 from .chat_inputs import ChatInputs
-from .embodiment_normalization import EmbodimentNormalization
 from .image_inputs import Image, chat_images, robot_views
+from .normalization import EmbodimentNormalization
 from .prompt_format import CHAT_TEMPLATE, QUERY_TOKEN, answer_labels, item_messages
-
-# Not used here, but by the files above: transformers 5.4 fetches only those files of a checkpoint that its entry file
-# imports itself, not what they import in turn. `test_remote_code` says which line is missing or too many.
-from .image_modes import to_rgb  # noqa: F401  isort: skip
-from .normalization import normalize  # noqa: F401  isort: skip
 
 DEFAULT_VIEWS = ("center", "left_wrist", "right_wrist")
 
@@ -31,6 +27,7 @@ DEFAULT_VIEWS = ("center", "left_wrist", "right_wrist")
 ITEM_KEYS = frozenset(
     ("messages", "images", "text", "thought", "advantage", "embodiment", "state", "actions", "action_is_pad")
 )
+_NOT_MISSPELLED: set[str] = set()  # keys found to be unlike those, since the comparison takes its time
 
 
 class SyVLAProcessor(EmbodimentNormalization, ChatInputs):
@@ -233,7 +230,7 @@ class SyVLAProcessor(EmbodimentNormalization, ChatInputs):
         """Chat text of every item, and its images in the order of their placeholders."""
         images, chats = [], []
         for item in items:
-            require_no_misspelled(item, ITEM_KEYS, "item")
+            _require_known_keys(item)
             given = item.get("images")
             images.append(chat_images(given) if "messages" in item else robot_views(given, self.views))
             chats.append(item_messages(item, list(images[-1]), self.tokenizer, self.advantage_conditioned))
@@ -407,3 +404,13 @@ def padded_width(lengths: Sequence[int], padding: Any, limit: int, multiple: int
         return lengths[0]
     width = limit if padding == "max_length" else max(lengths)
     return -(-width // (multiple or 1)) * (multiple or 1)
+
+
+def _require_known_keys(item: Mapping[str, Any]) -> None:
+    """Raise TypeError for a key that is nearly one of `ITEM_KEYS`; keys unlike all of them pass."""
+    for name in item:
+        if name not in ITEM_KEYS and name not in _NOT_MISSPELLED:
+            near = difflib.get_close_matches(str(name), ITEM_KEYS, n=1, cutoff=0.8)
+            if near:
+                raise TypeError(f"item: unexpected key {name!r}; did you mean {near[0]!r}?")
+            _NOT_MISSPELLED.add(name)

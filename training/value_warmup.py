@@ -40,8 +40,8 @@ from syvla.training.rl.advantages import default_discount, explained_variance, m
 from syvla.training.rl.value_fit import write_fit
 from syvla.training.rl.value_inputs import value_inputs
 from syvla.training.run.arguments import ROBOT_KEYS, dataset_spec
+from syvla.training.run.batches import row_name
 from syvla.training.run.checkpoints import RESUME_HELP, AtomicCheckpointMixin
-from syvla.training.run.collation import row_name
 from syvla.training.run.finite_steps import NONFINITE_HELP, FiniteStepsMixin
 from syvla.training.run.recipe import parse_recipe
 from syvla.training.run.requirements import require_trackers

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from syvla.processing.image_modes import to_rgb
+from syvla.processing.image_inputs import to_rgb
 from syvla.processing.robot_data.lerobot_format import image_size
 from syvla.processing.robot_data.metadata import DatasetMetadata
 from syvla.processing.robot_data.open_videos import OPEN_VIDEOS

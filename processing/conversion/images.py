@@ -7,7 +7,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from syvla.processing.image_modes import to_rgb
+from syvla.processing.image_inputs import to_rgb
 
 from .source import SourceError
 

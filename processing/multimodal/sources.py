@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from syvla.processing.image_modes import to_rgb
+from syvla.processing.image_inputs import to_rgb
 from syvla.processing.lfs_pointers import is_lfs_pointer, reading_problem, require_contents
 
 FILE_KINDS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}

@@ -19,7 +19,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from syvla.durable_files import write_atomically
-from syvla.processing.image_modes import to_rgb
+from syvla.processing.image_inputs import to_rgb
 
 MEMORY_LIMIT = 2**30  # bytes of stored images up to which they are held in memory
 _FORMATS = ("PNG", "JPEG")

@@ -311,7 +311,7 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     Raises:
         ValueError: Another format, damaged or cut data, or more than `max_pixels` by its header.
     """
-    from syvla.processing.image_modes import to_rgb  # its package imports torch, which robots' clients do without
+    from syvla.processing.image_inputs import to_rgb  # its package imports torch, which robots' clients do without
 
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)

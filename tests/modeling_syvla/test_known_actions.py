@@ -6,7 +6,7 @@ import torch
 from syvla.modeling_syvla import SyVLAConfig, SyVLAModel
 from syvla.modeling_syvla.expert_inputs import ExpertObservation
 from syvla.modeling_syvla.flow_solver import FlowSolver
-from syvla.training.run.global_batch import draw_noise_and_time
+from syvla.training.run.batches import draw_noise_and_time
 
 DIM, STEPS = 3, 8
 

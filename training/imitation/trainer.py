@@ -31,11 +31,17 @@ from syvla.training.run.argument_fields import (
     require_read_options,
 )
 from syvla.training.run.arguments import SyVLATrainingArguments
+from syvla.training.run.batches import (
+    TrainingCollator,
+    absent_parts,
+    choose_padding_free,
+    count_samples,
+    draw_noise_and_time,
+    set_loss_divisors,
+)
 from syvla.training.run.checkpoints import AtomicCheckpointMixin
-from syvla.training.run.collation import TrainingCollator, choose_padding_free
 from syvla.training.run.ema import RAW_FILE, WeightAverage, WeightAverageCallback, load_raw_weights
 from syvla.training.run.finite_steps import FiniteStepsMixin
-from syvla.training.run.global_batch import absent_parts, count_samples, draw_noise_and_time, set_loss_divisors
 from syvla.training.run.requirements import require_one_device, require_processor
 from syvla.training.run.run_settings import settings_of
 from syvla.training.run.schedule import warn_of_endless_warmup
@@ -50,7 +56,7 @@ class SyVLATrainer(HeldOutEvaluationMixin, FiniteStepsMixin, AtomicCheckpointMix
     """Trains [`SyVLAModel`] on robot data mixed with multi-modal data.
 
     A step's loss and gradient depend on its samples alone, not on the numbers of processes and micro-batches that share
-    them (up to rounding), see `global_batch`; checkpoints are whole or absent, see `checkpoints`.
+    them (up to rounding), see `batches`; checkpoints are whole or absent, see `checkpoints`.
 
     Intention Decoupling runs inside the model's forward, so it holds under any wrapper (DDP, ZeRO-2, FSDP2) and under
     gradient accumulation and checkpointing; it is switched by the model's config.

@@ -29,8 +29,8 @@ from syvla.training.run.argument_fields import (
     require_read_fields,
     require_read_options,
 )
+from syvla.training.run.batches import choose_padding_free
 from syvla.training.run.checkpoints import AtomicCheckpointMixin
-from syvla.training.run.collation import choose_padding_free
 from syvla.training.run.requirements import require_one_device, require_processor
 from syvla.training.run.run_settings import settings_of
 

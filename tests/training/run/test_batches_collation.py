@@ -7,7 +7,7 @@ import pytest
 from pretrained_parts import vlm_config
 
 from syvla.modeling_syvla import SyVLAConfig, SyVLAModel
-from syvla.training.run.collation import TrainingCollator, choose_padding_free
+from syvla.training.run.batches import TrainingCollator, choose_padding_free
 
 
 def history(folder):

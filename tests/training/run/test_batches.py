@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from syvla.training.run.collation import TrainingCollator
-from syvla.training.run.global_batch import count_samples, draw_noise_and_time, set_loss_divisors
+from syvla.training.run.batches import TrainingCollator, count_samples, draw_noise_and_time, set_loss_divisors
 
 
 def complete(config, shares, step=3):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from syvla.processing.image_modes import to_rgb
+from syvla.processing.image_inputs import to_rgb
 
 
 def reopened(image: Image.Image, kind: str, **options) -> Image.Image:

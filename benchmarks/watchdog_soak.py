@@ -4,7 +4,8 @@ A proxy on loopback stands between a robot's executor and a policy server. It de
 the next one has passed, sends them twice, and cuts connections, at random. The robot steps at 20 Hz and checks every step:
 
 - blocked: longest time of a step after the episode's first, which may wait. `max_wait_s` is allowed; the rest is the machine's,
-  see `idle_late_s`: how late a thread that only sleeps wakes up beside it.
+  see `idle_late_s`: how late a thread that only sleeps wakes up beside it. Server and proxy are another process, as beside a
+  robot. On a busy machine give the command real-time priority, as a control loop has it: `chrt --fifo 10 python -m ...`.
 - limits: the largest change between two commands, beside the largest allowed.
 - holds: the policy numbers its actions, so a command that is not the next action shows by itself. Each such step must be
   reported, and no other.
@@ -15,11 +16,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import multiprocessing
+import os
 import random
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
@@ -132,28 +136,56 @@ class BadNetwork:
                 held = None
 
 
-def soak(seconds: float, seed: int = 0, hz: float = 20.0) -> dict[str, Any]:
-    """Steps a robot through the bad network and checks every step; see the module."""
-    period, limits = 1 / hz, {"max_step": [MAX_STEP] * NUMBERED + [None]}
+@contextlib.contextmanager
+def bad_server(seed: int) -> Iterator[tuple[str, dict[str, int]]]:
+    """A policy server behind a bad network, in a process of its own. Gives the address, and at the end what the network did."""
+    spawn, events = multiprocessing.get_context("spawn"), dict[str, int]()
+    here, there = spawn.Pipe()
+    process = spawn.Process(target=_serve_badly, args=(there, seed), daemon=True)
+    process.start()
+    there.close()  # so that the process's death ends `recv`
+    try:
+        yield here.recv(), events
+        here.send("stop")
+        events.update(here.recv())
+    finally:
+        here.close()
+        process.join(20)
+        process.kill()
+
+
+def _serve_badly(pipe: Connection, seed: int) -> None:
+    limits = {"max_step": [MAX_STEP] * NUMBERED + [None]}
     settings = ServerSettings(port=0, action_limits={"tabletop": limits})
     with PolicyServer(NumberingPolicy(), settings).start(60) as server:
         network = BadNetwork(f"ws://{server.url}", seed)
-        with network.running() as url:
-            client = connected(url)
-            watchdog = Watchdog(max_wait_s=0.8 * period, max_age_s=2.0, first_wait_s=60.0, retry_s=0.1)
-            executor = ChunkExecutor(client, 8, prefetch=MeasuredDelay(most=6), seams="switch", watchdog=watchdog)
-            with idle_lateness(period) as late:
-                found = drive(executor, seconds, period)
-            executor.close()
-            client.close()
+        with network.running() as url, contextlib.suppress(EOFError):
+            pipe.send(url)
+            pipe.recv()
+            pipe.send(dict(network.events))
+
+
+def soak(seconds: float, seed: int = 0, hz: float = 20.0) -> dict[str, Any]:
+    """Steps a robot through the bad network and checks every step; see the module."""
+    period = 1 / hz
+    with bad_server(seed) as (url, network):
+        client = connected(url)
+        watchdog = Watchdog(max_wait_s=0.8 * period, max_age_s=2.0, first_wait_s=60.0, retry_s=0.1)
+        executor = ChunkExecutor(client, 8, prefetch=MeasuredDelay(most=6), seams="switch", watchdog=watchdog)
+        with idle_lateness(period) as late:
+            found = drive(executor, seconds, period)
+        executor.close()
+        client.close()
     taken = found.pop("taken")
     return {
         **found,
         "max_wait_s": watchdog.max_wait_s,
         "first_step_s": round(taken.pop(0), 4),
+        "steps_over_period": sum(step > period for step in taken),
+        "wakings_over_period": sum(waking > period for waking in late),
         "step_s": {"p50": quantile(taken, 0.5), "p999": quantile(taken, 0.999), "max": round(max(taken), 4)},
         "idle_late_s": {"p50": quantile(late, 0.5), "p999": quantile(late, 0.999), "max": round(max(late), 4)},
-        "network": dict(network.events),
+        "network": network,
         "counts": dict(executor.counts),
     }
 
@@ -227,7 +259,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
-    result = {"minutes": options.minutes, "seed": options.seed, **soak(60 * options.minutes, options.seed)}
+    real_time = os.sched_getscheduler(0) == os.SCHED_FIFO
+    described = {"minutes": options.minutes, "seed": options.seed, "real_time_priority": real_time}
+    result = {**described, **soak(60 * options.minutes, options.seed)}
     for name, value in result.items():
         print(f"{name}: {value}")
     print(write_result("watchdog_soak", result))

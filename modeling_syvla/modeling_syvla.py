@@ -35,6 +35,7 @@ from .resizing import resize_chunk, resize_queries
 from .thinking import ThinkingMixin
 from .unused_weights import zero_of_unused_weights
 from .vlm_positions import use_right_image_positions
+from .window_attention import batch_windows
 from .wrapped_vlm import ConditionalGenerationMixin
 
 # Not used here, but by the files above: transformers 5.4 fetches only those files of a checkpoint that its entry file
@@ -61,6 +62,7 @@ class SyVLAModel(QueryReadingMixin, ThinkingMixin, InferenceOptimizationMixin, S
         vlm_width = config.vlm_config.get_text_config().hidden_size
         self.vlm = AutoModelForImageTextToText.from_config(config.vlm_config)
         use_right_image_positions(self.vlm)
+        batch_windows(self.vlm)
         self.action_queries = nn.Embedding(config.num_query_tokens, vlm_width)  # Feature Query Tokens
         self.adapter = QueryAdapter(vlm_width, config.expert_config.hidden_size)
         self.expert: Any = RegressionHead(config) if config.action_head == "l1_regression" else ActionExpert(config)
@@ -485,5 +487,6 @@ class SyVLAForConditionalGeneration(ConditionalGenerationMixin, SyVLAPreTrainedM
         super().__init__(config)
         self.vlm = AutoModelForImageTextToText.from_config(config.vlm_config)
         use_right_image_positions(self.vlm)
+        batch_windows(self.vlm)
         self.name_tied_weights()
         self.post_init()

@@ -19,7 +19,7 @@ from torch import nn
 
 from benchmarks.machine_bound import describe_device, device_name, dtype_of, synchronize
 from benchmarks.reporting import interleaved_rounds, print_table, write_section
-from syvla.modeling_syvla.onednn_linear import onednn_is_quicker, use_onednn
+from syvla.modeling_syvla.inference_linear import onednn_is_quicker, use_onednn
 from syvla.modeling_syvla.packed_weights import pack_weights, why_not_packed
 
 LAYERS = {"thought token": (1, 2048, 11008), "flow step": (51, 1408, 4096), "prompt": (292, 2048, 11008)}

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.reporting import FlopCount, print_table, write_section
-from syvla.modeling_syvla.onednn_linear import linear as onednn_linear
+from syvla.modeling_syvla.inference_linear import linear as onednn_linear
 
 Shape = tuple[int, int, int]
 """(rows of the activations, input width, output width) of a linear layer."""

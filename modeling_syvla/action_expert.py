@@ -21,10 +21,20 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_syvla import SyVLAConfig, SyVLAExpertConfig
-from .embodiment_mlps import Route, apply_routed, embodiment_route, make_mlp
 from .expert_inputs import ExpertObservation
-from .fused_projections import FusedProjections
-from .view_features import all_rows, encode_views, feature_width, make_vision_tower, project_views
+from .inference_linear import FusedProjections
+from .robot_encoders import (
+    EmbodimentCoders,
+    Route,
+    all_rows,
+    apply_routed,
+    embodiment_route,
+    encode_views,
+    feature_width,
+    make_mlp,
+    make_vision_tower,
+    project_views,
+)
 
 KeyValue = tuple[torch.Tensor, torch.Tensor]  # keys and values, each (B, heads, tokens, head_dim)
 
@@ -300,16 +310,6 @@ class ExpertLayer(GradientCheckpointingLayer):
             x = x + self.cross_attn(self.cross_attn_norm(x), condition, condition_mask)
         out: torch.Tensor = x + self.mlp(self.mlp_norm(x))
         return out
-
-
-class EmbodimentCoders(nn.Module):
-    """State encoder, action encoder and action decoder of one robot (paper: a dataset-specific MLP pair)."""
-
-    def __init__(self, hidden_size: int, state_dim: int, action_dim: int) -> None:
-        super().__init__()
-        self.state_encoder = make_mlp(state_dim, hidden_size, hidden_size)
-        self.action_encoder = make_mlp(action_dim, hidden_size, hidden_size)
-        self.action_decoder = make_mlp(hidden_size, hidden_size, action_dim)
 
 
 class ActionExpert(nn.Module):

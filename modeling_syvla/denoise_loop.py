@@ -17,13 +17,12 @@ import torch
 import torch.nn.functional as F
 
 from .action_expert import ActionExpert, ExpertContext
-from .flow_matching import continued
-from .flow_solver import FlowSolver
+from .flow_solver import FlowSolver, continued
 
 logger = logging.getLogger(__name__)
 
 Continuation = tuple[torch.Tensor, torch.Tensor]
-"""Actions to continue (B, T, D) and weights (B, T, 1); see `flow_matching.continued`."""
+"""Actions to continue (B, T, D) and weights (B, T, 1); see `flow_solver.continued`."""
 
 
 def velocity_of(expert: ActionExpert, x: torch.Tensor, time: torch.Tensor, context: ExpertContext) -> torch.Tensor:

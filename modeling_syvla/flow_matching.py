@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import torch
 
-from .flow_solver import FlowSolver
+from .flow_solver import FlowSolver, continued
 
 
 def interpolate(noise: torch.Tensor, actions: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
@@ -100,23 +100,6 @@ def euler_sample(
 ) -> torch.Tensor:
     """`integrate` in `num_steps` equal Euler steps."""
     return integrate(velocity_fn, noise, FlowSolver(num_steps), continuation)
-
-
-def continued(
-    velocity: torch.Tensor, x: torch.Tensor, time: float, continuation: tuple[torch.Tensor, torch.Tensor] | None
-) -> torch.Tensor:
-    """The velocity at (x, time) with a continuation (y, w): `(1 - w) v + w (y - x) / (1 - t)`. (B, T, D)
-
-    It blends the flow's own velocity with the one that leads straight to y. Where w = 1 the flow ends at y, whatever the
-    model says; where 0 < w < 1 every step pulls the predicted end point `x + (1 - t) v` towards y by the share w, and the
-    rest of the chunk, which attends to these steps, follows. This is the guidance of real-time chunking (Black et al. 2025,
-    arXiv 2506.07339) with the identity for the Jacobian of the predicted end point, so that it needs no gradient;
-    `guided_flow` is the published one.
-    """
-    if continuation is None:
-        return velocity
-    target, weights = continuation
-    return (1 - weights) * velocity + weights * (target - x) / (1 - time)
 
 
 def continuation_weights(delay: int, overlap: int, num_steps: int) -> torch.Tensor:

@@ -80,6 +80,23 @@ class FlowSolver:
         return x + size * velocity
 
 
+def continued(
+    velocity: torch.Tensor, x: torch.Tensor, time: float, continuation: tuple[torch.Tensor, torch.Tensor] | None
+) -> torch.Tensor:
+    """The velocity at (x, time) with a continuation (y, w): `(1 - w) v + w (y - x) / (1 - t)`. (B, T, D)
+
+    It blends the flow's own velocity with the one that leads straight to y. Where w = 1 the flow ends at y, whatever the
+    model says; where 0 < w < 1 every step pulls the predicted end point `x + (1 - t) v` towards y by the share w, and the
+    rest of the chunk, which attends to these steps, follows. This is the guidance of real-time chunking (Black et al. 2025,
+    arXiv 2506.07339) with the identity for the Jacobian of the predicted end point, so that it needs no gradient;
+    `guided_flow` is the published one.
+    """
+    if continuation is None:
+        return velocity
+    target, weights = continuation
+    return (1 - weights) * velocity + weights * (target - x) / (1 - time)
+
+
 def check_solver(method: str, grid_power: float) -> None:
     """Raises ValueError for a solver that does not exist or a grid that does not end at t = 1 in growing steps."""
     if method not in SOLVERS:

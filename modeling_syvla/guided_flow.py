@@ -1,6 +1,6 @@
 """Guidance of the flow towards a running chunk, as published for real-time chunking (Black et al. 2025, arXiv 2506.07339).
 
-`flow_matching.continued` has the same with the identity for the Jacobian of the predicted end point, without gradients.
+`flow_solver.continued` has the same with the identity for the Jacobian of the predicted end point, without gradients.
 """
 
 from __future__ import annotations

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 
 from .denoise_loop import CompiledDenoising
-from .fused_projections import FusedProjections
-from .onednn_linear import onednn_is_quicker, use_onednn
+from .inference_linear import FusedProjections, onednn_is_quicker, use_onednn
 from .packed_weights import PackedLinear, is_packed, why_not_packed
 from .packed_weights import pack_weights as pack
 from .static_thoughts import StaticThoughts

@@ -22,7 +22,6 @@ from .denoise_loop import denoise, fixed_context, step_times
 from .expert_inputs import ActionTarget, ExpertObservation, action_target, own_action_dims, select_rows
 from .flow_matching import flow_matching_loss, interpolate
 from .flow_solver import FlowSolver
-from .forward_arguments import FOUND_OUT_HERE, require_kept, require_read, wanted_states
 from .guided_flow import check_guidance, guided_sample
 from .inference_optimization import InferenceOptimizationMixin
 from .intention_decoupling import find_decoupling_mask, gathered_weights, keep_states, noisy_states
@@ -36,19 +35,17 @@ from .thinking import ThinkingMixin
 from .unused_weights import zero_of_unused_weights
 from .vlm_positions import use_right_image_positions
 from .window_attention import batch_windows
-from .wrapped_vlm import ConditionalGenerationMixin
+from .wrapped_vlm import FOUND_OUT_HERE, ConditionalGenerationMixin, require_kept, require_read, wanted_states
 
 # Not used here, but by the files above: transformers 5.4 fetches only those files of a checkpoint that its entry file
 # imports itself, not what they import in turn. `test_remote_code` says which line is missing or too many.
 from .embodiment_fields import EmbodimentsMixin  # noqa: F401  isort: skip
-from .embodiment_mlps import apply_per_embodiment  # noqa: F401  isort: skip
-from .fused_projections import FusedProjections  # noqa: F401  isort: skip
-from .onednn_linear import use_onednn  # noqa: F401  isort: skip
+from .robot_encoders import apply_per_embodiment  # noqa: F401  isort: skip
+from .inference_linear import FusedProjections  # noqa: F401  isort: skip
 from .own_fields import OwnModelTypeMixin  # noqa: F401  isort: skip
 from .packed_weights import PackedLinear  # noqa: F401  isort: skip
 from .padding_free import FlattenedBatch  # noqa: F401  isort: skip
 from .static_thoughts import StaticThoughts  # noqa: F401  isort: skip
-from .view_features import encode_views  # noqa: F401  isort: skip
 
 
 class SyVLAModel(QueryReadingMixin, ThinkingMixin, InferenceOptimizationMixin, SyVLAPreTrainedModel, GenerationMixin):
@@ -301,7 +298,7 @@ class SyVLAModel(QueryReadingMixin, ThinkingMixin, InferenceOptimizationMixin, S
             query_states: Skip the VLM and act on these states, (B, N, D_vlm) (asynchronous use, section 3.1).
             condition_mask: That of the output which gave these states; None where all are real.
             continuation: Normalized actions (B, chunk_size, D_action_max) that the chunk shall continue, and how strongly
-                at each step (B, chunk_size); see `flow_matching.continued`.
+                at each step (B, chunk_size); see `flow_solver.continued`.
             max_guidance_weight: Continue by the guidance of `guided_flow.guided_sample`, clipped at this number, which
                 takes a backward pass through the expert at each flow step; None: the form without gradients.
             known_actions: Normalized actions (B, chunk_size, D_action_max), and how many first ones of each will run while the

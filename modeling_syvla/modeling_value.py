@@ -20,20 +20,26 @@ from transformers.utils import ModelOutput, can_return_tuple
 from .action_expert import ExpertAttention, ExpertMLP, ExpertRMSNorm
 from .configuration_syvla import SyVLAExpertConfig
 from .configuration_value import SyVLAValueConfig
-from .embodiment_mlps import apply_per_embodiment, make_mlp
 from .expert_inputs import ExpertObservation
-from .forward_arguments import require_read
 from .pretrained import StrictPreTrainedModel
-from .view_features import all_rows, encode_views, feature_width, make_vision_tower, project_views
+from .robot_encoders import (
+    all_rows,
+    apply_per_embodiment,
+    encode_views,
+    feature_width,
+    make_mlp,
+    make_vision_tower,
+    project_views,
+)
+from .wrapped_vlm import require_read
 
 # Not used here, but by the files above: transformers 5.4 fetches only those files of a checkpoint that its entry file
 # imports itself, not what they import in turn. `test_remote_code` says which line is missing or too many.
 from .embodiment_fields import EmbodimentsMixin  # noqa: F401  isort: skip
 from .flow_matching import interpolate  # noqa: F401  isort: skip
 from .flow_solver import FlowSolver  # noqa: F401  isort: skip
-from .fused_projections import FusedProjections  # noqa: F401  isort: skip
+from .inference_linear import FusedProjections  # noqa: F401  isort: skip
 from .known_actions import known_steps  # noqa: F401  isort: skip
-from .onednn_linear import use_onednn  # noqa: F401  isort: skip
 from .own_fields import OwnModelTypeMixin  # noqa: F401  isort: skip
 from .packed_weights import PackedLinear  # noqa: F401  isort: skip
 from .static_thoughts import StaticThoughts  # noqa: F401  isort: skip

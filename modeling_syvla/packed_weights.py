@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .onednn_linear import OneDNNLinear
+from .inference_linear import OneDNNLinear
 
 USUAL_TOKENS = 51
 """For how many tokens the layout is chosen: those of a flow step. oneDNN took the same for all from 4 to 300 tokens."""

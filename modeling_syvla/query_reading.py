@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from .forward_arguments import require_no_images, require_read
 from .padding_free import FlattenedBatch
+from .wrapped_vlm import require_no_images, require_read
 
 
 class QueryReadingMixin:

@@ -11,9 +11,8 @@ from torch import nn
 
 from .action_expert import EncodedObservation
 from .configuration_syvla import SyVLAConfig
-from .embodiment_mlps import apply_per_embodiment, make_mlp
 from .expert_inputs import ExpertObservation
-from .view_features import all_rows
+from .robot_encoders import all_rows, apply_per_embodiment, make_mlp
 
 
 class RegressionCoders(nn.Module):

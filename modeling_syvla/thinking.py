@@ -14,8 +14,8 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBas
 from transformers.generation import GenerateDecoderOnlyOutput
 
 from .configuration_syvla import SyVLAConfig
+from .robot_encoders import all_rows
 from .static_thoughts import StaticThoughts, cache_argument
-from .view_features import all_rows
 
 
 class ThinkingMixin:

@@ -11,7 +11,7 @@ from image_encoders import SIGLIP
 
 from syvla.modeling_syvla.expert_inputs import ExpertObservation
 from syvla.modeling_syvla.flow_matching import euler_sample
-from syvla.modeling_syvla.fused_projections import FusedProjections
+from syvla.modeling_syvla.inference_linear import FusedProjections
 
 LAYERS, STEPS, CHUNK, QUERIES, VIEWS = 3, 5, 8, 8, 3
 SUFFIX = CHUNK + 1  # timestep and actions

@@ -138,7 +138,7 @@ class PolicyEncoder:
     """
 
     def __init__(self, vision_tower: Any, image_processor: Any, device: str | torch.device = "cpu") -> None:
-        from syvla.modeling_syvla.view_features import feature_width
+        from syvla.modeling_syvla.robot_encoders import feature_width
 
         self._model, self._prepare, self._device = vision_tower.to(device).eval(), image_processor, device
         self.dim = int(feature_width(vision_tower.config))

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from syvla.modeling_syvla import SyVLAModel
-from syvla.modeling_syvla.fused_projections import FusedProjections
+from syvla.modeling_syvla.inference_linear import FusedProjections
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from syvla.modeling_syvla.onednn_linear import OneDNNLinear, linear, use_onednn
+from syvla.modeling_syvla.inference_linear import OneDNNLinear, linear, use_onednn
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
 

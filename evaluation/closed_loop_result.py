@@ -18,7 +18,7 @@ from .success_rate import SuccessRate
 
 _PACKAGES = (
     *("syvla", "numpy", "gymnasium", "mujoco", "torch", "transformers", "websockets", "msgpack"),
-    *("hf-libero", "robosuite", "metaworld", "gym-aloha", "dm-control"),
+    *("hf-libero", "robosuite", "metaworld", "gym-aloha", "dm-control", "gymnasium-robotics"),
 )
 """Whose version may matter to an outcome: ours, the policy's, the simulators'."""
 

@@ -44,6 +44,7 @@ peer openpi-client "install dm-tree" "install --no-deps 'openpi-client==0.1.2'"
 # do not need; of gym-aloha only the scene files are used, without dm-control.
 peer metaworld "install -e '.[metaworld]'"
 peer LIBERO "install -e '.[libero]'" "install --no-deps 'hf-libero==0.1.4' 'robosuite==1.4.0' 'bddl==1.0.1'"
+peer gymnasium-robotics "install -e '.[adroit]'"
 peer gym-aloha "install --no-deps 'gym-aloha==0.1.5'"
 
 # TRL, whose trainers train the text model (3.4 MB; it needs nothing that the extras do not bring).

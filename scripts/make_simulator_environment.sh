@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Makes a virtual environment for one simulator and the light client: `syvla-eval --server URL` runs in it against a policy
 # server that has torch and the model. For simulators whose pins cannot share an environment with them.
-#   scripts/make_simulator_environment.sh metaworld|aloha|libero|tabletop [FOLDER]
+#   scripts/make_simulator_environment.sh metaworld|aloha|libero|adroit|tabletop [FOLDER]
 # FOLDER is .venv-NAME by default, relative to the repository; PYTHON chooses the interpreter (3.11 or newer). None of the
 # simulators brings torch: LIBERO's package asks for it, but its environments do not need it. Recording (`syvla-record`)
 # needs the whole package.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-name=${1:?expected the name of a simulator: metaworld, aloha, libero or tabletop}
+name=${1:?expected the name of a simulator: metaworld, aloha, libero, adroit or tabletop}
 folder=${2:-.venv-$name}
 
 # Requirements of extras, one a line, as pyproject.toml has them.
@@ -23,8 +23,9 @@ case $name in
     metaworld) extras=(sim metaworld) unresolved=() ;;
     aloha) extras=(sim) unresolved=('gym-aloha==0.1.5') ;; # its scene files only
     libero) extras=(sim libero) unresolved=('hf-libero==0.1.4' 'robosuite==1.4.0' 'bddl==1.0.1') ;;
+    adroit) extras=(sim adroit) unresolved=() ;;
     tabletop) extras=(sim) unresolved=() ;;
-    *) echo "expected metaworld, aloha, libero or tabletop, got '$name'" >&2; exit 2 ;;
+    *) echo "expected metaworld, aloha, libero, adroit or tabletop, got '$name'" >&2; exit 2 ;;
 esac
 
 "${PYTHON:-python3}" -m venv "$folder"

@@ -70,6 +70,12 @@ ENVIRONMENTS: dict[str, Backend] = {
         install="pip install 'syvla[aloha]'",
         graphics=True,
     ),
+    "adroit": Backend(
+        environment=f"{__name__}.adroit.environment:AdroitEnv",
+        expert=None,
+        install="pip install 'syvla[adroit]'",
+        graphics=True,
+    ),
 }
 """Back-ends by name. Add an entry to make another simulator known; it must offer `RobotEnvironment`."""
 

@@ -50,13 +50,13 @@ class SimulatorEnv(gymnasium.Env):
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"]}
     render_mode = "rgb_array"
-    embodiment: ClassVar[str]
+    embodiment: str
     tasks: ClassVar[tuple[str, ...]]
     task_groups: ClassVar[dict[str, tuple[str, ...]]] = {}  # further names of several tasks, for evaluations
     cameras: ClassVar[tuple[str, ...]]
     view_cameras: ClassVar[dict[str, str]]
-    state_names: ClassVar[tuple[str, ...]]
-    action_names: ClassVar[tuple[str, ...]]
+    state_names: tuple[str, ...]
+    action_names: tuple[str, ...]
     control_hz: ClassVar[float]
     simulator_cameras: ClassVar[dict[str, str]] = {}  # camera to its name in the model, where that is another
     hidden_groups: ClassVar[tuple[int, ...]] = ()  # of geoms
@@ -243,6 +243,14 @@ class SimulatorEnv(gymnasium.Env):
         if self._renderer is not None:
             self._renderer.close()
             self._renderer = None
+
+
+_UNSTABLE = tuple(getattr(mujoco.mjtWarning, f"mjWARN_BAD{what}") for what in ("QPOS", "QVEL", "QACC"))
+
+
+def went_unstable(data: mujoco.MjData) -> bool:
+    """Whether MuJoCo found values beyond its limits since the last reset, and has gone back to the model's initial state."""
+    return any(data.warning[kind].number for kind in _UNSTABLE)
 
 
 def check_task(task: str, tasks: tuple[str, ...]) -> None:

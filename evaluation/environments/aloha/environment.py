@@ -28,7 +28,7 @@ import mujoco
 import numpy as np
 from gymnasium import spaces
 
-from syvla.evaluation.environments.simulator import SimulatorEnv, check_options, check_task
+from syvla.evaluation.environments.simulator import SimulatorEnv, check_options, check_task, went_unstable
 
 SIDES = ("left", "right")
 ARM_JOINTS = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate")
@@ -49,7 +49,6 @@ OBJECTS = {  # body: x and y ranges [m] of the draw, in the order of the joints;
     "insertion": {"peg": ((0.1, 0.2), (0.4, 0.6)), "socket": ((-0.2, -0.1), (0.4, 0.6))},
 }
 START_HEIGHT = 0.05
-UNSTABLE = tuple(getattr(mujoco.mjtWarning, f"mjWARN_BAD{what}") for what in ("QPOS", "QVEL", "QACC"))
 SOCKET_WALLS = ("socket-1", "socket-2", "socket-3", "socket-4")
 
 
@@ -141,7 +140,7 @@ class AlohaEnv(SimulatorEnv):
         self._data.ctrl[:] = np.concatenate([arms[:, :6], fingers, -fingers], axis=1).ravel()
         mujoco.mj_step(self._model, self._data, PHYSICS_STEPS)
         mujoco.mj_forward(self._model, self._data)
-        if any(self._data.warning[kind].number for kind in UNSTABLE):  # MuJoCo has gone back to its initial state
+        if went_unstable(self._data):
             self.reward, self._steps = 0, self.max_steps
             return
         self.reward = (transfer_reward if self.task == "transfer_cube" else insertion_reward)(self._touching())

@@ -17,7 +17,7 @@ def share_that_differs(ours, theirs):
 
 
 def gymnasiums_own(env, camera):
-    """What MetaWorld draws with. gym-aloha draws through dm-control, which passes MuJoCo's own defaults on as well."""
+    """What MetaWorld and gymnasium-robotics draw with. gym-aloha's dm-control passes MuJoCo's own defaults on as well."""
     from gymnasium.envs.mujoco.mujoco_rendering import OffScreenViewer
 
     viewer = OffScreenViewer(env.model, env.data, SIDE, SIDE)
@@ -37,9 +37,18 @@ def liberos_own(env, camera):
     return np.asarray(simulation.render(camera_name=camera, width=SIDE, height=SIDE))[::-1, ::-1]
 
 
+def adroits_own(env, camera):
+    """As above, once the bodies stand where the joints are: after a step MuJoCo has them where they were 2 ms before."""
+    import mujoco
+
+    mujoco.mj_forward(env.model, env.data)
+    return gymnasiums_own(env, camera)
+
+
 CASES = {
     "metaworld": ("push-v3", gymnasiums_own),
     "aloha": ("transfer_cube", gymnasiums_own),
+    "adroit": ("door", adroits_own),
     "libero": ("libero_spatial_0", liberos_own),
 }
 

@@ -1,0 +1,1 @@
+"""Adroit: a hand with 24 joints, on an arm."""

@@ -33,8 +33,8 @@ def request_of():
 
 
 @pytest.fixture
-def serve():
-    """Starts servers with settings and policy of one's own; all are stopped at the end."""
+def serve(tmp_path):
+    """Starts servers with settings and policy of one's own; all are stopped at the end, before `tmp_path` goes."""
     servers: list[PolicyServer] = []
 
     def start(policy=None, *, record=None, routers=(), wait=True, **settings) -> PolicyServer:

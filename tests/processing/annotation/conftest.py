@@ -69,8 +69,9 @@ class Served:
 
 
 @pytest.fixture
-def serve(tmp_path_factory):
-    """Starts a command: `serve(*arguments, module=..., before=...) -> Served`; `before` runs in its process."""
+def serve(tmp_path, tmp_path_factory):
+    """Starts a command, ended before `tmp_path` goes:
+    `serve(*arguments, module=..., before=...) -> Served`; `before` runs in its process."""
     held = []
 
     def start(*arguments, module=COMMAND, before=None):

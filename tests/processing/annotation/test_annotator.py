@@ -14,8 +14,8 @@ from syvla.processing.robot_data.robot_dataset import RobotDataset
 
 
 @pytest.fixture
-def annotate():
-    """Opens a dataset: `annotate(root) -> Annotator`; all are closed at the end."""
+def annotate(tmp_path):
+    """Opens a dataset: `annotate(root) -> Annotator`; all are closed at the end, before `tmp_path` goes."""
     held = []
 
     def start(root, **options):

@@ -42,8 +42,11 @@ sys.exit(main())
 
 
 @pytest.fixture
-def start(rl_options):
-    """`start(output, **options) -> process` of one or several workers, with a log beside the output."""
+def start(rl_options, tmp_path):
+    """`start(output, **options) -> process` of one or several workers, with a log beside the output.
+
+    All are ended before `tmp_path` goes.
+    """
     running = []
 
     def run(output, processes=1, command=(sys.executable, str(SCRIPT)), **more):

@@ -28,10 +28,9 @@ from .intention_decoupling import find_decoupling_mask, gathered_weights, keep_s
 from .known_actions import draw_delays, known_steps, sample_after, velocity_after
 from .model_outputs import SyVLAActionOutput, SyVLAOutput
 from .pretrained import SyVLAPreTrainedModel
-from .query_reading import QueryReadingMixin
+from .query_states import ThinkingMixin
 from .regression_head import RegressionHead, l1_loss
 from .resizing import resize_chunk, resize_queries
-from .thinking import ThinkingMixin
 from .unused_weights import zero_of_unused_weights
 from .vlm_positions import use_right_image_positions
 from .window_attention import batch_windows
@@ -48,7 +47,7 @@ from .padding_free import FlattenedBatch  # noqa: F401  isort: skip
 from .static_thoughts import StaticThoughts  # noqa: F401  isort: skip
 
 
-class SyVLAModel(QueryReadingMixin, ThinkingMixin, InferenceOptimizationMixin, SyVLAPreTrainedModel, GenerationMixin):
+class SyVLAModel(ThinkingMixin, InferenceOptimizationMixin, SyVLAPreTrainedModel, GenerationMixin):
     """The whole policy: VLM, Feature Query Tokens, adapter and action expert."""
 
     reentrant_checkpointing = False
@@ -376,8 +375,9 @@ class SyVLAModel(QueryReadingMixin, ThinkingMixin, InferenceOptimizationMixin, S
         plain_query_states: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Denoise chunks on given query states; the expert's context is computed once. float32 (B, T, D_action_max)."""
-        check_advantage_guidance(self, advantage_guidance)
-        require_plain(advantage_guidance, plain_query_states, "plain_query_states")
+        if advantage_guidance is not None or plain_query_states is not None:
+            check_advantage_guidance(self, advantage_guidance)
+            require_plain(advantage_guidance, plain_query_states, "plain_query_states")
         if continuation is not None:
             continuation = (continuation[0].float(), continuation[1].float()[..., None])
         if max_guidance_weight is not None:

@@ -46,8 +46,7 @@ from syvla.training.run.requirements import require_one_device, require_processo
 from syvla.training.run.run_settings import settings_of
 from syvla.training.run.schedule import warn_of_endless_warmup
 
-from .held_out import HeldOutSamples
-from .held_out_evaluation import HeldOutEvaluationMixin
+from .held_out import HeldOutEvaluationMixin, HeldOutSamples
 from .look_ahead import look_ahead
 from .loss_metrics import LossMetrics, source_names
 

@@ -52,10 +52,12 @@ class TrainingCollator:
                     f"actions: missing in a robot sample ({row_name(item) or item.get('text')!r}), which has none{thought}; "
                     "give actions (T, D_action), or make a chat of it: {'messages': ..., 'images': ...}"
                 )
-        batch = self.collate(items, length_bucket=self.length_bucket)
+        sources: dict[str, Any] = {}
         if all("source" in item for item in items):
-            batch["source_ids"] = torch.tensor([item["source"] for item in items])
-            batch["rows"] = [row_name(item) for item in items]
+            sources["source_ids"] = torch.tensor([item["source"] for item in items])
+            sources["rows"] = [row_name(item) for item in items]
+        batch = self.collate(items, length_bucket=self.length_bucket)
+        batch.update(sources)
         return batch
 
 

@@ -93,6 +93,9 @@ class WrappedVLMMixin:
         processors.append(_NoQueryTokens(query_token, device=device))
         if input_ids is not None and kwargs.get("mm_token_type_ids") is None:
             kwargs["mm_token_type_ids"] = self._token_types(input_ids)
+        for name in ("pixel_values", "image_grid_thw"):  # transformers would encode a picture that is None
+            if name in kwargs and kwargs[name] is None:
+                del kwargs[name]
         self.vlm.generation_config = self.generation_config
         with self._lent_input_preparation():
             return self.vlm.generate(*args, logits_processor=processors, **kwargs)

@@ -92,3 +92,22 @@ def test_a_sampled_thought_is_fixed_by_the_seed(think):
 
     assert torch.equal(sampled(1), sampled(1))
     assert not torch.equal(sampled(1), sampled(2))
+
+
+def test_a_prompt_without_pictures_is_thought_about(tiny_model, tiny_processor):
+    """Text alone, in one call with and without the names of the missing pictures; the states are those of a plain pass."""
+    chat = [{"role": "user", "content": [{"type": "text", "text": "what is 3 plus 4?"}]}]
+    text = tiny_processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+    prompt = tiny_processor.tokenizer(text, return_tensors="pt")["input_ids"]
+    options = {"think": True, "max_new_tokens": 4, "tokenizer": tiny_processor.tokenizer, "do_sample": False}
+    states, _, thoughts, ids = tiny_model.predict_query_states(prompt, **options)
+    end = tiny_model.config.get_text_config().eos_token_id
+    tail = [] if end in ids[0].tolist() else [end]
+    queries = [tiny_model.config.query_token_id] * tiny_model.config.num_query_tokens
+    whole = torch.cat((prompt[0], ids[0], torch.tensor(tail + queries)))[None]
+    plain = tiny_model.select_query_states(tiny_model.encode(whole), whole)
+    torch.testing.assert_close(states, plain, atol=1e-5, rtol=1e-4)
+    assert len(thoughts) == 1
+    for none in ({"pixel_values": None}, {"pixel_values": None, "image_grid_thw": None}):
+        generated = tiny_model.generate(input_ids=prompt, max_new_tokens=4, do_sample=False, **none)
+        assert torch.equal(generated[:, prompt.shape[1] :], ids)

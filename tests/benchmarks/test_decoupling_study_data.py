@@ -1,0 +1,148 @@
+"""Words and scenes of the decoupling study: they are the environment's own, and nothing but the words tells the right thing."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("mujoco", reason="MuJoCo (extra sim) is not installed")
+
+from benchmarks.decoupling_study_language import (
+    END,
+    QUERY,
+    START,
+    TARGETS,
+    TASKS,
+    exchanged_thought,
+    prompt_ids,
+    requests,
+    sequence_ids,
+    text_batch,
+    vocabulary,
+    words,
+)
+from benchmarks.decoupling_study_scenes import (
+    CENTER,
+    DIM,
+    SCALE,
+    STATE_CENTER,
+    STATE_SCALE,
+    VIEWS,
+    Demonstrations,
+    Scene,
+    cached,
+    make_world,
+    record,
+)
+from syvla.evaluation.environments.tabletop.choice_tasks import ASPECTS_OF
+
+COUNTS = dict.fromkeys(TASKS, 2)
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    return record(COUNTS, 0, 60, 0.01)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_requests_are_the_environments_own_instructions_and_thoughts(task):
+    for unseen in [(), *((aspect,) for aspect in ASPECTS_OF[task])]:
+        env = make_world(task, max_steps=5, ood=unseen)
+        for seed in range(8):
+            env.reset(seed=seed)
+            scene, layout = Scene(env), env.layout
+            said = {(request.text, request.thought) for request in requests(scene.target, unseen)}
+            assert (layout.instruction, layout.reasoning) in said
+            assert set(words(f"{layout.instruction} {layout.reasoning}")) <= set(vocabulary())
+
+
+def test_a_target_is_asked_for_in_many_ways_and_a_group_has_one_expression():
+    for target, (task, name) in enumerate(TARGETS):
+        asked = requests(target)
+        assert len({request.text for request in asked}) == len(asked) >= 3
+        assert all(request.target == target and name in request.thought for request in asked)
+        assert all((request.residue >= 0) == (task == "calculating") for request in asked)
+        groups = {request.group for request in asked}
+        assert len(groups) == {"calculating": len(groups), "bagging": 4, "place_named": 3}[task]
+    seven = next(r for r in requests(TARGETS.index(("calculating", "7"))) if r.text == "what is 9 minus 2?")
+    assert seven.thought == "9 minus 2 is 7; reach the 7 block"
+    assert seven.residue == 9
+    assert exchanged_thought(seven, TARGETS.index(("calculating", "4"))) == "9 minus 2 is 4; reach the 4 block"
+    apple = requests(TARGETS.index(("bagging", "apple")))[0]
+    assert exchanged_thought(apple, TARGETS.index(("bagging", "hammer"))) == "nail: reach the hammer"
+    with pytest.raises(ValueError, match="expected one of task 'bagging'"):
+        exchanged_thought(apple, 0)
+
+
+def test_sequences_carry_loss_on_the_thought_alone():
+    texts = {number: word for word, number in vocabulary().items()}
+    ids, labels = sequence_ids("put the red cube on the pad", "reach the red cube", 3)
+    assert ids[: len(prompt_ids("put the red cube on the pad"))] == prompt_ids("put the red cube on the pad")
+    assert (ids[0], ids[8], ids[9], ids[-3:]) == (START, END, START, [QUERY] * 3)
+    learned = [(texts.get(i, i), label == i) for i, label in zip(ids, labels, strict=True) if label != -100]
+    assert learned == [("reach", True), ("the", True), ("red", True), ("cube", True), (END, True)]
+    silent, none = sequence_ids("put the red cube on the pad", None, 3)
+    assert silent == ids[:10] + [QUERY] * 3
+    assert set(none) == {-100}
+    batch = text_batch([(ids, labels), (silent, none)])
+    assert batch.mask.sum(1).tolist() == [len(ids), len(silent)]
+    assert batch.rows(np.array([1])).ids.tolist() == [silent]
+
+
+def test_views_say_where_things_lie_and_what_they_are():
+    for task in TASKS:
+        env = make_world(task, max_steps=5)
+        for seed in range(4):
+            env.reset(seed=seed)
+            scene = Scene(env)
+            views, present = scene.views()
+            own = scene.names.index("object")
+            assert views[own, :3] * SCALE + CENTER == pytest.approx(env.data.body("object").xpos, abs=1e-6)
+            assert np.flatnonzero(views[own, 7:]).tolist() == [scene.target] == [scene.targets[own]]
+            assert present.tolist() == [True, True, len(scene.names) == 3, True]
+            assert views[-1, :2] * SCALE[:2] + CENTER[:2] == pytest.approx(env.layout.poses["goal"][:2], abs=1e-6)
+            assert views[-1, 5:7].tolist() == [1.0, float(task == "bagging")]
+            assert np.diff([env.layout.poses[name][1] for name in scene.names]).max() < 0, "from left to right"
+            assert not views[~present].any()
+
+
+def test_no_slot_tells_the_right_thing():
+    env = make_world("place_named", max_steps=5)
+    first = []
+    for seed in range(200):
+        env.reset(seed=seed)
+        scene = Scene(env)
+        first.append(scene.names[0] == "object")
+    assert np.mean(first) == pytest.approx(0.5, abs=4 * 0.5 / 200**0.5)
+
+
+def test_joint_targets_bring_both_arms_where_an_action_says():
+    env = make_world("calculating", max_steps=5)
+    env.reset(seed=0)
+    scene = Scene(env)
+    action = scene.state() + np.tile([0.2, 0.1, -0.3, 0.4, -0.5], 2).astype(np.float32)
+    reached = scene.arms(scene.joint_targets(action))
+    assert reached == pytest.approx(action * STATE_SCALE + STATE_CENTER, abs=2e-3)
+
+
+def test_recordings_hold_whole_episodes_and_chunks_end_held(recorded):
+    assert recorded.lengths.sum() == len(recorded.states) == len(recorded.actions) == len(recorded.views)
+    assert recorded.views.shape[1] == recorded.present.shape[1] == len(VIEWS)
+    assert [TARGETS[target][0] for target in recorded.targets] == [task for task in TASKS for _ in range(2)]
+    for own, other in zip(recorded.targets, recorded.others, strict=True):
+        assert own != other
+        assert TARGETS[own][0] == TARGETS[other][0]
+    last = recorded.starts[1] + recorded.lengths[1] - 1
+    chunk = recorded.chunks(np.array([last - 1]), np.array([1]), 4)[0]
+    assert chunk.shape == (4, DIM)
+    assert (chunk[0] == recorded.actions[last - 1]).all()
+    assert (chunk[1:] == recorded.actions[last]).all()
+
+
+def test_a_recording_is_made_once_and_read_back(recorded, tmp_path):
+    path = tmp_path / "new" / "demonstrations.npz"
+    first = cached(path, COUNTS, 0, 60, 0.01)
+    time = path.stat().st_mtime_ns
+    again = cached(path, COUNTS, 0, 60, 0.01)
+    assert path.stat().st_mtime_ns == time
+    for name in Demonstrations.__dataclass_fields__:
+        assert (getattr(first, name) == getattr(again, name)).all()
+        assert (getattr(first, name) == getattr(recorded, name)).all(), "the same seeds, the same recording"

@@ -1,0 +1,121 @@
+"""The study from end to end at a size at which nothing is learned: every part, resuming, and the same outcomes twice."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("mujoco", reason="MuJoCo (extra sim) is not installed")
+
+from benchmarks import decoupling_study
+from benchmarks.decoupling_study_closed_loop import SPLITS
+from benchmarks.decoupling_study_plan import ARMS, PHASES, SMOKE, Recipe
+from benchmarks.decoupling_study_policy import Batches, given_states, make_model, thoughtful_states
+from benchmarks.decoupling_study_run import demonstrations, finished, result_path, run_into
+
+QUICK = {**SMOKE, "train_steps": 2, "starts": 6, "held_out": 4, "held_out_frames": 1, "max_steps": 5, "seeds": 1}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Arguments and folder of a study of one arm that has been run."""
+    folder = tmp_path_factory.mktemp("study")
+    patch = pytest.MonkeyPatch()
+    patch.setattr(decoupling_study, "SMOKE", QUICK)
+    arguments = ["--smoke", "--arms", "random", "--processes", "1", "--output", str(folder), "--seeds", "1"]
+    assert decoupling_study.main(arguments) == 0
+    yield arguments, folder / "smoke"
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def recipe():
+    return Recipe.load(changes={**QUICK, "further_seeds": 1})
+
+
+def test_every_outcome_is_there(place, recipe):
+    study = json.loads((place[1] / "decoupling_study_smoke.json").read_text())
+    assert study["recipe"]["train_steps"] == recipe.train_steps
+    assert study["arms"]["random"]["model"] == {"intention_decoupling": True, "decoupling_choice": "random"}
+    (run,) = study["runs"]
+    assert (run["arm"], run["seed"], run["phase"], run["recipe"]) == ("random", 0, "tuning", recipe.digest)
+    for split in SPLITS:
+        assert len(run[split]["outcomes"]) == len(run[split]["steps"]) == len(run[split]["thoughts_right"]) == 6
+        assert set(run[split]["outcomes"]) <= set("swt")
+        assert all(1 <= steps <= recipe.max_steps for steps in run[split]["steps"])
+    found = run["mechanism"]
+    assert sum(found["masks"]["share"]) == pytest.approx(1, abs=1e-3), "one of ten states is masked"
+    assert sum(found["attention"]) == pytest.approx(1, abs=1e-3)
+    assert set(found["exchanged"]) == {"error_right", "error_wrong", "variance_right", "variance_wrong", "moved"}
+    assert len(found["probes"]["target"]["each"]) == 10
+    assert 0 <= found["masks"]["agree_training"] <= 1
+    assert set(run["cpu_seconds"]) == {"demonstrations", "training", "evaluation", "mechanism"}
+    assert {p.name for p in place[1].glob("*.png")} == {
+        "decoupling_study_smoke_success.png",
+        "decoupling_study_smoke_maps.png",
+    }
+
+
+def test_a_second_run_has_the_same_outcomes(place, capsys):
+    assert decoupling_study.main([*place[0], "--reproduce", "random", "0"]) == 0
+    assert "the same outcomes" in capsys.readouterr().out
+    path = result_path(place[1], "random", 0)
+    kept = path.read_text()
+    changed = json.loads(kept)
+    changed["losses"][0]["action"] += 1e-4
+    path.write_text(json.dumps(changed))
+    assert decoupling_study.main([*place[0], "--reproduce", "random", "0"]) == 1
+    assert "differs in losses" in capsys.readouterr().out
+    path.write_text(kept)
+
+
+def test_what_is_done_is_not_run_again_and_another_recipe_is_refused(place, recipe, monkeypatch, capsys):
+    path = result_path(place[1], "random", 0)
+    time = path.stat().st_mtime_ns
+    (path.parent / f".{path.name}.killed").write_text("{")  # what a killed process may leave
+    assert decoupling_study.main(place[0]) == 0
+    assert path.stat().st_mtime_ns == time
+    assert finished(place[1], recipe, "random", 1) is None
+    monkeypatch.setattr(decoupling_study, "SMOKE", {**QUICK, "train_steps": 3})
+    assert decoupling_study.main(place[0]) == 1
+    assert "name another --output" in capsys.readouterr().err
+
+
+def test_a_run_that_dies_leaves_nothing_that_counts(recipe, place, tmp_path, monkeypatch):
+    from benchmarks import decoupling_study_run
+
+    monkeypatch.setattr(decoupling_study_run, "measure", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        run_into(recipe, "tuning", "silent_off", 0, place[1], {})
+    assert finished(place[1], recipe, "silent_off", 0) is None
+
+
+def test_arms_of_a_seed_get_the_same_samples(recipe, place):
+    data, _ = demonstrations(recipe, PHASES["tuning"], place[1])
+    draws = {arm: Batches(data, recipe, ARMS[arm], 5).draw() for arm in ("weakest", "silent_off", "queries_5")}
+    other = Batches(data, recipe, ARMS["weakest"], 6).draw()
+    for arm in ("silent_off", "queries_5"):
+        for part in (2, 3, 4):
+            assert torch.equal(draws[arm][part], draws["weakest"][part])
+        assert torch.equal(draws[arm][1].pixel_values, draws["weakest"][1].pixel_values)
+    assert not torch.equal(other[3], draws["weakest"][3])
+    length = 3
+    prompts = [draws[arm][0].ids[:, :length] for arm in ("weakest", "silent_off")]
+    assert torch.equal(*prompts)
+    assert (draws["silent_off"][0].labels == -100).all()
+    # frames belong to the instruction: the named thing is among those on the table
+    texts, observation, *_ = draws["weakest"]
+    assert len(observation.state) == len(texts.ids) * recipe.frames_per_text
+
+
+def test_states_without_a_thought_are_those_of_prompt_and_queries(recipe):
+    model = make_model(recipe, ARMS["silent_off"], 0)
+    texts = ["put the red cube on the pad", "I am thirsty", "what is 3 plus 4?"]
+    silent, nothing = thoughtful_states(model, texts, False)
+    assert nothing == [""] * 3
+    assert silent.shape == (3, 10, recipe.vlm_width)
+    np.testing.assert_allclose(silent.numpy(), given_states(model, texts, [None] * 3).numpy(), atol=1e-5)
+    thinking, said = thoughtful_states(model, texts, True)
+    assert len(said) == 3
+    assert not np.allclose(thinking.numpy(), silent.numpy(), atol=1e-3)

@@ -45,7 +45,7 @@ from benchmarks.chunk_end_policy import (
 from benchmarks.reporting import RESULTS, print_table
 from syvla.durable_files import write_text
 from syvla.evaluation.success_rate import SuccessRate
-from syvla.modeling_syvla.configuration_syvla import CHUNK_ENDS
+from syvla.modeling_syvla.consistent_design import CHUNK_ENDS
 
 HELD_OUT = 24  # demonstrations for the error, beside those to train on
 CONTROL_HZ = {8: 10.0, 32: 40.0}  # by chunk length: 0.8 s each, so that either is shorter than an episode

@@ -11,30 +11,19 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
+from .consistent_design import require_choice, require_consistent_design
 from .embodiment_fields import USABLE_NAME, EmbodimentsMixin
-from .flow_solver import FlowSolver, check_solver
 from .own_fields import OwnModelTypeMixin
+
+# Not used here, but by `consistent_design`: transformers 5.4 fetches only those files of a checkpoint that its entry file
+# imports itself, not what they import in turn.
+from .flow_solver import FlowSolver  # noqa: F401  isort: skip
 
 VIEWS = ("center", "left_wrist", "right_wrist")
 """Camera views in the order in which the model receives them (paper, appendix A: center and two wrist cameras)."""
 
 FORMAT_VERSION = 1
 """Version of what config and weights mean. It rises when code of this version would misread newer checkpoints."""
-
-CONDITIONINGS = ("query_states", "all_hidden_states")
-ACTION_HEADS = ("flow_matching", "l1_regression")
-DECOUPLING_CHOICES = ("weakest", "random", "strongest")
-"""Query states that Intention Decoupling masks: those of smallest gradient (the paper); as controls, as many random ones, or
-those of largest gradient."""
-
-CHUNK_ENDS = ("noise", "masked", "hold", "hold_untrained")
-"""What training puts into the steps of a chunk beyond the end of an episode.
-
-- "noise": zeros on the way from noise, not trained. At inference other values stand there, which the real steps attend to.
-- "masked": the same, but no step attends to them. At inference every step is attended to.
-- "hold": the last action, trained, as openpi and LeRobot do. Inference sees what training saw.
-- "hold_untrained": the last action, not trained.
-"""
 
 # Qwen2.5-VL-3B-Instruct, as published in its config.json.
 _QWEN2_5_VL_3B: dict[str, Any] = {
@@ -127,8 +116,8 @@ class SyVLAExpertConfig(OwnModelTypeMixin, PreTrainedConfig):
         rms_norm_eps: float = 1e-6,
         **kwargs: Any,
     ) -> None:
-        _require_choice("expert_config.mlp_type", mlp_type, ("swiglu", "gelu"))
-        _require_choice("expert_config.cross_attention_scope", cross_attention_scope, ("all", "suffix"))
+        require_choice("expert_config.mlp_type", mlp_type, ("swiglu", "gelu"))
+        require_choice("expert_config.cross_attention_scope", cross_attention_scope, ("all", "suffix"))
         if hidden_size % 2:
             raise ValueError(f"expert_config.hidden_size: expected an even width, got {hidden_size}")
         self.hidden_size = hidden_size
@@ -242,7 +231,7 @@ class SyVLAConfig(EmbodimentsMixin, OwnModelTypeMixin, PreTrainedConfig):
         **kwargs: Any,
     ) -> None:
         self.format_version = known_format_version(format_version)
-        _require_choice("decoupling_scope", decoupling_scope, ("sample", "batch"))
+        require_choice("decoupling_scope", decoupling_scope, ("sample", "batch"))
         if not 0.0 <= decoupling_quantile < 1.0:
             raise ValueError(f"decoupling_quantile: expected a number in [0, 1), got {decoupling_quantile}")
         for name, value in (("num_query_tokens", num_query_tokens), ("chunk_size", chunk_size)):
@@ -425,68 +414,6 @@ def _tiny_qwen() -> dict[str, Any]:
     }
 
 
-def require_consistent_design(config: Any) -> None:
-    """Refuse combinations of baselines that have no meaning; fields may have been set after the config was made.
-
-    Raises:
-        ValueError: Naming the field and the fix.
-    """
-    _require_choice("conditioning", config.conditioning, CONDITIONINGS)
-    _require_choice("action_head", config.action_head, ACTION_HEADS)
-    _require_choice("decoupling_choice", config.decoupling_choice, DECOUPLING_CHOICES)
-    _require_used_controls(config)
-    _require_choice("chunk_end", config.chunk_end, CHUNK_ENDS)
-    check_solver(config.flow_solver, config.flow_grid_power)
-    if not 0 <= config.simulated_delay < config.chunk_size:
-        raise ValueError(
-            f"simulated_delay: expected 0 up to less than chunk_size={config.chunk_size}, got {config.simulated_delay}"
-        )
-    if config.action_head == "l1_regression" and config.simulated_delay:
-        raise ValueError(
-            "simulated_delay: has no effect with action_head='l1_regression', which reads no actions; leave it out"
-        )
-    if config.action_head == "l1_regression" and not FlowSolver.of(config).uniform_euler:
-        raise ValueError("flow_solver: has no effect with action_head='l1_regression', which has no flow; leave it out")
-    if config.action_head == "l1_regression" and config.chunk_end in ("masked", "hold_untrained"):
-        raise ValueError(
-            f"chunk_end: {config.chunk_end!r} has no effect with action_head='l1_regression', whose steps do not attend to "
-            "each other; use 'hold' or 'noise'"
-        )
-    if not isinstance(config.advantage_conditioned, bool):
-        raise ValueError(f"advantage_conditioned: expected true or false, got {config.advantage_conditioned!r}")
-    if config.advantage_conditioned and (config.action_head, config.conditioning) != ("flow_matching", "query_states"):
-        raise ValueError(
-            "advantage_conditioned: expected action_head='flow_matching' and conditioning='query_states', the design that "
-            f"reinforcement learning trains, got {config.action_head!r} and {config.conditioning!r}"
-        )
-    if config.conditioning != "all_hidden_states":
-        return
-    if config.intention_decoupling:
-        raise ValueError(
-            "intention_decoupling: it masks Feature Query States, but conditioning='all_hidden_states' hands every hidden "
-            "state to the expert; set intention_decoupling=False for this baseline"
-        )
-    if config.action_head == "l1_regression":
-        raise ValueError(
-            "conditioning: expected 'query_states' with action_head='l1_regression', which reads a fixed number of "
-            "states; got 'all_hidden_states'"
-        )
-
-
-def _require_used_controls(config: Any) -> None:
-    if config.decoupling_choice != "weakest" and not config.intention_decoupling:
-        raise ValueError(
-            f"decoupling_choice: {config.decoupling_choice!r} has no effect with intention_decoupling=False; leave it out, or "
-            "turn decoupling on"
-        )
-    if isinstance(config.query_noise, bool) or not 0 <= config.query_noise < float("inf"):
-        raise ValueError(f"query_noise: expected a finite number, at least 0, got {config.query_noise!r}")
-    if config.query_noise and config.conditioning != "query_states":
-        raise ValueError(
-            "query_noise: expected 0 with conditioning='all_hidden_states', which hands more than query states to the expert"
-        )
-
-
 def known_format_version(version: int) -> int:
     """The version that this code writes, once it is clear that it can read `version`."""
     if version > FORMAT_VERSION:
@@ -503,8 +430,3 @@ def sub_config(value: PreTrainedConfig | dict[str, Any] | None, default: dict[st
     fields = dict(default if value is None else value)
     model_type = fields.pop("model_type", default["model_type"])
     return AutoConfig.for_model(model_type, **fields)
-
-
-def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")

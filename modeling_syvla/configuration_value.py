@@ -20,6 +20,7 @@ from .own_fields import OwnModelTypeMixin
 
 # Not used here, but by `configuration_syvla`: transformers 5.4 fetches only those files of a checkpoint that its entry file
 # imports itself, not what they import in turn.
+from .consistent_design import require_consistent_design  # noqa: F401  isort: skip
 from .flow_solver import FlowSolver  # noqa: F401  isort: skip
 
 

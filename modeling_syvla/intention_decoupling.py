@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from .configuration_syvla import DECOUPLING_CHOICES
+from .consistent_design import DECOUPLING_CHOICES
 
 
 def gradient_norms(per_sample_loss: torch.Tensor, query_states: torch.Tensor) -> torch.Tensor:

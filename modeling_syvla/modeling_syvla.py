@@ -17,7 +17,8 @@ from transformers.utils import can_return_tuple
 
 from .action_expert import ActionExpert, EncodedObservation, ExpertContext, QueryAdapter
 from .advantage_guidance import GuidedExpert, check_advantage_guidance, doubled, require_plain
-from .configuration_syvla import SyVLAConfig, require_consistent_design
+from .configuration_syvla import SyVLAConfig
+from .consistent_design import require_consistent_design
 from .denoise_loop import denoise, fixed_context, step_times
 from .expert_inputs import ActionTarget, ExpertObservation, action_target, own_action_dims, select_rows
 from .flow_matching import flow_matching_loss, interpolate

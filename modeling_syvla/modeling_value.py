@@ -37,6 +37,7 @@ from .wrapped_vlm import require_read
 # imports itself, not what they import in turn. `test_remote_code` says which line is missing or too many.
 from .embodiment_fields import EmbodimentsMixin  # noqa: F401  isort: skip
 from .flow_matching import interpolate  # noqa: F401  isort: skip
+from .consistent_design import require_consistent_design  # noqa: F401  isort: skip
 from .flow_solver import FlowSolver  # noqa: F401  isort: skip
 from .inference_linear import FusedProjections  # noqa: F401  isort: skip
 from .known_actions import known_steps  # noqa: F401  isort: skip

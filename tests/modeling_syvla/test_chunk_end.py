@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig
 
 from syvla.modeling_syvla import SyVLAConfig
-from syvla.modeling_syvla.configuration_syvla import CHUNK_ENDS
+from syvla.modeling_syvla.consistent_design import CHUNK_ENDS
 from syvla.modeling_syvla.expert_inputs import action_target, end_chunks
 
 ACTIONS = torch.tensor([[1.0, 2.0, 9.0, float("nan")], [5.0, 9.0, 9.0, 9.0]])[..., None].expand(2, 4, 14)

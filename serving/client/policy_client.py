@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from tenacity import AsyncRetrying, Retrying
 
-from syvla.serving.contract.robot_promises import broken_promises
+from syvla.serving.contract.requests import broken_promises
 from syvla.serving.wire.msgpack_codec import CodecLimits, pack, unpack
 
 from .retries import ClientOptions, PolicyError, retrying

@@ -1,4 +1,9 @@
-"""What belongs to a whole recorded episode: one JSON file beside the data, `meta/rollouts/episode-NNNNNN.json`."""
+"""What belongs to a whole recorded episode: one JSON file beside the data, `meta/rollouts/episode-NNNNNN.json`.
+
+A rollout is sealed with its facts: a LeRobot dataset of one episode in a folder of its own, whole or absent. The episode is
+written aside, sealed with its facts and a list of its files (`syvla.sealed_folders`), and gets its name in one step. Only the
+file of facts changes afterwards, when somebody labels the episode.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from syvla.durable_files import write_json
+from syvla.sealed_folders import folder_problems, publish_folder, seal_folder
 
 TIME_OUTS = ("time limit", "timeout")
 """Values of an episode's `ended` that say that a time limit cut it off."""
+
+SEAL = "seal.json"
 
 
 @dataclass(frozen=True)
@@ -93,3 +101,22 @@ def check_outcome(outcome: Any) -> int | None:
     if isinstance(outcome, bool) or outcome not in (0, 1):
         raise ValueError(f"outcome: expected 1 (success), 0 (failure) or nothing, got {outcome!r:.80}")
     return int(outcome)
+
+
+# ---------------------------------------------------------------------- sealed rollouts
+
+
+def seal_rollout(folder: Path, target: Path, facts: EpisodeFacts) -> None:
+    """Seals the dataset in `folder` and renames it to `target`."""
+    seal_folder(folder, SEAL, {"facts": asdict(facts)}, changing=[facts_path(folder, 0)])
+    publish_folder(folder, target)
+
+
+def rollout_problem(folder: Path) -> str | None:
+    """What is wrong with a sealed rollout, None if nothing is. The label may have changed since."""
+    return "; ".join(folder_problems(folder, SEAL)[:3]) or None
+
+
+def sealed_facts(folder: Path) -> EpisodeFacts:
+    """The facts as they were when the rollout was sealed, before any label."""
+    return EpisodeFacts(**json.loads((folder / SEAL).read_text(encoding="utf-8"))["facts"])

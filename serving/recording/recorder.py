@@ -28,8 +28,7 @@ import numpy as np
 from .decision import Decision
 from .episode_facts import EpisodeFacts, check_outcome, read_facts, write_facts
 from .format import INTERVENTION, PREFIX, rollout_features
-from .open_episode import OpenEpisode
-from .spool import RolloutSpool
+from .open_episode import OpenEpisode, RolloutSpool
 
 if TYPE_CHECKING:
     from syvla.processing import RobotDatasetWriter

@@ -1,6 +1,6 @@
 """The episodes of a run of reinforcement learning: open -> awaiting_reward -> sealed, or aborted, or discarded. No torch.
 
-An open episode is recorded into `rollouts/.open/ID`. Its end seals it into `rollouts/ID` (`recording.seal`), where it waits
+An open episode is recorded into `rollouts/.open/ID`. Its end seals it into `rollouts/ID` (`episode_facts`), where it waits
 for a reward of 0 or 1 for as long as it takes; then it counts as sealed, and the Workers see it. What they make of it stands
 in the ledger (`ledger`). A restarted server finds everything again in these folders and in the ledger; what was open is
 aborted, and its robot told so.
@@ -23,9 +23,8 @@ import numpy as np
 
 from syvla.serving.contract.requests import ActAnswer, ActRequest, RequestError
 from syvla.serving.recording.by_session import record_answer, record_observation, refusing
-from syvla.serving.recording.episode_facts import EpisodeFacts, read_facts, reward_problem, write_facts
+from syvla.serving.recording.episode_facts import EpisodeFacts, read_facts, reward_problem, seal_rollout, write_facts
 from syvla.serving.recording.recorder import LOSSES, RecordingError, RolloutRecorder
-from syvla.serving.recording.seal import seal_rollout
 
 from .ledger import (
     ABORTED,

@@ -7,8 +7,14 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from syvla.serving.recording.episode_facts import EpisodeFacts, read_facts, write_facts
-from syvla.serving.recording.seal import SEAL, rollout_problem, sealed_facts
+from syvla.serving.recording.episode_facts import (
+    SEAL,
+    EpisodeFacts,
+    read_facts,
+    rollout_problem,
+    sealed_facts,
+    write_facts,
+)
 
 from .ledger import ABORTED, DISCARDED, OPEN, Ledger, LedgerEntry
 

@@ -14,8 +14,14 @@ from typing import Any
 import numpy as np
 
 from syvla.serving.contract.action_limits import UnsafeActions
-from syvla.serving.contract.requests import ActAnswer, ActRequest, PolicyBackend, PolicyHolder, RequestError
-from syvla.serving.contract.robot_promises import broken_promises
+from syvla.serving.contract.requests import (
+    ActAnswer,
+    ActRequest,
+    PolicyBackend,
+    PolicyHolder,
+    RequestError,
+    broken_promises,
+)
 from syvla.serving.recording.by_session import Recording
 from syvla.serving.wire.json_codec import decode_json, encode_json
 from syvla.serving.wire.msgpack_codec import pack, unpack

@@ -63,7 +63,7 @@ class LeRobotRolloutStore:
 
     def _recordings(self) -> list[Path]:
         from syvla.processing.robot_data.lerobot_format import INFO_PATH
-        from syvla.serving.recording.seal import SEAL, rollout_problem
+        from syvla.serving.recording.episode_facts import SEAL, rollout_problem
 
         if (self.root / INFO_PATH).is_file():
             return [self.root]

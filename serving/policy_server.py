@@ -19,6 +19,11 @@ from typing import Any
 
 import uvicorn
 from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from syvla import __version__
 
 from .contract.requests import PolicyBackend, PolicyHolder, RequestError
 from .recording.by_session import ServedRecording
@@ -29,6 +34,7 @@ from .server.act_service import ActService
 from .server.connection_guards import Guards, guarded_protocols
 from .server.http_routes import error_response, http_router
 from .server.live_routes import live_router
+from .server.route_schemas import complete
 from .server.settings import ServerSettings
 from .server.websocket_routes import websocket_router
 
@@ -52,7 +58,14 @@ def build_app(service: ActService, routers: Sequence[APIRouter] = ()) -> FastAPI
         watcher.cancel()
         await asyncio.to_thread(service.close)
 
-    app = FastAPI(title="SyVLA policy server", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
+    app = _DescribedApp(
+        title="SyVLA policy server",
+        description="Its HTTP side. docs/protocol.md describes the websocket, and what each key means.",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+    )
     app.state.service = service
     app.include_router(http_router(service))
     app.include_router(live_router(service))
@@ -65,7 +78,29 @@ def build_app(service: ActService, routers: Sequence[APIRouter] = ()) -> FastAPI
     async def refused(request: Request, error: RequestError) -> Response:
         return error_response(error)
 
+    @app.exception_handler(RequestValidationError)
+    async def unreadable(request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        text = f"{first['loc'][-1]}: {first['msg']}, got {first['input']!r:.60}"
+        return error_response(RequestError(text))
+
+    @app.exception_handler(HTTPException)
+    async def no_route(request: Request, error: HTTPException) -> Response:
+        text = (
+            f"route: no {request.method} {request.url.path[:100]} here ({error.detail}); /openapi.json lists the routes"
+        )
+        return JSONResponse({"error": text}, status_code=error.status_code, headers=error.headers)
+
     return app
+
+
+class _DescribedApp(FastAPI):
+    """Adds to FastAPI's description of the routes what they share."""
+
+    def openapi(self) -> dict[str, Any]:
+        if self.openapi_schema is None:
+            self.openapi_schema = complete(super().openapi())
+        return self.openapi_schema
 
 
 class PolicyServer:

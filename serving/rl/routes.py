@@ -12,15 +12,17 @@ import logging
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from syvla.serving.contract.requests import RequestError
 from syvla.serving.server.http_routes import read_body
 from syvla.serving.server.page_headers import PAGE_HEADERS
+from syvla.serving.wire.request_reading import whole
 
+from . import route_schemas
 from .playback import last_frames, played_frames, read_guidance
 from .scheduler import RLScheduler
 
@@ -37,25 +39,25 @@ def rl_router(scheduler: RLScheduler) -> APIRouter:
     router = APIRouter()
     _add_routes_of_people(router, scheduler)
 
-    @router.get("/rl")
+    @router.get("/rl", **route_schemas.PAGE)
     async def page() -> Response:
         text = files(__package__).joinpath("page.html").read_text(encoding="utf-8")
         return Response(text, media_type="text/html; charset=utf-8", headers=PAGE_HEADERS)
 
-    @router.get("/rl/status")
+    @router.get("/rl/status", **route_schemas.STATUS)
     async def status() -> Response:
         return JSONResponse(await _done(scheduler.status))
 
-    @router.post("/rl/episodes")
+    @router.post("/rl/episodes", **route_schemas.BEGIN)
     async def begin(request: Request) -> Response:
         body = await _body(scheduler, request, request_id=str)
         return JSONResponse(await _done(scheduler.begin, body.get("request_id")), status_code=201)
 
-    @router.get("/rl/episodes/{name}")
+    @router.get("/rl/episodes/{name}", **route_schemas.EPISODE)
     async def episode(name: str) -> Response:
         return JSONResponse(await _done(_described, scheduler, name))
 
-    @router.post("/rl/episodes/{name}/end")
+    @router.post("/rl/episodes/{name}/end", **route_schemas.END)
     async def end(name: str, request: Request) -> Response:
         body = await _body(scheduler, request, executed_steps=int, timed_out=bool)
         executed, timed_out = body.get("executed_steps"), body.get("timed_out", False)
@@ -63,27 +65,27 @@ def rl_router(scheduler: RLScheduler) -> APIRouter:
         decisions = ended.facts.decisions if ended.facts is not None else 0
         return JSONResponse({"episode_id": name, "state": scheduler.state_of(name), "decisions": decisions})
 
-    @router.post("/rl/episodes/{name}/reward")
+    @router.post("/rl/episodes/{name}/reward", **route_schemas.REWARD)
     async def reward(name: str, request: Request) -> Response:
         body = await _body(scheduler, request, reward=object, override=bool, timed_out=bool)
         override, timed_out = body.get("override", False), body.get("timed_out")
         given: Any = body.get("reward")
         return JSONResponse(await _done(scheduler.label, name, given, override, timed_out))
 
-    @router.post("/rl/episodes/{name}/abort")
+    @router.post("/rl/episodes/{name}/abort", **route_schemas.ABORT)
     async def abort(name: str, request: Request) -> Response:
         body = await _body(scheduler, request, reason=str)
         why = body.get("reason", "by request")[:200]
         return JSONResponse(await _done(scheduler.abort, name, why))
 
-    @router.post("/rl/policy")
+    @router.post("/rl/policy", **route_schemas.POLICY)
     async def policy(request: Request) -> Response:
         body = await _body(scheduler, request, version=str)
         if "version" not in body:
             raise RequestError("version: expected the name of a folder of the run's policies, such as v0003")
         return JSONResponse(await _done(scheduler.publish, body["version"]))
 
-    @router.post("/rl/rollback")
+    @router.post("/rl/rollback", **route_schemas.ROLLBACK)
     async def rollback(request: Request) -> Response:
         body = await _body(scheduler, request, version=str)
         return JSONResponse(await _done(scheduler.rollback, body.get("version")))
@@ -94,35 +96,35 @@ def rl_router(scheduler: RLScheduler) -> APIRouter:
 def _add_routes_of_people(router: APIRouter, scheduler: RLScheduler) -> None:
     """What a person does with one episode besides labeling it."""
 
-    @router.post("/rl/episodes/{name}/stop")
+    @router.post("/rl/episodes/{name}/stop", **route_schemas.STOP)
     async def stop(name: str, request: Request) -> Response:
         await _body(scheduler, request)
         await _done(scheduler.episodes.stop, name)
         return JSONResponse({"episode_id": name, "state": scheduler.state_of(name)})
 
-    @router.post("/rl/episodes/{name}/takeover")
+    @router.post("/rl/episodes/{name}/takeover", **route_schemas.TAKEOVER)
     async def takeover(name: str, request: Request) -> Response:
         wanted = (await _body(scheduler, request, on=bool)).get("on", True)
         await _done(scheduler.episodes.ask_for_takeover, name, wanted)
         return JSONResponse({"episode_id": name, "takeover": wanted})
 
-    @router.get("/rl/episodes/{name}/guidance")
+    @router.get("/rl/episodes/{name}/guidance", **route_schemas.GUIDANCE)
     async def guidance(name: str) -> Response:
         if name not in scheduler.episodes.episodes:
             raise RequestError(f"episode {name[:60]!r}: is not known here", status=404, cause="no_episode")
         return JSONResponse(await _done(read_guidance, scheduler.settings.run, name))
 
-    @router.get("/rl/episodes/{name}/frames")
-    async def frames(name: str, first: int = 0) -> Response:
+    @router.get("/rl/episodes/{name}/frames", **route_schemas.FRAMES)
+    async def frames(name: str, first: Annotated[int, Query(ge=0)] = 0) -> Response:
         return JSONResponse(await _done(_played, scheduler, name, first))
 
-    @router.post("/rl/episodes/{name}/discard")
+    @router.post("/rl/episodes/{name}/discard", **route_schemas.DISCARD)
     async def discard(name: str, request: Request) -> Response:
         body = await _body(scheduler, request, reason=str)
         why = body.get("reason", "by request")[:200]
         return JSONResponse(await _done(scheduler.discard, name, why))
 
-    @router.post("/rl/episodes/{name}/restore")
+    @router.post("/rl/episodes/{name}/restore", **route_schemas.RESTORE)
     async def restore(name: str, request: Request) -> Response:
         await _body(scheduler, request)
         return JSONResponse(await _done(scheduler.restore, name))
@@ -153,6 +155,8 @@ async def _body(scheduler: RLScheduler, request: Request, **fields: type) -> dic
         raise RequestError(f"message: expected a JSON object, got {type(body).__name__}")
     for name, value in body.items():
         kind = fields.get(name)
+        if kind is int:
+            value = body[name] = whole(value)
         if kind is None:
             raise RequestError(f"{name[:60]}: is not known here; expected {sorted(fields)}")
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):

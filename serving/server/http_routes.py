@@ -11,37 +11,51 @@ from syvla.serving.contract.requests import RequestError
 
 from .act_service import ActService
 from .connection_guards import Holding
+from .route_schemas import BODY, JSON, MSGPACK, TEXT, described, reference
 
 _MSGPACK = ("application/msgpack", "application/x-msgpack", "application/vnd.msgpack")
+
+_READYZ = described("readyz", "Whether requests are answered now", TEXT, is_open=True)
+_READYZ["responses"][503] = {"description": "loading or stopping", "content": {TEXT: {"schema": {"type": "string"}}}}
+_ACT = described(
+    "act",
+    "The next actions for an observation",
+    reference("ActReply"),
+    body={JSON: reference("ActRequest"), MSGPACK: {"description": "The same, see docs/protocol.md"}},
+    refusals=(*BODY, 404, 409, 410, 500, 507),
+    also=(MSGPACK,),
+)
 
 
 def http_router(service: ActService) -> APIRouter:
     """The routes of one service."""
     router = APIRouter()
 
-    @router.get("/healthz")
+    @router.get("/healthz", **described("healthz", "Whether the process runs", TEXT, is_open=True))
     async def healthz() -> Response:
         return PlainTextResponse("OK\n")
 
-    @router.get("/readyz")
+    @router.get("/readyz", **_READYZ)
     async def readyz() -> Response:
         if service.ready:
             return PlainTextResponse("ready\n")
         state = "stopping" if service.draining else "loading"
         return PlainTextResponse(f"{state}\n", status_code=503, headers={"Retry-After": "2"})
 
-    @router.get("/v1/metadata")
+    @router.get(
+        "/v1/metadata", **described("metadata", "Policy, robots, limits", reference("Metadata"), refusals=(503,))
+    )
     async def metadata() -> Response:
         try:
             return JSONResponse(service.metadata())
         except RequestError as error:
             return error_response(error)
 
-    @router.get("/metrics")
+    @router.get("/metrics", **described("metrics", "Counts and times, for Prometheus", TEXT))
     async def metrics() -> Response:
         return PlainTextResponse(service.metrics_page(), media_type="text/plain; version=0.0.4")
 
-    @router.post("/v1/act")
+    @router.post("/v1/act", **_ACT)
     async def act(request: Request) -> Response:
         try:
             return await _act(service, request)

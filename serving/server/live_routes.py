@@ -14,21 +14,61 @@ from syvla.serving.contract.requests import RequestError
 from .act_service import ActService
 from .http_routes import read_body
 from .page_headers import PAGE_HEADERS
+from .route_schemas import BODY, FLAG, JSON, NULLABLE_TEXT, described, fields, lists, record, texts
 
 MOST_CHARACTERS = 1000
 """Longest instruction that a person may type. Ours: far beyond any that robots are trained on."""
+
+_STATUS = described(
+    "live_status",
+    "What the page shows",
+    record(
+        {
+            "sessions": lists(texts()),
+            "session": NULLABLE_TEXT,
+            "editable": FLAG,
+            "policy_version": texts(),
+            "ready": FLAG,
+        },
+        shown={"type": "object"},
+    ),
+    refusals=(422, 503),
+)
+_INSTRUCTION = described(
+    "live_instruction",
+    "Another instruction for a session, or with null the client's own again",
+    record({"session": texts(), "instruction": NULLABLE_TEXT}),
+    body={
+        JSON: fields(
+            ("session", "instruction"),
+            session=texts(),
+            instruction={
+                "anyOf": [
+                    {
+                        "type": "string",
+                        "minLength": 1,
+                        "maxLength": MOST_CHARACTERS,
+                        "pattern": r"^[^\x00-\x1f\x7f]*[!-~][^\x00-\x1f\x7f]*$",
+                    },
+                    {"type": "null"},
+                ]
+            },
+        )
+    },
+    refusals=(*BODY, 404, 409),
+)
 
 
 def live_router(service: ActService) -> APIRouter:
     """The page's routes."""
     router = APIRouter()
 
-    @router.get("/")
+    @router.get("/", **described("live_page", "The page for a person beside the robot", "text/html", is_open=True))
     async def page() -> Response:
         text = files(__package__).joinpath("live.html").read_text(encoding="utf-8")
         return Response(text, media_type="text/html; charset=utf-8", headers=PAGE_HEADERS)
 
-    @router.get("/live/status")
+    @router.get("/live/status", **_STATUS)
     async def status(session: str | None = None) -> Response:
         policy = service.require_policy()
         described = policy.metadata()["embodiments"]
@@ -36,7 +76,7 @@ def live_router(service: ActService) -> APIRouter:
         found = service.live.describe(robots, session)
         return JSONResponse({**found, "policy_version": policy.version, "ready": service.ready})
 
-    @router.post("/live/instruction")
+    @router.post("/live/instruction", **_INSTRUCTION)
     async def instruction(request: Request) -> Response:
         session, text = _asked(await read_body(service, request))
         if not service.live.editable:

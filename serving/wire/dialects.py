@@ -43,6 +43,10 @@ MAX_PIXELS = 4096 * 4096
 MAX_ASPECT = 200
 """Largest ratio of the longer side to the shorter one; Qwen2.5-VL's image processor accepts no larger one."""
 
+MAX_MAGNITUDE = 1e12
+"""Largest size of a number in a state, a command or a chunk. Ours: beyond every unit that robots count in, and far below what
+overflows within the model, where one such number would make all actions NaN."""
+
 
 @dataclass(frozen=True)
 class StatePart:
@@ -235,6 +239,7 @@ class Dialect:
         if not np.isfinite(numbers).all():
             where = int(np.flatnonzero(~np.isfinite(numbers))[0])
             raise ValueError(f"{name}: expected finite numbers, got {array[where]} in dimension {where}")
+        require_magnitude(name, array)
         return numbers
 
     def _read_prompt(self, present: dict[Key, Any]) -> str:
@@ -268,6 +273,13 @@ class Dialect:
     def _expected_keys(self) -> list[str]:
         keys = [_text(keys[0]) for keys in self.images.values()]
         return [*keys, *(_text(part.key) for part in self.state), _text(self.prompt[0])]
+
+
+def require_magnitude(name: str, numbers: np.ndarray) -> None:
+    """Raises ValueError for numbers, as they came, beyond `MAX_MAGNITUDE`."""
+    largest = float(np.abs(numbers.astype(np.float64)).max(initial=0.0))
+    if largest > MAX_MAGNITUDE:
+        raise ValueError(f"{name}: expected numbers of at most {MAX_MAGNITUDE:g} in size, got one of {largest:g}")
 
 
 def best_dialect(dialects: Sequence[Dialect], request: Mapping[str, Any]) -> Dialect:

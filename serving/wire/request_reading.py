@@ -17,7 +17,7 @@ from syvla.serving.contract.requests import (
     PreviousChunk,
 )
 
-from .dialects import Dialect, best_dialect
+from .dialects import Dialect, best_dialect, require_magnitude
 from .msgpack_codec import shown
 
 MAX_NAME_LENGTH = 128
@@ -154,7 +154,7 @@ def _plain(value: Any) -> Any:
 
 
 def _integer(given: Mapping[str, Any], name: str, low: int, high: int) -> int | None:
-    value = given.get(name)
+    value = whole(given.get(name))
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
@@ -230,18 +230,36 @@ def _correction(given: Mapping[str, Any]) -> np.ndarray | None:
     return _numbers("action", given["action"], 1, "(action dimensions,)")
 
 
+def whole(value: Any) -> Any:
+    """83 for 83.0, which JSON and its schemas call the same number; anything else as it is."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _plain_numbers(value: Any) -> np.ndarray:
+    """An array of numbers or nested lists of them. Anything else, such as rows of unequal length, gives no number's type.
+
+    numpy itself reads `[True, 0.5]` as 1.0 and 0.5.
+    """
+    try:
+        return np.array(None) if _holds_flags(value) else np.asarray(value)
+    except ValueError:
+        return np.array(None)
+
+
+def _holds_flags(value: Any) -> bool:
+    return any(map(_holds_flags, value)) if isinstance(value, list) else isinstance(value, bool)
+
+
 def _numbers(name: str, value: Any, axes: int, shape: str) -> np.ndarray:
     """Finite numbers, float32. `shape` says in words which `axes` are expected."""
-    try:
-        numbers = np.asarray(value)
-    except ValueError:  # rows of unequal length
-        numbers = np.array(None)
+    numbers = _plain_numbers(value)
     if numbers.dtype.kind not in "iuf":
         raise ValueError(f"{name}: expected numbers {shape}, got {shown(value)}")
     with np.errstate(over="ignore"):
         array = numbers.astype(np.float32)
     if array.ndim != axes or not array.size or not np.isfinite(array).all():
         raise ValueError(f"{name}: expected finite numbers {shape}, got shape {array.shape}")
+    require_magnitude(name, numbers)
     return array
 
 
@@ -265,7 +283,8 @@ def read_client_report(value: Any) -> ClientReport | None:
         raise ValueError(
             f"client_report.counts: expected some of {', '.join(REPORTED_COUNTS)} and whole numbers from 0"
         )
-    first = value.get("first", 0)
+    counts = {name: whole(count) for name, count in counts.items()}
+    first = whole(value.get("first", 0))
     if not _is_count(first):
         raise ValueError("client_report.first: expected a whole number from 0")
     executed = _executed_commands(value.get("executed"))
@@ -278,16 +297,14 @@ def read_client_report(value: Any) -> ClientReport | None:
 
 
 def _is_count(value: Any) -> bool:
+    value = whole(value)
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
 
 
 def _executed_commands(value: Any) -> np.ndarray:
     if value is None:
         return np.zeros((0, 0), np.float32)
-    try:
-        numbers = np.asarray(value)
-    except ValueError:
-        numbers = np.array(None)
+    numbers = _plain_numbers(value)
     if numbers.size == 0 and numbers.ndim in (1, 2):
         return np.zeros((0, 0), np.float32)
     if numbers.dtype.kind not in "iuf" or numbers.ndim != 2 or len(numbers) > MOST_REPORTED_STEPS:

@@ -327,6 +327,8 @@ def test_json_requests_with_encoded_images(server, request_of):
         ({"observation.state": [10**400, 1]}, "observation.state: expected (2,) numbers, got"),
         ({"deadline_ms": 10**400, "prompt": ""}, "prompt: expected an instruction"),
         ({"prev_chunk": [[10**400, 1]]}, "prev_chunk: expected numbers (steps, action dimensions)"),
+        ({"prev_chunk": [[True, 0.5]]}, "prev_chunk: expected numbers (steps, action dimensions)"),
+        ({"prev_chunk": [[1e13, 0.5]]}, "prev_chunk: expected numbers of at most 1e+12 in size, got one of 1e+13"),
         ({"prev_chunk": [["1", "2"]]}, "prev_chunk: expected numbers (steps, action dimensions)"),
         ({"prompt": "\ud800 lift"}, "message: expected whole Unicode characters"),
         ({"\ud800": 1}, "message: expected whole Unicode characters"),

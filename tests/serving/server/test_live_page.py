@@ -194,6 +194,7 @@ def test_metrics_count_steps_seams_clamps_and_ages_once(serve, robot_of, request
         ({"first": 1.5}, "client_report.first"),
         ({"executed": [[np.nan, 0.0]], "limited": [[False, False]]}, "client_report.executed: expected finite"),
         ({"executed": [[0.0], [0.0, 1.0]]}, "client_report.executed"),
+        ({"executed": [[True, 1.0]]}, "client_report.executed"),
         ({"executed": [[0.0, 1.0]], "limited": [[True]]}, "client_report.limited"),
         ({"chunk_age_s": -1.0}, "client_report.chunk_age_s"),
     ],

@@ -162,6 +162,7 @@ BAD_REQUESTS = {  # changes to the LIBERO request; None removes
     "bool state": ({"observation/state": np.zeros(8, bool)}, r"observation/state: .*bool"),
     "mixed list": ({"observation/state": [0, 1, "x"]}, r"observation/state: .*list of other things"),
     "NaN state": ({"observation/state": [0] * 7 + [np.nan]}, r"observation/state: expected finite numbers, got nan in dim"),
+    "overflows": ({"observation/state": np.full(8, -2e12)}, r"observation/state: expected numbers of at most 1e\+12"),
     "beyond float32": ({"observation/state": np.full(8, 1e300)}, r"observation/state: expected finite.*got 1e\+300"),
     "no prompt": ({"prompt": None}, r"prompt: missing; expected the instruction as text"),
     "empty prompt": ({"prompt": " \n"}, r"prompt: expected an instruction, got an empty text"),

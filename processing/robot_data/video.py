@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,8 @@ class VideoWriter:
         self._stream: Any = stream
         # A frame sent to an encoder that could not be opened ends the process in native code, so it is opened first.
         try:
-            stream.codec_context.open()
+            with kept_priorities():
+                stream.codec_context.open()
         except (av.FFmpegError, ValueError) as error:
             self.discard()
             raise VideoError(
@@ -137,6 +139,37 @@ class VideoWriter:
                 stream.encode(None)  # SVT-AV1 complains of an encoder that is closed before its end
             self._container.close()
         self.path.unlink(missing_ok=True)
+
+
+@contextmanager
+def kept_priorities() -> Iterator[None]:
+    """What is opened within it leaves the scheduling of the calling thread and of its own new threads as the caller's is.
+
+    Where the process may, as root in most containers, SVT-AV1 gives the highest real-time priority to its threads and to the
+    thread that opened it, and never takes it back. A process that has recorded a video would hold up every other one.
+    """
+    if not hasattr(os, "sched_setscheduler"):  # Linux has it
+        yield
+        return
+    before = _scheduling()
+    policy, priority = before[threading.get_native_id()]
+    try:
+        yield
+    finally:
+        for thread, now in _scheduling().items():
+            wanted = before.get(thread, (policy, priority))
+            if now != wanted:
+                with suppress(ProcessLookupError):  # it has ended
+                    os.sched_setscheduler(thread, wanted[0], os.sched_param(wanted[1]))
+
+
+def _scheduling() -> dict[int, tuple[int, int]]:
+    """Policy and real-time priority of each thread of this process."""
+    found = {}
+    for thread in map(int, os.listdir("/proc/self/task")):
+        with suppress(ProcessLookupError):
+            found[thread] = os.sched_getscheduler(thread), os.sched_getparam(thread).sched_priority
+    return found
 
 
 class VideoReader:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,26 @@ _CARD_METRICS = (
     *("objective/advantage_failure_mean",),
     *(f"objective/advantage_share[{low:g},{high:g})" for low, high in BINS),
 )
+
+
+@contextmanager
+def prompts_as_trained(policy: Any, processor: Any, conditioned: bool) -> Iterator[None]:
+    """Within it, what is saved says whether its prompts state advantages; training itself may be ahead of the weights.
+
+    Args:
+        policy: Of which the config is saved.
+        processor: Saved with it.
+        conditioned: Whether these weights have learned the indicator.
+    """
+    parts = (base_model(policy).config, processor)
+    before = [part.advantage_conditioned for part in parts]
+    for part in parts:
+        part.advantage_conditioned = conditioned
+    try:
+        yield
+    finally:
+        for part, was in zip(parts, before, strict=True):
+            part.advantage_conditioned = was
 
 
 def save_policy_and_value(

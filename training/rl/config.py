@@ -11,14 +11,14 @@ from syvla.training.run.checkpoints import RESUME_HELP
 from syvla.training.run.requirements import require_trackers
 from syvla.training.run.run_settings import OVERWRITE_HELP
 
+from .advantage_labels import ADVANTAGE_QUANTILE, INDICATOR_DROPOUT
 from .advantages import ADVANTAGE_CLIP, EXPERT_ADVANTAGE
 from .credit import FAILED_DECISIONS
 from .flow_points import METHODS
+from .objective_settings import FLOW_MATCHING, IMITATING, OBJECTIVES, require_read_settings
 
 EXPERT_MODES = ("similar", "random", "none")
 EXPERT_ADVANTAGES = ("constant", "gae")
-OBJECTIVES = ("ppo", "imitation", "dagger")
-IMITATING = OBJECTIVES[1:]
 TRUST_REGIONS = ("ppo", "aspo")
 UNBOUNDED_STEPS = 2**31 - 1
 
@@ -45,6 +45,8 @@ class SyVLAPPOConfig(TrainingArguments):
       `advantage_clip`, `cliprange`, `expert_cliprange`, `dual_clip`, `trust_region`, `clamp_logratio`, `clamp_old_cfm`,
       `target_kl`, `vf_coef`, `cliprange_value`, `value_learning_rate`, `value_fit_threshold`, `value_fit_max_steps`,
       `value_heldout_share`, `num_value_only_steps`
+
+    > Parameters of `objective="recap"` alone: `advantage_quantile`, `indicator_dropout`, `max_replayed_rollouts`
 
     > Parameters that guard it: `max_skipped_steps`, `guard_heldout_cfm`, `min_advantage_spread`, `heldout_share`,
       `guard_samples`
@@ -173,8 +175,9 @@ class SyVLAPPOConfig(TrainingArguments):
     objective: str = field(
         default="ppo",
         metadata={
-            "help": "ppo, or imitation: a control that trains on the same expert samples by flow matching, without RL. dagger: "
-            "imitation of demonstrations and of all corrections of people in the run's rollouts so far.",
+            "help": "ppo; or recap: all rollouts of the run, good and bad, by flow matching, each with its advantage as a "
+            "word in the prompt (pi*0.6); or imitation: a control that trains on the same expert samples by flow matching, "
+            "without RL. dagger: imitation of demonstrations and of all corrections of people in the run's rollouts so far.",
             "choices": list(OBJECTIVES),
         },
     )
@@ -232,6 +235,22 @@ class SyVLAPPOConfig(TrainingArguments):
         },
     )
 
+    # recap
+    advantage_quantile: float = field(
+        default=ADVANTAGE_QUANTILE,
+        metadata={"help": "Decisions are positive if their advantage is above this quantile of those of their task."},
+    )
+    indicator_dropout: float = field(
+        default=INDICATOR_DROPOUT,
+        metadata={"help": "Share of samples whose prompts say nothing, which makes guidance possible at inference."},
+    )
+    max_replayed_rollouts: int | None = field(
+        default=None,
+        metadata={
+            "help": "Earlier rollouts of the run, the newest ones, that join an update's own; none: all of them."
+        },
+    )
+
     # guards
     max_skipped_steps: int = field(
         default=5, metadata={"help": "Steps in a row without finite gradients after which an update is given up."}
@@ -286,15 +305,23 @@ class SyVLAPPOConfig(TrainingArguments):
             raise ValueError(f"correction_share: expected a share from 0 to 1, got {self.correction_share}")
         if self.objective in IMITATING and self.expert_mode == "none":
             raise ValueError(f"objective: {self.objective} needs expert samples; set expert_mode to similar or random")
-        if self.objective in IMITATING and self.ratio_method != "fpo":
+        if self.objective in FLOW_MATCHING and self.ratio_method != "fpo":
             raise ValueError(
                 f"ratio_method: {self.ratio_method} is no flow-matching loss, by which objective={self.objective} trains; "
                 "leave it at fpo"
             )
+        if not 0 < self.advantage_quantile < 1 or not 0 <= self.indicator_dropout < 1:
+            raise ValueError(
+                "advantage_quantile, indicator_dropout: expected numbers in (0, 1) and in [0, 1), got "
+                f"{self.advantage_quantile} and {self.indicator_dropout}"
+            )
+        if self.max_replayed_rollouts is not None and self.max_replayed_rollouts < 0:
+            raise ValueError(f"max_replayed_rollouts: expected at least 0, got {self.max_replayed_rollouts}")
         if self.objective == "dagger" and not self.correction_share:
             raise ValueError(
                 "correction_share: objective=dagger needs corrections; set it above 0, or choose imitation"
             )
+        require_read_settings(self)
         if self.expert_mode != "none" and not 0 < self.rollouts_per_pass < self.per_device_train_batch_size:
             raise ValueError(
                 f"expert_ratio: {self.expert_ratio} of {self.per_device_train_batch_size} samples leaves no rollout or no "
@@ -310,6 +337,11 @@ class SyVLAPPOConfig(TrainingArguments):
             else:
                 self.max_steps = UNBOUNDED_STEPS
         super().__post_init__()
+
+    @property
+    def accepted_staleness(self) -> int:
+        """By how many versions a rollout's policy may be behind: without a ratio to the policy that acted, by any."""
+        return self.max_rl_updates if self.objective == "recap" else self.max_staleness
 
     @property
     def rollouts_per_pass(self) -> int:

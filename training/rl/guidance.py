@@ -24,6 +24,8 @@ from .expert_samples import ExpertSamples
 
 logger = logging.getLogger(__name__)
 
+JUDGED = ("value", "advantage")
+
 SHOWN_EXPERTS = 3
 """Most similar expert samples per decision. Ours: they fill a row."""
 
@@ -32,8 +34,8 @@ def write_guidance(
     run: Path,
     update: int,
     rollouts: Sequence[Rollout],
-    values: np.ndarray,
-    advantages: np.ndarray,
+    valued: tuple[np.ndarray, np.ndarray] | None,
+    positive: np.ndarray | None,
     neighbors: np.ndarray,
     similarities: np.ndarray | None,
     experts: ExpertSamples,
@@ -44,7 +46,8 @@ def write_guidance(
         run: Folder of the run.
         update: Its number.
         rollouts: Its rollouts. Decisions of which something ran are numbered throughout, D in all.
-        values, advantages: (D,).
+        valued: Values and advantages, (D,) each; None where the update does not ask for them.
+        positive: bool (D,), which advantages are positive; None where they are not labeled.
         neighbors: Rows of each decision's expert samples, the most similar first, (D, k).
         similarities: Their similarities, (D, k); None where samples are not retrieved, and then none are shown.
         experts: Where the rows are.
@@ -66,14 +69,12 @@ def write_guidance(
                         if row not in pictures:
                             pictures[row] = _expert(experts, row)
                         found.append({**pictures[row], "similarity": round(score, 4)})
-                decisions.append(
-                    {
-                        "control_step": decision.control_step,
-                        "value": round(float(values[number]), 4),
-                        "advantage": round(float(advantages[number]), 4),
-                        "experts": found,
-                    }
-                )
+                judged: dict[str, Any] = {}
+                if valued is not None:
+                    judged = {name: round(float(own[number]), 4) for name, own in zip(JUDGED, valued, strict=True)}
+                if positive is not None:
+                    judged["label"] = "positive" if positive[number] else "negative"
+                decisions.append({"control_step": decision.control_step, **judged, "experts": found})
                 number += 1
             facts = {"update": update, "decisions": decisions}
             write_json(run / GUIDANCE_FOLDER / f"{guidance_name(rollout.facts.episode_id)}.json", facts)

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from .config import IMITATING, SyVLAPPOConfig
+from .config import SyVLAPPOConfig
 from .losses import approximate_kl, clamp_through, policy_loss
+from .objective_settings import FLOW_MATCHING
 
 
 def policy_objective(
@@ -18,7 +19,8 @@ def policy_objective(
 
     Args:
         outputs: Of [`PolicyAndValue`]: `scores` (B, S), `query_mask`.
-        inputs: Of the trainer: `old_scores` (B, S), `advantages` (B,), `is_expert` bool (B,), the policy's `action_mask`.
+        inputs: Of the trainer: `old_scores` (B, S), `advantages` (B,), `is_expert` bool (B,), the policy's `action_mask`;
+            for labels of advantages `positive` bool (B,).
         args: [`SyVLAPPOConfig`].
 
     Returns:
@@ -29,12 +31,15 @@ def policy_objective(
     steps = inputs["policy"]["action_mask"].any(-1).sum(-1).clamp(min=1)
     cfm = -scores / steps[:, None]  # flow-matching loss per entry, as in imitation; of flow_sde its weighted error
     detached = cfm.detach()
-    for name, rows in (("rollout", ~expert), ("expert", expert)):
+    groups = {"rollout": ~expert, "expert": expert}
+    if "positive" in inputs:
+        groups |= {"positive": ~expert & inputs["positive"], "negative": ~expert & ~inputs["positive"]}
+    for name, rows in groups.items():
         if rows.any():
             metrics[f"policy/cfm_{name}"] = float(detached[rows].mean())
     if outputs["query_mask"] is not None:
         metrics["decoupling/masked_fraction"] = float((~outputs["query_mask"]).float().mean())
-    if args.objective in IMITATING:
+    if args.objective in FLOW_MATCHING:
         loss = cfm.mean()
         return loss, {**metrics, "loss/policy_avg": float(loss.detach())}
     if args.clamp_old_cfm:

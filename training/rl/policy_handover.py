@@ -13,7 +13,7 @@ from syvla.serving.policies.loading import weights_digest
 from syvla.serving.rl.ledger import Ledger
 from syvla.serving.rl.progress import RunSize
 
-from .checkpoint import merged_policy, return_to_policy, save_to_return
+from .checkpoint import merged_policy, prompts_as_trained, return_to_policy, save_to_return
 from .rollout_selection import wanted_sampler
 from .run_reconciliation import reconcile, settle
 
@@ -54,6 +54,7 @@ class PolicyHandoverMixin:
     _decisions: list[Decision]
     _snapshot: WeightSnapshot | None
     _skipped_in_a_row: int
+    _began_conditioned: bool
     model: Any
 
     @property
@@ -68,6 +69,13 @@ class PolicyHandoverMixin:
         needed = self.args.expert_mode != "none" and self.args.same_task
         return self.experts.instructions if needed else None
 
+    @property
+    def conditioned(self) -> bool:
+        """Whether the present weights have learned an advantage indicator: before their first update with it they have not."""
+        if self.args.objective != "recap":
+            return self._began_conditioned
+        return self._began_conditioned or self.rl.version > 0 or self.update is not None
+
     def start(self) -> None:
         """Before the first step: the first policy is published, or the one that a crash kept from it."""
         args = self.args
@@ -76,7 +84,7 @@ class PolicyHandoverMixin:
             self.rl.baseline_cfm = self.heldout_cfm()  # type: ignore[attr-defined]
             self.rl.retrieval = self.experts.fingerprints
         if self.ledger is not None:
-            size = RunSize(args.rollouts_per_update, args.max_rl_updates, args.max_staleness, self.instructions)
+            size = RunSize(args.rollouts_per_update, args.max_rl_updates, args.accepted_staleness, self.instructions)
             size.save(Path(args.output_dir))
             reconcile(self.ledger, self.rl, self.update.episode_ids if self.update is not None else ())
         self.accelerator.wait_for_everyone()
@@ -105,8 +113,9 @@ class PolicyHandoverMixin:
             policy = merged_policy(self._module.policy)
 
             def save(folder: Path) -> None:
-                policy.save_pretrained(folder)
-                self.processing_class.save_pretrained(folder)
+                with prompts_as_trained(policy, self.processing_class, self.conditioned):
+                    policy.save_pretrained(folder)
+                    self.processing_class.save_pretrained(folder)
                 save_to_return(self._module.policy, folder)
                 if (sampler := wanted_sampler(self.args, policy.config)) is not None:
                     sampler.save(folder)

@@ -125,7 +125,7 @@ class RolloutSelection:
             ):  # no label changes, nothing is discarded and no rollback comes in between
                 if len(known.rollbacks) > self.state.rollbacks:
                     return Selection(rolled_back=True)
-                chosen, old = choose_rollouts(labeled, known, self.state, wanted, self.args.max_staleness)
+                chosen, old = choose_rollouts(labeled, known, self.state, wanted, self.args.accepted_staleness)
                 for name, why in old.items():
                     self._set_aside(name, why)
                 unusable |= old

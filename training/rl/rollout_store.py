@@ -119,3 +119,18 @@ def aggregated(store: RolloutStore, consumed: Sequence[str], rollouts: Sequence[
         )
     earlier = [name for name in consumed if known.get(name)]
     return [*store.load(earlier), *(rollout for rollout in rollouts if rollout.corrections)]
+
+
+def replayed(store: RolloutStore, consumed: Sequence[str], most: int | None) -> list[Rollout]:
+    """Rollouts that earlier updates have taken and that are still there, oldest first.
+
+    Args:
+        store: Where they are.
+        consumed: Their names, in the order in which they were taken.
+        most: How many of the newest ones; None: all.
+    """
+    wanted = list(consumed if most is None else consumed[max(len(consumed) - most, 0) :])
+    known = {facts.episode_id for facts in store.labeled()} if wanted else set()
+    if gone := [name for name in wanted if name not in known]:
+        logger.warning("%d earlier rollouts are gone and are not learned from again: %s", len(gone), gone[:3])
+    return store.load([name for name in wanted if name in known])

@@ -35,29 +35,31 @@ from syvla.training.run.requirements import require_one_device, require_processo
 from syvla.training.run.run_settings import settings_of
 
 from .action_likelihood import require_scored_design
-from .checkpoint import decoupling_of, load_policy_and_value, ppo_card_fields, save_policy_and_value
-from .config import IMITATING, SyVLAPPOConfig, fixed_settings
+from .checkpoint import load_policy_and_value, ppo_card_fields, prompts_as_trained, save_policy_and_value
+from .config import SyVLAPPOConfig, fixed_settings
 from .expert_samples import ExpertSamples
 from .losses import value_loss
 from .objective import policy_objective
+from .objective_settings import IMITATING
 from .policy_and_value import PolicyAndValue
 from .policy_handover import PolicyHandoverMixin
 from .policy_publisher import PolicyPublisher
 from .rollout_selection import RolloutSelection, Selection, family_problem, wait_for_rollouts, wanted_sampler
-from .rollout_store import RolloutStore, aggregated
+from .rollout_store import RolloutStore, aggregated, replayed
 from .run_state import RLState, staleness
 from .step_metrics import StepMetrics
+from .update_batches import update_batch
 from .update_data import DATA_FILE, UpdateData
+from .update_ending import UpdateEndingMixin
 from .update_preparation import UpdatePreparation
 from .value_calibration import TOLD_METRICS, share_calibration
 from .value_fit import run_discount
-from .value_inputs import value_inputs
 from .weight_snapshot import WeightSnapshot
 
 logger = logging.getLogger(__name__)
 
 
-class SyVLAPPOTrainer(PolicyHandoverMixin, AtomicCheckpointMixin, Trainer):
+class SyVLAPPOTrainer(PolicyHandoverMixin, UpdateEndingMixin, AtomicCheckpointMixin, Trainer):
     """Trains a SyVLA policy and its value model on rollouts and expert samples.
 
     Args:
@@ -128,6 +130,9 @@ class SyVLAPPOTrainer(PolicyHandoverMixin, AtomicCheckpointMixin, Trainer):
         if problems := processing_class.disagreements(self._module.base_policy.config):
             raise ValueError("processor and model do not fit together:\n- " + "\n- ".join(problems))
         require_scored_design(self._module.base_policy.config)
+        self._began_conditioned = bool(processing_class.advantage_conditioned)
+        if args.objective == "recap":
+            processing_class.advantage_conditioned = self._module.base_policy.config.advantage_conditioned = True
         choose_padding_free(self._module.base_policy, args.padding_free, compiled=args.torch_compile)
         plugin = getattr(self.accelerator.state, "deepspeed_plugin", None)
         if self.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3):
@@ -212,7 +217,7 @@ class SyVLAPPOTrainer(PolicyHandoverMixin, AtomicCheckpointMixin, Trainer):
             for number in range(update.step * accumulation, len(update.rollout_plan)):
                 if update.ended:
                     break
-                yield self._batch(update, number)
+                yield update_batch(self.preparation, update, self._decisions, number)
         self.control.should_training_stop = True
 
     def _wait_for_rollouts(self) -> Selection:
@@ -231,10 +236,12 @@ class SyVLAPPOTrainer(PolicyHandoverMixin, AtomicCheckpointMixin, Trainer):
         """Prepare the next update."""
         self._snapshot = WeightSnapshot.take(self._module.policy)
         self.rl.settings = fixed_settings(self.args)  # between updates they may have changed
-        rollouts = self.store.load(ids)
-        calibration = self._calibrate_values(rollouts)
+        rollouts, again = self.store.load(ids), []
+        if self.args.objective == "recap":
+            again = replayed(self.store, self.rl.consumed, self.args.max_replayed_rollouts)
+        calibration = self._calibrate_values([*rollouts, *again])
         self.experts.take_corrections(aggregated(self.store, self.rl.consumed, rollouts))
-        update, self._decisions = self.preparation.build_update(self.rl.updates, rollouts)
+        update, self._decisions = self.preparation.build_update(self.rl.updates, rollouts, again)
         self.update = update
         update.metrics |= calibration
         stale = [staleness(self.rl.line, rollout.facts.policy_versions) for rollout in rollouts]
@@ -259,7 +266,7 @@ class SyVLAPPOTrainer(PolicyHandoverMixin, AtomicCheckpointMixin, Trainer):
 
     def _calibrate_values(self, rollouts: list[Rollout]) -> dict[str, float]:
         """Value-only steps on the first process, whose weights all others take over; metrics."""
-        if self.args.objective != "ppo" or not self.args.value_fit_max_steps:
+        if self.args.objective in IMITATING or not self.args.value_fit_max_steps:
             return {}
         first = self.is_world_process_zero()
         metrics = self.preparation.calibrate(self.rl.updates, rollouts) if first else {}
@@ -268,42 +275,13 @@ class SyVLAPPOTrainer(PolicyHandoverMixin, AtomicCheckpointMixin, Trainer):
             self.deepspeed.optimizer.refresh_fp32_params()
         return metrics
 
-    def _batch(self, update: UpdateData, number: int) -> dict[str, Any]:
-        """The rollout and expert samples of one pass of this process."""
-        args, rank = self.args, self.args.process_index
-        rollouts, experts = update.rollout_plan[number, rank], update.expert_plan[number, rank]
-        if args.objective in IMITATING:
-            rollouts = rollouts[:0]
-        items = [self._decisions[i].item(thoughts=args.use_thoughts) for i in rollouts]
-        items += [self.preparation.expert_item(int(update.expert_rows[i])) for i in experts]
-        is_expert = [False] * len(rollouts) + [True] * len(experts)
-        policy = self.preparation.policy_batch(items, is_expert)
-        seeds = np.concatenate((update.seeds[rollouts], update.expert_seeds[experts]))
-        value: dict[str, torch.Tensor] = {}
-        if args.objective not in IMITATING:
-            value = value_inputs(self.processing_class, self._module.value_model.config, items[: len(rollouts)])
-
-        def both(mine: np.ndarray, theirs: np.ndarray) -> torch.Tensor:
-            return torch.from_numpy(np.concatenate((mine[rollouts], theirs[experts])))
-
-        return {
-            "policy": policy,
-            "points": self.preparation.points(policy, seeds.tolist()),
-            "value": value,
-            "old_scores": both(update.old_scores, update.expert_scores),
-            "advantages": both(update.advantages, update.expert_advantages),
-            "is_expert": torch.tensor(is_expert),
-            "returns": torch.from_numpy(update.returns[rollouts]),
-            "old_values": torch.from_numpy(update.old_values[rollouts]),
-        }
-
     # ------------------------------------------------------------------ loss
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         args = self.args
-        value_only = args.objective == "ppo" and self.state.global_step < args.num_value_only_steps
+        value_only = self.state.global_step < args.num_value_only_steps
         outputs = model(
             policy=None if value_only else inputs["policy"],
             points=None if value_only else inputs["points"],
@@ -338,84 +316,6 @@ class SyVLAPPOTrainer(PolicyHandoverMixin, AtomicCheckpointMixin, Trainer):
             logs["lr"] = logs.get("learning_rate", self.args.learning_rate)
         super().log(logs, start_time)
 
-    # ------------------------------------------------------------------ end of an update
-
-    def after_step(self, control: TrainerControl) -> None:
-        """Counts the step. Ends the update after its last step, at a large KL, or after too many non-finite gradients."""
-        update = self.update
-        if update is None:
-            return
-        if self._rollback_waits():
-            update.ended = control.should_save = control.should_log = True
-            self._go_back()
-            return
-        update.step += 1
-        update.ended |= bool(update.no_information)
-        kl = self._steps.last_kl(gather_object)
-        if self.args.target_kl and kl is not None and kl > self.args.target_kl:
-            logger.info("update %d: ends after %d steps, approximate KL %.3g", update.number, update.step, kl)
-            update.metrics["policy/stopped_by_kl"] = 1.0
-            update.ended = True
-        if self._skipped_in_a_row >= self.args.max_skipped_steps:
-            logger.error("update %d: given up after %d skipped steps", update.number, self._skipped_in_a_row)
-            update.ended = True
-        if update.ended or update.step * self.args.gradient_accumulation_steps >= len(update.rollout_plan):
-            self._finish_update()
-            control.should_save = control.should_log = True
-            if self.rl.updates >= self.args.max_rl_updates:
-                control.should_training_stop = True
-
-    def _finish_update(self) -> None:
-        """Guard, then the next version or the old weights again; the checkpoint and the publication follow."""
-        update = self.update
-        assert update is not None
-        heldout = self.heldout_cfm()
-        baseline = self.rl.baseline_cfm
-        assert baseline is not None
-        refused = None
-        if self._skipped_in_a_row >= self.args.max_skipped_steps:
-            refused = "gradients were not finite"
-        elif not math.isfinite(heldout) or heldout > self.args.guard_heldout_cfm * baseline:
-            refused = f"held-out loss {heldout:.4g} exceeds {self.args.guard_heldout_cfm} times {baseline:.4g}"
-        elif update.no_information:
-            refused = f"its advantages carry no information: {update.no_information}"
-        module = self._module
-        if refused is None:
-            self.rl.add_version(self._policy_version())
-        else:
-            text = f"update {update.number} is not published: {refused}; the policy of version {self.rl.version} is restored"
-            self._warn(text)
-            assert self._snapshot is not None
-            self._snapshot.restore(module.policy)
-            self._forget_direction()
-        self._skipped_in_a_row = 0
-        self.rl.updates += 1
-        self.rl.consumed += update.episode_ids
-        seconds = max(time.time() - self._began, 1e-9)
-        metrics = {
-            **update.metrics,
-            "policy/cfm_heldout": heldout,
-            "policy/published": float(refused is None),
-            "eps": len(update.episode_ids) / seconds,
-        }
-        facts = {"update": update.number, "version": self.rl.version, "steps": update.step, "refused": refused}
-        facts["intention_decoupling"] = decoupling_of(self.args, module.policy)
-        finite = {key: value if math.isfinite(value) else None for key, value in metrics.items()}
-        self.rl.history.append({**facts, **finite})
-        self.update, self._decisions, self._snapshot = None, [], None
-        self._finished_metrics = metrics  # join the log of the update's last step
-
-    def heldout_cfm(self) -> float:
-        """Flow-matching loss per entry on the held-out expert samples, always at the same points."""
-        rows = self.experts.heldout_rows(self.args.guard_samples, self.args.seed)
-        items = [self.preparation.expert_item(int(row)) for row in rows]
-        steps = np.array([(~np.asarray(item["action_is_pad"])).sum() for item in items])
-        if self._module.base_policy.config.chunk_end == "hold":  # the steps after the end count as well
-            steps[:] = self.processing_class.chunk_size
-        seeds = np.arange(len(rows))
-        scores = self.preparation.scores(lambda i: items[i], seeds, rollout=False, decoupling=False, method="fpo")
-        return float((-scores / steps[:, None]).mean())
-
     # ------------------------------------------------------------------ checkpoints
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
@@ -434,7 +334,8 @@ class SyVLAPPOTrainer(PolicyHandoverMixin, AtomicCheckpointMixin, Trainer):
             return
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        save_policy_and_value(folder, self._module, self.processing_class, self.value_fit)
+        with prompts_as_trained(self._module.policy, self.processing_class, self.conditioned):
+            save_policy_and_value(folder, self._module, self.processing_class, self.value_fit)
         self.rl.save(folder)
         (folder / DATA_FILE).unlink(missing_ok=True)
         if self.update is not None and self._snapshot is not None:
@@ -458,7 +359,7 @@ class SyVLAPPOTrainer(PolicyHandoverMixin, AtomicCheckpointMixin, Trainer):
             self.rl.require_settings(fixed_settings(self.args))
             self.update = UpdateData.load(checkpoint)
             self._snapshot = WeightSnapshot.load(checkpoint)
-            rollouts = self.store.load(self.update.episode_ids)
+            rollouts = self.store.load([*self.update.episode_ids, *self.update.replayed_ids])
             self._decisions = [d for rollout in rollouts for d in rollout.decisions if d.valid.any()]
             self.experts.take_corrections(self.store.load(self.update.corrected_ids))
             logger.info("resuming update %d at step %d", self.update.number, self.update.step)

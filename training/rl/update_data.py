@@ -37,6 +37,9 @@ class UpdateData:
         ended: Whether it was ended early.
         no_information: Why its advantages say nothing, so that no policy comes of it; empty if they do.
         corrected_ids: Rollouts whose corrections are among the expert samples, in the order of their rows.
+        replayed_ids: Earlier rollouts whose decisions come after those of `episode_ids`.
+        positive: bool (D,), whether an advantage is positive (`objective="recap"`).
+        dropped_rollouts, dropped_experts: bool, of the shapes of the plans: where the prompt says nothing of it.
     """
 
     number: int
@@ -57,6 +60,10 @@ class UpdateData:
     ended: bool = False
     no_information: str = ""
     corrected_ids: list[str] = field(default_factory=list)
+    replayed_ids: list[str] = field(default_factory=list)
+    positive: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
+    dropped_rollouts: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
+    dropped_experts: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
 
     def save(self, folder: str | Path) -> None:
         """Write `rl_update.safetensors`."""

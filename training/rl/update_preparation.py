@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +18,40 @@ from syvla.serving.contract.rollout_sampler import ChainStep
 from syvla.serving.recording.decision import Decision, Rollout
 from syvla.training.retrieval.demonstrations import SUCCESS
 
+from .advantage_labels import label_metrics, left_out, positive_decisions
 from .advantages import clip_advantages, decision_rewards, explained_variance, generalized_advantages
 from .config import SyVLAPPOConfig
 from .credit import CreditedPart, counted_decisions, credited_outcomes, credited_parts, own_reward
 from .expert_samples import ExpertSamples
 from .flow_points import make_points
 from .guidance import write_guidance
+from .objective_settings import FLOW_MATCHING, IMITATING
 from .policy_and_value import PolicyAndValue
 from .update_data import UpdateData, join_corrections, plan_experts, plan_rollouts, sample_seeds
 from .value_calibration import advantage_metrics, calibrate_values, information_problem, value_targets
 from .value_inputs import value_inputs
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class JudgedDecisions:
+    """What is known of an update's D decisions.
+
+    Attributes:
+        advantages, returns, values: float32 (D,); advantages are clipped where a ratio is weighted by them.
+        positive: bool (D,), whether an advantage is positive; False without labels.
+        metrics: What is logged of it.
+        no_information: Why the advantages say nothing; empty if they do.
+    """
+
+    advantages: np.ndarray
+    returns: np.ndarray
+    values: np.ndarray
+    positive: np.ndarray
+    metrics: dict[str, float]
+    no_information: str = ""
+
 
 Gather = Callable[[list[Any]], list[Any]]
 """Concatenates the lists of all processes, in their order."""
@@ -64,20 +87,26 @@ class UpdatePreparation:
         self._gather, self._precision, self._expert_steps = gather, precision, expert_decision_steps
         self.gamma = gamma
 
-    def build_update(self, number: int, rollouts: Sequence[Rollout]) -> tuple[UpdateData, list[Decision]]:
-        """Computes everything about an update that stays fixed during its steps, and lists its decisions."""
+    def build_update(
+        self, number: int, rollouts: Sequence[Rollout], replayed: Sequence[Rollout] = ()
+    ) -> tuple[UpdateData, list[Decision]]:
+        """Computes everything about an update that stays fixed during its steps, and lists its decisions.
+
+        Args:
+            number: Of the update.
+            rollouts: Its own.
+            replayed: Earlier ones that it learns from as well.
+        """
         args = self.args
-        decisions = [decision for rollout in rollouts for decision in counted_decisions(rollout)]
+        decisions = [decision for rollout in (*rollouts, *replayed) for decision in counted_decisions(rollout)]
         if not decisions:
             raise ValueError("rollouts: not one action of them was executed; look at what the robot's client reports")
-        advantages, returns, values, metrics = self._advantages(rollouts)
-        outcomes = np.array([said for rollout in rollouts for said in credited_outcomes(rollout, self._parts(rollout))])
-        metrics |= advantage_metrics(advantages, outcomes)
-        metrics |= {
+        judged = self._judge(rollouts, replayed, len(decisions))
+        metrics = {
+            **judged.metrics,
             "objective/takeover_rate": float(np.mean([bool(rollout.corrections) for rollout in rollouts])),
             "corrections/frames": float(len(self.experts.corrections)),
         }
-        spread = args.min_advantage_spread if args.objective == "ppo" else 0.0
         if args.objective == "dagger" and not self.experts.corrections:
             logger.warning("update %d: no person has corrected the policy; it imitates demonstrations alone", number)
         numbers = np.arange(len(decisions))
@@ -87,27 +116,26 @@ class UpdatePreparation:
         rollout_plan = plan_rollouts(len(decisions), args.rollouts_per_pass, passes, world, generator)
         neighbors, similarities, retrieval = self._neighbors(decisions, generator)
         if args.process_index == 0:
-            shown = (number, rollouts, values, advantages, neighbors, similarities, self.experts)
-            write_guidance(Path(args.output_dir), *shown)
+            self._show(number, rollouts, judged, neighbors, similarities)
         rows, expert_plan = plan_experts(rollout_plan, neighbors, args.experts_per_pass, generator)
         rows, expert_plan = join_corrections(
             rows, expert_plan, self.experts.correction_rows, args.correction_share, generator
         )
         seeds, expert_seeds = sample_seeds(args.seed, number, 0, numbers), sample_seeds(args.seed, number, 1, rows)
         expert_advantages = self._expert_advantages(rows)
-        old_scores = self.scores(lambda i: decisions[i].item(thoughts=args.use_thoughts), seeds, rollout=True)
-        expert_scores = self.scores(lambda i: self.expert_item(int(rows[i])), expert_seeds, rollout=False)
+        old_scores, expert_scores = self._old_scores(decisions, seeds, rows, expert_seeds)
         metrics |= {**retrieval, "episode/decisions": float(len(decisions)), "episode/passes": float(passes)}
         if len(rows):
             metrics |= _spread("objective/advantage_expert", expert_advantages)
             metrics["retrieval/unique_frac"] = len(rows) / expert_plan.size
             metrics["corrections/share"] = float((rows >= len(self.experts)).astype(float)[expert_plan].mean())
+        rate = args.indicator_dropout
         data = UpdateData(
             number=number,
             episode_ids=[rollout.facts.episode_id for rollout in rollouts],
-            advantages=advantages,
-            returns=returns,
-            old_values=values,
+            advantages=judged.advantages,
+            returns=judged.returns,
+            old_values=judged.values,
             seeds=seeds,
             old_scores=old_scores,
             expert_rows=rows,
@@ -117,8 +145,12 @@ class UpdatePreparation:
             rollout_plan=rollout_plan,
             expert_plan=expert_plan,
             metrics=metrics,
-            no_information=information_problem(advantages, outcomes, spread),
+            no_information=judged.no_information,
             corrected_ids=self.experts.corrected_ids,
+            replayed_ids=[rollout.facts.episode_id for rollout in replayed],
+            positive=judged.positive,
+            dropped_rollouts=left_out(args.seed, number, rollout_plan.shape, rate, experts=False),
+            dropped_experts=left_out(args.seed, number, expert_plan.shape, rate, experts=True),
         )
         return data, decisions
 
@@ -251,8 +283,56 @@ class UpdatePreparation:
 
     # ------------------------------------------------------------------ parts
 
+    def _judge(self, rollouts: Sequence[Rollout], replayed: Sequence[Rollout], count: int) -> JudgedDecisions:
+        """Advantages of the `count` decisions that count, and their labels, as far as the objective asks for them."""
+        args = self.args
+        if args.objective in IMITATING:
+            nothing = np.zeros(count, np.float32)
+            return JudgedDecisions(nothing, nothing, nothing, np.zeros(count, bool), outcome_metrics(rollouts))
+        known = [*rollouts, *replayed]
+        advantages, returns, values, metrics = self._advantages(known)
+        outcomes = np.array([said for rollout in known for said in credited_outcomes(rollout, self._parts(rollout))])
+        metrics |= {**outcome_metrics(rollouts), **advantage_metrics(advantages, outcomes)}
+        recap, spread = args.objective == "recap", args.min_advantage_spread
+        problem = information_problem(advantages, outcomes, spread, relative=recap)
+        positive = np.zeros(count, bool)
+        if recap:
+            tasks = [decision.instruction for rollout in known for decision in counted_decisions(rollout)]
+            positive, thresholds = positive_decisions(advantages, tasks, args.advantage_quantile)
+            metrics |= label_metrics(positive, outcomes, thresholds)
+            metrics["recap/replayed_rollouts"] = float(len(replayed))
+            if spread and not problem and not positive.any():
+                problem = "within each task the advantages of all decisions are equal, so none is positive"
+        return JudgedDecisions(advantages, returns, values, positive, metrics, problem)
+
+    def _show(
+        self,
+        number: int,
+        rollouts: Sequence[Rollout],
+        judged: JudgedDecisions,
+        neighbors: np.ndarray,
+        similarities: np.ndarray | None,
+    ) -> None:
+        """Leaves for people what guides the update."""
+        labels = judged.positive if self.args.objective == "recap" else None
+        valued = None if self.args.objective in IMITATING else (judged.values, judged.advantages)
+        shown = (number, rollouts, valued, labels, neighbors, similarities, self.experts)
+        write_guidance(Path(self.args.output_dir), *shown)
+
+    def _old_scores(
+        self, decisions: Sequence[Decision], seeds: np.ndarray, rows: np.ndarray, expert_seeds: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Scores of decisions and expert samples under the present policy; zeros where the objective has no ratio."""
+        args = self.args
+        if args.objective in FLOW_MATCHING:
+            return tuple(np.zeros((len(own), args.num_flow_samples), np.float32) for own in (seeds, expert_seeds))  # type: ignore[return-value]
+        mine = self.scores(lambda i: decisions[i].item(thoughts=args.use_thoughts), seeds, rollout=True)
+        return mine, self.scores(lambda i: self.expert_item(int(rows[i])), expert_seeds, rollout=False)
+
     def _advantages(self, rollouts: Sequence[Rollout]) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, float]]:
-        """Clipped advantages, returns and values of the decisions that count, and metrics.
+        """Advantages, returns and values of the decisions that count, and metrics.
+
+        Advantages are clipped, but not where they are only compared with a threshold.
 
         A rollout's last decisions do not count if none of their actions ran: the rollout ended at their observation, and the
         decision before them gets the reward. In the middle of a rollout such a decision gets no advantage, but its value
@@ -283,14 +363,8 @@ class UpdatePreparation:
                 counted = ran[numbers]
                 found.append((advantages[counted], returns[counted], own[numbers][counted]))
         raw, returns, kept = (np.concatenate(part) for part in zip(*found, strict=True))
-        clipped, share = clip_advantages(raw, args.advantage_clip)
-        rewards = np.array([own_reward(rollout) for rollout in rollouts])
-        success, score = float((rewards >= SUCCESS).mean()), float(rewards.mean())
+        clipped, share = (raw, 0.0) if args.objective == "recap" else clip_advantages(raw, args.advantage_clip)
         metrics = {
-            "objective/success_rate": success,
-            "objective/scores": score,
-            "objective/non_score_reward": 0.0,
-            "objective/rlhf_reward": score,
             "objective/frac_adv_clipped": share,
             "val/explained_variance": explained_variance(kept, returns),
             **_spread("objective/advantage_rollout", clipped),
@@ -355,6 +429,18 @@ class UpdatePreparation:
             own = np.array([values[row] for row in chain])
             advantages.append(generalized_advantages(rewards, own, gamma=discounts, lam=args.lam)[0][0])
         return np.array(advantages, np.float32)
+
+
+def outcome_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """Success rate and rewards of the rollouts' policies, under TRL's names."""
+    rewards = np.array([own_reward(rollout) for rollout in rollouts])
+    success, score = float((rewards >= SUCCESS).mean()), float(rewards.mean())
+    return {
+        "objective/success_rate": success,
+        "objective/scores": score,
+        "objective/non_score_reward": 0.0,
+        "objective/rlhf_reward": score,
+    }
 
 
 def _spread(name: str, values: np.ndarray) -> dict[str, float]:

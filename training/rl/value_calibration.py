@@ -221,13 +221,14 @@ def advantage_metrics(advantages: np.ndarray, outcomes: np.ndarray) -> dict[str,
     return metrics
 
 
-def information_problem(advantages: np.ndarray, outcomes: np.ndarray, spread: float) -> str:
+def information_problem(advantages: np.ndarray, outcomes: np.ndarray, spread: float, *, relative: bool = False) -> str:
     """Why advantages (n,) say nothing about what to do more often; empty if they do.
 
     Args:
         advantages: Of decisions.
         outcomes: Of their rollouts.
         spread: Smallest difference that counts; 0: any will do.
+        relative: Whether their order alone counts, as for labels by a quantile, and not which of them are above 0.
     """
     if spread <= 0:
         return ""
@@ -239,7 +240,7 @@ def information_problem(advantages: np.ndarray, outcomes: np.ndarray, spread: fl
             f"decisions of successes have no higher advantages than those of failures (means {won.mean():.2g} and "
             f"{lost.mean():.2g})"
         )
-    if len(won) and len(lost) and won.mean() < spread:
+    if len(won) and len(lost) and won.mean() < spread and not relative:
         return (
             f"nothing is reinforced: advantages are {won.mean():.2g} on average in successes and {lost.mean():.2g} in "
             "failures; the value model expects success everywhere"

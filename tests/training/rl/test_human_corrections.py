@@ -43,6 +43,8 @@ def history(folder):
 def test_corrections_join_the_experts_and_are_kept_for_later_updates(run, tmp_path, objective):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     options = {"objective": objective, "correction_share": 0.5}
+    if objective == "dagger":
+        options["value_learning_rate"] = 1e-4  # it trains no value model
     assert run(whole, save_strategy="steps", save_steps=1, **options) == 0
     first, second = history(whole)
     assert (first["corrections/frames"], second["corrections/frames"]) == (8, 12), (

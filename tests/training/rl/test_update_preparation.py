@@ -8,7 +8,7 @@ import pytest
 from syvla.serving.recording.decision import Correction, Decision, Rollout
 from syvla.serving.recording.episode_facts import EpisodeFacts
 from syvla.training.rl.update_data import join_corrections
-from syvla.training.rl.update_preparation import UpdatePreparation
+from syvla.training.rl.update_preparation import UpdatePreparation, outcome_metrics
 from syvla.training.rl.value_calibration import held_out_rollouts, value_targets
 
 GAMMA, LAM = 0.9, 0.8
@@ -20,6 +20,7 @@ class KnownValues(UpdatePreparation):
     def __init__(self, **settings):
         self.gamma = GAMMA
         chosen = {
+            "objective": "ppo",
             "lam": LAM,
             "advantage_clip": 0.8,
             "bootstrap_timeouts": True,
@@ -33,7 +34,8 @@ class KnownValues(UpdatePreparation):
 
     def of(self, *rollouts):
         """(advantages, returns, values, metrics)"""
-        return self._advantages(rollouts)
+        *arrays, metrics = self._advantages(rollouts)
+        return (*arrays, {**metrics, **outcome_metrics(rollouts)})
 
 
 def rollout(values, executed, reward, *, timed_out=False, final=0.0, takeovers=()):

@@ -1,0 +1,69 @@
+"""Which objectives there are, and which settings each of them does not read: a setting that would do nothing is refused."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+OBJECTIVES = ("ppo", "recap", "imitation", "dagger")
+
+IMITATING = ("imitation", "dagger")
+"""Those that learn from expert samples alone; rollouts say which."""
+
+FLOW_MATCHING = ("recap", *IMITATING)
+"""Those whose loss is that of imitation; no ratio to an older policy."""
+
+_RATIO = {
+    *(
+        "average_flow_samples",
+        "ratio_temperature",
+        "flow_sde_noise_level",
+        "cliprange",
+        "expert_cliprange",
+        "dual_clip",
+    ),
+    *("trust_region", "clamp_logratio", "clamp_old_cfm", "target_kl"),
+}
+_VALUE_STEPS = {"vf_coef", "cliprange_value", "num_value_only_steps"}
+_EXPERT_ADVANTAGES = {"expert_advantage", "expert_advantages"}
+_CREDIT = {
+    *("bootstrap_timeouts", "takeover_failed_decisions", "gamma", "lam", "advantage_clip", "min_advantage_spread"),
+    *("value_learning_rate", "value_fit_threshold", "value_fit_max_steps", "value_heldout_share"),
+}
+_LABELS = {"advantage_quantile", "indicator_dropout", "max_replayed_rollouts"}
+
+UNREAD: dict[str, frozenset[str]] = {
+    "ppo": frozenset(_LABELS),
+    "recap": frozenset(_RATIO | _VALUE_STEPS | _EXPERT_ADVANTAGES | {"advantage_clip", "max_staleness"}),
+    "imitation": frozenset(_RATIO | _VALUE_STEPS | _EXPERT_ADVANTAGES | _CREDIT | _LABELS),
+    "dagger": frozenset(_RATIO | _VALUE_STEPS | _EXPERT_ADVANTAGES | _CREDIT | _LABELS),
+}
+
+_OFF = {
+    **dict.fromkeys(("dual_clip", "clamp_old_cfm", "target_kl", "vf_coef", "num_value_only_steps"), 0),
+    **dict.fromkeys(("min_advantage_spread", "value_fit_max_steps"), 0),
+    "bootstrap_timeouts": False,
+}
+"""Values that switch something off, and so are true of an objective that does not have it."""
+
+
+def unread_settings(args: Any) -> list[str]:
+    """Settings of a [`SyVLAPPOConfig`] that its objective does not read and that are neither at their default nor off."""
+    defaults = {field.name: field.default for field in fields(args)}
+    found = []
+    for name in sorted(UNREAD[args.objective]):
+        value = getattr(args, name)
+        if value != defaults[name] and not (name in _OFF and value == _OFF[name]):
+            found.append(name)
+    return found
+
+
+def require_read_settings(args: Any) -> None:
+    """Raises ValueError for settings that have no effect under the objective."""
+    if names := unread_settings(args):
+        defaults = {field.name: field.default for field in fields(args)}
+        left = ", ".join(f"{name}={defaults[name]}" for name in names)
+        raise ValueError(
+            f"{names[0]}: has no effect, since objective={args.objective} does not read {', '.join(names)}; leave it out, or "
+            f"at its default ({left})"
+        )

@@ -24,7 +24,7 @@ PAPER_ROWS = {
     "none": "w/o Expert Dataset",
     "gae": "w/ Standard Advantage",
 }
-"""Our arms to the rows of the paper's Table 3; it has none for `imitation`."""
+"""Our arms to the rows of the paper's Table 3; it has none for the others."""
 
 MEANING = {
     "il": "imitation learning alone, where all others start",
@@ -33,6 +33,7 @@ MEANING = {
     "none": "RL on rollouts alone",
     "gae": "RL with similar expert samples, advantage by GAE",
     "imitation": "no RL: flow matching on the same similar samples",
+    "recap": "flow matching on all rollouts and similar samples, the advantage as a word in the prompt",
 }
 
 Runs = dict[str, dict[int, dict[str, Any]]]

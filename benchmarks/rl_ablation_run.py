@@ -21,6 +21,7 @@ from benchmarks.rl_robot import RobotPublisher, RobotSettings, success
 from syvla.durable_files import write_json
 from syvla.evaluation.closed_loop import evaluation_seeds
 from syvla.training.demo import CAMERAS, EMBODIMENT
+from syvla.training.rl.objective_settings import UNREAD
 
 ARMS: dict[str, dict[str, Any]] = {
     "il": {},
@@ -29,8 +30,10 @@ ARMS: dict[str, dict[str, Any]] = {
     "none": {"expert_mode": "none"},
     "gae": {"expert_mode": "similar", "expert_advantages": "gae"},
     "imitation": {"expert_mode": "similar", "objective": "imitation"},
+    "recap": {"expert_mode": "similar", "objective": "recap", "value_fit_max_steps": 200},
 }
-"""Options of `syvla-ppo` by arm; `il` is the policy that all others start from."""
+"""Options of `syvla-ppo` by arm; `il` is the policy that all others start from. Arms of RECAP label by a value model that has
+seen failures; the others are as the committed figures were measured."""
 
 ROLLOUT_RUN = 1000
 """Rollouts use the evaluation seeds of runs from this number on, evaluation those below: they share no start."""
@@ -49,7 +52,7 @@ def robot_data(dataset: Path) -> str:
 def trainer_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """Command line of `syvla-ppo`, as names and values."""
     output = arguments.output
-    return {
+    options = {
         "model_path": arguments.il,
         "value_model_path": arguments.value,
         "retrieval_path": arguments.vectors,
@@ -86,6 +89,8 @@ def trainer_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "disable_tqdm": True,
         **ARMS[arguments.arm],
     }
+    unread = UNREAD[options.get("objective", "ppo")]
+    return {name: value for name, value in options.items() if name not in unread}
 
 
 def train(arguments: argparse.Namespace, settings: RobotSettings) -> dict[str, Any]:

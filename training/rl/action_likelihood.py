@@ -39,10 +39,14 @@ class ActionScores:
     Attributes:
         scores: float32 (R, S).
         query_mask: bool (R, N), True where Intention Decoupling kept the query state; None without it.
+        velocity: What the policy answered at the points, float32 (R, S, T, D).
+        mask: bool (R, T, D), entries that count.
     """
 
     scores: torch.Tensor
     query_mask: torch.Tensor | None
+    velocity: torch.Tensor
+    mask: torch.Tensor
 
 
 def action_scores(
@@ -92,11 +96,13 @@ def action_scores(
     if config.intention_decoupling if decoupling is None else decoupling:
         with torch.enable_grad():  # old scores are computed without gradients, but the mask needs one
             probe = query_states.detach().requires_grad_()
-            loss = -_scores(policy, probe, encoded.detach(), points, mask).sum(dim=1)
+            velocity = _velocities(policy, probe, encoded.detach(), points)
+            loss = -_scores(velocity, points, mask).sum(dim=1)
             settings = (config.decoupling_quantile, config.decoupling_scope, config.decoupling_choice)
             query_mask = find_decoupling_mask(loss, probe, *settings)
         query_states = keep_states(query_states, query_mask)
-    return ActionScores(_scores(policy, query_states, encoded, points, mask), query_mask)
+    velocity = _velocities(policy, query_states, encoded, points)
+    return ActionScores(_scores(velocity, points, mask), query_mask, velocity, mask)
 
 
 def require_scored_design(config: Any) -> None:
@@ -159,10 +165,10 @@ def action_log_ratio(
     return ratio_temperature * (scores - old_scores)
 
 
-def _scores(
-    policy: Any, query_states: torch.Tensor, encoded: EncodedObservation, points: ScoredPoints, mask: torch.Tensor
+def _velocities(
+    policy: Any, query_states: torch.Tensor, encoded: EncodedObservation, points: ScoredPoints
 ) -> torch.Tensor:
-    """Scores of the points on given query states, float32 (B, S).
+    """The policy's velocity at the points on given query states, float32 (B, S, T, D).
 
     The S points of a sample share one context, whose keys and values are repeated to make a batch of B * S for the expert.
     """
@@ -176,13 +182,28 @@ def _scores(
     )
     # The velocity is asked for at given points x, never by integrating the flow: a score needs one pass and has a gradient.
     velocity = policy.expert.predict_velocity(points.x.flatten(0, 1), points.timestep.flatten(), repeated)
-    error = velocity.float().view_as(points.x) - points.target
+    found: torch.Tensor = velocity.float().view_as(points.x)
+    return found
+
+
+def _scores(velocity: torch.Tensor, points: ScoredPoints, mask: torch.Tensor) -> torch.Tensor:
+    """Scores of the points, float32 (B, S)."""
+    return -points.weight * summed_error(velocity, points.target, mask)
+
+
+def summed_error(velocity: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Squared error of velocities (B, S, T, D), its mean over dimensions and sum over steps where `mask` (B, T, D) counts.
+
+    Returns:
+        float32 (B, S).
+    """
+    error = velocity - target
     error = torch.where(mask[:, None], error, torch.zeros_like(error)).square()  # also stops NaN in padding
     dims = mask.sum(dim=-1).clamp(min=1)  # (B, T)
     # A mean over dimensions, so that robots of 7 and of 14 joints have ratios of one size; a sum over steps, since every
     # executed action is a factor of the chunk's likelihood.
     per_step = error.sum(dim=-1) / dims[:, None]  # (B, S, T)
-    return -points.weight * per_step.sum(dim=-1)
+    return per_step.sum(dim=-1)
 
 
 # ---------------------------------------------------------------------- dropout

@@ -15,7 +15,7 @@ from .advantage_labels import ADVANTAGE_QUANTILE, INDICATOR_DROPOUT
 from .advantages import ADVANTAGE_CLIP, EXPERT_ADVANTAGE
 from .credit import FAILED_DECISIONS
 from .flow_points import METHODS
-from .objective_settings import FLOW_MATCHING, IMITATING, OBJECTIVES, require_read_settings
+from .objective_settings import IMITATING, OBJECTIVES, RATIOS, require_read_settings
 
 EXPERT_MODES = ("similar", "random", "none")
 EXPERT_ADVANTAGES = ("constant", "gae")
@@ -46,7 +46,8 @@ class SyVLAPPOConfig(TrainingArguments):
       `target_kl`, `vf_coef`, `cliprange_value`, `value_learning_rate`, `value_fit_threshold`, `value_fit_max_steps`,
       `value_heldout_share`, `num_value_only_steps`
 
-    > Parameters of `objective="recap"` alone: `advantage_quantile`, `indicator_dropout`, `max_replayed_rollouts`
+    > Parameters of one objective alone: `advantage_quantile`, `indicator_dropout`, `max_replayed_rollouts` of recap,
+      `nft_beta` of nft
 
     > Parameters that guard it: `max_skipped_steps`, `guard_heldout_cfm`, `min_advantage_spread`, `heldout_share`,
       `guard_samples`
@@ -175,9 +176,10 @@ class SyVLAPPOConfig(TrainingArguments):
     objective: str = field(
         default="ppo",
         metadata={
-            "help": "ppo; or recap: all rollouts of the run, good and bad, by flow matching, each with its advantage as a "
-            "word in the prompt (pi*0.6); or imitation: a control that trains on the same expert samples by flow matching, "
-            "without RL. dagger: imitation of demonstrations and of all corrections of people in the run's rollouts so far.",
+            "help": "ppo. nft: flow matching towards good and, bounded, away from bad actions, without a ratio. recap: flow "
+            "matching on all rollouts of the run, good and bad, each decision's advantage a word in its prompt (pi*0.6). "
+            "imitation: a control that trains on the same expert samples by flow matching, without RL. dagger: imitation of "
+            "demonstrations and of all corrections of people in the run's rollouts so far.",
             "choices": list(OBJECTIVES),
         },
     )
@@ -251,6 +253,14 @@ class SyVLAPPOConfig(TrainingArguments):
         },
     )
 
+    # nft
+    nft_beta: float = field(
+        default=1.0,
+        metadata={
+            "help": "How far the mirrored velocities of good and bad actions lie from the old one; 1 as in RLinf."
+        },
+    )
+
     # guards
     max_skipped_steps: int = field(
         default=5, metadata={"help": "Steps in a row without finite gradients after which an update is given up."}
@@ -285,7 +295,7 @@ class SyVLAPPOConfig(TrainingArguments):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
         positive = ("cliprange", "clamp_logratio", "advantage_clip", "ratio_temperature", "guard_heldout_cfm")
-        for name in (*positive, "flow_sde_noise_level"):
+        for name in (*positive, "nft_beta", "flow_sde_noise_level"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}: expected a positive number, got {getattr(self, name)}")
         if self.value_fit_max_steps < 0 or not 0 < self.value_heldout_share < 1 or self.value_fit_threshold >= 1:
@@ -305,7 +315,7 @@ class SyVLAPPOConfig(TrainingArguments):
             raise ValueError(f"correction_share: expected a share from 0 to 1, got {self.correction_share}")
         if self.objective in IMITATING and self.expert_mode == "none":
             raise ValueError(f"objective: {self.objective} needs expert samples; set expert_mode to similar or random")
-        if self.objective in FLOW_MATCHING and self.ratio_method != "fpo":
+        if self.objective not in RATIOS and self.ratio_method != "fpo":
             raise ValueError(
                 f"ratio_method: {self.ratio_method} is no flow-matching loss, by which objective={self.objective} trains; "
                 "leave it at fpo"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from .action_likelihood import summed_error
+
 
 def clamp_through(x: torch.Tensor, limit: float) -> torch.Tensor:
     """`x` within +-limit whose gradient is that of `x`: a ratio that ran away stays finite and can come back."""
@@ -50,6 +52,40 @@ def policy_loss(
     elif trust_region != "ppo":
         raise ValueError(f"trust_region: expected 'ppo' or 'aspo', got {trust_region!r}")
     return -objective.mean(dim=1), clipped
+
+
+def bounded_negatives_loss(
+    velocity: torch.Tensor,
+    old_velocity: torch.Tensor,
+    target: torch.Tensor,
+    mask: torch.Tensor,
+    advantages: torch.Tensor,
+    *,
+    limit: float,
+    beta: float,
+) -> torch.Tensor:
+    """Negative-aware fine-tuning of a flow (DiffusionNFT; RLinf's `embodied_nft`): no ratio, and negatives with an end.
+
+    `w |v+ - u|^2 + (1 - w) |v- - u|^2`, where `v+ = v_old + beta (v - v_old)`, `v- = v_old - beta (v - v_old)` and
+    `w = (A + limit) / (2 limit)`. What is good draws v towards u; what is bad draws it towards the mirror image of u behind
+    v_old, a finite target, where a ratio would push without end.
+
+    Args:
+        velocity: v, (B, S, T, D); with a gradient.
+        old_velocity: v_old at the same points, of the policy before the update.
+        target: u.
+        mask: bool (B, T, D), entries that count.
+        advantages: A (B,), taken within +-limit; an expert's 1 is all positive.
+        limit, beta: Positive.
+
+    Returns:
+        Loss per sample (B,): its mean over points, steps and dimensions.
+    """
+    weight = ((advantages.clamp(-limit, limit) + limit) / (2 * limit))[:, None]
+    change = beta * (velocity - old_velocity)
+    steps = mask.any(-1).sum(-1).clamp(min=1)[:, None]
+    towards, against = (summed_error(old_velocity + part, target, mask) / steps for part in (change, -change))
+    return (weight * towards + (1 - weight) * against).mean(dim=1)
 
 
 def value_loss(

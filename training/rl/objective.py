@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from .config import SyVLAPPOConfig
-from .losses import approximate_kl, clamp_through, policy_loss
+from .losses import approximate_kl, bounded_negatives_loss, clamp_through, policy_loss
 from .objective_settings import FLOW_MATCHING
 
 
@@ -18,9 +18,9 @@ def policy_objective(
     """Loss and metrics.
 
     Args:
-        outputs: Of [`PolicyAndValue`]: `scores` (B, S), `query_mask`.
-        inputs: Of the trainer: `old_scores` (B, S), `advantages` (B,), `is_expert` bool (B,), the policy's `action_mask`;
-            for labels of advantages `positive` bool (B,).
+        outputs: Of [`PolicyAndValue`]: `scores` (B, S), `query_mask`, `velocity`, `mask`.
+        inputs: Of the trainer: `old_scores` (B, S), for "nft" also `old_velocities` (B, S, T, D) and `points`, `advantages`
+            (B,), `is_expert` bool (B,), the policy's `action_mask`; for "recap" `positive` bool (B,).
         args: [`SyVLAPPOConfig`].
 
     Returns:
@@ -42,6 +42,16 @@ def policy_objective(
     if args.objective in FLOW_MATCHING:
         loss = cfm.mean()
         return loss, {**metrics, "loss/policy_avg": float(loss.detach())}
+    if args.objective == "nft":
+        velocity, old_velocity = outputs["velocity"], inputs["old_velocities"]
+        given = (velocity, old_velocity, inputs["points"][2], outputs["mask"], inputs["advantages"])
+        losses = bounded_negatives_loss(*given, limit=args.advantage_clip, beta=args.nft_beta)
+        change = (velocity.detach() - old_velocity).square()[outputs["mask"][:, None].expand_as(velocity)].mean()
+        return losses.mean(), {
+            **metrics,
+            "loss/policy_avg": float(losses.detach().mean()),
+            "nft/velocity_change": float(change.sqrt()),
+        }
     if args.clamp_old_cfm:
         old = old.clamp(min=-args.clamp_old_cfm)
     log_ratio = args.ratio_temperature * (scores - old)

@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
-OBJECTIVES = ("ppo", "recap", "imitation", "dagger")
+OBJECTIVES = ("ppo", "nft", "recap", "imitation", "dagger")
 
 IMITATING = ("imitation", "dagger")
 """Those that learn from expert samples alone; rollouts say which."""
 
 FLOW_MATCHING = ("recap", *IMITATING)
-"""Those whose loss is that of imitation; no ratio to an older policy."""
+"""Those whose loss is that of imitation: they look at no older policy."""
+
+RATIOS = ("ppo",)
+"""Those that weight a ratio to an older policy."""
 
 _RATIO = {
     *(
@@ -32,11 +35,14 @@ _CREDIT = {
 }
 _LABELS = {"advantage_quantile", "indicator_dropout", "max_replayed_rollouts"}
 
+_NEGATIVES = {"nft_beta"}
+
 UNREAD: dict[str, frozenset[str]] = {
-    "ppo": frozenset(_LABELS),
-    "recap": frozenset(_RATIO | _VALUE_STEPS | _EXPERT_ADVANTAGES | {"advantage_clip", "max_staleness"}),
-    "imitation": frozenset(_RATIO | _VALUE_STEPS | _EXPERT_ADVANTAGES | _CREDIT | _LABELS),
-    "dagger": frozenset(_RATIO | _VALUE_STEPS | _EXPERT_ADVANTAGES | _CREDIT | _LABELS),
+    "ppo": frozenset(_LABELS | _NEGATIVES),
+    "nft": frozenset(_RATIO | _LABELS),
+    "recap": frozenset(_RATIO | _VALUE_STEPS | _EXPERT_ADVANTAGES | _NEGATIVES | {"advantage_clip", "max_staleness"}),
+    "imitation": frozenset(_RATIO | _VALUE_STEPS | _EXPERT_ADVANTAGES | _CREDIT | _LABELS | _NEGATIVES),
+    "dagger": frozenset(_RATIO | _VALUE_STEPS | _EXPERT_ADVANTAGES | _CREDIT | _LABELS | _NEGATIVES),
 }
 
 _OFF = {

@@ -53,15 +53,16 @@ class PolicyAndValue(nn.Module):
             decoupling: See `action_scores`.
 
         Returns:
-            `scores` float32 (B, S), `query_mask` bool (B, N), `values` float32 (B',), and `zero`, a scalar of value 0. Adding
+            `scores` float32 (B, S), `query_mask` bool (B, N), `velocity` float32 (B, S, T, D) and `mask` bool (B, T, D) as
+            in [`ActionScores`], `values` float32 (B',), and `zero`, a scalar of value 0. Adding
             `zero` to the loss gives a gradient to every trained weight that the other outputs do not depend on; DDP waits
             for the gradients of all weights.
         """
-        scores = query_mask = values = None
+        scores = query_mask = velocity = mask = values = None
         if policy is not None:
             assert points is not None
             found = action_scores(self.base_policy, policy, ScoredPoints(*points), decoupling=decoupling)
-            scores, query_mask = found.scores, found.query_mask
+            scores, query_mask, velocity, mask = found.scores, found.query_mask, found.velocity, found.mask
         if value is not None:
             values = self.value_model(**value).value
         zero = None
@@ -70,7 +71,8 @@ class PolicyAndValue(nn.Module):
             unreached += [] if policy is not None else list(self.policy.parameters())
             unreached += [] if value is not None else list(self.value_model.parameters())
             zero = sum((0.0 * p.sum() for p in unreached if p.requires_grad), torch.zeros(()))
-        return {"scores": scores, "query_mask": query_mask, "values": values, "zero": zero}
+        found_all = {"scores": scores, "query_mask": query_mask, "velocity": velocity, "mask": mask}
+        return {**found_all, "values": values, "zero": zero}
 
     def gradient_checkpointing_enable(self, **kwargs: Any) -> None:
         for module in (self.base_policy, self.value_model):

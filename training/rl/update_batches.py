@@ -53,6 +53,8 @@ def update_batch(
     def both(mine: np.ndarray, theirs: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.concatenate((mine[rollouts], theirs[experts])))
 
+    if args.objective == "nft":
+        marks["old_velocities"] = both(update.old_velocities, update.expert_velocities)
     return {
         "policy": policy,
         "points": preparation.points(policy, seeds.tolist()),

@@ -38,6 +38,8 @@ class UpdateData:
         no_information: Why its advantages say nothing, so that no policy comes of it; empty if they do.
         corrected_ids: Rollouts whose corrections are among the expert samples, in the order of their rows.
         replayed_ids: Earlier rollouts whose decisions come after those of `episode_ids`.
+        old_velocities, expert_velocities: float32 (D, S, T, D_action) and (E, ...), what the policy answered before the
+            update (`objective="nft"`).
         positive: bool (D,), whether an advantage is positive (`objective="recap"`).
         dropped_rollouts, dropped_experts: bool, of the shapes of the plans: where the prompt says nothing of it.
     """
@@ -61,6 +63,8 @@ class UpdateData:
     no_information: str = ""
     corrected_ids: list[str] = field(default_factory=list)
     replayed_ids: list[str] = field(default_factory=list)
+    old_velocities: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    expert_velocities: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
     positive: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
     dropped_rollouts: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
     dropped_experts: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))

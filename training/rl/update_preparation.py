@@ -25,7 +25,7 @@ from .credit import CreditedPart, counted_decisions, credited_outcomes, credited
 from .expert_samples import ExpertSamples
 from .flow_points import make_points
 from .guidance import write_guidance
-from .objective_settings import FLOW_MATCHING, IMITATING
+from .objective_settings import IMITATING, RATIOS
 from .policy_and_value import PolicyAndValue
 from .update_data import UpdateData, join_corrections, plan_experts, plan_rollouts, sample_seeds
 from .value_calibration import advantage_metrics, calibrate_values, information_problem, value_targets
@@ -123,7 +123,7 @@ class UpdatePreparation:
         )
         seeds, expert_seeds = sample_seeds(args.seed, number, 0, numbers), sample_seeds(args.seed, number, 1, rows)
         expert_advantages = self._expert_advantages(rows)
-        old_scores, expert_scores = self._old_scores(decisions, seeds, rows, expert_seeds)
+        before = self._before(decisions, seeds, rows, expert_seeds)
         metrics |= {**retrieval, "episode/decisions": float(len(decisions)), "episode/passes": float(passes)}
         if len(rows):
             metrics |= _spread("objective/advantage_expert", expert_advantages)
@@ -137,11 +137,10 @@ class UpdatePreparation:
             returns=judged.returns,
             old_values=judged.values,
             seeds=seeds,
-            old_scores=old_scores,
             expert_rows=rows,
             expert_seeds=expert_seeds,
             expert_advantages=expert_advantages,
-            expert_scores=expert_scores,
+            **before,
             rollout_plan=rollout_plan,
             expert_plan=expert_plan,
             metrics=metrics,
@@ -243,6 +242,26 @@ class UpdatePreparation:
 
         `decoupling` and `method` are the run's settings where they are None.
         """
+        found = self._asked(item, seeds, "scores", rollout=rollout, decoupling=decoupling, method=method)
+        return found.reshape(len(seeds), self.args.num_flow_samples)
+
+    def velocities(self, item: Callable[[int], dict[str, Any]], seeds: np.ndarray, *, rollout: bool) -> np.ndarray:
+        """Velocities at the points of samples 0 .. len(seeds) - 1, float32 (n, S, T, D)."""
+        config = self.model.base_policy.config
+        found = self._asked(item, seeds, "velocity", rollout=rollout)
+        return found.reshape(len(seeds), self.args.num_flow_samples, int(config.chunk_size), int(config.max_action_dim))
+
+    def _asked(
+        self,
+        item: Callable[[int], dict[str, Any]],
+        seeds: np.ndarray,
+        what: str,
+        *,
+        rollout: bool,
+        decoupling: bool | None = None,
+        method: str | None = None,
+    ) -> np.ndarray:
+        """An output of the policy on samples 0 .. len(seeds) - 1, float32 (n, ...)."""
         chosen = self.args.intention_decoupling if decoupling is None else decoupling
 
         def run(numbers: list[int]) -> torch.Tensor:
@@ -251,11 +270,10 @@ class UpdatePreparation:
             device = self.model.base_policy.device
             moved = {key: value.to(device) for key, value in batch.items()}
             points = tuple(p.to(device) for p in points)
-            scores: torch.Tensor = self.model(policy=moved, points=points, decoupling=chosen)["scores"]
-            return scores
+            answer: torch.Tensor = self.model(policy=moved, points=points, decoupling=chosen)[what]
+            return answer
 
-        found = self._run(run, len(seeds), "Scoring")
-        return np.array(found, np.float32).reshape(len(seeds), self.args.num_flow_samples)
+        return np.array(self._run(run, len(seeds), "Scoring"), np.float32)
 
     def values(self, item: Callable[[int], dict[str, Any]], count: int) -> np.ndarray:
         """Values of samples 0 .. count - 1, float32 (n,)."""
@@ -278,7 +296,7 @@ class UpdatePreparation:
         silent = args.disable_tqdm or len(own) < 20 * size or rank > 0
         for low in tqdm(range(0, len(own), size), desc=what, leave=False, disable=silent):
             with self._precision():
-                results += run(own[low : low + size]).float().cpu().tolist()
+                results += list(run(own[low : low + size]).float().cpu().numpy())
         return self._gather(results)
 
     # ------------------------------------------------------------------ parts
@@ -319,15 +337,24 @@ class UpdatePreparation:
         shown = (number, rollouts, valued, labels, neighbors, similarities, self.experts)
         write_guidance(Path(self.args.output_dir), *shown)
 
-    def _old_scores(
+    def _before(
         self, decisions: Sequence[Decision], seeds: np.ndarray, rows: np.ndarray, expert_seeds: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Scores of decisions and expert samples under the present policy; zeros where the objective has no ratio."""
+    ) -> dict[str, np.ndarray]:
+        """What the objective asks of the present policy about decisions and expert samples, by field of [`UpdateData`]."""
         args = self.args
-        if args.objective in FLOW_MATCHING:
-            return tuple(np.zeros((len(own), args.num_flow_samples), np.float32) for own in (seeds, expert_seeds))  # type: ignore[return-value]
-        mine = self.scores(lambda i: decisions[i].item(thoughts=args.use_thoughts), seeds, rollout=True)
-        return mine, self.scores(lambda i: self.expert_item(int(rows[i])), expert_seeds, rollout=False)
+        mine = (lambda i: decisions[i].item(thoughts=args.use_thoughts), seeds)
+        theirs = (lambda i: self.expert_item(int(rows[i])), expert_seeds)
+        if args.objective in RATIOS:
+            return {
+                "old_scores": self.scores(*mine, rollout=True),
+                "expert_scores": self.scores(*theirs, rollout=False),
+            }
+        none = [np.zeros((len(own), args.num_flow_samples), np.float32) for own in (seeds, expert_seeds)]
+        found = {"old_scores": none[0], "expert_scores": none[1]}
+        if args.objective == "nft":
+            found["old_velocities"] = self.velocities(*mine, rollout=True)
+            found["expert_velocities"] = self.velocities(*theirs, rollout=False)
+        return found
 
     def _advantages(self, rollouts: Sequence[Rollout]) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, float]]:
         """Advantages, returns and values of the decisions that count, and metrics.

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from syvla.training.rl.losses import approximate_kl, clamp_through, policy_loss, value_loss
+from syvla.training.rl.losses import approximate_kl, bounded_negatives_loss, clamp_through, policy_loss, value_loss
 
 log_ratios = st.floats(-3, 3)
 advantages = st.floats(-2, 2)
@@ -92,3 +92,55 @@ def test_approximate_kl_is_zero_for_equal_policies_and_never_negative():
 def test_an_unknown_trust_region_is_refused():
     with pytest.raises(ValueError, match="trust_region: expected 'ppo' or 'aspo'"):
         loss_and_gradient(0.0, 1.0, trust_region="spo")
+
+
+# ---------------------------------------------------------------------- bounded negatives
+
+
+def tensors(seed=0):
+    """Velocities (3, 2, 4, 2), old ones, targets, and a mask that leaves out steps and a dimension."""
+    generator = torch.Generator().manual_seed(seed)
+    parts = [torch.randn(3, 2, 4, 2, generator=generator, dtype=torch.float64) for _ in range(3)]
+    mask = torch.ones(3, 4, 2, dtype=torch.bool)
+    mask[0, 2:] = mask[1, :, 1] = False
+    return *parts, mask
+
+
+def test_bounded_negatives_are_the_two_weighted_errors_written_out():
+    velocity, old, target, mask = tensors()
+    advantages, limit, beta = [0.8, -0.2, -3.0], 0.8, 0.7
+    found = bounded_negatives_loss(velocity, old, target, mask, torch.tensor(advantages), limit=limit, beta=beta)
+    for b, advantage in enumerate(advantages):
+        weight = (min(max(advantage, -limit), limit) + limit) / (2 * limit)
+        points = []
+        for s in range(2):
+            steps = []
+            for t in range(4):
+                dims = [d for d in range(2) if mask[b, t, d]]
+                if not dims:
+                    continue
+                v, w, u = (part[b, s, t, dims].numpy() for part in (velocity, old, target))
+                plus, minus = w + beta * (v - w), w - beta * (v - w)
+                steps.append(weight * ((plus - u) ** 2).mean() + (1 - weight) * ((minus - u) ** 2).mean())
+            points.append(sum(steps) / len(steps))
+        assert float(found[b]) == pytest.approx(sum(points) / 2)
+
+
+def test_good_is_flow_matching_and_bad_has_a_finite_end():
+    _, old, target, mask = tensors()
+    options = {"limit": 0.8, "beta": 1.0}
+
+    def loss(velocity, advantage):
+        return bounded_negatives_loss(velocity, old, target, mask, torch.full((3,), advantage), **options).sum()
+
+    velocity = old.clone().requires_grad_()
+    (good,) = torch.autograd.grad(loss(velocity, 1.0), velocity)
+    (bad,) = torch.autograd.grad(loss(velocity, -1.0), velocity)
+    (neither,) = torch.autograd.grad(loss(velocity, 0.0), velocity)
+    torch.testing.assert_close(good, -bad)
+    assert good.abs().max() > 0.1
+    assert neither.abs().max() < 1e-12
+    assert float(loss(target, 1.0)) == pytest.approx(0.0)
+    mirrored = 2 * old - target
+    assert float(loss(mirrored, -1.0)) == pytest.approx(0.0), "the furthest that a bad action pushes"
+    assert float(loss(mirrored + 1, -1.0)) > 0

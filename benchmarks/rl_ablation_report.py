@@ -34,6 +34,7 @@ MEANING = {
     "gae": "RL with similar expert samples, advantage by GAE",
     "imitation": "no RL: flow matching on the same similar samples",
     "recap": "flow matching on all rollouts and similar samples, the advantage as a word in the prompt",
+    "nft": "bounded negatives for the flow, no ratio; similar expert samples",
 }
 
 Runs = dict[str, dict[int, dict[str, Any]]]

@@ -31,9 +31,10 @@ ARMS: dict[str, dict[str, Any]] = {
     "gae": {"expert_mode": "similar", "expert_advantages": "gae"},
     "imitation": {"expert_mode": "similar", "objective": "imitation"},
     "recap": {"expert_mode": "similar", "objective": "recap", "value_fit_max_steps": 200},
+    "nft": {"expert_mode": "similar", "objective": "nft", "value_fit_max_steps": 200},
 }
-"""Options of `syvla-ppo` by arm; `il` is the policy that all others start from. Arms of RECAP label by a value model that has
-seen failures; the others are as the committed figures were measured."""
+"""Options of `syvla-ppo` by arm; `il` is the policy that all others start from. "recap" and "nft" fit the value
+model to failures first; the others are as the committed figures were measured."""
 
 ROLLOUT_RUN = 1000
 """Rollouts use the evaluation seeds of runs from this number on, evaluation those below: they share no start."""

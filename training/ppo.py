@@ -27,6 +27,7 @@ if __name__ == "__main__" and not __package__:  # started by its path
 from syvla.durable_files import write_json
 from syvla.training.retrieval.demonstrations import STATISTICS_TOLERANCE
 from syvla.training.rl.config import SyVLAPPOConfig
+from syvla.training.rl.objective_settings import IMITATING
 from syvla.training.run.arguments import ROBOT_KEYS, ModelArguments, dataset_spec
 from syvla.training.run.recipe import parse_recipe
 from syvla.training.run.requirements import require_autocast
@@ -41,7 +42,12 @@ logger = logging.getLogger("syvla.training.ppo")
 class RLDataArguments:
     """What it learns from."""
 
-    value_model_path: str = field(default="", metadata={"help": "Value model of syvla-value-warmup."})
+    value_model_path: str = field(
+        default="",
+        metadata={
+            "help": "Value model of syvla-value-warmup. Objectives that imitate alone need none; a given one stays as it is."
+        },
+    )
     robot_datasets: list[str] = field(
         default_factory=list,
         metadata={"help": f"Demonstrations: paths or Hub ids, or JSON objects with {', '.join(ROBOT_KEYS)}."},
@@ -126,24 +132,29 @@ def _train(
     from syvla.training.rl.trainer import SyVLAPPOTrainer
     from syvla.training.run.run_page_callback import RunPageCallback
 
-    if not model_args.model_path or not data_args.value_model_path or not data_args.robot_specs:
+    valued = args.objective not in IMITATING
+    if not (model_args.model_path and data_args.robot_specs) or (valued and not data_args.value_model_path):
         raise ValueError(
             "model_path, value_model_path and robot_datasets: all are needed; pass the policy, its warmed-up value model "
-            "(syvla-value-warmup) and the demonstrations it was fine-tuned on"
+            "(syvla-value-warmup; imitation and dagger need none) and the demonstrations it was fine-tuned on"
         )
     set_seed(args.seed)
     model, processor = load_checkpoint(model_args)
     require_autocast(model, args)
     experts = load_experts(data_args, args, processor)
     embodiments = sorted({dataset.embodiment for dataset in experts.datasets})
-    value_model, fit = load_value_model(data_args, args, processor, embodiments)
+    value_model, fit = None, None
+    if data_args.value_model_path:
+        value_model, fit = load_value_model(data_args, args, processor, embodiments)
     output = Path(args.output_dir)
     trainer = SyVLAPPOTrainer(
         args=args,
         processing_class=processor,
         model=choose_trained_weights(model_args, model, embodiments),
         value_model=value_model,
-        rollout_store=LeRobotRolloutStore(data_args.rollouts_path or output / "rollouts", data_args.camera_map),
+        rollout_store=LeRobotRolloutStore(
+            data_args.rollouts_path or output / "rollouts", data_args.camera_map, labels=valued
+        ),
         experts=experts,
         publisher=publisher or FolderPublisher(data_args.policies_path or output / "policies", data_args.keep_policies),
         expert_decision_steps=data_args.decision_steps,

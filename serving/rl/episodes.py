@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,25 +23,22 @@ import numpy as np
 
 from syvla.serving.contract.requests import ActAnswer, ActRequest, RequestError
 from syvla.serving.recording.by_session import record_answer, record_observation, refusing
-from syvla.serving.recording.episode_facts import EpisodeFacts, read_facts, reward_problem, seal_rollout, write_facts
+from syvla.serving.recording.episode_facts import EpisodeFacts, read_facts, seal_rollout
 from syvla.serving.recording.recorder import LOSSES, RecordingError, RolloutRecorder
 
+from .judgments import JudgmentsMixin, taken_by
 from .ledger import (
     ABORTED,
     AWAITING,
-    CLAIMED,
-    CONSUMED,
     DISCARDED,
     ENDING,
     OPEN,
     SEALED,
-    SET_ASIDE,
     STATES,
     Ledger,
-    LedgerEntry,
     RunLedger,
 )
-from .recovery import ABORTED_FOLDER, move_rollout, recover_rollouts, rollout_folder
+from .recovery import ABORTED_FOLDER, recover_rollouts, rollout_folder
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +76,7 @@ class Episode:
     instruction: str = ""
 
 
-class RLEpisodes:
+class RLEpisodes(JudgmentsMixin):
     """Records episodes, keeps their labels, and is the server's `recording`. From any thread.
 
     Args:
@@ -227,81 +224,6 @@ class RLEpisodes:
             self.ledger.write("end", episode_id=name, decisions=facts.decisions, ended=facts.ended)
         return episode
 
-    def label(self, name: str, reward: float, *, override: bool, timed_out: bool | None = None) -> None:
-        """Sets the reward of an ended episode; the same one may come again.
-
-        Args:
-            name: The episode.
-            reward: 1 success, 0 failure; with `graded` any number from 0 to 1.
-            override: Whether another label before may be changed.
-            timed_out: Whether a 0 only means that the time was up (True) or that it failed (False); None: as the robot said.
-
-        Raises:
-            RequestError: No reward (422), no such episode (404), still open, discarded, another reward before, or an update
-                has taken it (409), aborted (410).
-        """
-        if problem := reward_problem(reward, self.graded):
-            raise RequestError(problem)
-        with self.lock, self.ledger.exclusive() as known:
-            episode = self._known(name)
-            facts = episode.facts
-            if episode.state == ABORTED:
-                raise RequestError(f"episode {name}: was aborted: {episode.why}", status=410, cause="aborted")
-            if facts is None:
-                raise RequestError(f"episode {name}: is not over; end it first", status=409, cause="episode_state")
-            if facts.outcome == reward and timed_out in (None, facts.cut_off):
-                return
-            if episode.state == DISCARDED:
-                raise RequestError(f"episode {name}: is discarded; restore it first", status=409, cause="episode_state")
-            taken = _taken_by(known.rollouts[name])
-            if facts.outcome is not None and (taken or not override):
-                hint = taken or 'send "override": true to change it on purpose'
-                before, given = (_shown(r, t) for r, t in ((facts.outcome, facts.cut_off), (reward, timed_out)))
-                raise RequestError(
-                    f"episode {name}: is already labeled {before}, got {given}; {hint}",
-                    status=409,
-                    cause="reward_conflict",
-                )
-            self.ledger.write("reward", episode_id=name, reward=reward, timed_out=timed_out, before=facts.outcome)
-            labeled = replace(facts, outcome=reward, cut_off=timed_out)
-            write_facts(self.root / name, 0, labeled)
-            episode.facts, episode.state = labeled, SEALED
-
-    def discard(self, name: str, why: str) -> None:
-        """Takes an ended rollout out of the run, whole, so that `restore` can bring it back. May be repeated.
-
-        Raises:
-            RequestError: There is no such episode (404), it is open, or an update has taken it (409), it was aborted (410).
-        """
-        with self.lock, self.ledger.exclusive() as known:
-            episode = self._known(name)
-            if episode.state == DISCARDED:
-                return
-            if episode.state == ABORTED:
-                raise RequestError(f"episode {name}: was aborted: {episode.why}", status=410, cause="aborted")
-            taken = "it is not over; end or abort it" if episode.facts is None else _taken_by(known.rollouts[name])
-            if taken:
-                raise RequestError(f"episode {name}: cannot be discarded; {taken}", status=409, cause="episode_state")
-            self.ledger.write("discard", episode_id=name, why=why)
-            episode.state, episode.why = DISCARDED, why
-            move_rollout(self.root, name, discarded=True)
-
-    def restore(self, name: str) -> None:
-        """Brings a rollout back that was discarded, or has one used that the trainer set aside, whatever its age.
-
-        Raises:
-            RequestError: There is no such episode (404), or it is neither discarded nor set aside (409).
-        """
-        with self.lock, self.ledger.exclusive() as known:
-            episode = self._known(name)
-            state = known.rollouts[name].state
-            if state not in (DISCARDED, SET_ASIDE) or episode.facts is None:
-                text = f"episode {name}: is neither discarded nor set aside, but {state}"
-                raise RequestError(text, status=409, cause="episode_state")
-            self.ledger.write("restore", episode_id=name)
-            move_rollout(self.root, name, discarded=False)
-            episode.state, episode.why = AWAITING if episode.facts.outcome is None else SEALED, ""
-
     def folder(self, name: str) -> Path:
         """Where the rollout of an ended episode lies."""
         return rollout_folder(self.root, name, self._known(name).state == DISCARDED)
@@ -310,7 +232,7 @@ class RLEpisodes:
         """Drops an episode that is open, or that nobody has labeled yet. May be repeated.
 
         Raises:
-            RequestError: There is no such episode (404), or it is being sealed or labeled (409).
+            RequestError: There is no such episode (404), or it is being sealed, labeled, or an update has taken it (409).
         """
         with self.lock:
             episode = self._known(name)
@@ -320,10 +242,20 @@ class RLEpisodes:
                 raise RequestError(
                     f"episode {name}: is {episode.state} and cannot be aborted", status=409, cause="episode_state"
                 )
+            if episode.state == AWAITING:
+                self._drop_unlabeled(name, episode, why)
+                return
             recorder, episode.recorder = episode.recorder, None
             if recorder is not None:
                 recorder.discard(name)
                 recorder.close()
+            self._drop(name, episode, why)
+
+    def _drop_unlabeled(self, name: str, episode: Episode, why: str) -> None:
+        """Drops a rollout that nobody has labeled, unless a trainer that needs no labels has taken it."""
+        with self.ledger.exclusive() as known:
+            if taken := taken_by(known.rollouts[name]):
+                raise RequestError(f"episode {name}: cannot be aborted; {taken}", status=409, cause="episode_state")
             self._drop(name, episode, why)
 
     def abort_silent(self, seconds: float) -> None:
@@ -482,17 +414,6 @@ class RLEpisodes:
 
     def _unlock_file(self, name: str) -> None:
         (self._open_folder / f".{name}.recording").unlink(missing_ok=True)
-
-
-def _taken_by(entry: LedgerEntry) -> str:
-    """Why an update keeps a rollout from being changed; empty if none does."""
-    if entry.state == CONSUMED:
-        return "an update has already used it"
-    return f"update {(entry.update or 0) + 1} works on it" if entry.state == CLAIMED else ""
-
-
-def _shown(reward: float, timed_out: bool | None) -> str:
-    return f"{reward}" + ("" if timed_out is None else f" (timed_out {str(timed_out).lower()})")
 
 
 def _version(facts: EpisodeFacts) -> str:

@@ -49,6 +49,7 @@ class LedgerEntry:
         why: Reason of the present state, of one that is set aside, discarded or aborted.
         accepted: A person wants it used although it was set aside, see `restore`.
         labeled_at: Unix time of its label.
+        waited: Whether an update that needs no labels claimed it while it waited for one.
     """
 
     state: str = OPEN
@@ -59,6 +60,7 @@ class LedgerEntry:
     why: str = ""
     accepted: bool = False
     labeled_at: float = 0.0
+    waited: bool = False
 
     @property
     def unlabeled(self) -> str:
@@ -148,8 +150,9 @@ class RunLedger:
     @staticmethod
     def _apply_update(kind: str, entry: LedgerEntry, event: Mapping[str, Any]) -> None:
         if kind == "release":
-            entry.state, entry.update = SEALED, None
+            entry.state, entry.update = AWAITING if entry.waited and entry.reward is None else SEALED, None
         else:
+            entry.waited |= entry.state == AWAITING
             entry.state, entry.update = CLAIMED if kind == "claim" else CONSUMED, int(event["update"])
         entry.why = ""
 

@@ -70,6 +70,8 @@ def save_policy_and_value(
     if is_adapted(module.policy):
         save_config(module.policy, folder)
     processor.save_pretrained(folder)
+    if module.value_model is None:
+        return
     value = folder / VALUE_FOLDER
     module.value_model.save_pretrained(value)
     if value_fit is not None:
@@ -81,11 +83,14 @@ def load_policy_and_value(folder: str | Path, module: PolicyAndValue) -> None:
     """Give both models the weights of a checkpoint.
 
     Raises:
-        ValueError: If it has no value model, or weights are missing.
+        ValueError: If it has no value model where the run has one, or weights are missing.
     """
     folder = Path(folder)
-    if not (folder / VALUE_FOLDER / "config.json").is_file():
-        raise ValueError(f"{folder}: holds no {VALUE_FOLDER}/; resume_from_checkpoint needs a checkpoint of syvla-ppo")
+    if module.value_model is not None and not (folder / VALUE_FOLDER / "config.json").is_file():
+        raise ValueError(
+            f"{folder}: holds no {VALUE_FOLDER}/; resume_from_checkpoint needs a checkpoint of syvla-ppo, of a run with a "
+            "value model as this one"
+        )
     if is_adapted(module.policy):
         from peft import set_peft_model_state_dict
         from safetensors.torch import load_file
@@ -93,7 +98,8 @@ def load_policy_and_value(folder: str | Path, module: PolicyAndValue) -> None:
         set_peft_model_state_dict(module.policy, load_file(folder / "adapter_model.safetensors"))
     else:
         _load(module.policy, folder)
-    _load(module.value_model, folder / VALUE_FOLDER)
+    if module.value_model is not None:
+        _load(module.value_model, folder / VALUE_FOLDER)
 
 
 def merged_policy(policy: Any) -> Any:
@@ -137,12 +143,16 @@ def ppo_card_fields(args: SyVLAPPOConfig, state: RLState, policy: Any, step: int
         "reinforcement_learning": {
             "updates": state.updates,
             "rollouts": len(state.consumed),
-            "rollouts' success by update": [round(entry["objective/success_rate"], 3) for entry in state.history],
+            "rollouts' success by update": [_rounded(entry["objective/success_rate"]) for entry in state.history],
             "updates that the guard refused": sum(entry["refused"] is not None for entry in state.history),
             **{name.replace("_", " "): getattr(args, name) for name in _CARD_SETTINGS},
             "intention decoupling": decoupling,
         },
     }
+
+
+def _rounded(rate: float | None) -> float | None:
+    return None if rate is None else round(rate, 3)
 
 
 def _load(model: Any, folder: Path) -> None:

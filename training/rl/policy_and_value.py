@@ -22,12 +22,13 @@ class PolicyAndValue(nn.Module):
 
     Args:
         policy: [`SyVLAModel`], or a `peft.PeftModel` of one.
-        value_model: [`SyVLAValueModel`].
+        value_model: [`SyVLAValueModel`]; None where the objective asks for no values.
     """
 
-    def __init__(self, policy: nn.Module, value_model: SyVLAValueModel) -> None:
+    def __init__(self, policy: nn.Module, value_model: SyVLAValueModel | None) -> None:
         super().__init__()
-        self.policy, self.value_model = policy, value_model
+        self.policy: Any = policy
+        self.value_model: Any = value_model
         disable_dropout(self)
         self._base = (base_model(policy),)  # in a tuple, so that it does not become a submodule a second time
         self._unused = self._weights_without_gradient()
@@ -69,23 +70,29 @@ class PolicyAndValue(nn.Module):
         if self.training and torch.is_grad_enabled():
             unreached = list(self._unused)
             unreached += [] if policy is not None else list(self.policy.parameters())
-            unreached += [] if value is not None else list(self.value_model.parameters())
+            unreached += [] if value is not None or self.value_model is None else list(self.value_model.parameters())
             zero = sum((0.0 * p.sum() for p in unreached if p.requires_grad), torch.zeros(()))
         found_all = {"scores": scores, "query_mask": query_mask, "velocity": velocity, "mask": mask}
         return {**found_all, "values": values, "zero": zero}
 
     def gradient_checkpointing_enable(self, **kwargs: Any) -> None:
-        for module in (self.base_policy, self.value_model):
+        for module in self._parts:
             module.gradient_checkpointing_enable(**kwargs)
 
     def activation_checkpointing_enable(self, **kwargs: Any) -> None:
-        for module in (self.base_policy, self.value_model):
+        for module in self._parts:
             module.activation_checkpointing_enable(**kwargs)
+
+    @property
+    def _parts(self) -> list[Any]:
+        return [part for part in (self.base_policy, self.value_model) if part is not None]
 
     def _weights_without_gradient(self) -> list[nn.Parameter]:
         """Trained weights that a batch may not reach: coders of absent robots, and an output layer of its own."""
         policy = self.base_policy
-        unused = [*policy.expert.embodiments.parameters(), *self.value_model.state_encoders.parameters()]
+        unused = [*policy.expert.embodiments.parameters()]
+        if self.value_model is not None:
+            unused += list(self.value_model.state_encoders.parameters())
         head, embedding = policy.get_output_embeddings(), policy.get_input_embeddings()
         if head is not None and head.weight is not embedding.weight:
             unused += list(head.parameters())

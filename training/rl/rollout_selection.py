@@ -206,7 +206,12 @@ def wanted_sampler(args: SyVLAPPOConfig, model_config: Any) -> RolloutSampler | 
 
 
 def family_problem(
-    rollout: Rollout, processor: Any, sampler: RolloutSampler | None, tasks: Sequence[str] | None = None
+    rollout: Rollout,
+    processor: Any,
+    sampler: RolloutSampler | None,
+    tasks: Sequence[str] | None = None,
+    *,
+    labels: bool = True,
 ) -> str | None:
     """Why a rollout is of another robot or of a policy with other chunks, or lacks what is scored; None if it fits.
 
@@ -215,6 +220,7 @@ def family_problem(
         processor: Of the policy that is trained.
         sampler: How it must have been sampled; None: in any way.
         tasks: Instructions of which there are expert samples; None: any will do.
+        labels: Whether it needs an outcome.
     """
     entry = processor.embodiments.get(rollout.facts.embodiment)
     chunk = rollout.decisions[0].chunk.shape
@@ -225,7 +231,7 @@ def family_problem(
             f"{sorted(processor.embodiments)} and expects chunks of shape {expected}; record rollouts with the policy that "
             "is trained"
         )
-    if not is_reward(rollout.facts.outcome):
+    if not is_reward(rollout.facts.outcome) and (labels or rollout.facts.outcome is not None):
         return f"outcome {rollout.facts.outcome!r}, expected 0 to 1; label it anew"
     unknown = [d.instruction for d in rollout.decisions if tasks is not None and d.instruction not in tasks]
     if unknown:

@@ -1,4 +1,4 @@
-"""Rollouts as the update sees them. Only sealed episodes whose outcome a person (or a rewarder) gave are offered."""
+"""Rollouts as the update sees them: sealed episodes whose outcome a person (or a rewarder) gave, or that need none."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class RolloutStore(Protocol):
     """Where rollouts come from. Implementations may be asked by several processes at once."""
 
     def labeled(self) -> list[EpisodeFacts]:
-        """Sealed episodes with an outcome, oldest first."""
+        """Sealed episodes with an outcome, and all that ended where no labels are asked for, oldest first."""
         ...
 
     def load(self, episode_ids: Sequence[str]) -> list[Rollout]:
@@ -32,10 +32,11 @@ class LeRobotRolloutStore:
         root: Folder of one recording (`syvla-serve --record`), or of one per rollout (`syvla-serve --rl-run`), where damaged
             ones are left out; it may appear later.
         cameras: View to camera feature; None: inferred from the features' names.
+        labels: Whether only labeled rollouts are offered; without, those that wait for a label as well.
     """
 
-    def __init__(self, root: str | Path, cameras: Mapping[str, str] | None = None) -> None:
-        self.root, self.cameras = Path(root), cameras
+    def __init__(self, root: str | Path, cameras: Mapping[str, str] | None = None, *, labels: bool = True) -> None:
+        self.root, self.cameras, self.labels = Path(root), cameras, labels
         self._verified: dict[str, str | None] = {}  # folder of a rollout -> what is wrong with it
 
     def labeled(self) -> list[EpisodeFacts]:
@@ -95,6 +96,8 @@ class LeRobotRolloutStore:
                     logger.warning("rollout left out until the server is started again, which restores it: %s", error)
                     continue
                 if facts.outcome is None:  # nobody has said yet: it waits, it never counts as 0
+                    if not self.labels:
+                        found.append((facts, root, index))
                     continue
                 if not is_reward(facts.outcome):
                     raise ValueError(

@@ -66,7 +66,7 @@ class SyVLAPPOTrainer(PolicyHandoverMixin, UpdateEndingMixin, AtomicCheckpointMi
         args: [`SyVLAPPOConfig`].
         processing_class: The policy's [`SyVLAProcessor`].
         model: [`SyVLAModel`], or a `peft.PeftModel` of one.
-        value_model: [`SyVLAValueModel`], warmed up.
+        value_model: [`SyVLAValueModel`], warmed up; may be None for objectives that imitate alone.
         rollout_store: Where rollouts come from.
         experts: [`ExpertSamples`]; with an open index for `expert_mode="similar"`.
         publisher: Where policies go.
@@ -118,6 +118,10 @@ class SyVLAPPOTrainer(PolicyHandoverMixin, UpdateEndingMixin, AtomicCheckpointMi
         self._steps = StepMetrics()
         self._finished_metrics: dict[str, float] = {}
         self._began = time.time()
+        if value_model is None and args.objective not in IMITATING:
+            raise ValueError(
+                f"value_model: objective={args.objective} learns from values; pass a warmed-up value model"
+            )
         require_processor(processing_class)
         require_one_device(args)
         super().__init__(
@@ -159,15 +163,16 @@ class SyVLAPPOTrainer(PolicyHandoverMixin, UpdateEndingMixin, AtomicCheckpointMi
         if getattr(self, "optimizer", None) is None:
             module = self._module
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, None)
+            rates = ((module.policy, self.args.learning_rate), (module.value_model, self.args.value_learning_rate))
             groups = [
-                {"params": [p for p in module.policy.parameters() if p.requires_grad], "lr": self.args.learning_rate},
                 {
-                    "params": [p for p in module.value_model.parameters() if p.requires_grad],
-                    "lr": self.args.value_learning_rate,
-                },
+                    "params": [p for p in part.parameters() if p.requires_grad],
+                    "lr": rate,
+                    "weight_decay": self.args.weight_decay,
+                }
+                for part, rate in rates
+                if part is not None
             ]
-            for group in groups:
-                group["weight_decay"] = self.args.weight_decay
             self.optimizer = optimizer_class(groups, **options)
         return self.optimizer
 
@@ -179,7 +184,7 @@ class SyVLAPPOTrainer(PolicyHandoverMixin, UpdateEndingMixin, AtomicCheckpointMi
         module = self._module
         norms = {}
         for name, part in (("policy", module.policy), ("value", module.value_model)):
-            parameters = [p for p in part.parameters() if p.grad is not None]
+            parameters = [] if part is None else [p for p in part.parameters() if p.grad is not None]
             norms[name] = (
                 float(torch.nn.utils.clip_grad_norm_(parameters, self.args.max_grad_norm)) if parameters else 0.0
             )
@@ -225,9 +230,10 @@ class SyVLAPPOTrainer(PolicyHandoverMixin, UpdateEndingMixin, AtomicCheckpointMi
         look = None
         if self.ledger is not None:
             sampler, tasks = wanted_sampler(self.args, self._module.base_policy.config), self.instructions
+            labels = self.args.objective not in IMITATING
 
             def problem(rollout: Rollout) -> str | None:
-                return family_problem(rollout, self.processing_class, sampler, tasks)
+                return family_problem(rollout, self.processing_class, sampler, tasks, labels=labels)
 
             look = RolloutSelection(self.store, self.ledger, self.rl, self.args, problem).look
         return wait_for_rollouts(look, self.args)

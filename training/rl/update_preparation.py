@@ -459,9 +459,11 @@ class UpdatePreparation:
 
 
 def outcome_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """Success rate and rewards of the rollouts' policies, under TRL's names."""
-    rewards = np.array([own_reward(rollout) for rollout in rollouts])
-    success, score = float((rewards >= SUCCESS).mean()), float(rewards.mean())
+    """Success rate and rewards of the policies of labeled rollouts, under TRL's names; NaN where none is labeled."""
+    rewards = np.array([own_reward(rollout) for rollout in rollouts if rollout.facts.outcome is not None])
+    success, score = (
+        (float((rewards >= SUCCESS).mean()), float(rewards.mean())) if len(rewards) else (math.nan, math.nan)
+    )
     return {
         "objective/success_rate": success,
         "objective/scores": score,

@@ -61,6 +61,19 @@ def test_a_rollout_from_its_beginning_to_its_use(tmp_path):
     assert states(Ledger(tmp_path)) == {"one": CONSUMED}, "from the file alone"
 
 
+def test_a_rollout_that_was_claimed_without_a_label_waits_for_it_again(tmp_path):
+    """By a trainer that imitates alone. A label that came meanwhile stays."""
+    ledger = Ledger(tmp_path)
+    for name in ("one", "two"):
+        ledger.write("begin", episode_id=name, policy_version="a")
+        ledger.write("end", episode_id=name)
+    ledger.claim(0, ["one", "two", "of a recording that the server does not know"])
+    ledger.write("reward", episode_id="two", reward=1, timed_out=None)
+    assert set(states(ledger).values()) == {CLAIMED}
+    ledger.release(list(states(ledger)), "killed")
+    assert list(states(ledger).values()) == [AWAITING, SEALED, SEALED]
+
+
 def test_a_rollback_goes_back_in_the_line_of_policies_and_the_run_goes_on_from_there(tmp_path):
     ledger = Ledger(tmp_path)
     assert ledger.read().policy_version is None

@@ -1,6 +1,7 @@
 """Corrections of people in an update: they join the experts, are aggregated over updates, and survive a broken run."""
 
 import json
+from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
@@ -15,8 +16,6 @@ from syvla.training.ppo import main
 @pytest.fixture
 def run(rl_options, record_rollouts, tmp_path):
     """`run(output, **options)`: two updates of two rollouts each, in three of which a person acts for four control steps."""
-    from pathlib import Path
-
     facts = json.loads((Path(rl_options["rollouts_path"]) / "meta" / "rollouts" / "episode-000000.json").read_text())
     (version,) = facts["policy_versions"]
     record_rollouts(tmp_path / "rollouts", version, [1, 0, 1], seed=1, corrected=4)
@@ -44,7 +43,7 @@ def test_corrections_join_the_experts_and_are_kept_for_later_updates(run, tmp_pa
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     options = {"objective": objective, "correction_share": 0.5}
     if objective == "dagger":
-        options["value_learning_rate"] = 1e-4  # it trains no value model
+        options |= {"value_learning_rate": 1e-4, "value_model_path": ""}  # it has no value model
     assert run(whole, save_strategy="steps", save_steps=1, **options) == 0
     first, second = history(whole)
     assert (first["corrections/frames"], second["corrections/frames"]) == (8, 12), (
@@ -59,6 +58,22 @@ def test_corrections_join_the_experts_and_are_kept_for_later_updates(run, tmp_pa
     )
     mine, theirs = load_file(broken / "model.safetensors"), load_file(whole / "model.safetensors")
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+    assert (whole / "value_model").exists() == (objective == "ppo")
+    assert ("val/explained_variance" in first) == ("objective/advantage_std" in first) == (objective == "ppo")
+
+
+def test_dagger_needs_no_labels(run, rl_options, record_rollouts, tmp_path):
+    """Two rollouts that nobody has labeled are an update; whoever learns from outcomes waits for their labels."""
+    facts = json.loads((Path(rl_options["rollouts_path"]) / "meta" / "rollouts" / "episode-000000.json").read_text())
+    record_rollouts(tmp_path / "unlabeled", facts["policy_versions"][0], [None, None], corrected=4)
+    options = {"rollouts_path": tmp_path / "unlabeled", "max_rl_updates": 1, "steps_per_update": 1}
+    assert run(tmp_path / "ppo", **options) == 0
+    assert history(tmp_path / "ppo") == []
+    dagger = {"objective": "dagger", "value_learning_rate": 1e-4, "value_model_path": ""}
+    assert run(tmp_path / "dagger", **options, **dagger) == 0
+    (update,) = history(tmp_path / "dagger")
+    assert (update["objective/success_rate"], update["corrections/frames"], update["version"]) == (None, 8, 1)
+    assert "rollouts' success by update: [None]" in (tmp_path / "dagger" / "README.md").read_text()
 
 
 def test_settings_that_would_have_no_effect_are_refused(run, tmp_path, capsys):

@@ -66,7 +66,7 @@ def save_policy_and_value(
     folder: Path, module: PolicyAndValue, processor: Any, value_fit: dict[str, Any] | None
 ) -> None:
     """Write policy (or its adapter), processor and value model with what it was fitted to."""
-    module.policy.save_pretrained(folder)  # type: ignore[operator]
+    module.policy.save_pretrained(folder)
     if is_adapted(module.policy):
         save_config(module.policy, folder)
     processor.save_pretrained(folder)

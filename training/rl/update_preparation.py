@@ -339,7 +339,7 @@ class UpdatePreparation:
 
     def _before(
         self, decisions: Sequence[Decision], seeds: np.ndarray, rows: np.ndarray, expert_seeds: np.ndarray
-    ) -> dict[str, np.ndarray]:
+    ) -> dict[str, Any]:
         """What the objective asks of the present policy about decisions and expert samples, by field of [`UpdateData`]."""
         args = self.args
         mine = (lambda i: decisions[i].item(thoughts=args.use_thoughts), seeds)

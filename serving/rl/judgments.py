@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from syvla.serving.contract.requests import RequestError
 from syvla.serving.recording.episode_facts import reward_problem, write_facts
@@ -15,8 +15,6 @@ from .recovery import move_rollout
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from .episodes import Episode
 
 
 class JudgmentsMixin:
@@ -33,7 +31,7 @@ class JudgmentsMixin:
     lock: threading.RLock
     ledger: Ledger
     graded: bool
-    _known: Callable[[str], Episode]
+    _known: Callable[[str], Any]
 
     def label(self, name: str, reward: float, *, override: bool, timed_out: bool | None = None) -> None:
         """Sets the reward of an ended episode; the same one may come again.

@@ -146,7 +146,7 @@ def test_rollouts_of_foreign_and_of_left_policies_are_set_aside_with_the_reason(
 def test_a_look_claims_what_fits_and_sets_the_rest_aside(store, tmp_path):
     """One foreign rollout costs itself alone."""
     ledger, state = Ledger(tmp_path / "run"), RLState(versions=["a", "b"])
-    args = SimpleNamespace(rollouts_per_update=1, max_staleness=1)
+    args = SimpleNamespace(rollouts_per_update=1, max_staleness=1, accepted_staleness=1)
     processor = SimpleNamespace(embodiments={"arm": {"action_dim": 2}}, chunk_size=5)
 
     def look(tasks):

@@ -141,7 +141,7 @@ MATRIX: Schema = lists(lists(NUMBER))
 
 _BASE64 = {"type": "string", "contentEncoding": "base64"}
 _DTYPES = sorted(
-    {dtype.newbyteorder(order).str for dtype in DTYPES.values() for order in "<>"}
+    {order.str for dtype in DTYPES.values() for order in (dtype.newbyteorder("<"), dtype.newbyteorder(">"))}
     | {dtype.name for dtype in DTYPES.values()}
 )
 

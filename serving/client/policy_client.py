@@ -37,7 +37,7 @@ def observation_request(
         images: Camera to uint8 (H, W, 3).
         state: (D,), physical units.
         prompt: The instruction.
-        **extras: Options of the server, such as `seed`, `think`, `episode_id`, `executed_steps`, `prev_chunk`.
+        **extras: Options of the server, such as `seed`, `think`, `episode_id`, `executed_steps`, `prev_chunk`, `noise`.
     """
     named = {f"observation.images.{camera}": np.asarray(image) for camera, image in images.items()}
     state = np.asarray(state, dtype=np.float32)

@@ -111,6 +111,8 @@ class ActRequest:
         thought: The session's earlier thought to act on when none is generated.
         max_new_tokens: Longest thought; None: the policy's own.
         num_steps: Euler steps of the flow; None: the policy's own.
+        noise: Initial noise of the flow, float32 (chunk_size, D_action), in the model's normalized units; None: drawn from the
+            seed.
         previous: The chunk to continue, if any.
         session: Who asks, over several connections; None for a request that belongs to no session.
         episode_id: Name of the episode; a name other than the previous request's begins a new episode.
@@ -135,6 +137,7 @@ class ActRequest:
     thought: str | None = None
     max_new_tokens: int | None = None
     num_steps: int | None = None
+    noise: np.ndarray | None = None
     previous: PreviousChunk | None = None
     session: str | None = None
     episode_id: str | None = None

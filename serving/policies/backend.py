@@ -208,7 +208,8 @@ class SyVLABackend:
         if first.rollout and self.sampler is not None:
             actions, chains = sample_rollout(policy, inputs, intention, seeds=seeds, sampler=self.sampler)
         else:
-            actions = policy.denoise(inputs, intention, seeds=seeds, previous=previous, num_steps=first.num_steps)
+            begins = {"seeds": seeds, "noise": [request.noise for request in requests]}
+            actions = policy.denoise(inputs, intention, **begins, previous=previous, num_steps=first.num_steps)
         seconds = {**intention.seconds, "denoise": time.monotonic() - started}
         thoughts: Sequence[str | None] = intention.thoughts or [request.thought for request in requests]
         rows = zip(requests, actions, thoughts, chains, strict=True)
@@ -226,6 +227,11 @@ class SyVLABackend:
                 f"prev_chunk: the episodes of this run are sampled by {sampler.method}, whose chunks stand for themselves; "
                 "leave it out, or train with ratio_method=fpo"
             )
+        if request.noise is not None:
+            raise ValueError(
+                f"noise: the episodes of this run are sampled by {sampler.method}, which draws its own from the seed; leave it "
+                "out, or train with ratio_method=fpo"
+            )
         if request.num_steps not in (None, sampler.num_steps):
             raise ValueError(
                 f"num_steps: expected {sampler.num_steps} in the episodes of this run, by whose steps they are scored, got "
@@ -242,6 +248,7 @@ class SyVLABackend:
             seeds=[request.seed for request in requests],
             previous=[request.previous for request in requests],
             num_steps=requests[0].num_steps,
+            noise=[request.noise for request in requests],
         )
         seconds = time.monotonic() - started
         thoughts: Sequence[str | None] = chunks.thoughts or [None] * len(requests)

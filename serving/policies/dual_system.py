@@ -65,13 +65,14 @@ class DualSystemPolicy:
         seeds: Sequence[int],
         previous: Sequence[PreviousChunk | None] | None = None,
         num_steps: int | None = None,
+        noise: Sequence[np.ndarray | None] | None = None,
     ) -> ActionChunks:
         """Action chunks for B observations; waits for tickets that are not done.
 
         Args:
             images, states: See `SyVLAPolicy.inputs`.
             tickets: What `submit` returned for these observations.
-            seeds, previous, num_steps: See `SyVLAPolicy.denoise`.
+            seeds, previous, num_steps, noise: See `SyVLAPolicy.denoise`.
 
         Returns:
             Chunks with `query_ages`, how old the query states of each are, and `vlm_seconds`, what computing them took.
@@ -79,7 +80,8 @@ class DualSystemPolicy:
         newest = [self.refresher.newest(ticket) for ticket in tickets]
         intention = join_intentions([found for found, _ in newest])
         inputs = self.policy.expert_inputs(images, states)
-        actions = self.policy.denoise(inputs, intention, seeds=seeds, previous=previous, num_steps=num_steps)
+        begins = {"seeds": seeds, "noise": noise}
+        actions = self.policy.denoise(inputs, intention, **begins, previous=previous, num_steps=num_steps)
         ages, seconds = [age for _, age in newest], [found.seconds for found, _ in newest]
         return ActionChunks(actions, intention.thoughts, query_ages=ages, vlm_seconds=seconds)
 

@@ -310,21 +310,23 @@ class SyVLAPolicy:
         seeds: Sequence[int],
         previous: Sequence[PreviousChunk | None] | None = None,
         num_steps: int | None = None,
+        noise: Sequence[np.ndarray | None] | None = None,
     ) -> np.ndarray:
         """The fast half, by the action expert: chunks (B, T, D_action) in physical units, on given query states.
 
         Args:
             previous: What each chunk shall continue, if anything; all with the same `max_guidance_weight` and `known`.
             num_steps: Euler steps of the flow; None: the policy's own.
+            noise: Initial noise of the flow, float32 (T, D_action), in place of what the seed gives; None where there is none.
 
         Raises:
-            ValueError: A previous chunk that does not fit, different guidance weights, or guidance that the model cannot take.
+            ValueError: Noise or a previous chunk that does not fit, different guidance weights, or guidance that the model
+                cannot take.
         """
         shape, device = self.chunk_shape, self.model.device
-        # Drawn on the CPU, so that every device sees the same noise.
-        noise = torch.zeros(len(seeds), *shape)
-        if self.noise == "random":
-            noise = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+        begin = torch.stack(
+            [self._initial_noise(*pair) for pair in zip(seeds, noise or [None] * len(seeds), strict=True)]
+        )
         continuation: Any = None
         delays = None
         if previous is not None and any(chunk is not None for chunk in previous):
@@ -351,7 +353,7 @@ class SyVLAPolicy:
                 expert,
                 condition_mask=mask,
                 num_steps=self.num_steps if num_steps is None else num_steps,
-                noise=noise.to(device),
+                noise=begin.to(device),
                 continuation=continuation if delays is None else None,
                 known_actions=None if delays is None else continuation,
                 max_guidance_weight=guidance,
@@ -359,6 +361,23 @@ class SyVLAPolicy:
                 plain_query_states=plain,
             )
             return self.physical(actions, inputs)
+
+    def _initial_noise(self, seed: int, given: np.ndarray | None) -> torch.Tensor:
+        """Where the flow of one sample begins, float32 (T, D_max); drawn on the CPU, so that every device sees the same."""
+        if given is None:
+            generator = torch.Generator().manual_seed(seed)
+            zero = self.noise == "zero"
+            return torch.zeros(self.chunk_shape) if zero else torch.randn(self.chunk_shape, generator=generator)
+        if self.model.config.action_head != "flow_matching":
+            raise ValueError(f"noise: has no effect, since {self.name} has no flow; leave it out")
+        expected = (self.chunk_size, int(self.processor.embodiments[self.embodiment]["action_dim"]))
+        if given.shape != expected:
+            raise ValueError(
+                f"noise: expected shape {expected}, steps of a chunk and actions of the robot, got {given.shape}"
+            )
+        begin = torch.zeros(self.chunk_shape)  # the model reads no further dimension
+        begin[:, : expected[1]] = torch.from_numpy(np.array(given, np.float32))
+        return begin
 
     def physical(self, actions: torch.Tensor, inputs: ModelInputs) -> np.ndarray:
         """Normalized actions (B, T, D) of the model as float32 (B, T, D_action) in physical units."""

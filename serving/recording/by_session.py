@@ -168,7 +168,7 @@ def record_answer(
         instruction=request.instruction,
         embodiment=request.embodiment,
         chunk=answer.actions,
-        seed=request.seed,
+        seed=request.seed if request.noise is None else -1,
         policy_version=version,
         thought=answer.thought,
         limited=None if sent is answer.actions else sent,

@@ -23,7 +23,7 @@ class Decision:
         instruction: Not empty.
         embodiment: Name of the robot.
         chunk: float32 (T, D_action), physical units: what the policy predicted.
-        seed: Of the flow's noise, 0 <= seed < 2**63.
+        seed: Of the flow's noise, 0 <= seed < 2**63; -1 where the client brought the noise, which is not recorded.
         policy_version: Hash of the weights.
         thought: None if the policy did not think for this decision and no earlier thought is in force.
         limited: The chunk as the robot got it, where safety limits changed it; None: as `chunk`. Not recorded.

@@ -421,7 +421,7 @@ def _reply(
         "actions": actions,
         "thought": answer.thought,
         "policy_version": version,
-        "seed": request.seed,
+        "seed": request.seed if request.noise is None else None,
         "embodiment": request.embodiment,
         "limits_applied": notes,
         "timings_ms": {phase: round(value * 1000, 3) for phase, value in timings.items()},

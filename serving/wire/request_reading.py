@@ -29,6 +29,7 @@ OPTIONS = (
     "think",
     "max_new_tokens",
     "num_steps",
+    "noise",
     "embodiment",
     "session",
     "session_id",
@@ -132,6 +133,7 @@ def split_options(message: Any, caps: OptionCaps) -> tuple[dict[str, Any], dict[
         "think": think,
         "max_new_tokens": _integer(given, "max_new_tokens", 1, caps.max_new_tokens),
         "num_steps": _integer(given, "num_steps", 1, caps.num_steps),
+        "noise": _noise(given),
         "embodiment": _name(given, "embodiment"),
         "session": _name(given, "session_id") or _name(given, "session"),
         "episode_id": _name(given, "episode_id"),
@@ -206,6 +208,15 @@ def _previous_chunk(given: Mapping[str, Any]) -> PreviousChunk | None:
         None if weight is None else float(weight),
         _flag(given, "known_actions"),
     )
+
+
+def _noise(given: Mapping[str, Any]) -> np.ndarray | None:
+    """Initial noise of the flow, float32 (steps, action dimensions); the policy knows how many of each."""
+    if "noise" not in given:
+        return None
+    if _flag(given, "observe_only"):
+        raise ValueError("noise: has no effect with observe_only: true, which asks for no actions; leave it out")
+    return _numbers("noise", given["noise"], 2, "(steps, action dimensions)")
 
 
 def _correction(given: Mapping[str, Any]) -> np.ndarray | None:

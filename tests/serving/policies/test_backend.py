@@ -9,6 +9,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -22,7 +23,9 @@ from syvla.processing.tiny_processor import build_tiny_processor
 from syvla.serving import PolicyClient, PolicyError, PolicyServer, SyVLAPolicy
 from syvla.serving.client.http_client import http_act, http_metadata
 from syvla.serving.contract.requests import ActRequest
+from syvla.serving.contract.rollout_sampler import RolloutSampler
 from syvla.serving.policies.backend import SyVLABackend
+from syvla.serving.recording.reader import read_rollouts
 from syvla.serving.server.batching import batch_key
 from syvla.serving.server.settings import ServerSettings
 from syvla.serving.wire.msgpack_codec import pack
@@ -99,6 +102,59 @@ def test_training_path_process_and_server_give_the_same_action(policy, server, c
     np.testing.assert_array_equal(over_http["actions"], in_process)
     np.testing.assert_array_equal(again["actions"], in_process)
     assert not np.allclose(http_act(f"http://{server.url}", {**request, "seed": 12})["actions"], in_process)
+
+
+def test_a_request_may_bring_the_noise_where_the_flow_begins(policy, server, dataset, tmp_path):
+    """The seed's own noise gives the seed's chunk, over both protocols; other samples of a batch keep theirs."""
+    request = request_of(dataset, 0)
+    noise = torch.randn(8, 3, generator=torch.Generator().manual_seed(SEED)).numpy()
+    url = f"http://{server.url}"
+    expected = http_act(url, request)
+    with PolicyClient(server.url) as client:
+        replies = [
+            client.infer({**request, "seed": 99, "noise": noise}),
+            http_act(url, {**request, "noise": noise.tolist()}),
+        ]
+    for reply in replies:
+        np.testing.assert_array_equal(reply["actions"], expected["actions"])
+        assert (reply["seed"], expected["seed"]) == (None, SEED)
+    assert np.abs(http_act(url, {**request, "noise": -noise})["actions"] - expected["actions"]).max() > 1e-3
+
+    item = dataset[0]
+    fields = {"images": item["images"], "state": item["state"], "instruction": item["text"], "embodiment": "golden"}
+    plain, own = ActRequest(**fields, seed=SEED), ActRequest(**fields, seed=12, noise=noise)
+    assert batch_key(plain) == batch_key(own)
+    first, second = policy.answer([plain, own])
+    np.testing.assert_allclose(first.actions, second.actions, atol=1e-5)
+    np.testing.assert_allclose(first.actions, expected["actions"], atol=1e-5)
+
+    for wrong, message in (
+        (noise[:5], r"noise: expected shape \(8, 3\), steps of a chunk and actions of the robot, got \(5, 3\)"),
+        (np.zeros((8, 2)), r"noise: expected shape \(8, 3\), .*got \(8, 2\)"),
+        (noise[0], r"noise: expected finite numbers \(steps, action dimensions\), got shape \(3,\)"),
+        (np.full((8, 3), np.nan), r"noise: expected finite numbers"),
+        ([["a"] * 3] * 8, r"noise: expected numbers \(steps, action dimensions\)"),
+    ):
+        with pytest.raises(PolicyError, match=message), PolicyClient(server.url) as client:
+            client.infer({**request, "noise": wrong})
+
+
+def test_given_noise_is_recorded_as_such_and_refused_where_it_is_scored(checkpoint, dataset, tmp_path):
+    item = dataset[0]
+    request = ActRequest(
+        item["images"], item["state"], item["text"], SEED, "golden", noise=np.zeros((8, 3), np.float32)
+    )
+    sampled = SyVLABackend.from_pretrained(checkpoint, device="cpu", sampler=RolloutSampler(10, 0.5))
+    assert sampled.answer([request])[0].actions.shape == (8, 3), "outside of an episode"
+    with pytest.raises(ValueError, match="noise: the episodes of this run are sampled by flow_sde"):
+        sampled.answer([replace(request, rollout=True)])
+    backend = SyVLABackend.from_pretrained(checkpoint, device="cpu")
+    recording = PolicyServer(backend, ServerSettings(port=0), record=tmp_path / "recording")
+    with recording.start(60) as server, PolicyClient(server.url) as client:
+        for step, noise in enumerate((None, request.noise)):
+            client.infer(request_of(dataset, step, noise=noise, episode_id="one"))
+    (rollout,) = read_rollouts(tmp_path / "recording")
+    assert [decision.seed for decision in rollout.decisions] == [SEED, -1]
 
 
 def test_metadata_describes_the_checkpoint(server, policy, dataset):

@@ -104,7 +104,7 @@ GOOD_OPTIONS = {
     "seed": 3, "think": 2, "max_new_tokens": 8, "num_steps": 4, "embodiment": "arm", "session_id": "robot",
     "episode_id": "first", "reset": True, "deadline_ms": 50.0, "request_id": "r1", "executed_steps": 2,
     "observe_only": False, "prev_chunk": np.zeros((4, 2)), "delay_steps": 1,
-    "max_guidance_weight": 5.0,
+    "max_guidance_weight": 5.0, "noise": np.zeros((4, 2)),
 }  # fmt: skip
 ANY_OPTIONS = st.fixed_dictionaries(
     {}, optional={name: st.just(GOOD_OPTIONS[name]) | DECODED if name in GOOD_OPTIONS else DECODED for name in OPTIONS}
@@ -133,6 +133,9 @@ def within(options: dict, caps: OptionCaps) -> None:
     if (correction := options["correction"]) is not None:
         assert (correction.dtype, correction.ndim, options["observe_only"]) == (np.float32, 1, True)
         assert np.isfinite(correction).all()
+    if (noise := options["noise"]) is not None:
+        assert (noise.dtype, noise.ndim, options["observe_only"]) == (np.float32, 2, False)
+        assert np.isfinite(noise).all()
     assert options["deadline_s"] is None or 0 < options["deadline_s"] <= caps.deadline_s
     if (previous := options["previous"]) is not None:
         assert previous.actions.dtype == np.float32

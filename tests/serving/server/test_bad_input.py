@@ -62,6 +62,7 @@ CASES = {  # changes to a good request, and what the error says
     ),
     "NaN chunk": ({"prev_chunk": np.full((2, 2), np.nan)}, r"prev_chunk: expected finite numbers"),
     "what the policy refuses": ({"prompt": "impossible"}, r"prompt: expected something possible, got 'impossible'"),
+    "noise of nothing": ({"observe_only": True, "noise": np.zeros((2, 2))}, r"noise: has no effect with observe_only: true"),
     "an intervention without action": (
         {"observe_only": True, "intervention": True}, r"intervention: expected together with action, .*got it alone"
     ),

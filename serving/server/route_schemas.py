@@ -153,6 +153,7 @@ def request_properties(caps: OptionCaps) -> dict[str, Schema]:
         "think": {"anyOf": [FLAG, integer(1, 10**6)]},
         "max_new_tokens": integer(1, caps.max_new_tokens),
         "num_steps": integer(1, caps.num_steps),
+        "noise": reference("Chunk"),
         "embodiment": NAME,
         "session": NAME,
         "session_id": NAME,
@@ -179,6 +180,10 @@ def _only_with(name: str, **others: Schema) -> Schema:
     return {"anyOf": [asks_nothing, {"properties": others, "required": list(others)}]}
 
 
+NOISE_OR_OBSERVATION: tuple[tuple[str, tuple[bool, ...]], ...] = (("noise", ()), ("observe_only", (False,)))
+"""Two options of which one must ask for nothing."""
+
+
 def _act_request() -> Schema:
     instruction = {"type": "string", "minLength": 1, "maxLength": MAX_PROMPT_LENGTH, "pattern": r"[^\s\x1c-\x1f]"}
     own = {"observation.state": reference("Vector"), "prompt": instruction, "task": instruction}
@@ -195,6 +200,7 @@ def _act_request() -> Schema:
             "delay_steps": _only_with("delay_steps", prev_chunk={"not": {"type": "null"}}),
             "max_guidance_weight": _only_with("max_guidance_weight", prev_chunk={"not": {"type": "null"}}),
             "known_actions": _only_with("known_actions", prev_chunk={"not": {"type": "null"}}),
+            "noise": {"anyOf": [{"properties": {name: {"enum": [None, *no]}}} for name, no in NOISE_OR_OBSERVATION]},
             "intervention": _only_with("intervention", action={"not": {"type": "null"}}, observe_only={"const": True}),
             "action": _only_with("action", intervention={"const": True}),
         },
@@ -207,7 +213,7 @@ def _act_reply() -> Schema:
         "thought": NULLABLE_TEXT,
         "thought_age": {"type": ["integer", "null"]},
         "policy_version": texts(),
-        "seed": integer(0, MAX_SEED),
+        "seed": maybe(integer(0, MAX_SEED)),
         "embodiment": texts(),
         "limits_applied": lists(texts()),
         "timings_ms": {"type": "object", "additionalProperties": NUMBER},

@@ -208,8 +208,8 @@ class SyVLABackend:
         if first.rollout and self.sampler is not None:
             actions, chains = sample_rollout(policy, inputs, intention, seeds=seeds, sampler=self.sampler)
         else:
-            begins = {"seeds": seeds, "noise": [request.noise for request in requests]}
-            actions = policy.denoise(inputs, intention, **begins, previous=previous, num_steps=first.num_steps)
+            noise, steps = [request.noise for request in requests], first.num_steps
+            actions = policy.denoise(inputs, intention, seeds=seeds, previous=previous, num_steps=steps, noise=noise)
         seconds = {**intention.seconds, "denoise": time.monotonic() - started}
         thoughts: Sequence[str | None] = intention.thoughts or [request.thought for request in requests]
         rows = zip(requests, actions, thoughts, chains, strict=True)

@@ -80,8 +80,8 @@ class DualSystemPolicy:
         newest = [self.refresher.newest(ticket) for ticket in tickets]
         intention = join_intentions([found for found, _ in newest])
         inputs = self.policy.expert_inputs(images, states)
-        begins = {"seeds": seeds, "noise": noise}
-        actions = self.policy.denoise(inputs, intention, **begins, previous=previous, num_steps=num_steps)
+        denoise = self.policy.denoise
+        actions = denoise(inputs, intention, seeds=seeds, previous=previous, num_steps=num_steps, noise=noise)
         ages, seconds = [age for _, age in newest], [found.seconds for found, _ in newest]
         return ActionChunks(actions, intention.thoughts, query_ages=ages, vlm_seconds=seconds)
 

@@ -125,14 +125,39 @@ class WordTokenizer:
         return [" ".join(texts[i] for i in row.tolist() if i in texts) for row in ids]
 
 
+@cache
+def frame_words() -> frozenset[str]:
+    """Words of seen phrasings around what is asked for; a thought never depends on them."""
+    frames = (*arithmetic_instructions.SEEN_FRAMES, *bagging_catalog.SEEN_FRAMES, *SEEN_NAMINGS)
+    return frozenset(word for frame in frames for word in words(frame.format("")))
+
+
 def prompt_ids(text: str) -> list[int]:
     """The instruction as a turn of a person, and the start of the answer."""
     return [START, *(vocabulary()[word] for word in words(text)), END, START]
 
 
-def sequence_ids(text: str, thought_text: str | None, queries: int) -> tuple[list[int], list[int]]:
+def disturbed_prompt(text: str, share: float, rng: np.random.Generator) -> list[int]:
+    """As `prompt_ids`, in other words that mean nothing, so that a small model learns to pass over what it does not know.
+
+    Words of the phrasing are dropped or replaced, each with probability `share`, and such words come in between with half of
+    it. They are tokens that no text has, so no unseen phrasing is shown.
+    """
+    ids = [START]
+    for word in words(text):
+        chance, between, strange = rng.random(), rng.random(), rng.integers(len(vocabulary()), TINY_VOCABULARY_SIZE, 2)
+        if between < share / 2:
+            ids.append(int(strange[0]))
+        if word not in frame_words() or chance >= 2 * share:
+            ids.append(vocabulary()[word])
+        elif chance < share:
+            ids.append(int(strange[1]))
+    return [*ids, END, START]
+
+
+def sequence_ids(prompt: Sequence[int], thought_text: str | None, queries: int) -> tuple[list[int], list[int]]:
     """Ids of prompt, thought and queries, and their labels: the thought with its end, -100 elsewhere."""
-    prompt = prompt_ids(text)
+    prompt = list(prompt)
     answer = [] if thought_text is None else [*(vocabulary()[word] for word in words(thought_text)), END]
     ids = prompt + answer + [QUERY] * queries
     return ids, [-100] * len(prompt) + answer + [-100] * queries
@@ -145,11 +170,6 @@ class TextBatch:
     ids: torch.Tensor
     mask: torch.Tensor
     labels: torch.Tensor
-
-    def rows(self, rows: torch.Tensor) -> TextBatch:
-        """Some rows, without columns in which all of them are padding."""
-        length = int(self.mask[rows].sum(1).max())
-        return TextBatch(*(part[rows, :length] for part in (self.ids, self.mask, self.labels)))
 
 
 def text_batch(sequences: Iterable[tuple[Sequence[int], Sequence[int]]]) -> TextBatch:

@@ -33,6 +33,7 @@ class Recipe:
         vlm_width, vlm_layers, expert_width, expert_layers: Of the two transformers.
         train_steps, learning_rate: Of AdamW, one cycle.
         texts_per_step, frames_per_text: A step reads so many instructions, and so many frames of an episode for each.
+        word_noise: Of the instructions, see `decoupling_study_language.disturbed_prompt`.
         lm_loss_weight: Weight of the loss of thoughts.
         seeds, further_seeds: Training seeds of the main arms, and of the others.
         starts: Shared evaluation starts, in domain and once more out of distribution.
@@ -56,6 +57,7 @@ class Recipe:
     frames_per_text: int
     learning_rate: float
     lm_loss_weight: float
+    word_noise: float
     seeds: int
     further_seeds: int
     starts: int
@@ -67,9 +69,9 @@ class Recipe:
             raise ValueError(f"status: expected one of {list(STATUSES)}, got {self.status!r}")
         if set(self.demonstrations) != set(TASKS):
             raise ValueError(f"demonstrations: expected the tasks {list(TASKS)}, got {list(self.demonstrations)}")
-        for name in ("disturbance", "lm_loss_weight"):
-            if not 0 <= getattr(self, name) < 100:
-                raise ValueError(f"{name}: expected a number of at least 0, got {getattr(self, name)!r}")
+        for name, limit in (("disturbance", 1.0), ("lm_loss_weight", 100.0), ("word_noise", 0.5)):
+            if not 0 <= getattr(self, name) <= limit:
+                raise ValueError(f"{name}: expected a number from 0 to {limit:g}, got {getattr(self, name)!r}")
         numbers = {name: getattr(self, name) for name, kind in _types().items() if kind == "int"}
         for name, value in {**numbers, **{f"demonstrations.{k}": v for k, v in self.demonstrations.items()}}.items():
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:

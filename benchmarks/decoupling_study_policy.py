@@ -14,8 +14,10 @@ import numpy as np
 import torch
 
 from benchmarks.decoupling_study_language import (
+    Request,
     TextBatch,
     WordTokenizer,
+    disturbed_prompt,
     prompt_ids,
     requests,
     sequence_ids,
@@ -103,29 +105,30 @@ class Batches:
     def __init__(self, data: Demonstrations, recipe: Recipe, arm: Arm, seed: int) -> None:
         self._data, self._recipe = data, recipe
         self._rng = np.random.default_rng([seed, 7])
-        queries = int(arm.model.get("num_query_tokens", recipe.num_query_tokens))
-        asked = [request for target in range(data.targets.max() + 1) for request in requests(target)]
-        thoughts = [request.thought if arm.thoughts else None for request in asked]
-        self._texts = text_batch(
-            sequence_ids(request.text, words, queries) for request, words in zip(asked, thoughts, strict=True)
-        )
-        counts = [len(requests(target)) for target in range(data.targets.max() + 1)]
-        self._first, self._count = np.cumsum([0, *counts[:-1]]), np.array(counts)
+        self._thoughts = arm.thoughts
+        self._queries = int(arm.model.get("num_query_tokens", recipe.num_query_tokens))
 
     def draw(self) -> tuple[TextBatch, ExpertObservation, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Texts (E rows), observations, chunks, flow noise and times (E * frames rows)."""
         data, recipe, rng = self._data, self._recipe, self._rng
         episodes = rng.integers(len(data.targets), size=recipe.texts_per_step)
-        target = data.targets[episodes]
-        asked = self._first[target] + (rng.random(len(episodes)) * self._count[target]).astype(int)
+        asked = [_one_of(requests(int(target)), rng) for target in data.targets[episodes]]
+        prompts = [disturbed_prompt(request.text, recipe.word_noise, rng) for request in asked]
         which = (rng.random((len(episodes), recipe.frames_per_text)) * data.lengths[episodes, None]).astype(int)
         frames = (data.starts[episodes, None] + which).ravel()
         chunks = data.chunks(frames, episodes.repeat(recipe.frames_per_text), recipe.chunk_size)
         noise = rng.standard_normal(chunks.shape, dtype=np.float32)
         uniform = rng.random(len(frames), dtype=np.float32)
         observation = observation_of(data.views[frames], data.present[frames], data.states[frames])
-        texts = self._texts.rows(torch.from_numpy(asked))
+        thoughts = [request.thought if self._thoughts else None for request in asked]
+        texts = text_batch(
+            sequence_ids(prompt, words, self._queries) for prompt, words in zip(prompts, thoughts, strict=True)
+        )
         return texts, observation, *(torch.from_numpy(part) for part in (chunks, noise, uniform))
+
+
+def _one_of(options: Sequence[Request], rng: np.random.Generator) -> Request:
+    return options[int(rng.integers(len(options)))]
 
 
 def train(
@@ -183,5 +186,5 @@ def thoughtful_states(model: SyVLAModel, texts: Sequence[str], thoughts: bool) -
 def given_states(model: SyVLAModel, texts: Sequence[str], thoughts: Sequence[str | None]) -> torch.Tensor:
     """Query states (B, N, D) after given thoughts."""
     pairs = zip(texts, thoughts, strict=True)
-    batch = text_batch(sequence_ids(text, words, model.config.num_query_tokens) for text, words in pairs)
+    batch = text_batch(sequence_ids(prompt_ids(text), words, model.config.num_query_tokens) for text, words in pairs)
     return model.select_query_states(model.encode(batch.ids, batch.mask), batch.ids)

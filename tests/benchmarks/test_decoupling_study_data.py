@@ -11,6 +11,7 @@ from benchmarks.decoupling_study_language import (
     START,
     TARGETS,
     TASKS,
+    disturbed_prompt,
     exchanged_thought,
     prompt_ids,
     requests,
@@ -74,17 +75,34 @@ def test_a_target_is_asked_for_in_many_ways_and_a_group_has_one_expression():
 
 def test_sequences_carry_loss_on_the_thought_alone():
     texts = {number: word for word, number in vocabulary().items()}
-    ids, labels = sequence_ids("put the red cube on the pad", "reach the red cube", 3)
+    ids, labels = sequence_ids(prompt_ids("put the red cube on the pad"), "reach the red cube", 3)
     assert ids[: len(prompt_ids("put the red cube on the pad"))] == prompt_ids("put the red cube on the pad")
     assert (ids[0], ids[8], ids[9], ids[-3:]) == (START, END, START, [QUERY] * 3)
     learned = [(texts.get(i, i), label == i) for i, label in zip(ids, labels, strict=True) if label != -100]
     assert learned == [("reach", True), ("the", True), ("red", True), ("cube", True), (END, True)]
-    silent, none = sequence_ids("put the red cube on the pad", None, 3)
+    silent, none = sequence_ids(prompt_ids("put the red cube on the pad"), None, 3)
     assert silent == ids[:10] + [QUERY] * 3
     assert set(none) == {-100}
     batch = text_batch([(ids, labels), (silent, none)])
     assert batch.mask.sum(1).tolist() == [len(ids), len(silent)]
-    assert batch.rows(np.array([1])).ids.tolist() == [silent]
+    assert batch.ids[1, : len(silent)].tolist() == silent
+
+
+def test_strange_words_take_the_place_of_the_phrasing_alone():
+    rng, known = np.random.default_rng(0), set(vocabulary().values())
+    text = "put the answer of 3 plus 4 on the pad"
+    content = [vocabulary()[word] for word in ("3", "plus", "4")]
+    assert disturbed_prompt(text, 0.0, rng) == prompt_ids(text)
+    drawn = [disturbed_prompt(text, 0.3, rng) for _ in range(400)]
+    for ids in drawn:
+        assert [i for i in ids if i in content] == content
+        assert (ids[0], ids[-2:]) == (START, [END, START])
+    strange = [i for ids in drawn for i in ids if i not in known and i not in (START, END)]
+    assert max(strange) < START
+    # 7 words of the phrasing are replaced, 10 places get one in between with half the probability
+    assert len(strange) / 400 == pytest.approx(7 * 0.3 + 10 * 0.15, rel=0.1)
+    put = vocabulary()["put"]
+    assert sum(put in ids for ids in drawn) / 400 == pytest.approx(0.4, abs=0.1)
 
 
 def test_views_say_where_things_lie_and_what_they_are():

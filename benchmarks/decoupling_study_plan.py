@@ -55,6 +55,7 @@ class Recipe:
     train_steps: int
     texts_per_step: int
     frames_per_text: int
+    frame_power: float
     learning_rate: float
     lm_loss_weight: float
     word_noise: float
@@ -69,6 +70,9 @@ class Recipe:
             raise ValueError(f"status: expected one of {list(STATUSES)}, got {self.status!r}")
         if set(self.demonstrations) != set(TASKS):
             raise ValueError(f"demonstrations: expected the tasks {list(TASKS)}, got {list(self.demonstrations)}")
+        for name in ("frame_power", "learning_rate"):
+            if not 0 < getattr(self, name) < 10:
+                raise ValueError(f"{name}: expected a number above 0 and below 10, got {getattr(self, name)!r}")
         for name, limit in (("disturbance", 1.0), ("lm_loss_weight", 100.0), ("word_noise", 0.5)):
             if not 0 <= getattr(self, name) <= limit:
                 raise ValueError(f"{name}: expected a number from 0 to {limit:g}, got {getattr(self, name)!r}")

@@ -114,7 +114,8 @@ class Batches:
         episodes = rng.integers(len(data.targets), size=recipe.texts_per_step)
         asked = [_one_of(requests(int(target)), rng) for target in data.targets[episodes]]
         prompts = [disturbed_prompt(request.text, recipe.word_noise, rng) for request in asked]
-        which = (rng.random((len(episodes), recipe.frames_per_text)) * data.lengths[episodes, None]).astype(int)
+        place = rng.random((len(episodes), recipe.frames_per_text)) ** recipe.frame_power
+        which = (place * data.lengths[episodes, None]).astype(int)
         frames = (data.starts[episodes, None] + which).ravel()
         chunks = data.chunks(frames, episodes.repeat(recipe.frames_per_text), recipe.chunk_size)
         noise = rng.standard_normal(chunks.shape, dtype=np.float32)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from benchmarks.decoupling_study_closed_loop import SPLITS, closed_loop, starts
+from benchmarks.decoupling_study_language import TASKS
 from benchmarks.decoupling_study_mechanism import held_out, measure, norms_of, states_of
 from benchmarks.decoupling_study_plan import ARMS, PHASES, Phase, Recipe
 from benchmarks.decoupling_study_policy import Batches, make_model, train
@@ -20,15 +21,26 @@ MASK_QUANTILE = 0.05
 """Of the masks that are looked into, the same for all arms."""
 
 
+LONGEST = 75
+"""Control steps within which the scripted experts succeed even when they are disturbed."""
+
+
 def demonstrations(recipe: Recipe, phase: Phase, folder: Path) -> tuple[Demonstrations, Demonstrations]:
-    """To train on, and held out; recorded once for all runs of a phase."""
-    limit = recipe.max_steps + 30  # the experts are late in no episode
-    name = f"{phase.name}_{recipe.digest}"
-    data = cached(
-        folder / f"demonstrations_{name}.npz", recipe.demonstrations, phase.demonstrations, limit, recipe.disturbance
-    )
-    counts = dict.fromkeys(recipe.demonstrations, recipe.held_out)
-    return data, cached(folder / f"held_out_{name}.npz", counts, phase.held_out, limit, 0.0)
+    """To train on, and held out; recorded once for all runs whose recipes have the same data.
+
+    Args:
+        folder: Of the runs; the recordings lie beside it.
+    """
+    found = []
+    held_out_counts = dict.fromkeys(recipe.demonstrations, recipe.held_out)
+    for counts, first_seed, disturbance in (
+        (recipe.demonstrations, phase.demonstrations, recipe.disturbance),
+        (held_out_counts, phase.held_out, 0.0),
+    ):
+        numbers = "_".join(str(counts[task]) for task in TASKS)
+        path = folder.parent / "demonstrations" / f"{first_seed}_{numbers}_{disturbance:g}.npz"
+        found.append(cached(path, {task: counts[task] for task in TASKS}, first_seed, LONGEST, disturbance))
+    return found[0], found[1]
 
 
 def run(recipe: Recipe, phase: str, arm: str, seed: int, folder: Path) -> dict[str, Any]:
@@ -36,7 +48,7 @@ def run(recipe: Recipe, phase: str, arm: str, seed: int, folder: Path) -> dict[s
 
     Args:
         seed: Number of the training seed within the phase, from 0.
-        folder: Where demonstrations are kept.
+        folder: Of the runs, see `demonstrations`.
     """
     torch.set_num_threads(1)
     chosen, place = ARMS[arm], PHASES[phase]

@@ -86,6 +86,7 @@ def test_out_of_distribution_every_aspect_has_its_turn():
         ({"train_steps": 2.5}, "train_steps: expected a whole number of at least 1, got 2.5"),
         ({"demonstrations": {"bagging": 3}}, "demonstrations: expected the tasks"),
         ({"disturbance": -1}, "disturbance: expected a number from 0 to 1, got -1"),
+        ({"learning_rate": 0}, "learning_rate: expected a number above 0 and below 10, got 0"),
         ({"word_noise": 0.6}, "word_noise: expected a number from 0 to 0.5, got 0.6"),
         ({"replan_steps": 9, "chunk_size": 8}, "replan_steps: expected at most chunk_size=8, got 9"),
     ],

@@ -1,6 +1,7 @@
 """The study from end to end at a size at which nothing is learned: every part, resuming, and the same outcomes twice."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,11 +11,12 @@ pytest.importorskip("mujoco", reason="MuJoCo (extra sim) is not installed")
 
 from benchmarks import decoupling_study
 from benchmarks.decoupling_study_closed_loop import SPLITS
-from benchmarks.decoupling_study_language import PAD, QUERY
+from benchmarks.decoupling_study_language import PAD, QUERY, TARGETS, vocabulary
 from benchmarks.decoupling_study_plan import ARMS, PHASES, SMOKE, Recipe
 from benchmarks.decoupling_study_policy import Batches, given_states, make_model, thoughtful_states
 from benchmarks.decoupling_study_run import demonstrations, finished, result_path, run_into
 
+TARGETS_BY_WORD = {name: number for number, (_, name) in enumerate(TARGETS)}
 QUICK = {**SMOKE, "train_steps": 2, "starts": 6, "held_out": 4, "held_out_frames": 1, "max_steps": 5, "seeds": 1}
 
 
@@ -105,9 +107,25 @@ def test_arms_of_a_seed_get_the_same_samples(recipe, place):
     left = {arm: [i for i in ids if i not in (PAD, QUERY)] for arm, ids in prompts.items()}
     assert left["weakest"] == left["silent_off"] == left["queries_5"]
     assert (draws["silent_off"][0].labels == -100).all()
-    # frames belong to the instruction: the named thing is among those on the table
-    texts, observation, *_ = draws["weakest"]
-    assert len(observation.state) == len(texts.ids) * recipe.frames_per_text
+
+
+def test_frames_belong_to_their_instruction_and_early_ones_come_more_often(recipe, place):
+    data, _ = demonstrations(recipe, PHASES["tuning"], place[1])
+    number = {word: i for i, word in vocabulary().items()}
+    seen = {power: [] for power in (1.0, 2.0)}
+    for power, ages in seen.items():
+        batches = Batches(data, replace(recipe, frame_power=power, frames_per_text=40), ARMS["weakest"], 1)
+        texts, observation, chunks, *_ = batches.draw()
+        for row, ids in enumerate(texts.labels.tolist()):
+            named = TARGETS_BY_WORD[[number[i] for i in ids if i in number and number[i] in TARGETS_BY_WORD][-1]]
+            own = slice(row * 40, (row + 1) * 40)
+            shown = observation.pixel_values[own].flatten(2)[:, :3, 7:]  # (frames, things, targets)
+            assert shown[..., named].any(1).all(), "the named thing is on the table"
+            ages += [int((data.actions == chunk[0].numpy()).all(1).argmax()) for chunk in chunks[own]]
+    first = {
+        power: np.mean([age - data.starts[data.starts <= age].max() for age in ages]) for power, ages in seen.items()
+    }
+    assert first[2.0] == pytest.approx(first[1.0] * 2 / 3, rel=0.15)
 
 
 def test_states_without_a_thought_are_those_of_prompt_and_queries(recipe):

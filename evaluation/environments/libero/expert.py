@@ -1,12 +1,13 @@
-"""Scripted pick-and-place for 16 tasks of LIBERO's suites object and spatial, from the simulator's own object poses.
+"""Scripted pick-and-place for tasks of LIBERO's four suites, from the simulator's own object poses.
 
-Each suite asks for one kind of grasp: a product from above at its middle, a bowl at its rim. The gripper keeps the
-orientation it starts with and comes down from above, so a few things are out of its reach.
+There are two kinds of grasp: a product from above at its middle or neck, a bowl at its rim. The gripper keeps the orientation
+it starts with and comes down from above, so a few things are out of its reach. Two things are moved one after the other.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -37,22 +38,60 @@ class Grasp:
     release_height: float
 
 
-GRASPS = {
-    "libero_object": Grasp((0.0, 0.0, 0.0), clearance=0.12, carry_height=0.26, release_height=0.16),
-    "libero_spatial": Grasp((0.0, 0.05, 0.02), clearance=0.12, carry_height=0.20, release_height=0.06),
-}
+BOWL = Grasp((0.0, 0.05, 0.02), clearance=0.12, carry_height=0.20, release_height=0.06)
+PRODUCT = Grasp((0.0, 0.0, 0.0), clearance=0.12, carry_height=0.26, release_height=0.16)
+GRASPS = {"libero_object": PRODUCT, "libero_spatial": BOWL}
 UNSOLVED = (
-    "libero_object_1",  # the cream cheese lies with its long side across the gripper
-    "libero_object_2",  # so does the bottle of salad dressing
+    "libero_object_1",  # the hand meets the tin that stands beside the cream cheese
     "libero_spatial_4",  # the bowl is inside a drawer
     "libero_spatial_7",  # the bowl's rim on the stove is not where it is grasped elsewhere
 )
-TASKS = tuple(task for task in LiberoEnv.tasks if task.rpartition("_")[0] in GRASPS and task not in UNSOLVED)
+
+
+@dataclass(frozen=True)
+class Move:
+    """One thing that goes to one place.
+
+    Attributes:
+        thing: LIBERO's name of an object.
+        goal: LIBERO's name of an object, or of a region of a fixture.
+        grasp: How it is grasped and put down.
+    """
+
+    thing: str
+    goal: str
+    grasp: Grasp
+
+
+MOVES = {
+    "libero_object_2": (
+        Move(
+            "salad_dressing_1",
+            "basket_1",
+            Grasp((0.0, 0.0, 0.045), clearance=0.12, carry_height=0.3, release_height=0.2),
+        ),
+    ),
+    "libero_goal_1": (Move("akita_black_bowl_1", "flat_stove_1_cook_region", BOWL),),
+    "libero_goal_4": (Move("akita_black_bowl_1", "wooden_cabinet_1_top_side", BOWL),),
+    "libero_goal_6": (
+        Move("cream_cheese_1", "akita_black_bowl_1", replace(PRODUCT, carry_height=0.2, release_height=0.1)),
+    ),
+    "libero_goal_8": (Move("akita_black_bowl_1", "plate_1", BOWL),),
+    "libero_10_0": (Move("alphabet_soup_1", "basket_1", PRODUCT), Move("tomato_sauce_1", "basket_1", PRODUCT)),
+    "libero_10_7": (Move("alphabet_soup_1", "basket_1", PRODUCT), Move("cream_cheese_1", "basket_1", PRODUCT)),
+}
+"""Of the tasks that are not one move of the suite's kind of thing."""
+
+TASKS = tuple(
+    task for task in LiberoEnv.tasks if (task.rpartition("_")[0] in GRASPS or task in MOVES) and task not in UNSOLVED
+)
 """Tasks that have an expert."""
+
+FAR = 0.03  # meters beside a thing, from which the gripper stays above what it has put down
 
 
 class PickAndPlaceExpert:
-    """Moves one object onto or into another.
+    """Moves objects onto or into others.
 
     Args:
         env: The environment (unwrapped) to act in.
@@ -60,13 +99,15 @@ class PickAndPlaceExpert:
 
     def __init__(self, env: LiberoEnv) -> None:
         self._env = env
-        self._grasp = GRASPS[env.suite]
-        self._object, self._goal = env.simulator.obj_of_interest
-        self._names = {name: name.rpartition("_")[0].replace("_", " ") for name in (self._object, self._goal)}
+        if env.task in MOVES:
+            self._moves: tuple[Move, ...] = MOVES[env.task]
+        else:
+            thing, goal = env.simulator.obj_of_interest
+            self._moves = (Move(thing, goal, GRASPS[env.suite]),)
 
     def reset(self) -> None:
         """Prepares for the episode the environment has just been reset to."""
-        self._enter(PHASES[0])
+        self._begin(0)
 
     def act(self) -> tuple[np.ndarray, str]:
         """Action (7,) float32 and the thought behind it."""
@@ -75,45 +116,63 @@ class PickAndPlaceExpert:
         goal, gripper, thought = self._plan(here)
         while self._done(here, goal):
             if self._phase == "grasp":
-                self._held_at = here - self._position(self._object)
-            self._enter(PHASES[PHASES.index(self._phase) + 1])
+                self._held_at = here - self._position(self._move.thing)
+            if self._phase == PHASES[-1]:
+                self._begin(self._number + 1)
+            else:
+                self._enter(PHASES[PHASES.index(self._phase) + 1])
             goal, gripper, thought = self._plan(here)
         move = np.clip((goal - here) / METERS_PER_ACTION, -1, 1)
         return np.array([*move, 0.0, 0.0, 0.0, gripper], dtype=np.float32), thought
 
+    def _begin(self, number: int) -> None:
+        self._number, self._move = number, self._moves[number]
+        self._enter(PHASES[0])
+
     def _plan(self, here: np.ndarray) -> tuple[np.ndarray, float, str]:
         """Where the present phase takes the gripper (3,) [m], the gripper's action, and the phase in words."""
-        item, goal = self._names[self._object], self._names[self._goal]
+        grasp, item, goal = self._move.grasp, in_words(self._move.thing), in_words(self._move.goal)
         if self._phase == "grasp":
             return here, CLOSED, f"grasp the {item}"
         if self._phase in ("reach", "descend"):
-            point = self._position(self._object) + self._grasp.offset
+            point = self._position(self._move.thing) + grasp.offset
             if self._phase == "descend":
                 return point, OPEN, f"lower the gripper to the {item}"
-            return _raised(point, self._grasp.clearance), OPEN, f"reach above the {item}"
-        point = self._position(self._goal) + np.array([*self._held_at[:2], 0.0])
-        over = _raised(point, self._grasp.carry_height)
+            above = _raised(point, grasp.clearance)
+            if self._number and np.linalg.norm((point - here)[:2]) > FAR:
+                above[2] = max(above[2], here[2])
+            return above, OPEN, f"reach above the {item}"
+        point = self._position(self._move.goal) + np.array([*self._held_at[:2], 0.0])
+        over = _raised(point, grasp.carry_height)
         if self._phase == "lift":
             return np.array([*here[:2], over[2]]), CLOSED, f"lift the {item}"
         if self._phase == "carry":
             return over, CLOSED, f"move the {item} over the {goal}"
         if self._phase == "lower":
-            return _raised(point, self._grasp.release_height), CLOSED, f"lower the {item} to the {goal}"
+            return _raised(point, grasp.release_height), CLOSED, f"lower the {item} to the {goal}"
         return over if self._phase == "retreat" else here, OPEN, f"release the {item}"
 
     def _done(self, here: np.ndarray, goal: np.ndarray) -> bool:
         if self._phase in WAITS:
             return self._phase_steps > WAITS[self._phase]
-        arrived = bool(np.linalg.norm(goal - here) < ARRIVED)
-        return self._phase != "retreat" and (arrived or self._phase_steps > STALLED_STEPS)
+        if self._phase == "retreat" and self._number + 1 == len(self._moves):
+            return False
+        return bool(np.linalg.norm(goal - here) < ARRIVED) or self._phase_steps > STALLED_STEPS
 
     def _enter(self, phase: str) -> None:
         self._phase = phase
         self._phase_steps = 0
 
     def _position(self, name: str) -> np.ndarray:
-        position: np.ndarray = self._env.data.xpos[self._env.simulator.obj_body_id[name]].copy()
+        bodies = self._env.simulator.obj_body_id
+        place = self._env.data.xpos[bodies[name]] if name in bodies else self._env.data.site(name).xpos
+        position: np.ndarray = place.copy()
         return position
+
+
+def in_words(name: str) -> str:
+    """ "flat stove" for "flat_stove_1_cook_region"."""
+    return re.split(r"_\d+", name)[0].replace("_", " ")
 
 
 def _raised(point: np.ndarray, height: float) -> np.ndarray:

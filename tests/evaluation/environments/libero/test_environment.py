@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import subprocess
 import sys
 
@@ -238,6 +239,33 @@ def test_the_expert_succeeds_and_random_actions_fail(name, request):
     assert len(set(thoughts)) == len(thoughts) >= 6, "the sub-tasks come once each, in order"
     assert run_expert(env, EVALUATION_SEED_OFFSET)[0]["success"]
     assert not random_policy_succeeds(env, EVALUATION_SEED_OFFSET)
+
+
+@pytest.mark.parametrize(
+    ("task", "regrasps"),
+    [("libero_goal_8", 0), ("libero_object_2", 0), ("libero_10_7", 1)],
+    ids=lambda value: str(value),
+)
+def test_experts_of_other_tasks_succeed_on_an_official_start(task, regrasps):
+    """A bowl at its rim, a bottle at its neck, and two products one after the other."""
+    env = make_or_skip("libero", task, image_size=32)
+    info, thoughts, steps = run_expert(env, EVALUATION_SEED_OFFSET + 1)
+    assert info["success"]
+    assert steps < env.max_steps
+    assert sum(thought.startswith("grasp") for thought in thoughts) == 1 + regrasps
+    env.close()
+
+
+def test_every_expert_moves_things_that_its_task_has():
+    from syvla.evaluation.environments.libero import expert
+
+    assert len(expert.TASKS) == 23
+    for task, moves in expert.MOVES.items():
+        suite, number = libero_tasks.suite_and_number(task)
+        scene = libero_tasks.package_folder() / "bddl_files" / suite / f"{libero_tasks.task_files(suite)[number]}.bddl"
+        goals = re.findall(r"\((?:On|In) (\w+) (\w+)\)", scene.read_text().partition("(:goal")[2])
+        assert [move.thing for move in moves] == [thing for thing, _ in goals]
+        assert all(place.startswith(move.goal) for move, (_, place) in zip(moves, goals, strict=True))
 
 
 def test_stand_in_assets_are_named_beside_results(soup):

@@ -15,6 +15,8 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
+from syvla.command_line import CommandParser
+
 from .baselines import BASELINES, Baseline
 from .closed_loop_result import ClosedLoopResult, describe_machine, write_summary
 from .command_line import ENVIRONMENT_HELP, environment_name, environment_option
@@ -159,10 +161,10 @@ def _replan_steps(policy: Policy | Baseline, asked_for: int | None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """Command line of `syvla-eval`."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="syvla-eval",
         description="Closed-loop success rate of a policy, with its 95% Wilson interval.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        example="syvla-eval --model outputs/demo/checkpoint --task lift --episodes 40",
     )
     baselines = ", ".join(repr(name) for name in BASELINES)
     parser.add_argument(
@@ -235,6 +237,15 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, default=Path("outputs/evaluation"), help="folder of the results")
     parser.add_argument("--video-episodes", type=int, default=0, help="episodes per task to record")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    parser.arrange(
+        {
+            "what is evaluated": ["--model", "--server", "--device", "--dtype", "--compile"],
+            "episodes": ["--env", "--task", "--env-option", "--episodes", "--seed", "--episode"],
+            "execution": ["--batch-size", "--workers", "--replan-steps", "--control-rate"],
+            "inference": ["--think", "--max-new-tokens", "--num-steps", "--noise", "--advantage-guidance"],
+            "results": ["--output", "--video-episodes", "--quiet", "--shard", "--merge"],
+        }
+    )
     return parser
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from syvla.command_line import CommandParser
 from syvla.durable_files import write_json
 
 from .episode_records import EpisodeRecord, fingerprint, read_records
@@ -181,10 +182,10 @@ def compare(first: Evaluation, second: Evaluation) -> Comparison:
 
 def build_parser() -> argparse.ArgumentParser:
     """Command line of `syvla-compare`."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="syvla-compare",
         description="Compare two folders of syvla-eval on the episodes that both have.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        example="syvla-compare outputs/before outputs/after",
     )
     parser.add_argument("a", type=Path, help="folder of syvla-eval, the one to compare with")
     parser.add_argument("b", type=Path, help="folder of syvla-eval")

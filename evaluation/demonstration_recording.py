@@ -22,6 +22,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from syvla.command_line import CommandParser
+
 from .command_line import ENVIRONMENT_HELP, environment_name, environment_option
 from .environments import EVALUATION_SEED_OFFSET, ScriptedExpert, expand_tasks, make_environment, make_expert
 from .environments.demonstration import Demonstration, demonstrate
@@ -254,10 +256,10 @@ def _frames_per_second(env: Any) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """The command line of `syvla-record`."""
     defaults = RecordingSettings()
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="syvla-record",
         description="Record demonstrations of a scripted expert into a LeRobot v3.0 dataset.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        example="syvla-record --task lift --episodes 200 --output datasets/lift",
     )
     parser.add_argument("--env", default=defaults.env, type=environment_name, help=ENVIRONMENT_HELP)
     parser.add_argument(
@@ -306,6 +308,13 @@ def build_parser() -> argparse.ArgumentParser:
         default=[],
         metavar="KEY=VALUE",
         help="environment argument (JSON), such as distractors=1",
+    )
+    parser.arrange(
+        {
+            "episodes": ["--env", "--task", "--env-option", "--episodes", "--seed", "--workers"],
+            "dataset": ["--output", "--image-size", "--images-in-parquet", "--videos", "--keep-failures"],
+            "motion": ["--action-noise", "--recovery"],
+        }
     )
     return parser
 

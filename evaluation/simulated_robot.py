@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from syvla.command_line import CommandParser
 from syvla.serving.client.retries import ClientOptions, PolicyError, Unreachable
 from syvla.serving.client.rl_client import EpisodeAborted, RLClient, RunComplete
 
@@ -203,10 +204,10 @@ def success_by_version(records: Sequence[Mapping[str, Any]]) -> dict[str, list[i
 
 def build_parser() -> argparse.ArgumentParser:
     """Command line of `syvla-rl-robot`."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="syvla-rl-robot",
         description="A simulated robot that makes rollouts for syvla-serve --rl-run and labels them by the simulator.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        example="syvla-rl-robot --url http://127.0.0.1:8000 --task lift",
     )
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="the server")
     parser.add_argument("--token-file", type=Path, help="file with the server's token")
@@ -233,6 +234,21 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--no-label", action="store_true", help="leave the labels to a person, at /rl")
     parser.add_argument("--wait-s", type=float, default=3600.0, help="wait so long until an episode may begin")
     parser.add_argument("--output", type=Path, help="JSON file of what became of each rollout")
+    parser.arrange(
+        {
+            "server": ["--url", "--token-file"],
+            "environment": ["--env", "--task", "--env-option", "--seed"],
+            "rollouts": [
+                "--episodes",
+                "--replan-steps",
+                "--think",
+                "--takeover-after",
+                "--no-label",
+                "--wait-s",
+                "--output",
+            ],
+        }
+    )
     return parser
 
 

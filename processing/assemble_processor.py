@@ -14,6 +14,7 @@ from typing import Any
 
 from transformers import AutoImageProcessor, AutoTokenizer
 
+from syvla.command_line import CommandParser
 from syvla.modeling_syvla.assemble import assemble_checkpoint
 from syvla.modeling_syvla.configuration_syvla import SyVLAConfig
 
@@ -132,10 +133,11 @@ def _disagreements(processor: SyVLAProcessor, config: Any) -> list[str]:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="syvla-assemble",
         description="Make a SyVLA checkpoint (model and processor) out of a Qwen-VL and a SigLIP checkpoint.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        example="syvla-assemble --vlm Qwen/Qwen2.5-VL-3B-Instruct --vision-tower google/siglip-base-patch16-224 "
+        "--output outputs/assembled",
     )
     parser.add_argument("--vlm", required=True, help="Qwen-VL checkpoint: folder or Hub id")
     parser.add_argument("--vision-tower", required=True, help="SigLIP checkpoint: folder or Hub id")

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from syvla.command_line import CommandParser
+
 from .contract.action_limits import load_limits
 from .server.settings import ServerSettings, read_token
 from .wire.msgpack_codec import CodecLimits
@@ -21,10 +23,10 @@ if TYPE_CHECKING:
 def build_parser() -> argparse.ArgumentParser:
     """Command line of `syvla-serve`."""
     default = ServerSettings()
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="syvla-serve",
         description="Serve a SyVLA checkpoint: openpi's websocket protocol and HTTP on one port.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        example="syvla-serve --model outputs/my_task --port 8000",
     )
     parser.add_argument("--model", help="checkpoint folder or Hub id; needed except with --rl-run")
     parser.add_argument("--revision", help="commit, branch or tag on the Hub")

@@ -18,6 +18,8 @@ from importlib.metadata import PackageNotFoundError, distribution, version
 from importlib.resources import files
 from pathlib import Path
 
+from .command_line import CommandParser
+
 LIBRARIES = (
     "torch",
     "transformers",
@@ -48,12 +50,16 @@ FOLDERS = ("recipes", "accelerate_configs")
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point of the console script."""
-    parser = argparse.ArgumentParser(prog="syvla", description=__doc__.split("\n\n")[0])
-    commands = parser.add_subparsers(dest="command", required=True)
+    parser = CommandParser(
+        prog="syvla",
+        description=__doc__.split("\n\n")[0],
+        example="syvla recipes copy finetune.yaml my_recipe.yaml",
+    )
+    commands = parser.add_subparsers(parser_class=argparse.ArgumentParser, dest="command", required=True)
     environment = commands.add_parser("env", help="versions and hardware, for a bug report")
     environment.add_argument("--json", action="store_true", help="as JSON")
     recipes = commands.add_parser("recipes", help="recipes and accelerate configurations of the package")
-    actions = recipes.add_subparsers(dest="action", required=True)
+    actions = recipes.add_subparsers(parser_class=argparse.ArgumentParser, dest="action", required=True)
     actions.add_parser("list", help="their names, each with its first comment")
     copy = actions.add_parser("copy", help="write one to a file that you can edit")
     copy.add_argument("name", help="a name of `syvla recipes list`, such as finetune.yaml or zero2.yaml")

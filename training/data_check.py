@@ -19,6 +19,7 @@ if __name__ == "__main__" and not __package__:  # started by its path
 
     require_package(__file__)
 
+from syvla.command_line import CommandParser
 from syvla.durable_files import write_json
 from syvla.processing.robot_data.streamed_dataset import open_metadata
 from syvla.processing.robot_data.streamed_metadata import is_url
@@ -189,10 +190,10 @@ def table(checks: Sequence[DatasetCheck]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `syvla-check-data`; returns the exit status."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="syvla-check-data",
         description="Check the robot data of a recipe from its metadata alone, before anything large is downloaded.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        example="syvla-check-data --config my_recipe.yaml",
     )
     parser.add_argument("--config", required=True, default=argparse.SUPPRESS, help="YAML recipe")
     parser.add_argument("--output", type=Path, help="write the result as JSON")

@@ -10,7 +10,6 @@ image encoder, as `syvla-assemble` does; its action expert starts fresh.
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import sys
@@ -24,6 +23,7 @@ if __name__ == "__main__" and not __package__:  # started by its path
 
     require_package(__file__)
 
+from syvla.command_line import CommandParser
 from syvla.training.imitation.datasets import SOURCE_KEYS, load_robot_data
 from syvla.training.run.arguments import ROBOT_KEYS, DataArguments, dataset_spec
 
@@ -219,8 +219,10 @@ def _assembled(
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `syvla-new`. Returns the exit status; bad input is printed as one error."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    parser = argparse.ArgumentParser(
-        prog="syvla-new", description="Make a checkpoint that fits the robot of a dataset, to fine-tune it."
+    parser = CommandParser(
+        prog="syvla-new",
+        description="Make a checkpoint that fits the robot of a dataset, to fine-tune it.",
+        example="syvla-new --size tiny --robot-from me/my_task --output outputs/base",
     )
     parser.add_argument("--size", required=True, choices=list(CHUNK_SIZES), help="tiny and small: random weights")
     parser.add_argument(

@@ -31,6 +31,7 @@ if __name__ == "__main__" and not __package__:  # started by its path
 
     require_package(__file__)
 
+from syvla.command_line import CommandParser
 from syvla.evaluation.simulated_robot import ROLLOUT_SEED_OFFSET
 from syvla.evaluation.simulated_robot import build_parser as robot_parser
 from syvla.serving.client.http_client import http_ready
@@ -211,12 +212,12 @@ def _option(name: str, value: Any) -> list[str]:
 
 def build_parser() -> argparse.ArgumentParser:
     """Options of `syvla-rl` that are not the trainer's."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="syvla-rl",
         description="Reinforcement learning in simulation by one command: server, robots and trainer together.",
         epilog="All other options are those of the trainer, training/ppo.py: see syvla-ppo --help.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
+        example="syvla-rl --config training/recipes/ppo.yaml --model_path outputs/my_task --output_dir outputs/rl",
     )
     environments = next(action.choices for action in robot_parser()._actions if action.dest == "env")
     parser.add_argument("--env", default=RLRun.env, choices=environments, help="environment")
@@ -234,6 +235,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--accelerate-config",
         help="file of accelerate launch, for a trainer of several processes; by default one process",
+    )
+    parser.arrange(
+        {
+            "environment": ["--env", "--task", "--env-option"],
+            "robots": ["--robots", "--replan-steps", "--think", "--max-new-tokens"],
+            "server and trainer": ["--port", "--server-device", "--server-dtype", "--accelerate-config"],
+        }
     )
     return parser
 

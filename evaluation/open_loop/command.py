@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from syvla.command_line import CommandParser
 from syvla.durable_files import write_json
 
 logger = logging.getLogger(__name__)
@@ -20,10 +21,10 @@ logger = logging.getLogger(__name__)
 
 def build_parser() -> argparse.ArgumentParser:
     """Command line of `syvla-openloop`."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="syvla-openloop",
         description="Predicted against recorded action chunks on held-out episodes, beside predictions that need no learning.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        example="syvla-openloop outputs/my_task me/my_task",
     )
     parser.add_argument("checkpoint", help="folder or Hub id of a checkpoint")
     parser.add_argument("dataset", help="folder or Hub id of a LeRobot dataset")

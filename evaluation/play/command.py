@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from syvla.command_line import CommandParser
+
 from .session import load_tabletop_policy
 
 CHECKPOINT = "checkpoints/tabletop-lift"
@@ -32,11 +34,10 @@ def find_checkpoint(given: str | None) -> str:
 
 def build_parser() -> argparse.ArgumentParser:
     """Command line of `syvla-play`."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="syvla-play",
         description="A page on which a person instructs a policy on the simulated tabletop and sees what happens inside it.",
-        epilog="example: syvla-play --model outputs/demo/checkpoint",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        example="syvla-play --model outputs/demo/checkpoint",
     )
     parser.add_argument("--model", help=f"checkpoint folder or Hub id (default: {CHECKPOINT} of the checkout)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 lets other machines in")

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from syvla.command_line import CommandParser
+
 from .answer_log import AnswerLog
 from .benchmark_report import RULE, VLMResult
 from .benchmarks import BENCHMARKS, Benchmark, chosen_benchmarks
@@ -194,10 +196,10 @@ def build_parser() -> argparse.ArgumentParser:
     """Command line of `syvla-eval-vlm`."""
     from .answer_generation import BATCH_TOKENS, MAX_BATCH_SIZE
 
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="syvla-eval-vlm",
         description="Scores of a checkpoint on five VLM benchmarks, under a named protocol (paper, Table 2).",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        example="syvla-eval-vlm --model outputs/my_task --tasks mme --data-root benchmarks_data",
     )
     parser.add_argument("--model", required=True, help="checkpoint folder or Hub id: SyVLA, or a plain Qwen2.5-VL")
     parser.add_argument("--tasks", nargs="+", default=list(BENCHMARKS), metavar="TASK", help="benchmarks to run")
@@ -237,6 +239,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", help="torch device; by default a GPU where there is one")
     parser.add_argument("--dtype", default="auto", help="parameter dtype, such as bfloat16; auto: the checkpoint's")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    parser.arrange(
+        {
+            "what is evaluated": ["--model", "--tasks", "--protocol", "--data-root", "--limit", "--headline"],
+            "images and answers": ["--image-budget", "--min-pixels", "--max-pixels", "--max-new-tokens"],
+            "judge": ["--judge-url", "--judge-model", "--judge-key-variable"],
+            "run": ["--output", "--resume", "--max-batch-size", "--batch-tokens", "--device", "--dtype", "--quiet"],
+        }
+    )
     return parser
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from tqdm.auto import tqdm
 
+from syvla.command_line import CommandParser
 from syvla.processing.robot_data.lerobot_format import INFO_PATH
 from syvla.processing.robot_data.vector_parts import DEFAULT_KEYS
 
@@ -29,11 +30,11 @@ PORT = 8765
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line of `syvla-annotate`."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="syvla-annotate",
         description="Mark the sub-tasks of a LeRobot dataset's episodes on a local page. Training reads them as thoughts. "
         "Videos and other data stay as they are.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        example="syvla-annotate datasets/my_task",
     )
     parser.add_argument("dataset", type=Path, nargs="?", help="folder of a LeRobot v3 dataset")
     add_dataset_arguments(parser)

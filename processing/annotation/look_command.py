@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from syvla.command_line import CommandParser
 from syvla.durable_files import write_text
 
 from .annotator import Annotator
@@ -21,11 +22,11 @@ from .serve_page import add_access_arguments, listen, page_address, run_server, 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line of `syvla-look`."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="syvla-look",
         description="Look at a LeRobot dataset: pictures, plots, statistics, odd episodes, copies, thoughts, and what "
         "syvla-clean would remove. Changes nothing.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        example="syvla-look datasets/my_task --report report.html",
     )
     parser.add_argument("dataset", help="folder or Hub id of the dataset")
     parser.add_argument("--report", type=Path, metavar="FILE", help="write one HTML file instead, then end")

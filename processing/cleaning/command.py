@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
+from syvla.command_line import CommandParser
 from syvla.durable_files import write_json
 from syvla.processing.lfs_pointers import require_contents
 from syvla.processing.robot_data.frame_filter import FrameFilter, dataset_digest
@@ -190,11 +191,11 @@ def read_settings(path: Path | None, options: Mapping[str, Any]) -> CleaningSett
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line of `syvla-clean`."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="syvla-clean",
         description="Find unusable demonstrations in a LeRobot dataset and write a filter file that training applies. "
         "The dataset stays as it is.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        example="syvla-clean me/my_task --output outputs/cleaning",
     )
     parser.add_argument("dataset", help="folder or Hub id of the dataset")
     parser.add_argument("--output", type=Path, required=True, default=argparse.SUPPRESS, help="folder of the results")
@@ -222,6 +223,15 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--revision", help="Hub revision")
     parser.add_argument("--workers", type=int, default=1, help="processes")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    thresholds = [
+        f"--{item.name.replace('_', '-')}" for item in fields(CleaningSettings) if isinstance(item.default, float)
+    ]
+    parser.arrange(
+        {
+            "what is read": ["--state-key", "--action-key", "--camera", "--tolerance-s", "--revision"],
+            "filters": ["--skip", "--jump-ignore", *thresholds],
+        }
+    )
     return parser
 
 

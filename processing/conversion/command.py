@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from syvla.command_line import CommandParser
 from syvla.durable_files import write_text
 
 from .formats import FORMATS, open_source
@@ -63,11 +64,11 @@ def mapping_text(mapping: ConversionMapping) -> str:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line of `syvla-convert`."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="syvla-convert",
         description="Convert robot demonstrations to a LeRobot v3.0 dataset. Run the same command again to go on with "
         "an interrupted conversion.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        example="syvla-convert aloha-hdf5 recordings/ datasets/my_task --workers 4",
     )
     parser.add_argument("format", choices=list(FORMATS), help="format of the source")
     parser.add_argument("source", type=Path, help="folder or file of the source")
@@ -83,6 +84,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--video-codec", help="libsvtav1 or h264; the first that PyAV has")
     parser.add_argument("--strict", action="store_true", help="exit with 1 if an episode was dropped")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.arrange(
+        {
+            "mapping": ["--mapping", "--preset", "--write-mapping", "--fps", "--task"],
+            "dataset": ["--storage", "--video-codec", "--limit"],
+            "run": ["--workers", "--strict", "--quiet"],
+        }
+    )
     return parser
 
 

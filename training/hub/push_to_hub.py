@@ -6,7 +6,6 @@ python -m syvla.training.hub.push_to_hub --dataset DATASET organization/name
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import re
@@ -17,6 +16,8 @@ from typing import Any
 
 from huggingface_hub import CommitInfo, HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+from syvla.command_line import CommandParser
 
 logger = logging.getLogger(__name__)
 
@@ -232,9 +233,10 @@ def _write_dataset_card(root: Path, license: str | None) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `python -m syvla.training.hub.push_to_hub`. Returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m syvla.training.hub.push_to_hub",
+    parser = CommandParser(
+        prog="syvla-push",
         description="Upload a checkpoint, an adapter or a dataset to the Hub.",
+        example="syvla-push outputs/my_task me/my-policy",
     )
     parser.add_argument("folder", help="checkpoint, adapter or dataset")
     parser.add_argument("repo_id", help="organization/name")

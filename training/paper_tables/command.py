@@ -21,6 +21,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from syvla.command_line import CommandParser
 from syvla.durable_files import write_json, write_text
 from syvla.evaluation.published_tables import PAPER_TABLES, cells_to_json, markdown_table, paper_table
 
@@ -153,10 +154,10 @@ def needs(plan: Plan, scale: Scale, arms: Sequence[str]) -> list[str]:
 
 def build_parser() -> argparse.ArgumentParser:
     """Command line of `syvla-tables`."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="syvla-tables",
         description="Train, measure and print one table of the paper, ours beside the paper's.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        example="syvla-tables 4 --scale tiny",
     )
     parser.add_argument("table", help=f"number of the table: {', '.join(PAPER_TABLES)}")
     parser.add_argument("--scale", default="full", choices=("tiny", "full"), help="tiny runs on a CPU")

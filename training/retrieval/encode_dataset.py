@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from syvla.command_line import CommandParser
+
 from .demonstrations import STATISTICS_TOLERANCE
 from .embedding_store import (
     VIEW_WEIGHTS,
@@ -210,10 +212,11 @@ def _run_in_processes(
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line of `syvla-encode`."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="syvla-encode",
         description="Encode the images of a dataset for the retrieval of similar samples.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        example="syvla-encode --policy_path outputs/my_task --robot_datasets me/my_task "
+        "--encoder policy:outputs/my_task --output outputs/vectors",
     )
     parser.add_argument("--policy_path", required=True, help="checkpoint of the policy: its robots and views")
     parser.add_argument("--robot_datasets", required=True, nargs="+", help="as in syvla-finetune")

@@ -18,6 +18,8 @@ from typing import Any
 
 from torch import nn
 
+from syvla.command_line import CommandParser
+
 logger = logging.getLogger(__name__)
 
 ADAPTERS = ("none", "lora", "dora")
@@ -265,10 +267,12 @@ def _peft() -> Any:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `python -m syvla.training.run.adapters`. Returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m syvla.training.run.adapters", description="Work with LoRA and DoRA adapters."
+    parser = CommandParser(
+        prog="syvla-adapters",
+        description="Work with LoRA and DoRA adapters.",
+        example="syvla-adapters merge outputs/base outputs/adapter outputs/merged",
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(parser_class=argparse.ArgumentParser, required=True, metavar="COMMAND")
     merge = commands.add_parser("merge", help="merge an adapter into its base: one plain checkpoint")
     merge.add_argument("base", help="checkpoint folder or Hub id that the adapter was trained from")
     merge.add_argument("adapter", help="folder or Hub id of the adapter")

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .command_help import short_help
+from syvla.command_line import CommandParser
+
+from .command_help import first_example, short_help
 
 if TYPE_CHECKING:
     from transformers import HfArgumentParser
@@ -53,7 +55,11 @@ def recipe_parser(
     first.add_argument("--help-all", action="store_true")
     config, rest = first.parse_known_args(argv)
     classes: Any = list(dataclass_types)  # transformers' own alias for a dataclass takes no plain `type`
-    parser = HfArgumentParser(classes, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **parser_kwargs)
+
+    class RecipeParser(CommandParser, HfArgumentParser):
+        """transformers' parser of dataclasses, with the help and the errors of our commands."""
+
+    parser = RecipeParser(dataclass_types=classes, example=first_example(about), **parser_kwargs)
     parser.add_argument("--config", metavar="FILE", help="YAML recipe; its keys are the options below")
     if config.config:
         recipe = _read(shipped_path(config.config))

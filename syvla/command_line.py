@@ -1,0 +1,66 @@
+"""The parser of the project's commands: short usage, options in groups, an example, errors that end with what to type."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+
+class CommandParser(argparse.ArgumentParser):
+    """An `ArgumentParser` whose help a person can read.
+
+    Args:
+        example: A whole line to type, shown below the options and with every error.
+        **options: As for `ArgumentParser`.
+    """
+
+    def __init__(self, *, example: str | None = None, **options: Any) -> None:
+        super().__init__(**{"formatter_class": QuietDefaults, **options})
+        self.example = example
+
+    def arrange(self, groups: Mapping[str, Sequence[str]]) -> None:
+        """Moves options that are in no group yet into groups, title to the options' names; help alone changes."""
+        for title, names in groups.items():
+            group = self.add_argument_group(title)
+            for name in names:
+                action = self._option_string_actions[name]
+                self._optionals._group_actions.remove(action)
+                group._group_actions.append(action)
+
+    def format_usage(self) -> str:
+        """One line: what must be given, and `[options]` for the rest."""
+        words = [self.prog]
+        optional = [action for action in self._actions if action.option_strings and not action.required]
+        words += ["[options]"] if optional else []
+        for action in self._actions:
+            if action.option_strings and action.required:
+                kind = action.metavar or (f"{{{','.join(action.choices)}}}" if action.choices else action.dest.upper())
+                words += [action.option_strings[-1], str(kind)]
+        for action in self._actions:
+            if not action.option_strings and action.nargs != "?":
+                words.append(str(action.metavar or action.dest))
+        return f"usage: {' '.join(words)}\n"
+
+    def format_help(self) -> str:
+        """Usage, description, groups of options, epilog, example."""
+        usage, self.usage = self.usage, self.format_usage().removeprefix("usage: ").strip().replace("%", "%%")
+        try:
+            text = super().format_help()
+        finally:
+            self.usage = usage
+        return text if self.example is None else f"{text}\nexample:\n  {self.example}\n"
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the program with the message, and the line to type."""
+        example = "" if self.example is None else f"for example: {self.example}\n"
+        self.exit(2, f"{self.prog}: {message}\n{example}all options: {self.prog} --help\n")
+
+
+class QuietDefaults(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows defaults that say something: neither None nor False nor an empty list."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        silent = action.default is None or action.default is False or action.default in ([], (), "")
+        stated = "(default" in (action.help or "")
+        return action.help if silent or stated else super()._get_help_string(action)

@@ -54,13 +54,14 @@ class CommandParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Ends the program with the message, and the line to type."""
         example = "" if self.example is None else f"for example: {self.example}\n"
-        self.exit(2, f"{self.prog}: {message}\n{example}all options: {self.prog} --help\n")
+        self.exit(2, f"{self.prog}: error: {message}\n{example}all options: {self.prog} --help\n")
 
 
 class QuietDefaults(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows defaults that say something: neither None nor False nor an empty list."""
+    """Shows defaults that say something: neither None, nor an empty list, nor that a flag is not set."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        silent = action.default is None or action.default is False or action.default in ([], (), "")
+        unset = action.nargs == 0 and action.default is False
+        silent = unset or action.default is None or action.default in ([], (), "")
         stated = "(default" in (action.help or "")
         return action.help if silent or stated else super()._get_help_string(action)

@@ -10,7 +10,6 @@ stopped and the end of its log is shown; the same command goes on where any of t
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import shlex
@@ -210,7 +209,7 @@ def _option(name: str, value: Any) -> list[str]:
     return [] if value is None else [name, str(value)]
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
     """Options of `syvla-rl` that are not the trainer's."""
     parser = CommandParser(
         prog="syvla-rl",
@@ -257,8 +256,11 @@ def parse_run(argv: Sequence[str] | None = None) -> RLRun:
     from syvla.training.run.arguments import ModelArguments
     from syvla.training.run.recipe import recipe_parser, shipped_path
 
-    own, words = build_parser().parse_known_args(argv)
-    parser, rest = recipe_parser((ModelArguments, RLDataArguments, SyVLAPPOConfig), words, prog="syvla-rl")
+    ours = build_parser()
+    own, words = ours.parse_known_args(argv)
+    parser, rest = recipe_parser(
+        (ModelArguments, RLDataArguments, SyVLAPPOConfig), words, prog="syvla-rl", example=ours.example
+    )
     trainer = parser.parse_args(rest)
     if not trainer.output_dir:
         raise ValueError("output_dir: expected the folder of the run, got none")

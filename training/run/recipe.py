@@ -59,7 +59,8 @@ def recipe_parser(
     class RecipeParser(CommandParser, HfArgumentParser):
         """transformers' parser of dataclasses, with the help and the errors of our commands."""
 
-    parser = RecipeParser(dataclass_types=classes, example=first_example(about), **parser_kwargs)
+    parser_kwargs.setdefault("example", first_example(about))
+    parser = RecipeParser(dataclass_types=classes, **parser_kwargs)
     parser.add_argument("--config", metavar="FILE", help="YAML recipe; its keys are the options below")
     if config.config:
         recipe = _read(shipped_path(config.config))

@@ -8,8 +8,6 @@ import inspect
 import textwrap
 from collections.abc import Sequence
 
-from syvla.command_line import QuietDefaults
-
 COMMON = (
     "output_dir",
     "num_train_epochs",
@@ -47,13 +45,6 @@ def own_fields(dataclass_type: type) -> list[str]:
     return [name for name in declared if name in names]
 
 
-def first_example(about: str | None) -> str | None:
-    """The first of the indented lines of a command's docstring, with those that it goes on in."""
-    lines = [line.strip() for line in inspect.cleandoc(about or "").splitlines() if line.startswith("    ")]
-    example = "\n".join(lines).replace("\\\n", "").splitlines()
-    return example[0] if example else None
-
-
 def short_help(parser: argparse.ArgumentParser, dataclass_types: Sequence[type], about: str | None = None) -> str:
     """The text of `--help`.
 
@@ -68,7 +59,7 @@ def short_help(parser: argparse.ArgumentParser, dataclass_types: Sequence[type],
         prog=parser.prog,
         usage=f"{parser.prog} [--config FILE] [options]",
         description=paragraphs[0].replace("\n", " "),
-        formatter_class=QuietDefaults,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         add_help=False,
     )
     # Reversed, since a true default has a second option after it, --no_NAME, for the same field.

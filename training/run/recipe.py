@@ -9,9 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from syvla.command_line import CommandParser
-
-from .command_help import first_example, short_help
+from .command_help import short_help
 
 if TYPE_CHECKING:
     from transformers import HfArgumentParser
@@ -55,12 +53,7 @@ def recipe_parser(
     first.add_argument("--help-all", action="store_true")
     config, rest = first.parse_known_args(argv)
     classes: Any = list(dataclass_types)  # transformers' own alias for a dataclass takes no plain `type`
-
-    class RecipeParser(CommandParser, HfArgumentParser):
-        """transformers' parser of dataclasses, with the help and the errors of our commands."""
-
-    parser_kwargs.setdefault("example", first_example(about))
-    parser = RecipeParser(dataclass_types=classes, **parser_kwargs)
+    parser = HfArgumentParser(classes, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **parser_kwargs)
     parser.add_argument("--config", metavar="FILE", help="YAML recipe; its keys are the options below")
     if config.config:
         recipe = _read(shipped_path(config.config))

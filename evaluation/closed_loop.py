@@ -159,6 +159,16 @@ def _replan_steps(policy: Policy | Baseline, asked_for: int | None) -> int:
     return replan
 
 
+_GROUPS = {
+    "what is evaluated": ["--model", "--server", "--device", "--dtype", "--compile"],
+    "episodes": ["--env", "--task", "--env-option", "--episodes", "--seed", "--episode"],
+    "execution": ["--batch-size", "--workers", "--replan-steps", "--control-rate"],
+    "inference": ["--think", "--max-new-tokens", "--num-steps", "--noise", "--advantage-guidance"],
+    "results": ["--output", "--video-episodes", "--quiet", "--shard", "--merge"],
+}
+"""Groups of the help."""
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Command line of `syvla-eval`."""
     parser = CommandParser(
@@ -237,15 +247,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, default=Path("outputs/evaluation"), help="folder of the results")
     parser.add_argument("--video-episodes", type=int, default=0, help="episodes per task to record")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
-    parser.arrange(
-        {
-            "what is evaluated": ["--model", "--server", "--device", "--dtype", "--compile"],
-            "episodes": ["--env", "--task", "--env-option", "--episodes", "--seed", "--episode"],
-            "execution": ["--batch-size", "--workers", "--replan-steps", "--control-rate"],
-            "inference": ["--think", "--max-new-tokens", "--num-steps", "--noise", "--advantage-guidance"],
-            "results": ["--output", "--video-episodes", "--quiet", "--shard", "--merge"],
-        }
-    )
+    parser.arrange(_GROUPS)
     return parser
 
 

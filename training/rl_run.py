@@ -256,11 +256,8 @@ def parse_run(argv: Sequence[str] | None = None) -> RLRun:
     from syvla.training.run.arguments import ModelArguments
     from syvla.training.run.recipe import recipe_parser, shipped_path
 
-    ours = build_parser()
-    own, words = ours.parse_known_args(argv)
-    parser, rest = recipe_parser(
-        (ModelArguments, RLDataArguments, SyVLAPPOConfig), words, prog="syvla-rl", example=ours.example
-    )
+    own, words = build_parser().parse_known_args(argv)
+    parser, rest = recipe_parser((ModelArguments, RLDataArguments, SyVLAPPOConfig), words, prog="syvla-rl")
     trainer = parser.parse_args(rest)
     if not trainer.output_dir:
         raise ValueError("output_dir: expected the folder of the run, got none")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.decoupling_study_language import TASKS, words
+from benchmarks.decoupling_study_language import PLACES, TASKS, words
 from benchmarks.decoupling_study_plan import Phase, Recipe
 from benchmarks.decoupling_study_policy import observation_of, thoughtful_states
 from benchmarks.decoupling_study_scenes import DIM, Scene, make_world
@@ -56,7 +56,9 @@ def closed_loop(model: SyVLAModel, recipe: Recipe, episodes: Sequence[Start], th
         world.reset(seed=start.seed)
     scenes = [Scene(world) for world in worlds]
     layouts = [scene.env.layout for scene in scenes]
-    states, said = thoughtful_states(model, [layout.instruction for layout in layouts], thoughts)
+    states, said = thoughtful_states(
+        model, [layout.instruction for layout in layouts], [scene.targets for scene in scenes], thoughts
+    )
     outcome, steps = [""] * len(scenes), [0] * len(scenes)
     call = 0
     while active := [i for i, found in enumerate(outcome) if not found]:
@@ -70,9 +72,9 @@ def closed_loop(model: SyVLAModel, recipe: Recipe, episodes: Sequence[Start], th
                     worlds[i].close()
                     break
         call += 1
-    right = (
-        [words(own) == words(layout.reasoning) for own, layout in zip(said, layouts, strict=True)] if thoughts else []
-    )
+    # The place tells what the thought has found, however it got there.
+    places = [PLACES[scene.names.index("object")] for scene in scenes]
+    right = [words(own)[-1:] == [place] for own, place in zip(said, places, strict=True)] if thoughts else []
     return {"outcomes": "".join(outcome), "steps": steps, "thoughts_right": "".join("01"[int(own)] for own in right)}
 
 

@@ -1,8 +1,9 @@
 """Words of `benchmarks.decoupling_study`: what is asked, what is thought, and the token ids of both.
 
-A tiny language model that starts from random weights gets one token for each word, so that its sequences are short. The
-thought follows from the instruction alone, so one thought serves a whole episode, as with a slow VLM beside a fast expert
-(section 3.1 of the paper).
+A tiny language model that starts from random weights gets one token for each word, so that its sequences are short. In place
+of a picture it reads what lies on the table, from left to right, before the instruction. The thought works out what is asked
+for, and ends with its place; it holds for the whole episode, as with a slow VLM beside a fast expert (section 3.1 of the
+paper). The action needs the place alone: what it was worked out from, and what the thing is, is reasoning.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ TARGETS: tuple[tuple[str, str], ...] = (
 )
 """What can be asked for: task, and digit, item or color. The place in this list is the target's number."""
 
+PLACES = ("first", "second", "third")
+"""From left to right."""
+
 START, END = TINY_TOKEN_IDS["<|im_start|>"], TINY_TOKEN_IDS["<|im_end|>"]
 PAD, QUERY = TINY_TOKEN_IDS["<|endoftext|>"], TINY_TOKEN_IDS["<|action_query|>"]
 
@@ -38,7 +42,7 @@ class Request:
     """One way to ask for a target.
 
     Attributes:
-        text, thought: Instruction, and what follows from it.
+        text, thought: Instruction, and what follows from it, without the place.
         target: Number in `TARGETS`.
         group: What requests of the same expression share: problem, wish or name. Held out together by the probes.
         residue: Number of what the thought was worked out from and the action does not need: the problem's first number; -1
@@ -75,26 +79,37 @@ def requests(target: int, unseen: tuple[str, ...] = ()) -> tuple[Request, ...]:
 
 
 def thought(target: int, problem: arithmetic_instructions.Problem | None = None) -> str:
-    """What the environment's own first thought is; with a wrong target, a thought that has reasoned wrongly."""
+    """The environment's own first thought up to the name; with a wrong target, one that has reasoned wrongly."""
     task, name = TARGETS[target]
     if task == "calculating":
         if problem is None:
             raise ValueError("problem: expected the problem behind a thought of calculating, got None")
-        return f"{problem.first} {problem.operation} {problem.second} is {name}; reach the {name} block"
+        return f"{problem.first} {problem.operation} {problem.second} is {name}; reach the {name}"
     if task == "bagging":
         purpose = next(item.purpose for item in bagging_catalog.CATALOG if item.name == name)
         return f"{purpose}: reach the {name}"
-    return f"reach the {name} cube"
+    return f"reach the {name}"
 
 
-def exchanged_thought(request: Request, target: int) -> str:
-    """The thought of a request as if it asked for another target of its task."""
-    if TARGETS[target][0] != TARGETS[request.target][0]:
-        raise ValueError(f"target: expected one of task {TARGETS[request.target][0]!r}, got {TARGETS[target]}")
-    if TARGETS[target][0] != "calculating":
-        return thought(target)
-    first, operation, second = request.group.split()[:3]
-    return thought(target, arithmetic_instructions.Problem(operation, int(first), int(second)))
+def scene_text(things: Sequence[int]) -> str:
+    """What lies on the table; things: targets from left to right."""
+    return ", ".join(f"{TARGETS[thing][1]} {PLACES[place]}" for place, thing in enumerate(things)) + "."
+
+
+def full_thought(request: Request, things: Sequence[int]) -> str:
+    """The thought with the place of what is asked for."""
+    return f"{request.thought} {PLACES[list(things).index(request.target)]}"
+
+
+def exchanged_thought(request: Request, things: Sequence[int], target: int) -> str:
+    """The full thought of a request as if it asked for another thing on the table."""
+    if target not in things:
+        raise ValueError(f"target: expected one of the things on the table {list(things)}, got {target}")
+    problem = None
+    if TARGETS[target][0] == "calculating":
+        first, operation, second = request.group.split()[:3]
+        problem = arithmetic_instructions.Problem(operation, int(first), int(second))
+    return f"{thought(target, problem)} {PLACES[list(things).index(target)]}"
 
 
 def words(text: str) -> list[str]:
@@ -105,7 +120,7 @@ def words(text: str) -> list[str]:
 @cache
 def vocabulary() -> dict[str, int]:
     """Word to token id, of all seen and unseen texts."""
-    known: set[str] = set()
+    known = {word for place in PLACES for word in words(f"{place}, .")} | {name for _, name in TARGETS}
     for target, expression, phrasing in product(range(len(TARGETS)), (False, True), (False, True)):
         unseen = tuple(name for name, on in (("expression", expression), ("phrasing", phrasing)) if on)
         if set(unseen) <= set(ASPECTS_OF[TARGETS[target][0]]):
@@ -132,18 +147,18 @@ def frame_words() -> frozenset[str]:
     return frozenset(word for frame in frames for word in words(frame.format("")))
 
 
-def prompt_ids(text: str) -> list[int]:
-    """The instruction as a turn of a person, and the start of the answer."""
-    return [START, *(vocabulary()[word] for word in words(text)), END, START]
+def prompt_ids(text: str, things: Sequence[int]) -> list[int]:
+    """Scene and instruction as a turn of a person, and the start of the answer."""
+    return [START, *(vocabulary()[word] for word in words(f"{scene_text(things)} {text}")), END, START]
 
 
-def disturbed_prompt(text: str, share: float, rng: np.random.Generator) -> list[int]:
+def disturbed_prompt(text: str, things: Sequence[int], share: float, rng: np.random.Generator) -> list[int]:
     """As `prompt_ids`, in other words that mean nothing, so that a small model learns to pass over what it does not know.
 
     Words of the phrasing are dropped or replaced, each with probability `share`, and such words come in between with half of
     it. They are tokens that no text has, so no unseen phrasing is shown.
     """
-    ids = [START]
+    ids = [START, *(vocabulary()[word] for word in words(scene_text(things)))]
     for word in words(text):
         chance, between, strange = rng.random(), rng.random(), rng.integers(len(vocabulary()), TINY_VOCABULARY_SIZE, 2)
         if between < share / 2:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.decoupling_study_language import Request, exchanged_thought, requests
+from benchmarks.decoupling_study_language import Request, exchanged_thought, full_thought, requests
 from benchmarks.decoupling_study_plan import Arm, Recipe
 from benchmarks.decoupling_study_policy import given_states, observation_of
 from benchmarks.decoupling_study_probe import probes
@@ -36,6 +36,7 @@ class HeldOut:
 
     Attributes:
         requests: R of them, as many for each target.
+        things: What lies on the table of each, from left to right.
         others: Target that a wrong thought names, of another thing on the same table, int (R,).
         observation: Of all frames, (R * F) rows.
         chunks: The expert's, (R * F, T, DIM).
@@ -43,6 +44,7 @@ class HeldOut:
     """
 
     requests: Sequence[Request]
+    things: Sequence[Sequence[int]]
     others: np.ndarray
     observation: ExpertObservation
     chunks: torch.Tensor
@@ -63,12 +65,18 @@ def held_out(data: Demonstrations, recipe: Recipe) -> HeldOut:
     frames = (data.starts[chosen, None] + (data.lengths[chosen, None] * offsets).astype(int)).ravel()
     observation = observation_of(data.views[frames], data.present[frames], data.states[frames])
     chunks = torch.from_numpy(data.chunks(frames, chosen.repeat(recipe.held_out_frames), recipe.chunk_size))
-    return HeldOut(asked, data.others[chosen], observation, chunks, recipe.held_out_frames)
+    things = [data.things(int(episode)) for episode in chosen]
+    return HeldOut(asked, things, data.others[chosen], observation, chunks, recipe.held_out_frames)
 
 
-def states_of(model: SyVLAModel, arm: Arm, asked: Sequence[Request]) -> torch.Tensor:
+def states_of(model: SyVLAModel, arm: Arm, data: HeldOut) -> torch.Tensor:
     """Query states after the right thoughts, (R, N, D)."""
-    return given_states(model, [r.text for r in asked], [r.thought if arm.thoughts else None for r in asked])
+    thoughts = right_thoughts(data) if arm.thoughts else [None] * len(data.requests)
+    return given_states(model, [request.text for request in data.requests], data.things, thoughts)
+
+
+def right_thoughts(data: HeldOut) -> list[str]:
+    return [full_thought(request, things) for request, things in zip(data.requests, data.things, strict=True)]
 
 
 def norms_of(model: SyVLAModel, states: torch.Tensor, data: HeldOut) -> np.ndarray:
@@ -155,9 +163,9 @@ def exchanged(model: SyVLAModel, data: HeldOut) -> dict[str, float]:
     `SAMPLES` chunks of one frame. `moved`: mean squared difference of the means of both.
     """
     texts = [request.text for request in data.requests]
-    right = given_states(model, texts, [request.thought for request in data.requests])
-    pairs = zip(data.requests, data.others, strict=True)
-    wrong = given_states(model, texts, [exchanged_thought(request, int(other)) for request, other in pairs])
+    right = given_states(model, texts, data.things, right_thoughts(data))
+    rows = zip(data.requests, data.things, data.others, strict=True)
+    wrong = given_states(model, texts, data.things, [exchanged_thought(r, own, int(other)) for r, own, other in rows])
     found: dict[str, float] = {}
     means = []
     for name, states in (("right", right), ("wrong", wrong)):
@@ -181,12 +189,12 @@ def measure(model: SyVLAModel, arm: Arm, data: HeldOut, halfway: np.ndarray | No
         halfway: Norms on the same frames and draws after half of the training.
         quantile: Of the masks that are looked at; of arms that mask nothing, what would be masked.
     """
-    states = states_of(model, arm, data.requests)
+    states = states_of(model, arm, data)
     norms = norms_of(model, states, data)
     found = {
         "masks": mask_statistics(norms, quantile),
         "attention": attention_to_states(model, states, data),
-        "probes": probes(data.requests, states.double().numpy(), kept_states(norms, quantile)),
+        "probes": probes(data.requests, data.things, states.double().numpy(), kept_states(norms, quantile)),
     }
     if halfway is not None:
         both = ~np.stack([kept_states(halfway, quantile), kept_states(norms, quantile)])

@@ -18,6 +18,7 @@ from benchmarks.decoupling_study_language import (
     TextBatch,
     WordTokenizer,
     disturbed_prompt,
+    full_thought,
     prompt_ids,
     requests,
     sequence_ids,
@@ -113,7 +114,11 @@ class Batches:
         data, recipe, rng = self._data, self._recipe, self._rng
         episodes = rng.integers(len(data.targets), size=recipe.texts_per_step)
         asked = [_one_of(requests(int(target)), rng) for target in data.targets[episodes]]
-        prompts = [disturbed_prompt(request.text, recipe.word_noise, rng) for request in asked]
+        things = [data.things(int(episode)) for episode in episodes]
+        prompts = [
+            disturbed_prompt(request.text, own, recipe.word_noise, rng)
+            for request, own in zip(asked, things, strict=True)
+        ]
         place = rng.random((len(episodes), recipe.frames_per_text)) ** recipe.frame_power
         which = (place * data.lengths[episodes, None]).astype(int)
         frames = (data.starts[episodes, None] + which).ravel()
@@ -121,7 +126,9 @@ class Batches:
         noise = rng.standard_normal(chunks.shape, dtype=np.float32)
         uniform = rng.random(len(frames), dtype=np.float32)
         observation = observation_of(data.views[frames], data.present[frames], data.states[frames])
-        thoughts = [request.thought if self._thoughts else None for request in asked]
+        thoughts = [
+            full_thought(request, own) if self._thoughts else None for request, own in zip(asked, things, strict=True)
+        ]
         texts = text_batch(
             sequence_ids(prompt, words, self._queries) for prompt, words in zip(prompts, thoughts, strict=True)
         )
@@ -171,9 +178,18 @@ def train(
 
 
 @torch.no_grad()
-def thoughtful_states(model: SyVLAModel, texts: Sequence[str], thoughts: bool) -> tuple[torch.Tensor, list[str]]:
-    """Query states (B, N, D) as a policy in use has them, with thoughts of its own; and these thoughts."""
-    batch = text_batch((prompt_ids(text), [0] * len(prompt_ids(text))) for text in texts)
+def thoughtful_states(
+    model: SyVLAModel, texts: Sequence[str], things: Sequence[Sequence[int]], thoughts: bool
+) -> tuple[torch.Tensor, list[str]]:
+    """Query states (B, N, D) as a policy in use has them, with thoughts of its own; and these thoughts.
+
+    Args:
+        texts: Instructions.
+        things: What lies on each table, from left to right.
+        thoughts: Whether to think.
+    """
+    prompts = [prompt_ids(text, own) for text, own in zip(texts, things, strict=True)]
+    batch = text_batch((prompt, [0] * len(prompt)) for prompt in prompts)
     if not thoughts:
         return model.predict_query_states(batch.ids, batch.mask)[0], [""] * len(texts)
     tokenizer: Any = WordTokenizer()
@@ -184,8 +200,12 @@ def thoughtful_states(model: SyVLAModel, texts: Sequence[str], thoughts: bool) -
 
 
 @torch.no_grad()
-def given_states(model: SyVLAModel, texts: Sequence[str], thoughts: Sequence[str | None]) -> torch.Tensor:
+def given_states(
+    model: SyVLAModel, texts: Sequence[str], things: Sequence[Sequence[int]], thoughts: Sequence[str | None]
+) -> torch.Tensor:
     """Query states (B, N, D) after given thoughts."""
-    pairs = zip(texts, thoughts, strict=True)
-    batch = text_batch(sequence_ids(prompt_ids(text), words, model.config.num_query_tokens) for text, words in pairs)
+    batch = text_batch(
+        sequence_ids(prompt_ids(text, own), words, model.config.num_query_tokens)
+        for text, own, words in zip(texts, things, thoughts, strict=True)
+    )
     return model.select_query_states(model.encode(batch.ids, batch.mask), batch.ids)

@@ -1,9 +1,11 @@
 """Linear probes of `benchmarks.decoupling_study`: what can be read from query states, before and after masking.
 
+Labels: "place" is where the thing lies, which the action needs; "name" what it is (digit, item or color) and "number" the
+first number of a problem are reasoning, which the action does not need.
+
 A probe is a ridge regression onto one-hot labels with closed form, one for each query state and one for all states
 together. It is fitted on some expressions and tested on others (other problems, wishes and ways of naming), so that it cannot
-know a text by heart. "target" is what the thought names: digit, item or color; "residue" is the first number of a problem,
-from which the answer was worked out and which the action does not need.
+know a text by heart.
 """
 
 from __future__ import annotations
@@ -94,17 +96,24 @@ def accuracies(states: np.ndarray, kept: np.ndarray, labels: np.ndarray, tested:
     }
 
 
-def probes(asked: Sequence[Request], states: np.ndarray, kept: np.ndarray) -> dict[str, Any]:
-    """Accuracies for both labels.
+def probes(
+    asked: Sequence[Request], things: Sequence[Sequence[int]], states: np.ndarray, kept: np.ndarray
+) -> dict[str, Any]:
+    """Accuracies for all labels.
 
     Args:
         asked: R requests.
+        things: What lies on the table of each.
         states: Their query states after right thoughts, (R, N, D).
         kept: Masks of their frames, bool (draws, R, F, N); every draw and frame is a sample of its own.
     """
     draws, _, frames, _ = kept.shape
     rows = np.arange(len(asked)).repeat(draws * frames)
     masks = kept.transpose(1, 0, 2, 3).reshape(len(rows), -1)
-    labels = {"target": [request.target for request in asked], "residue": [request.residue for request in asked]}
+    labels = {
+        "place": [list(own).index(request.target) for request, own in zip(asked, things, strict=True)],
+        "name": [request.target for request in asked],
+        "number": [request.residue for request in asked],
+    }
     tested = split(asked)
     return {name: accuracies(states[rows], masks, np.array(own)[rows], tested[rows]) for name, own in labels.items()}

@@ -116,14 +116,16 @@ def draw_success(runs: Sequence[Mapping[str, Any]], found: Mapping[str, Any], pa
 
 
 def maps(runs: Sequence[Mapping[str, Any]], arm: str) -> dict[str, np.ndarray]:
-    """Seeds x query states of one arm: share of masks, share of attention, and the probes for target and residue."""
+    """Seeds x query states of one arm: share of masks, share of attention, and the probes."""
     own = sorted((run for run in runs if run["arm"] == arm), key=lambda run: run["seed"])
     looked = [run["mechanism"] for run in own]
     return {
         "share of masks": np.array([found["masks"]["share"] for found in looked]),
         "share of attention": np.array([found["attention"] for found in looked]),
-        "probe: what is named": np.array([found["probes"]["target"].get("each", []) for found in looked]),
-        "probe: first number": np.array([found["probes"]["residue"].get("each", []) for found in looked]),
+        **{
+            f"probe: {kind}": np.array([found["probes"][kind].get("each", []) for found in looked])
+            for kind in ("place", "name", "number")
+        },
     }
 
 

@@ -62,7 +62,7 @@ def run(recipe: Recipe, phase: str, arm: str, seed: int, folder: Path) -> dict[s
 
     def at(step: int) -> None:
         if step == recipe.train_steps // 2:
-            halfway.append(norms_of(model, states_of(model, chosen, frames.requests), frames))
+            halfway.append(norms_of(model, states_of(model, chosen, frames), frames))
 
     losses = train(model, Batches(data, recipe, chosen, training_seed), recipe, at)
     clock.lap("training")

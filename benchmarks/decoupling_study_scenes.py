@@ -128,6 +128,11 @@ class Demonstrations:
     targets: np.ndarray
     others: np.ndarray
 
+    def things(self, episode: int) -> list[int]:
+        """Targets on the table of an episode, from left to right."""
+        start = self.starts[episode]
+        return [int(row[_FIRST_TARGET:].argmax()) for row in self.views[start, self.present[start]][:-1]]
+
     def chunks(self, frames: np.ndarray, episodes: np.ndarray, size: int) -> np.ndarray:
         """Actions from each frame on, the last one held beyond the episode's end, float32 (B, size, DIM)."""
         last = (self.starts + self.lengths - 1)[episodes]

@@ -13,8 +13,10 @@ from benchmarks.decoupling_study_language import (
     TASKS,
     disturbed_prompt,
     exchanged_thought,
+    full_thought,
     prompt_ids,
     requests,
+    scene_text,
     sequence_ids,
     text_batch,
     vocabulary,
@@ -50,8 +52,13 @@ def test_requests_are_the_environments_own_instructions_and_thoughts(task):
         for seed in range(8):
             env.reset(seed=seed)
             scene, layout = Scene(env), env.layout
-            said = {(request.text, request.thought) for request in requests(scene.target, unseen)}
-            assert (layout.instruction, layout.reasoning) in said
+            said = {request.text: request for request in requests(scene.target, unseen)}
+            request = said[layout.instruction]
+            end = {"calculating": " block", "bagging": "", "place_named": " cube"}[task]
+            assert layout.reasoning == request.thought + end
+            place = ("first", "second", "third")[scene.names.index("object")]
+            assert full_thought(request, scene.targets) == f"{request.thought} {place}"
+            assert set(words(scene_text(scene.targets))) <= set(vocabulary())
             assert set(words(f"{layout.instruction} {layout.reasoning}")) <= set(vocabulary())
 
 
@@ -64,24 +71,36 @@ def test_a_target_is_asked_for_in_many_ways_and_a_group_has_one_expression():
         groups = {request.group for request in asked}
         assert len(groups) == {"calculating": len(groups), "bagging": 4, "place_named": 3}[task]
     seven = next(r for r in requests(TARGETS.index(("calculating", "7"))) if r.text == "what is 9 minus 2?")
-    assert seven.thought == "9 minus 2 is 7; reach the 7 block"
+    assert seven.thought == "9 minus 2 is 7; reach the 7"
     assert seven.residue == 9
-    assert exchanged_thought(seven, TARGETS.index(("calculating", "4"))) == "9 minus 2 is 4; reach the 4 block"
-    apple = requests(TARGETS.index(("bagging", "apple")))[0]
-    assert exchanged_thought(apple, TARGETS.index(("bagging", "hammer"))) == "nail: reach the hammer"
-    with pytest.raises(ValueError, match="expected one of task 'bagging'"):
-        exchanged_thought(apple, 0)
+    four = TARGETS.index(("calculating", "4"))
+    table = [four, seven.target]
+    assert scene_text(table) == "4 first, 7 second."
+    assert full_thought(seven, table) == "9 minus 2 is 7; reach the 7 second"
+    assert exchanged_thought(seven, table, four) == "9 minus 2 is 4; reach the 4 first"
+    apple, hammer = requests(TARGETS.index(("bagging", "apple")))[0], TARGETS.index(("bagging", "hammer"))
+    assert exchanged_thought(apple, [0, apple.target, hammer], hammer) == "nail: reach the hammer third"
+    with pytest.raises(ValueError, match=r"expected one of the things on the table \[10\], got 0"):
+        exchanged_thought(apple, [10], 0)
 
 
 def test_sequences_carry_loss_on_the_thought_alone():
     texts = {number: word for word, number in vocabulary().items()}
-    ids, labels = sequence_ids(prompt_ids("put the red cube on the pad"), "reach the red cube", 3)
-    assert ids[: len(prompt_ids("put the red cube on the pad"))] == prompt_ids("put the red cube on the pad")
-    assert (ids[0], ids[8], ids[9], ids[-3:]) == (START, END, START, [QUERY] * 3)
+    red, blue = (TARGETS.index(("place_named", color)) for color in ("red", "blue"))
+    prompt = prompt_ids("put the red cube on the pad", [blue, red])
+    assert [texts.get(i, i) for i in prompt] == [
+        START,
+        *["blue", "first", ",", "red", "second", ".", "put", "the", "red", "cube", "on", "the", "pad"],
+        END,
+        START,
+    ]
+    ids, labels = sequence_ids(prompt, "reach the red second", 3)
+    assert ids[: len(prompt)] == prompt
+    assert ids[-3:] == [QUERY] * 3
     learned = [(texts.get(i, i), label == i) for i, label in zip(ids, labels, strict=True) if label != -100]
-    assert learned == [("reach", True), ("the", True), ("red", True), ("cube", True), (END, True)]
-    silent, none = sequence_ids(prompt_ids("put the red cube on the pad"), None, 3)
-    assert silent == ids[:10] + [QUERY] * 3
+    assert learned == [("reach", True), ("the", True), ("red", True), ("second", True), (END, True)]
+    silent, none = sequence_ids(prompt, None, 3)
+    assert silent == prompt + [QUERY] * 3
     assert set(none) == {-100}
     batch = text_batch([(ids, labels), (silent, none)])
     assert batch.mask.sum(1).tolist() == [len(ids), len(silent)]
@@ -90,13 +109,15 @@ def test_sequences_carry_loss_on_the_thought_alone():
 
 def test_strange_words_take_the_place_of_the_phrasing_alone():
     rng, known = np.random.default_rng(0), set(vocabulary().values())
-    text = "put the answer of 3 plus 4 on the pad"
+    text, things = "put the answer of 3 plus 4 on the pad", [3, 7]
     content = [vocabulary()[word] for word in ("3", "plus", "4")]
-    assert disturbed_prompt(text, 0.0, rng) == prompt_ids(text)
-    drawn = [disturbed_prompt(text, 0.3, rng) for _ in range(400)]
+    assert disturbed_prompt(text, things, 0.0, rng) == prompt_ids(text, things)
+    drawn = [disturbed_prompt(text, things, 0.3, rng) for _ in range(400)]
+    scene = [START, *(vocabulary()[word] for word in words(scene_text(things)))]
     for ids in drawn:
-        assert [i for i in ids if i in content] == content
-        assert (ids[0], ids[-2:]) == (START, [END, START])
+        assert ids[: len(scene)] == scene
+        assert [i for i in ids[len(scene) :] if i in content] == content
+        assert ids[-2:] == [END, START]
     strange = [i for ids in drawn for i in ids if i not in known and i not in (START, END)]
     assert max(strange) < START
     # 7 words of the phrasing are replaced, 10 places get one in between with half the probability
@@ -145,8 +166,10 @@ def test_recordings_hold_whole_episodes_and_chunks_end_held(recorded):
     assert recorded.lengths.sum() == len(recorded.states) == len(recorded.actions) == len(recorded.views)
     assert recorded.views.shape[1] == recorded.present.shape[1] == len(VIEWS)
     assert [TARGETS[target][0] for target in recorded.targets] == [task for task in TASKS for _ in range(2)]
-    for own, other in zip(recorded.targets, recorded.others, strict=True):
+    for episode, (own, other) in enumerate(zip(recorded.targets, recorded.others, strict=True)):
         assert own != other
+        assert {own, other} <= set(recorded.things(episode))
+        assert len(recorded.things(episode)) in (2, 3)
         assert TARGETS[own][0] == TARGETS[other][0]
     last = recorded.starts[1] + recorded.lengths[1] - 1
     chunk = recorded.chunks(np.array([last - 1]), np.array([1]), 4)[0]

@@ -56,13 +56,17 @@ def test_probes_are_tested_on_other_expressions():
     assert not groups[0] & groups[1]
     assert {target for target, _ in groups[0]} == {target for target, _ in groups[1]} == set(range(len(TARGETS)))
     targets = np.array([request.target for request in asked])
-    found = probes(asked, states_with(targets, 1), np.ones((2, len(asked), 1, 4), bool))
-    assert found["target"]["each"][1] > 0.95
-    assert found["residue"]["each"][1] < found["target"]["each"][1]
-    first_numbers = np.maximum([request.residue for request in asked], 0)
-    assert (
-        probes(asked, states_with(first_numbers, 3), np.ones((1, len(asked), 2, 4), bool))["residue"]["each"][3] > 0.9
-    )
+    places = RNG.integers(3, size=len(asked))
+    things = [
+        [(target + k) % 22 for k in range(-place, 3 - place)] for target, place in zip(targets, places, strict=True)
+    ]
+    kept = np.ones((2, len(asked), 1, 4), bool)
+    found = probes(asked, things, states_with(targets, 1), kept)
+    assert found["name"]["each"][1] > 0.95
+    assert max(found["place"]["each"]) < 0.5
+    assert probes(asked, things, states_with(places, 0), kept)["place"]["each"][0] > 0.95
+    numbers = np.maximum([request.residue for request in asked], 0)
+    assert probes(asked, things, states_with(numbers, 3), kept[:1])["number"]["each"][3] > 0.9
 
 
 def test_nothing_to_read_is_no_accuracy():

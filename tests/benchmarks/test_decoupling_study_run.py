@@ -51,7 +51,8 @@ def test_every_outcome_is_there(place, recipe):
     assert sum(found["masks"]["share"]) == pytest.approx(1, abs=1e-3), "one of ten states is masked"
     assert sum(found["attention"]) == pytest.approx(1, abs=1e-3)
     assert set(found["exchanged"]) == {"error_right", "error_wrong", "variance_right", "variance_wrong", "moved"}
-    assert len(found["probes"]["target"]["each"]) == 10
+    assert set(found["probes"]) == {"place", "name", "number"}
+    assert len(found["probes"]["place"]["each"]) == 10
     assert 0 <= found["masks"]["agree_training"] <= 1
     assert set(run["cpu_seconds"]) == {"demonstrations", "training", "evaluation", "mechanism"}
     assert {p.name for p in place[1].glob("*.png")} == {
@@ -131,10 +132,11 @@ def test_frames_belong_to_their_instruction_and_early_ones_come_more_often(recip
 def test_states_without_a_thought_are_those_of_prompt_and_queries(recipe):
     model = make_model(recipe, ARMS["silent_off"], 0)
     texts = ["put the red cube on the pad", "I am thirsty", "what is 3 plus 4?"]
-    silent, nothing = thoughtful_states(model, texts, False)
+    things = [[16, 18], [10, 11, 12], [3, 7]]
+    silent, nothing = thoughtful_states(model, texts, things, False)
     assert nothing == [""] * 3
     assert silent.shape == (3, 10, recipe.vlm_width)
-    np.testing.assert_allclose(silent.numpy(), given_states(model, texts, [None] * 3).numpy(), atol=1e-5)
-    thinking, said = thoughtful_states(model, texts, True)
+    np.testing.assert_allclose(silent.numpy(), given_states(model, texts, things, [None] * 3).numpy(), atol=1e-5)
+    thinking, said = thoughtful_states(model, texts, things, True)
     assert len(said) == 3
     assert not np.allclose(thinking.numpy(), silent.numpy(), atol=1e-3)

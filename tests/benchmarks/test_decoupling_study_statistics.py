@@ -39,7 +39,7 @@ def fake_run(arm, seed, in_domain, ood, states=10):
         "mechanism": {
             "masks": {"share": shares.tolist()},
             "attention": shares[::-1].tolist(),
-            "probes": {"target": probe, "residue": probe},
+            "probes": dict.fromkeys(("place", "name", "number"), probe),
         },
     }
 

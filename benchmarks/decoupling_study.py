@@ -5,9 +5,9 @@ to take, and compares arms (`decoupling_study_plan.ARMS`): thoughts {on, off} x 
 strongest masked, quantile 0.2, noise in place of a mask, 5 and 20 query tokens. Arms of one seed share initial weights,
 samples, noise, number of steps and starts.
 
-The language model starts from random weights, and things on the table are given as numbers in place of pictures
-(`decoupling_study_scenes`): the question is what the query states carry from thought to action, at a scale at which many
-seeds can be afforded.
+The language model is pretrained on a few texts alone (`decoupling_study_base`) and reads what lies on the table; the expert
+gets it as numbers in place of pictures (`decoupling_study_scenes`): the question is what the query states carry from thought
+to action, at a scale at which many seeds can be afforded.
 
     python -m benchmarks.decoupling_study --smoke        # every part in about a minute; nothing is learned
     python -m benchmarks.decoupling_study --tune --arms weakest --seeds 1 --set train_steps=500
@@ -31,9 +31,11 @@ import platform
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
+from benchmarks.decoupling_study_base import prepare_base
 from benchmarks.decoupling_study_plan import ARMS, PHASES, RECIPE, SMOKE, Recipe, frozen_commit, runs
 from benchmarks.decoupling_study_report import load, remake, save
 from benchmarks.decoupling_study_run import demonstrations, finished, run, run_into
@@ -59,6 +61,8 @@ def run_missing(
     os.environ["OMP_NUM_THREADS"] = "1"  # of the processes to come
     context = multiprocessing.get_context("spawn")  # a forked copy of one that runs torch may hang
     with ProcessPoolExecutor(processes, mp_context=context) as pool:
+        seeds = sorted({PHASES[phase].training + seed for _, seed in missing})
+        list(pool.map(prepare_base, repeat(recipe), seeds, repeat(folder)))  # each once, for all arms
         futures = [pool.submit(run_into, recipe, phase, arm, seed, folder, facts) for arm, seed in missing]
         try:
             for future in as_completed(futures):

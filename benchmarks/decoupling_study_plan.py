@@ -31,6 +31,7 @@ class Recipe:
         replan_steps: Control steps after which the expert makes another chunk.
         flow_steps: Evaluations of the flow for a chunk.
         vlm_width, vlm_layers, expert_width, expert_layers: Of the two transformers.
+        base_steps, base_texts, base_learning_rate: Of the language model's own training, see `decoupling_study_base`.
         train_steps, learning_rate: Of AdamW, one cycle.
         texts_per_step, frames_per_text: A step reads so many instructions, and so many frames of an episode for each.
         word_noise: Of the instructions, see `decoupling_study_language.disturbed_prompt`.
@@ -52,6 +53,9 @@ class Recipe:
     vlm_layers: int
     expert_width: int
     expert_layers: int
+    base_steps: int
+    base_texts: int
+    base_learning_rate: float
     train_steps: int
     texts_per_step: int
     frames_per_text: int
@@ -70,7 +74,7 @@ class Recipe:
             raise ValueError(f"status: expected one of {list(STATUSES)}, got {self.status!r}")
         if set(self.demonstrations) != set(TASKS):
             raise ValueError(f"demonstrations: expected the tasks {list(TASKS)}, got {list(self.demonstrations)}")
-        for name in ("frame_power", "learning_rate"):
+        for name in ("frame_power", "learning_rate", "base_learning_rate"):
             if not 0 < getattr(self, name) < 10:
                 raise ValueError(f"{name}: expected a number above 0 and below 10, got {getattr(self, name)!r}")
         for name, limit in (("disturbance", 1.0), ("lm_loss_weight", 100.0), ("word_noise", 0.5)):
@@ -170,8 +174,8 @@ PHASES = {
 
 SMOKE: dict[str, Any] = {
     "demonstrations": dict.fromkeys(TASKS, 6), "max_steps": 12, "vlm_width": 32, "expert_width": 16, "expert_layers": 2,
-    "train_steps": 4, "texts_per_step": 6, "frames_per_text": 2, "seeds": 2, "further_seeds": 1, "starts": 12, "held_out": 8,
-    "held_out_frames": 2, "flow_steps": 2,
+    "base_steps": 2, "base_texts": 3, "train_steps": 4, "texts_per_step": 6, "frames_per_text": 2, "seeds": 2,
+    "further_seeds": 1, "starts": 12, "held_out": 8, "held_out_frames": 2, "flow_steps": 2,
 }  # fmt: skip
 """Changes that make every part run in seconds; nothing is learned."""
 

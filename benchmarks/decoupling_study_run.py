@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.decoupling_study_base import prepare_base, start_from
 from benchmarks.decoupling_study_closed_loop import SPLITS, closed_loop, starts
 from benchmarks.decoupling_study_language import TASKS
 from benchmarks.decoupling_study_mechanism import held_out, measure, norms_of, states_of
@@ -58,6 +59,8 @@ def run(recipe: Recipe, phase: str, arm: str, seed: int, folder: Path) -> dict[s
     clock.lap("demonstrations")
     training_seed = place.training + seed
     model = make_model(recipe, chosen, training_seed)
+    start_from(model, prepare_base(recipe, training_seed, folder))
+    clock.lap("base")
     halfway: list[Any] = []
 
     def at(step: int) -> None:

@@ -10,6 +10,7 @@ import torch
 pytest.importorskip("mujoco", reason="MuJoCo (extra sim) is not installed")
 
 from benchmarks import decoupling_study
+from benchmarks.decoupling_study_base import base_path, lookup_sample, prepare_base, pretrain, start_from
 from benchmarks.decoupling_study_closed_loop import SPLITS
 from benchmarks.decoupling_study_language import PAD, QUERY, TARGETS, vocabulary
 from benchmarks.decoupling_study_plan import ARMS, PHASES, SMOKE, Recipe
@@ -54,11 +55,39 @@ def test_every_outcome_is_there(place, recipe):
     assert set(found["probes"]) == {"place", "name", "number"}
     assert len(found["probes"]["place"]["each"]) == 10
     assert 0 <= found["masks"]["agree_training"] <= 1
-    assert set(run["cpu_seconds"]) == {"demonstrations", "training", "evaluation", "mechanism"}
+    assert set(run["cpu_seconds"]) == {"demonstrations", "base", "training", "evaluation", "mechanism"}
     assert {p.name for p in place[1].glob("*.png")} == {
         "decoupling_study_smoke_success.png",
         "decoupling_study_smoke_maps.png",
     }
+
+
+def test_arms_of_a_seed_start_from_the_same_language_model(place, recipe):
+    seed = PHASES["tuning"].training
+    path = base_path(recipe, seed, place[1])
+    time = path.stat().st_mtime_ns
+    assert prepare_base(recipe, seed, place[1]) == path
+    assert path.stat().st_mtime_ns == time, "pretrained once"
+    again, other = pretrain(recipe, seed), pretrain(recipe, seed + 1)
+    models = {arm: make_model(recipe, ARMS[arm], seed) for arm in ("weakest", "queries_5")}
+    for model in models.values():
+        start_from(model, path)
+        own = dict(model.vlm.named_parameters())
+        assert all(torch.equal(weight, again[name]) for name, weight in own.items())
+    assert any(not torch.equal(weight, other[name]) for name, weight in again.items())
+    assert base_path(replace(recipe, base_steps=9), seed, place[1]) != path
+    assert base_path(replace(recipe, train_steps=9), seed, place[1]) == path
+
+
+def test_the_base_is_asked_for_what_the_table_says():
+    rng, text = np.random.default_rng(0), {number: word for word, number in vocabulary().items()}
+    for _ in range(20):
+        ids, labels = lookup_sample(rng)
+        said = [text.get(i, "") for i in ids]
+        table = dict(zip(said[1:9:3], said[2:9:3], strict=True))  # name place , name place , name place .
+        asked = [(said[i - 1], said[i]) for i, label in enumerate(labels) if label != -100]
+        assert len(asked) == 6
+        assert all(table[name] == place for name, place in asked)
 
 
 def test_a_second_run_has_the_same_outcomes(place, capsys):

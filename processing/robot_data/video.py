@@ -77,6 +77,7 @@ class VideoWriter:
         stream: Any = self._container.add_stream(codec, rate=fps, options=CODEC_OPTIONS[codec])
         stream.height, stream.width, stream.pix_fmt = height, width, PIXEL_FORMAT
         self._stream: Any = stream
+        self._reformatter = VideoReformatter()
         # A frame sent to an encoder that could not be opened ends the process in native code, so it is opened first.
         try:
             with kept_priorities():
@@ -100,7 +101,9 @@ class VideoWriter:
             raise ValueError(f"{self.path}: expected uint8 {self.shape}, got {got}")
         if self._stream is None:
             raise VideoError(f"{self.path}: the video is closed; open a new VideoWriter for further frames")
-        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+        frame = _reformat(
+            self._reformatter, av.VideoFrame.from_ndarray(np.ascontiguousarray(image), "rgb24"), PIXEL_FORMAT
+        )
         try:
             self._container.mux(self._stream.encode(frame))
         except (av.FFmpegError, OSError) as error:
@@ -291,11 +294,7 @@ class VideoReader:
         return frames
 
     def _to_rgb(self, frame: Any) -> np.ndarray:
-        # One conversion context for all frames, and no threads for it: starting threads costs far more than a small frame.
-        try:
-            return self._reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
-        except TypeError:  # before PyAV 16 there is no `threads`
-            return self._reformatter.reformat(frame, format="rgb24").to_ndarray()
+        return _reformat(self._reformatter, frame, "rgb24").to_ndarray()
 
     def _key_frame_between(self, current: Any, time: float) -> bool:
         """Whether seeking would skip frames: the key frame before `time` lies after the next frame to be decoded."""
@@ -306,6 +305,14 @@ class VideoReader:
         position = entries.search_timestamp(round(time / self._stream.time_base))
         between: bool = position >= 0 and entries[position].timestamp > current.pts + (current.duration or 0)
         return between
+
+
+def _reformat(reformatter: VideoReformatter, frame: Any, pixel_format: str) -> Any:
+    # One conversion context for all frames, and no threads for it: starting threads costs far more than a small frame.
+    try:
+        return reformatter.reformat(frame, format=pixel_format, threads=1)
+    except TypeError:  # before PyAV 16 there is no `threads`
+        return reformatter.reformat(frame, format=pixel_format)
 
 
 def open_file_limit() -> int | None:

@@ -294,7 +294,8 @@ class VideoReader:
         return frames
 
     def _to_rgb(self, frame: Any) -> np.ndarray:
-        return _reformat(self._reformatter, frame, "rgb24").to_ndarray()
+        image: np.ndarray = _reformat(self._reformatter, frame, "rgb24").to_ndarray()
+        return image
 
     def _key_frame_between(self, current: Any, time: float) -> bool:
         """Whether seeking would skip frames: the key frame before `time` lies after the next frame to be decoded."""

@@ -13,7 +13,12 @@ class CommandParser(argparse.ArgumentParser):
     Args:
         example: A whole line to type, shown below the options and with every error.
         **options: As for `ArgumentParser`.
+
+    Attributes:
+        everything: What `--help` shows, in the last line of an error.
     """
+
+    everything = "all options"
 
     def __init__(self, *, example: str | None = None, **options: Any) -> None:
         super().__init__(**{"formatter_class": QuietDefaults, **options})
@@ -53,8 +58,12 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Ends the program with the message, and the line to type."""
+        self.exit(2, self.refusal(message))
+
+    def refusal(self, message: object) -> str:
+        """The lines that say what is wrong, and what to type instead."""
         example = "" if self.example is None else f"for example: {self.example}\n"
-        self.exit(2, f"{self.prog}: error: {message}\n{example}all options: {self.prog} --help\n")
+        return f"{self.prog}: error: {message}\n{example}{self.everything}: {self.prog} --help\n"
 
 
 class QuietDefaults(argparse.ArgumentDefaultsHelpFormatter):

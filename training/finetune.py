@@ -1,9 +1,12 @@
 """Fine-tune SyVLA on LeRobot data, with multi-modal data mixed in (paper, appendix A, task fine-tuning).
 
+    syvla-finetune --model_path outputs/base --robot_datasets me/my_task --multimodal_share 0 --output_dir outputs/my_task
+
     accelerate launch training/finetune.py --config training/recipes/finetune.yaml \
         --model_path org/syvla-3b --robot_datasets path/to/dataset --output_dir outputs/my-policy
 
-Every key of the recipe is an option of the command line, which wins.
+The second line takes several GPUs, and chats from the recipe. Every key of the recipe is an option of
+the command line, which wins.
 """
 
 from __future__ import annotations

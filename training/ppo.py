@@ -1,11 +1,11 @@
 """Similar-Sample Guided RL: improve a policy with its own labeled rollouts (paper, section 3.3).
 
-    accelerate launch training/ppo.py --model_path outputs/my_task --value_model_path outputs/my_value \
+    syvla-ppo --model_path outputs/my_task --value_model_path outputs/my_value \
         --robot_datasets path/to/demonstrations --encoder clip:openai/clip-vit-base-patch16 --output_dir outputs/my_rl
 
-Publishes its policy in `output_dir/policies`, waits for labeled rollouts of it in `output_dir/rollouts` (recorded by
-`syvla-serve --rl-run`), takes an update, publishes the next policy, and so on. Started again it goes on with its newest
-checkpoint.
+On several GPUs it begins with `accelerate launch training/ppo.py`. Publishes its policy in `output_dir/policies`, waits
+for labeled rollouts of it in `output_dir/rollouts` (recorded by `syvla-serve --rl-run`), takes an update, publishes the
+next policy, and so on. Started again it goes on with its newest checkpoint.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from syvla.training.retrieval.demonstrations import STATISTICS_TOLERANCE
 from syvla.training.rl.config import SyVLAPPOConfig
 from syvla.training.rl.objective_settings import IMITATING
 from syvla.training.run.arguments import ROBOT_KEYS, ModelArguments, dataset_spec
-from syvla.training.run.recipe import parse_recipe
+from syvla.training.run.recipe import error_text, parse_recipe
 from syvla.training.run.requirements import require_autocast
 
 if TYPE_CHECKING:
@@ -253,10 +253,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `syvla-ppo`. Returns the exit status; bad input is printed as one error."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     try:
-        model_args, data_args, args = parse_recipe((ModelArguments, RLDataArguments, SyVLAPPOConfig), argv, __doc__)
+        model_args, data_args, args = parse_recipe(
+            (ModelArguments, RLDataArguments, SyVLAPPOConfig), argv, __doc__, prog="syvla-ppo"
+        )
         trainer = train(model_args, data_args, args)
     except (ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(error_text("syvla-ppo", error), file=sys.stderr)
         return 1
     if trainer.is_world_process_zero():
         facts = {"updates": trainer.rl.updates, "version": trainer.rl.version, "rollouts": len(trainer.rl.consumed)}

@@ -257,7 +257,7 @@ def parse_run(argv: Sequence[str] | None = None) -> RLRun:
     from syvla.training.run.recipe import recipe_parser, shipped_path
 
     own, words = build_parser().parse_known_args(argv)
-    parser, rest = recipe_parser((ModelArguments, RLDataArguments, SyVLAPPOConfig), words, prog="syvla-rl")
+    parser, rest = recipe_parser((ModelArguments, RLDataArguments, SyVLAPPOConfig), words, __doc__, prog="syvla-rl")
     trainer = parser.parse_args(rest)
     if not trainer.output_dir:
         raise ValueError("output_dir: expected the folder of the run, got none")
@@ -306,7 +306,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         with interrupted_by_sigterm():
             summary = run_rl(run)
     except (ValueError, OSError, ImportError, ProcessDied) as error:
-        print(f"syvla-rl: {error}", file=sys.stderr)
+        from syvla.training.run.recipe import error_text
+
+        print(error_text("syvla-rl", error), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         command = shlex.join(["syvla-rl", *(sys.argv[1:] if argv is None else argv)])

@@ -1,7 +1,9 @@
 """Warm up the value model of reinforcement learning on demonstrations (paper, appendix A).
 
-    accelerate launch training/value_warmup.py --policy_path outputs/my_task --robot_datasets path/to/dataset \
+    syvla-value-warmup --policy_path outputs/my_task --robot_datasets path/to/dataset \
         --output_dir outputs/my_value
+
+On several GPUs it begins with `accelerate launch training/value_warmup.py`.
 
 "Since the IL dataset is fully offline, we directly compute standard state values via Monte Carlo returns": every frame is
 an observation at which a decision could have been made, and its target is the discounted outcome of its episode. Reports
@@ -43,7 +45,7 @@ from syvla.training.run.arguments import ROBOT_KEYS, dataset_spec
 from syvla.training.run.batches import row_name
 from syvla.training.run.checkpoints import RESUME_HELP, AtomicCheckpointMixin
 from syvla.training.run.finite_steps import NONFINITE_HELP, FiniteStepsMixin
-from syvla.training.run.recipe import parse_recipe
+from syvla.training.run.recipe import error_text, parse_recipe
 from syvla.training.run.requirements import require_trackers
 from syvla.training.run.run_settings import OVERWRITE_HELP, settings_of
 from syvla.training.run.schedule import warn_of_endless_warmup
@@ -343,10 +345,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `syvla-value-warmup`. Returns the exit status; bad input is printed as one error."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     try:
-        value_args, args = parse_recipe((ValueArguments, ValueTrainingArguments), argv, __doc__)
+        value_args, args = parse_recipe(
+            (ValueArguments, ValueTrainingArguments), argv, __doc__, prog="syvla-value-warmup"
+        )
         trainer = warm_up(value_args, args)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(error_text("syvla-value-warmup", error), file=sys.stderr)
         return 1
     if trainer.is_world_process_zero():
         facts = trainer.facts

@@ -13,7 +13,7 @@ from syvla.durable_files import write_json
 from syvla.training.hub.model_card import RECIPE_FIELDS
 from syvla.training.run.arguments import DataArguments, ModelArguments, SyVLATrainingArguments
 from syvla.training.run.evaluation_arguments import require_held_out
-from syvla.training.run.recipe import parse_recipe
+from syvla.training.run.recipe import error_text, parse_recipe
 from syvla.training.run.requirements import require_autocast
 from syvla.training.run.run_examples import examples_of
 from syvla.training.run.run_page import Example
@@ -33,6 +33,7 @@ def main(
     data_type: type[DataArguments] = DataArguments,
     training_type: type[SyVLATrainingArguments] = SyVLATrainingArguments,
     about: str | None = None,
+    command: str = "syvla-finetune",
 ) -> int:
     """Parse recipe and command line, and train. Returns the exit status; bad input is printed as one error.
 
@@ -40,13 +41,16 @@ def main(
         argv: Command line; None: `sys.argv`.
         data_type, training_type: Arguments with the defaults of the stage.
         about: Docstring of the command, for `--help`.
+        command: Its name, for messages.
     """
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     try:
-        model_args, data_args, args = parse_recipe((ModelArguments, data_type, training_type), argv, about)
+        model_args, data_args, args = parse_recipe(
+            (ModelArguments, data_type, training_type), argv, about, prog=command
+        )
         train(model_args, data_args, args)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(error_text(command, error), file=sys.stderr)
         return 1
     return 0
 

@@ -45,6 +45,13 @@ def own_fields(dataclass_type: type) -> list[str]:
     return [name for name in declared if name in names]
 
 
+def examples(about: str | None) -> list[str]:
+    """The indented paragraphs of a command's docstring, without the indent: lines to type."""
+    return [
+        textwrap.dedent(text) for text in inspect.cleandoc(about or "").split("\n\n")[1:] if text.startswith("    ")
+    ]
+
+
 def short_help(parser: argparse.ArgumentParser, dataclass_types: Sequence[type], about: str | None = None) -> str:
     """The text of `--help`.
 
@@ -53,12 +60,10 @@ def short_help(parser: argparse.ArgumentParser, dataclass_types: Sequence[type],
         dataclass_types: Whose fields they are: one group each, titled with the first line of its docstring.
         about: Docstring of the command. Its first paragraph is the description, its indented lines are the example.
     """
-    paragraphs = inspect.cleandoc(about or "").split("\n\n")
-    examples = [textwrap.dedent(text) for text in paragraphs[1:] if text.startswith("    ")]
     shown = argparse.ArgumentParser(
         prog=parser.prog,
         usage=f"{parser.prog} [--config FILE] [options]",
-        description=paragraphs[0].replace("\n", " "),
+        description=inspect.cleandoc(about or "").split("\n\n")[0].replace("\n", " "),
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         add_help=False,
     )
@@ -85,8 +90,8 @@ def short_help(parser: argparse.ArgumentParser, dataclass_types: Sequence[type],
             )
             left -= set(COMMON)
     text = shown.format_help()
-    if examples:
-        text += "\nexample:\n" + textwrap.indent("\n\n".join(examples), "  ") + "\n"
+    if shown_examples := examples(about):
+        text += "\nexample:\n" + textwrap.indent("\n\n".join(shown_examples), "  ") + "\n"
     return text + f"\n{len(left)} more options, of transformers' TrainingArguments: {parser.prog} --help-all\n"
 
 

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .command_help import short_help
+from .command_help import examples, short_help
 
 if TYPE_CHECKING:
-    from transformers import HfArgumentParser
+    from .recipe_command_parser import RecipeCommandParser
 
 
 def parse_recipe(
@@ -23,13 +23,18 @@ def parse_recipe(
     Args:
         dataclass_types: Dataclasses whose fields are the options.
         argv: Command line; None: `sys.argv`.
-        about: Docstring of the command, for `--help`; see `command_help.short_help`.
+        about: Docstring of the command, for `--help` and for errors; see `command_help.short_help`.
 
     Raises:
         ValueError: If the recipe has a key that is no field; the message lists it with the closest field.
+        SystemExit: If the command line is wrong; the message ends with the line to type.
     """
     parser, rest = recipe_parser(dataclass_types, argv, about, **parser_kwargs)
-    *parsed, unknown = parser.parse_args_into_dataclasses(args=rest, return_remaining_strings=True)
+    try:
+        *parsed, unknown = parser.parse_args_into_dataclasses(args=rest, return_remaining_strings=True)
+    except ValueError as error:  # of a dataclass that refuses its values
+        _note(error, parser)
+        raise
     if unknown:
         parser.error(f"unknown arguments: {' '.join(unknown)}")
     return tuple(parsed[: len(dataclass_types)])
@@ -37,7 +42,7 @@ def parse_recipe(
 
 def recipe_parser(
     dataclass_types: Sequence[type], argv: Sequence[str] | None = None, about: str | None = None, **parser_kwargs: Any
-) -> tuple[HfArgumentParser, list[str]]:
+) -> tuple[RecipeCommandParser, list[str]]:
     """The parser of a command line, with the recipe's values as its defaults, and what it has to parse.
 
     `--help` and `--help-all` are answered here, and end the program.
@@ -45,19 +50,24 @@ def recipe_parser(
     Raises:
         ValueError: As `parse_recipe`.
     """
-    from transformers import HfArgumentParser
+    from .recipe_command_parser import RecipeCommandParser
 
     first = argparse.ArgumentParser(add_help=False)
     first.add_argument("--config")
     first.add_argument("-h", "--help", action="store_true")
     first.add_argument("--help-all", action="store_true")
     config, rest = first.parse_known_args(argv)
-    classes: Any = list(dataclass_types)  # transformers' own alias for a dataclass takes no plain `type`
-    parser = HfArgumentParser(classes, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **parser_kwargs)
+    shown = examples(about)
+    example = " ".join(shown[0].replace("\\\n", " ").split()) if shown else None
+    parser = RecipeCommandParser(dataclass_types=list(dataclass_types), example=example, **parser_kwargs)
     parser.add_argument("--config", metavar="FILE", help="YAML recipe; its keys are the options below")
     if config.config:
-        recipe = _read(shipped_path(config.config))
-        _check_keys(recipe, parser, config.config)
+        try:
+            recipe = _read(shipped_path(config.config))
+            _check_keys(recipe, parser, config.config)
+        except ValueError as error:
+            _note(error, parser)
+            raise
         parser.set_defaults(**recipe)
         for action in parser._actions:
             if action.dest in recipe:
@@ -66,6 +76,17 @@ def recipe_parser(
         sys.stdout.write(parser.format_help() if config.help_all else short_help(parser, dataclass_types, about))
         sys.exit()
     return parser, rest
+
+
+def error_text(command: str, error: BaseException) -> str:
+    """What a command prints for an error that ends it: the message, and the line to type where one belongs to it."""
+    return "\n".join([f"{command}: error: {error}", *getattr(error, "__notes__", ())])
+
+
+def _note(error: ValueError, parser: RecipeCommandParser) -> None:
+    """Adds the lines to type, which `error_text` shows."""
+    for line in parser.refusal("").splitlines()[1:]:
+        error.add_note(line)
 
 
 def shipped_path(text: str) -> Path:

@@ -48,4 +48,32 @@ def test_help_gives_the_defaults_of_the_command_and_of_its_recipe(capsys, tmp_pa
     assert (default(text, "learning_rate"), default(text, "multimodal_share")) == ("0.0001", "0.35")
     text = printed(capsys, finetune, "--config", str(recipe), "--help")
     assert (default(text, "learning_rate"), default(text, "multimodal_share")) == ("0.0005", "0.25")
-    assert "accelerate launch training/finetune.py --config" in text, "an example"
+    assert "accelerate launch training/finetune.py --config" in text, "an example of several GPUs"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--learning_rate", "fast"], "invalid float value: 'fast'"),
+        (["--nonsense", "2"], "unknown arguments: --nonsense 2"),
+        (["--config", "RECIPE"], "unknown key 'learning_rates'; did you mean learning_rate?"),
+        (["--config", "none.yaml"], "none.yaml is not a file"),
+        (["--warmup_steps", "-5", "--output_dir", "x"], "warmup_steps"),
+    ],
+)
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_wrong_line_is_answered_with_the_line_to_type(capsys, tmp_path, monkeypatch, name, words, said):
+    monkeypatch.chdir(tmp_path)
+    recipe = tmp_path / "RECIPE"
+    recipe.write_text("learning_rates: 1\n")
+    try:
+        status = COMMANDS[name].main(words)
+    except SystemExit as end:
+        status = end.code
+    assert status in (1, 2)
+    message, *_, example, more = capsys.readouterr().err.splitlines()
+    command = f"syvla-{name.replace('_', '-')}"
+    assert message.startswith(f"{command}: error: ")
+    assert said in message
+    assert example.startswith(f"for example: {command} --")
+    assert more == f"options: {command} --help"

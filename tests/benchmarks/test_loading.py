@@ -51,7 +51,8 @@ def test_peak_memory_is_seen_although_it_is_given_back():
     pages = mmap.mmap(-1, 2**26, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with loading.PeakMemory() as peak:
         pages.write(b"\1" * 2**26)
-        while peak.anonymous < 2**25 and time.monotonic() < deadline:  # until the watching thread has had its turn
+        # Until the watching thread has had its turn; it may also have looked while the pages were being written.
+        while peak.anonymous < 0.9 * 2**26 and time.monotonic() < deadline:
             time.sleep(0.001)
         pages.close()
     assert peak.anonymous == pytest.approx(2**26, rel=0.2)

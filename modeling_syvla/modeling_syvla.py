@@ -10,13 +10,13 @@ from importlib import import_module
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import AutoModelForImageTextToText, GenerationMixin
 from transformers.utils import can_return_tuple
 
 from .action_expert import ActionExpert, EncodedObservation, ExpertContext, QueryAdapter
 from .advantage_guidance import GuidedExpert, check_advantage_guidance, doubled, require_plain
+from .chunked_cross_entropy import token_losses
 from .configuration_syvla import SyVLAConfig
 from .consistent_design import require_consistent_design
 from .denoise_loop import denoise, fixed_context, step_times
@@ -75,12 +75,11 @@ class SyVLAModel(ThinkingMixin, InferenceOptimizationMixin, SyVLAPreTrainedModel
     def lm_losses(self, hidden: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Cross-entropy on the label tokens only, summed per sample, float32 (B,), and their numbers (B,).
 
-        Logits are computed at those positions alone.
+        Logits are computed at those positions alone, and of many tokens a part at a time.
         """
         target = labels[:, 1:]
         keep = target != -100
-        logits = self.get_output_embeddings()(hidden[:, :-1][keep])  # (labeled tokens, vocabulary)
-        losses = F.cross_entropy(logits.float(), target[keep], reduction="none")
+        losses = token_losses(self.get_output_embeddings(), hidden[:, :-1][keep], target[keep])  # (labeled tokens,)
         sums = losses.new_zeros(len(labels)).index_add(0, keep.nonzero()[:, 0], losses)
         return sums, keep.sum(dim=-1)
 

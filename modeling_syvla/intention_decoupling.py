@@ -107,6 +107,13 @@ def noisy_states(query_states: torch.Tensor, strength: float) -> torch.Tensor:
 
 
 @contextmanager
+def first_pass(model: Any) -> Iterator[None]:
+    """Around the first pass: what is not as in other passes of a sharded or compiled model."""
+    with gathered_weights(model), uncompiled_layers(model):
+        yield
+
+
+@contextmanager
 def gathered_weights(model: Any) -> Iterator[None]:
     """Around the first pass: its backward leaves the weights of a sharded model (FSDP2) gathered.
 
@@ -122,6 +129,19 @@ def gathered_weights(model: Any) -> Iterator[None]:
     finally:
         model.set_is_last_backward(True)
         model.set_reshard_after_backward(True)
+
+
+@contextmanager
+def uncompiled_layers(model: Any) -> Iterator[None]:
+    """Around the first pass: layers that went through `torch.compile` run as they are.
+
+    The backward pass of compiled code computes the gradients of all its weights, asked for or not.
+    """
+    if all(layer._compiled_call_impl is None for layer in model.expert.modules()):
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 def _quantile(values: torch.Tensor, quantile: float) -> torch.Tensor:

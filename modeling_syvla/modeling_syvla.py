@@ -25,7 +25,7 @@ from .flow_matching import flow_matching_loss, interpolate
 from .flow_solver import FlowSolver
 from .guided_flow import check_guidance, guided_sample
 from .inference_optimization import InferenceOptimizationMixin
-from .intention_decoupling import find_decoupling_mask, gathered_weights, keep_states, noisy_states
+from .intention_decoupling import find_decoupling_mask, first_pass, keep_states, noisy_states
 from .known_actions import draw_delays, known_steps, sample_after, velocity_after
 from .model_outputs import SyVLAActionOutput, SyVLAOutput
 from .pretrained import SyVLAPreTrainedModel
@@ -220,7 +220,7 @@ class SyVLAModel(ThinkingMixin, InferenceOptimizationMixin, SyVLAPreTrainedModel
             probe = query_states.detach().requires_grad_()
             config = self.config
             settings = (config.decoupling_quantile, config.decoupling_scope, config.decoupling_choice)
-            with gathered_weights(self):
+            with first_pass(self):
                 loss = self.loss_of_states(probe, encoded.detach(), target, condition_mask)
                 mask = find_decoupling_mask(loss, probe, *settings)  # (R, N)
             # Second pass, the one that trains: states that the action hardly depends on are zeroed, the others still lead back

@@ -40,6 +40,7 @@ from syvla.training.run.batches import (
     set_loss_divisors,
 )
 from syvla.training.run.checkpoints import AtomicCheckpointMixin
+from syvla.training.run.compiled_layers import compile_instead_of_whole
 from syvla.training.run.ema import RAW_FILE, WeightAverage, WeightAverageCallback, load_raw_weights
 from syvla.training.run.finite_steps import FiniteStepsMixin
 from syvla.training.run.requirements import require_one_device, require_processor
@@ -122,6 +123,7 @@ class SyVLATrainer(HeldOutEvaluationMixin, FiniteStepsMixin, AtomicCheckpointMix
         choose_padding_free(
             self.policy, args.padding_free, length_bucket=args.length_bucket, compiled=args.torch_compile
         )
+        compile_instead_of_whole(self.accelerator, self.policy, args)
         self._config = self.policy.config
         self._sources = source_names(getattr(self.train_dataset, "datasets", ()))
         self._metrics = self._new_metrics()

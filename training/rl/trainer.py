@@ -31,6 +31,7 @@ from syvla.training.run.argument_fields import (
 )
 from syvla.training.run.batches import choose_padding_free
 from syvla.training.run.checkpoints import AtomicCheckpointMixin
+from syvla.training.run.compiled_layers import compile_instead_of_whole
 from syvla.training.run.requirements import require_one_device, require_processor
 from syvla.training.run.run_settings import settings_of
 
@@ -138,6 +139,7 @@ class SyVLAPPOTrainer(PolicyHandoverMixin, UpdateEndingMixin, AtomicCheckpointMi
         if args.objective == "recap":
             processing_class.advantage_conditioned = self._module.base_policy.config.advantage_conditioned = True
         choose_padding_free(self._module.base_policy, args.padding_free, compiled=args.torch_compile)
+        compile_instead_of_whole(self.accelerator, self._module.base_policy, args)
         plugin = getattr(self.accelerator.state, "deepspeed_plugin", None)
         if self.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3):
             raise ValueError("syvla-ppo needs whole weights on every process; use DDP or ZeRO-2, not FSDP or ZeRO-3")

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from .action_expert import EncodedObservation
 from .expert_inputs import ExpertObservation
 
 
@@ -57,10 +58,14 @@ class GuidedExpert:
         return guided
 
 
-def doubled(observation: ExpertObservation) -> ExpertObservation:
-    """The observations twice, one after the other, for the prompts with and those without the indicator."""
-    rows = (getattr(observation, part.name) for part in fields(observation))
-    return ExpertObservation(*(torch.cat((row, row)) for row in rows))
+def doubled(encoded: EncodedObservation) -> EncodedObservation:
+    """The encoded observations twice, one after the other, for the prompts with and those without the indicator."""
+    rows = (getattr(encoded.observation, part.name) for part in fields(encoded.observation))
+    observation = ExpertObservation(*(torch.cat((row, row)) for row in rows))
+    prefix = encoded.prefix
+    if prefix is not None:
+        prefix = [(torch.cat((key, key)), torch.cat((value, value))) for key, value in prefix]
+    return EncodedObservation(observation, torch.cat((encoded.image_features, encoded.image_features)), prefix)
 
 
 def check_advantage_guidance(model: Any, weight: float | None) -> None:
@@ -81,11 +86,16 @@ def check_advantage_guidance(model: Any, weight: float | None) -> None:
         )
 
 
-def require_plain(weight: float | None, plain: torch.Tensor | None, what: str) -> None:
+def require_plain(weight: float | None, plain: torch.Tensor | None, what: str, think: bool = False) -> None:
     """Raises ValueError unless there is a prompt, or its states, without the indicator exactly where guidance needs it."""
     needed = weight is not None and weight != 1
     if needed != (plain is not None):
         raise ValueError(
             f"{what}: expected together with an advantage_guidance other than 1, and only then; make it with "
             f"advantage='none' (advantage_guidance is {weight!r})"
+        )
+    if plain is not None and think:
+        raise ValueError(
+            "advantage_guidance: expected without think=True, since both prompts need the same thought; generate it first, and "
+            "make both prompts with it (thought=)"
         )

@@ -20,6 +20,7 @@ from .chunked_cross_entropy import token_losses
 from .configuration_syvla import SyVLAConfig
 from .consistent_design import require_consistent_design
 from .denoise_loop import denoise, fixed_context, step_times
+from .episode_memory import EpisodeMemory, memory_of_prompts
 from .expert_inputs import ActionTarget, ExpertObservation, action_target, own_action_dims, select_rows
 from .flow_matching import flow_matching_loss, interpolate
 from .flow_solver import FlowSolver
@@ -27,6 +28,7 @@ from .guided_flow import check_guidance, guided_sample
 from .inference_optimization import InferenceOptimizationMixin
 from .intention_decoupling import find_decoupling_mask, first_pass, keep_states, noisy_states
 from .known_actions import draw_delays, known_steps, sample_after, velocity_after
+from .last_layer import read_in_last_layer
 from .model_outputs import SyVLAActionOutput, SyVLAOutput
 from .pretrained import SyVLAPreTrainedModel
 from .query_states import ThinkingMixin
@@ -60,6 +62,7 @@ class SyVLAModel(ThinkingMixin, InferenceOptimizationMixin, SyVLAPreTrainedModel
         self.vlm = AutoModelForImageTextToText.from_config(config.vlm_config)
         use_right_image_positions(self.vlm)
         batch_windows(self.vlm)
+        read_in_last_layer(self.vlm)
         self.action_queries = nn.Embedding(config.num_query_tokens, vlm_width)  # Feature Query Tokens
         self.adapter = QueryAdapter(vlm_width, config.expert_config.hidden_size)
         self.expert: Any = RegressionHead(config) if config.action_head == "l1_regression" else ActionExpert(config)
@@ -269,6 +272,7 @@ class SyVLAModel(ThinkingMixin, InferenceOptimizationMixin, SyVLAPreTrainedModel
         think: bool = False,
         max_new_tokens: int = 128,
         think_budget: float | None = None,
+        memory: EpisodeMemory | None = None,
         num_steps: int | None = None,
         noise: torch.Tensor | None = None,
         generator: torch.Generator | None = None,
@@ -292,6 +296,8 @@ class SyVLAModel(ThinkingMixin, InferenceOptimizationMixin, SyVLAPreTrainedModel
             think: Generate a chain of thought and append the queries to its key/value cache.
             max_new_tokens: Limit of the thought; a thought that is cut gets the end token it was trained with.
             think_budget: Limit of the thought in seconds of wall time, checked after every token.
+            memory: What the VLM's last call of this episode left, so that this one takes less; for one sample, see
+                `episode_memory`.
             num_steps: Evaluations of the flow; None: `config.num_inference_steps`. See `flow_solver.FlowSolver`.
             noise: Initial noise (B, chunk_size, D_action_max), else drawn from `generator`; regression needs none.
             query_states: Skip the VLM and act on these states, (B, N, D_vlm) (asynchronous use, section 3.1).
@@ -318,6 +324,9 @@ class SyVLAModel(ThinkingMixin, InferenceOptimizationMixin, SyVLAPreTrainedModel
         if query_states is None:
             if input_ids is None:
                 raise ValueError("predict_actions: expected input_ids (and images) or query_states, got neither")
+            require_plain(advantage_guidance, plain_input_ids, "plain_input_ids", think)
+            if plain_input_ids is not None:  # two prompts that differ in their last words
+                memory = memory or memory_of_prompts(self, len(input_ids))
             query_states, condition_mask, thoughts, thought_ids = self.predict_query_states(
                 input_ids,
                 attention_mask,
@@ -326,20 +335,16 @@ class SyVLAModel(ThinkingMixin, InferenceOptimizationMixin, SyVLAPreTrainedModel
                 think=think,
                 max_new_tokens=max_new_tokens,
                 think_budget=think_budget,
+                memory=memory,
                 tokenizer=tokenizer,
                 **generate_kwargs,
             )
-            require_plain(advantage_guidance, plain_input_ids, "plain_input_ids")
             if plain_input_ids is not None:
-                if think:
-                    raise ValueError(
-                        "advantage_guidance: expected without think=True, since both prompts need the same thought; generate "
-                        "it first, and make both prompts with it (thought=)"
-                    )
                 plain = (plain_input_ids, plain_attention_mask, pixel_values, image_grid_thw)
-                plain_query_states = self.predict_query_states(*plain)[0]
+                plain_query_states = self.predict_query_states(*plain, memory=memory)[0]
         else:
-            self._require_no_thought_arguments(generate_kwargs, think_budget, "leave query_states out", think)
+            given = {**generate_kwargs, "memory": memory}
+            self._require_no_thought_arguments(given, think_budget, "leave query_states out", think)
         observation = ExpertObservation.checked(
             self.config, len(query_states), state, embodiment_ids, expert_pixel_values, expert_view_mask
         )
@@ -398,11 +403,11 @@ class SyVLAModel(ThinkingMixin, InferenceOptimizationMixin, SyVLAPreTrainedModel
                 f"noise: expected shape {shape} (batch, chunk_size, max_action_dim), got {tuple(noise.shape)}"
             )
         expert: Any = self.expert
-        seen = observation
         if plain_query_states is not None and advantage_guidance is not None:
-            expert, seen = GuidedExpert(expert, advantage_guidance), doubled(observation)
+            expert = GuidedExpert(expert, advantage_guidance)
             query_states = torch.cat((query_states, plain_query_states))
-        context = self.encode_expert_context(query_states, seen, condition_mask)
+        guided = isinstance(expert, GuidedExpert)
+        context = self.encode_expert_context(query_states, observation, condition_mask, twice=guided)
         solver = FlowSolver.of(self.config, num_steps)
         if known_actions is not None:
             given, delay = known_actions
@@ -421,10 +426,15 @@ class SyVLAModel(ThinkingMixin, InferenceOptimizationMixin, SyVLAPreTrainedModel
         return torch.where(own_action_dims(self.config, actions, observation.embodiment_ids), actions, 0.0)
 
     def encode_expert_context(
-        self, query_states: torch.Tensor, observation: ExpertObservation, condition_mask: torch.Tensor | None = None
+        self,
+        query_states: torch.Tensor,
+        observation: ExpertObservation,
+        condition_mask: torch.Tensor | None = None,
+        twice: bool = False,
     ) -> ExpertContext:
-        """All that the flow steps of one observation share."""
+        """All that the flow steps of one observation share; `twice`: 2 B query states for B observations."""
         encoded = self.expert.encode_observation(observation)
+        encoded = doubled(encoded) if twice else encoded
         context: ExpertContext = self.expert.encode_context(encoded, self.condition(query_states), condition_mask)
         return context
 

@@ -17,6 +17,8 @@ from torch import nn
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 from transformers.generation import GenerateDecoderOnlyOutput
 
+from .episode_memory import EpisodeMemory, read_prompt, require_rememberable, think_from_memory
+from .last_layer import tokens_read
 from .padding_free import FlattenedBatch
 from .robot_encoders import all_rows
 from .static_thoughts import StaticThoughts, cache_argument
@@ -62,23 +64,17 @@ class QueryReadingMixin:
             attention_mask = torch.ones_like(input_ids)
         # Queries come last in a sequence. Under the VLM's causal mask every query sees the whole prompt and thought, and no
         # token of the text sees a query: answers are those of a model without queries.
-        is_query = input_ids == self.config.query_token_id
-        rank = (is_query.cumsum(-1) - 1).clamp(0, self.config.num_query_tokens - 1)
+        rank = self._query_rank(input_ids)
         positions = self._positions(input_ids, attention_mask, mm_token_type_ids, image_grid_thw)[0]
         attention: dict[str, Any] = {"attention_mask": attention_mask, "position_ids": positions}
         # Without padding, the real tokens of all samples are one long row, and attention stays within each sample.
         row = FlattenedBatch(attention_mask) if self.padding_free and not attention_mask.all() else None
         if row is not None:
-            input_ids, is_query, rank = (row.flatten(x) for x in (input_ids, is_query, rank))
+            input_ids, rank = row.flatten(input_ids), row.flatten(rank)
             implementation = self.vlm.model.language_model.config._attn_implementation
             attention = row.attention_arguments(row.flatten(positions), implementation)
-        embeds = self.get_input_embeddings()(input_ids)
-        embeds = torch.where(is_query[..., None], self.action_queries(rank).to(embeds.dtype), embeds)
-        # Qwen3-VL takes either of the two and finds the images by their embedding; Qwen2.5-VL is quicker with both.
-        takes_both = self.config.vlm_config.model_type in ("qwen2_5_vl", "qwen2_vl")
         outputs = self.vlm.model(
-            input_ids=input_ids if takes_both else None,
-            inputs_embeds=embeds,
+            **self.embedded(input_ids, rank),
             pixel_values=pixel_values,
             image_grid_thw=image_grid_thw,
             use_cache=False,
@@ -91,6 +87,25 @@ class QueryReadingMixin:
             if outputs.hidden_states is not None:
                 outputs.hidden_states = tuple(h if h is None else row.restore(h) for h in outputs.hidden_states)
         return outputs
+
+    def embedded(self, input_ids: torch.Tensor, rank: torch.Tensor | None = None) -> dict[str, torch.Tensor | None]:
+        """`input_ids` and `inputs_embeds` for the VLM: tokens (B, L) with the learnable queries in their places.
+
+        Args:
+            rank: Which query stands at each query token, (B, L); None: they are counted.
+        """
+        rank = self._query_rank(input_ids) if rank is None else rank
+        is_query = (input_ids == self.config.query_token_id)[..., None]
+        embeds = self.get_input_embeddings()(input_ids)
+        embeds = torch.where(is_query, self.action_queries(rank).to(embeds.dtype), embeds)
+        # Qwen3-VL takes either of the two and finds the images by their embedding; Qwen2.5-VL is quicker with both.
+        takes_both = self.config.vlm_config.model_type in ("qwen2_5_vl", "qwen2_vl")
+        return {"input_ids": input_ids if takes_both else None, "inputs_embeds": embeds}
+
+    def _query_rank(self, input_ids: torch.Tensor) -> torch.Tensor:
+        is_query = input_ids == self.config.query_token_id
+        rank: torch.Tensor = (is_query.cumsum(-1) - 1).clamp(0, self.config.num_query_tokens - 1)
+        return rank
 
     def _positions(
         self,
@@ -167,6 +182,7 @@ class ThinkingMixin(QueryReadingMixin):
         think: bool = False,
         max_new_tokens: int = 128,
         think_budget: float | None = None,
+        memory: EpisodeMemory | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         **generate_kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None, list[str] | None, torch.Tensor | None]:
@@ -179,9 +195,13 @@ class ThinkingMixin(QueryReadingMixin):
         if not think:
             self._require_no_thought_arguments(generate_kwargs, think_budget, "pass think=True")
         input_ids, attention_mask = left_padded(input_ids, attention_mask)
+        if memory is not None:
+            require_rememberable(self, len(input_ids), generate_kwargs, think)
+            input_ids = input_ids[attention_mask.bool()][None]
+            attention_mask = torch.ones_like(input_ids)
         images = {"pixel_values": pixel_values, "image_grid_thw": image_grid_thw}
         if not think:
-            return *self._states_without_thought(input_ids, attention_mask, **images), None, None
+            return *self._states_without_thought(input_ids, attention_mask, images, memory), None, None
         tokenizer = tokenizer or self._own_tokenizer()
         generate_kwargs["tokenizer"] = tokenizer  # for `stop_strings`
         if think_budget is not None:
@@ -192,7 +212,13 @@ class ThinkingMixin(QueryReadingMixin):
             static_cache = self.static_thoughts.reserve_cache(self.vlm, input_ids, tokens)
         with static_cache as cache:
             states, mask, thought_ids = self._think(
-                input_ids, attention_mask, max_new_tokens=max_new_tokens, **images, **generate_kwargs, **cache
+                input_ids,
+                attention_mask,
+                images,
+                memory,
+                max_new_tokens=max_new_tokens,
+                **generate_kwargs,
+                **cache,
             )
         thoughts = [text.strip() for text in tokenizer.batch_decode(thought_ids, skip_special_tokens=True)]
         return states, mask, thoughts, thought_ids
@@ -214,7 +240,11 @@ class ThinkingMixin(QueryReadingMixin):
                 raise TypeError(f"predict_actions: unexpected argument {name!r}; {hint}")
 
     def _states_without_thought(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **images: torch.Tensor | None
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        images: dict[str, torch.Tensor | None],
+        memory: EpisodeMemory | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """One VLM pass over prompt and queries; see `condition_states` for what it returns."""
         lacks = (input_ids != self.config.query_token_id).all(-1, keepdim=True)
@@ -223,10 +253,29 @@ class ThinkingMixin(QueryReadingMixin):
             queries = torch.where(lacks, self.config.query_token_id, self._end_token_ids()[0])
             input_ids = torch.cat((input_ids, queries), dim=1)
             attention_mask = torch.cat((attention_mask, lacks.to(attention_mask.dtype)), dim=1)
-        return self.condition_states(self.encode(input_ids, attention_mask, **images), input_ids, attention_mask)
+        if memory is not None:
+            positions = self._positions(input_ids, attention_mask, None, images["image_grid_thw"])[0]
+            last = self.config.num_query_tokens
+            return self.select_query_states(
+                read_prompt(self, memory, input_ids, images, positions, last)[0], input_ids[:, -last:]
+            ), None
+        with tokens_read(self._read(input_ids)):
+            hidden = self.encode(input_ids, attention_mask, **images)
+        return self.condition_states(hidden, input_ids, attention_mask)
+
+    def _read(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Tokens whose final hidden states the expert reads, bool (B, L)."""
+        whole = self.config.conditioning != "query_states"
+        read: torch.Tensor = (input_ids == self.config.query_token_id) | whole
+        return read
 
     def _think(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **generate_kwargs: Any
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        images: dict[str, torch.Tensor | None],
+        memory: EpisodeMemory | None = None,
+        **generate_kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
         """Generate the thought, then run end token and queries on its key/value cache.
 
@@ -242,13 +291,22 @@ class ThinkingMixin(QueryReadingMixin):
                 "think=True: beam search and several return sequences are not supported; one thought per sample"
             )
         prompt_length = input_ids.shape[1]
-        generated = self.generate(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            return_dict_in_generate=True,
-            use_cache=True,
-            **generate_kwargs,
-        )
+        if memory is None:
+            generate_kwargs.update(images)
+        else:  # which reads the images by itself, if they are new
+            generate_kwargs["position_ids"] = attention_mask.cumsum(-1) - 1
+            watching = generate_kwargs.get("streamer")
+            generate_kwargs["custom_generate"] = think_from_memory(self, memory, images, watching)
+        last = torch.zeros_like(input_ids, dtype=torch.bool)
+        last[:, -1] = True  # whose logits the first token of the thought is chosen by
+        with tokens_read(last):
+            generated = self.generate(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                return_dict_in_generate=True,
+                use_cache=True,
+                **generate_kwargs,
+            )
         cache = getattr(generated, cache_argument(self.vlm))
         sequences = generated.sequences  # (B, L + G)
         cached = int(cache.get_seq_length())  # the last generated token is not in the cache yet
@@ -267,13 +325,14 @@ class ThinkingMixin(QueryReadingMixin):
         ).long()
         padding = self._end_token_ids()[0]
         thought = thought.masked_fill(~before_end, padding)
+        if memory is not None:
+            memory.thought = thought
         if self.config.conditioning == "all_hidden_states":
             # `generate` does not keep the prompt's hidden states, so the whole sequence is encoded a second time.
             tokens = end.new_full(queries.shape[:2], self.config.query_token_id)
             whole = torch.cat((input_ids, thought, end, tokens), dim=1)
-            images = {name: generate_kwargs.get(name) for name in ("pixel_values", "image_grid_thw")}
             return *self.condition_states(self.encode(whole, mask, **images), whole, mask), thought
-        offset = self._positions(input_ids, attention_mask, None, generate_kwargs.get("image_grid_thw"))[1]
+        offset = self._positions(input_ids, attention_mask, None, images["image_grid_thw"])[1]
         positions = (mask.cumsum(-1) - 1)[:, cached:] + offset
         outputs = self.vlm.model.language_model(
             inputs_embeds=embeds,

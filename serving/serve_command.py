@@ -115,6 +115,12 @@ def _add_inference(parser: argparse.ArgumentParser) -> None:
         help="for a checkpoint of syvla-ppo --objective recap: how far to move from its average towards good actions, above 1; "
         "by default 1, the indicator in its prompt alone",
     )
+    thinking.add_argument(
+        "--remember",
+        action="store_true",
+        help="for one robot: begin from the last thought and prompt of the same instruction; less time, the same answers up to "
+        "rounding; not with --compile",
+    )
     thinking.add_argument("--compile", action="store_true", help="torch.compile; the start takes longer")
     thinking.add_argument(
         "--pack-weights",
@@ -211,6 +217,7 @@ def _policy_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "num_steps": arguments.num_steps,
         "noise": arguments.noise,
         "advantage_guidance": arguments.advantage_guidance,
+        "remember": arguments.remember,
     }
 
 

@@ -51,9 +51,9 @@ def save_demo_checkpoint(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_use_it_runs(tmp_path):
-    """README's snippet, then the page's six: load and act, think, ask, adapt, assemble, push."""
+    """README's snippet, then the page's seven: load and act, think, remember, ask, adapt, assemble, push."""
     blocks = snippets(README) + snippets(ROOT / "docs" / "usage.md")
-    assert len(blocks) == 1 + 6
+    assert len(blocks) == 1 + 7
     save_demo_checkpoint(tmp_path / "outputs" / "demo" / "checkpoint")
     (tmp_path / "checkpoints").symlink_to(ROOT / "checkpoints")
     save_vlm(tmp_path / "Qwen2.5-VL-3B-Instruct", files=True)

@@ -30,7 +30,7 @@ class SyVLABackend:
         name: Checkpoint, for the metadata.
         revision: Commit of a Hub checkpoint; None if it is not known.
         max_new_tokens, num_steps: As in `SyVLAPolicy`, for requests that do not say.
-        noise, advantage_guidance: As in `SyVLAPolicy`, for all requests.
+        noise, advantage_guidance, remember: As in `SyVLAPolicy`, for all requests.
         dual_system: Let the VLM run in the background, see `DualSystemPolicy`; every request then needs a session.
         background_think: In dual-system use, whether the VLM thinks.
         max_query_age: In dual-system use, seconds; a request waits instead of acting on older query states, and is refused
@@ -53,6 +53,7 @@ class SyVLABackend:
         num_steps: int | None = None,
         noise: str = "random",
         advantage_guidance: float | None = None,
+        remember: bool = False,
         dual_system: bool = False,
         background_think: bool = False,
         max_query_age: float | None = MAX_AGE_S,
@@ -83,6 +84,7 @@ class SyVLABackend:
                 num_steps=num_steps,
                 noise=noise,
                 advantage_guidance=advantage_guidance,
+                remember=remember,
                 optional_cameras=views,
                 name=name,
             )

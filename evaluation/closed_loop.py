@@ -15,7 +15,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
-from syvla.command_line import CommandParser
+from syvla.command_line import CommandParser, error_text
 
 from .baselines import BASELINES, Baseline
 from .closed_loop_result import ClosedLoopResult, describe_machine, write_summary
@@ -328,7 +328,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         result = merge_shards(arguments.merge, arguments.output) if arguments.merge else _evaluate(arguments)
     except (OSError, ValueError, ImportError, RuntimeError) as error:
-        print(f"syvla-eval: {error}", file=sys.stderr)
+        print(error_text("syvla-eval", error), file=sys.stderr)
         return 1
     write_summary(result, arguments.output / "summary.json")
     write_run_page(result, arguments.output / "report.html")

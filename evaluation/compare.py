@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from syvla.command_line import CommandParser
+from syvla.command_line import CommandParser, error_text
 from syvla.durable_files import write_json
 
 from .episode_records import EpisodeRecord, fingerprint, read_records
@@ -201,7 +201,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
         write_json(arguments.output, {"folders": [str(arguments.a), str(arguments.b)], **comparison.to_dict()})
     except (OSError, ValueError) as error:
-        print(f"syvla-compare: {error}", file=sys.stderr)
+        print(error_text("syvla-compare", error), file=sys.stderr)
         return 1
     print(comparison.to_text())
     print(f"written to {arguments.output}")

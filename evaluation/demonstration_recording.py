@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from syvla.command_line import CommandParser
+from syvla.command_line import CommandParser, error_text
 
 from .command_line import ENVIRONMENT_HELP, environment_name, environment_option
 from .environments import EVALUATION_SEED_OFFSET, ScriptedExpert, expand_tasks, make_environment, make_expert
@@ -338,7 +338,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             env_options=dict(arguments.env_option),
         )
     except (ValueError, TypeError, RuntimeError, ImportError, OSError) as error:
-        print(f"syvla-record: {error}", file=sys.stderr)
+        print(error_text("syvla-record", error), file=sys.stderr)
         return 1
     for task, counts in summary["tasks"].items():
         print(

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from syvla.command_line import CommandParser
+from syvla.command_line import CommandParser, error_text
 from syvla.serving.client.retries import ClientOptions, PolicyError, Unreachable
 from syvla.serving.client.rl_client import EpisodeAborted, RLClient, RunComplete
 
@@ -274,7 +274,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.output is not None:
             arguments.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     except (OSError, ValueError, ImportError, PolicyError, Unreachable) as error:
-        print(f"syvla-rl-robot: {error}", file=sys.stderr)
+        print(error_text("syvla-rl-robot", error), file=sys.stderr)
         return 1
     print(json.dumps({key: result[key] for key in ("rollouts", "success")}))
     return 0

@@ -14,7 +14,7 @@ from typing import Any
 
 from transformers import AutoImageProcessor, AutoTokenizer
 
-from syvla.command_line import CommandParser
+from syvla.command_line import CommandParser, error_text
 from syvla.modeling_syvla.assemble import assemble_checkpoint
 from syvla.modeling_syvla.configuration_syvla import SyVLAConfig
 
@@ -197,7 +197,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             vision_tower_revision=options.vision_tower_revision,
         )
     except (OSError, ValueError) as error:
-        print(f"syvla-assemble: {error}", file=sys.stderr)
+        print(error_text("syvla-assemble", error), file=sys.stderr)
         return 1
     print(json.dumps(report, indent=2))
     return 0

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from syvla.command_line import CommandParser
+from syvla.command_line import CommandParser, error_text
 
 from .contract.action_limits import load_limits
 from .server.settings import ServerSettings, read_token
@@ -294,7 +294,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         server = _rl_server(arguments, settings) if arguments.rl_run is not None else _server(arguments, settings)
         server.run()
     except (OSError, ValueError, ImportError, RuntimeError) as error:
-        print(f"syvla-serve: {error}", file=sys.stderr)
+        print(error_text("syvla-serve", error), file=sys.stderr)
         return 1
     return 0
 

@@ -6,6 +6,15 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
+from .known_errors import anchor_of
+
+
+def error_text(command: str, error: BaseException) -> str:
+    """What a command prints for an error that ends it: message, where it is explained if it is, the error's notes."""
+    anchor = anchor_of(str(error))
+    explained = [] if anchor is None else [f"explained in docs/troubleshooting.md#{anchor}"]
+    return "\n".join([f"{command}: {error}", *explained, *getattr(error, "__notes__", ())])
+
 
 class CommandParser(argparse.ArgumentParser):
     """An `ArgumentParser` whose help a person can read.

@@ -19,7 +19,7 @@ if __name__ == "__main__" and not __package__:  # started by its path
 
     require_package(__file__)
 
-from syvla.command_line import CommandParser
+from syvla.command_line import CommandParser, error_text
 from syvla.durable_files import write_json
 from syvla.processing.robot_data.streamed_dataset import open_metadata
 from syvla.processing.robot_data.streamed_metadata import is_url
@@ -201,7 +201,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         checks = check_recipe(shipped_path(arguments.config))
     except (ValueError, OSError) as error:
-        print(f"syvla-check-data: {error}", file=sys.stderr)
+        print(error_text("syvla-check-data", error), file=sys.stderr)
         return 1
     if arguments.output is not None:
         write_json(arguments.output, [asdict(check) for check in checks])

@@ -28,6 +28,7 @@ if __name__ == "__main__" and not __package__:  # started by its path
 
     require_package(__file__)
 
+from syvla.command_line import error_text
 from syvla.evaluation.closed_loop import evaluate_closed_loop
 from syvla.evaluation.closed_loop_result import ClosedLoopResult, write_summary
 from syvla.evaluation.report_page import ReportPage
@@ -353,7 +354,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         report = run_demo(settings)
     except (FileExistsError, RuntimeError, ValueError, ImportError) as error:
-        print(f"demo: {error}", file=sys.stderr)
+        print(error_text("demo", error), file=sys.stderr)
         return 1
     for name in ("before", "after"):
         low, high = (100 * bound for bound in report[f"interval_{name}"])

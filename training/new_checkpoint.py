@@ -23,7 +23,7 @@ if __name__ == "__main__" and not __package__:  # started by its path
 
     require_package(__file__)
 
-from syvla.command_line import CommandParser
+from syvla.command_line import CommandParser, error_text
 from syvla.training.imitation.datasets import SOURCE_KEYS, load_robot_data
 from syvla.training.run.arguments import ROBOT_KEYS, DataArguments, dataset_spec
 
@@ -249,7 +249,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             vision_tower=options.vision_tower or VISION_TOWER,
         )
     except (ValueError, OSError) as error:
-        print(f"syvla-new: {error}", file=sys.stderr)
+        print(error_text("syvla-new", error), file=sys.stderr)
         return 1
     print(json.dumps(report, indent=2))
     return 0

@@ -24,12 +24,13 @@ if __name__ == "__main__" and not __package__:  # started by its path
 
     require_package(__file__)
 
+from syvla.command_line import error_text
 from syvla.durable_files import write_json
 from syvla.training.retrieval.demonstrations import STATISTICS_TOLERANCE
 from syvla.training.rl.config import SyVLAPPOConfig
 from syvla.training.rl.objective_settings import IMITATING
 from syvla.training.run.arguments import ROBOT_KEYS, ModelArguments, dataset_spec
-from syvla.training.run.recipe import error_text, parse_recipe
+from syvla.training.run.recipe import parse_recipe
 from syvla.training.run.requirements import require_autocast
 
 if TYPE_CHECKING:
@@ -258,7 +259,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         trainer = train(model_args, data_args, args)
     except (ValueError, OSError, ImportError) as error:
-        print(error_text("syvla-ppo", error), file=sys.stderr)
+        print(error_text("syvla-ppo: error", error), file=sys.stderr)
         return 1
     if trainer.is_world_process_zero():
         facts = {"updates": trainer.rl.updates, "version": trainer.rl.version, "rollouts": len(trainer.rl.consumed)}

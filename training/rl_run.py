@@ -30,7 +30,7 @@ if __name__ == "__main__" and not __package__:  # started by its path
 
     require_package(__file__)
 
-from syvla.command_line import CommandParser
+from syvla.command_line import CommandParser, error_text
 from syvla.evaluation.simulated_robot import ROLLOUT_SEED_OFFSET
 from syvla.evaluation.simulated_robot import build_parser as robot_parser
 from syvla.serving.client.http_client import http_ready
@@ -306,9 +306,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with interrupted_by_sigterm():
             summary = run_rl(run)
     except (ValueError, OSError, ImportError, ProcessDied) as error:
-        from syvla.training.run.recipe import error_text
-
-        print(error_text("syvla-rl", error), file=sys.stderr)
+        print(error_text("syvla-rl: error", error), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         command = shlex.join(["syvla-rl", *(sys.argv[1:] if argv is None else argv)])

@@ -22,6 +22,7 @@ if __name__ == "__main__" and not __package__:  # started by its path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from syvla.command_line import error_text
 from syvla.processing.augmentation import (
     STRENGTHS,
     Augmentation,
@@ -106,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         options.output.parent.mkdir(parents=True, exist_ok=True)
         sheet.save(options.output)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(error_text("error", error), file=sys.stderr)
         return 1
     print(f"{options.output}: {describe_augmentation(settings)}")
     return 0

@@ -30,6 +30,7 @@ import torch
 from transformers import Trainer, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
 
+from syvla.command_line import error_text
 from syvla.durable_files import write_json
 from syvla.training.hub.value_card import write_value_card
 from syvla.training.retrieval.demonstrations import (
@@ -45,7 +46,7 @@ from syvla.training.run.arguments import ROBOT_KEYS, dataset_spec
 from syvla.training.run.batches import row_name
 from syvla.training.run.checkpoints import RESUME_HELP, AtomicCheckpointMixin
 from syvla.training.run.finite_steps import NONFINITE_HELP, FiniteStepsMixin
-from syvla.training.run.recipe import error_text, parse_recipe
+from syvla.training.run.recipe import parse_recipe
 from syvla.training.run.requirements import require_trackers
 from syvla.training.run.run_settings import OVERWRITE_HELP, settings_of
 from syvla.training.run.schedule import warn_of_endless_warmup
@@ -350,7 +351,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         trainer = warm_up(value_args, args)
     except (ValueError, OSError) as error:
-        print(error_text("syvla-value-warmup", error), file=sys.stderr)
+        print(error_text("syvla-value-warmup: error", error), file=sys.stderr)
         return 1
     if trainer.is_world_process_zero():
         facts = trainer.facts

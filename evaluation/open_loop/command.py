@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from syvla.command_line import CommandParser
+from syvla.command_line import CommandParser, error_text
 from syvla.durable_files import write_json
 
 logger = logging.getLogger(__name__)
@@ -174,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with logging_redirect_tqdm():
             report = run(arguments)
     except (OSError, ValueError, ImportError, RuntimeError) as error:
-        print(f"syvla-openloop: {error}", file=sys.stderr)
+        print(error_text("syvla-openloop", error), file=sys.stderr)
         return 1
     print(report["verdict"]["sentence"])
     for one in report["comparisons"]:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from syvla.command_line import CommandParser
+from syvla.command_line import CommandParser, error_text
 
 from .session import load_tabletop_policy
 
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             **launch_options(),
         )
     except (OSError, ValueError, ImportError) as error:
-        print(f"syvla-play: {error}", file=sys.stderr)
+        print(error_text("syvla-play", error), file=sys.stderr)
         return 1
     print(f"open {url} (Ctrl-C ends it)", flush=True)
     page.block_thread()

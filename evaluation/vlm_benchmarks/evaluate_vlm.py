@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from syvla.command_line import CommandParser
+from syvla.command_line import CommandParser, error_text
 
 from .answer_log import AnswerLog
 from .benchmark_report import RULE, VLMResult
@@ -261,7 +261,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         result = evaluate_vlm(arguments.pop("model"), **arguments)
     except (ValueError, OSError, ImportError, torch.OutOfMemoryError) as error:
-        print(f"syvla-eval-vlm: {error}", file=sys.stderr)
+        print(error_text("syvla-eval-vlm", error), file=sys.stderr)
         return 1
     if result is not None:
         print(result.to_text())

@@ -20,6 +20,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from syvla.command_line import error_text
+
 from .benchmarks import YES_NO_PROMPT, chosen_benchmarks
 from .protocols import LMMS_EVAL, PROTOCOLS, VLMEVALKIT, chosen_protocol
 from .synthetic_rows import MME_SUFFIX, ROWS, Row
@@ -202,7 +204,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         root = write_benchmarks(Path(args.output) / "benchmarks", args.rows, args.seed)
         chats = write_chats(Path(args.output) / "train", args.train_rows, args.seed, protocol=args.protocol)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(error_text("error", error), file=sys.stderr)
         return 1
     print(json.dumps({"data_root": str(root), "multimodal_dataset": str(chats)}))
     return 0

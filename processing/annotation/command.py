@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from tqdm.auto import tqdm
 
-from syvla.command_line import CommandParser
+from syvla.command_line import CommandParser, error_text
 from syvla.processing.robot_data.lerobot_format import INFO_PATH
 from syvla.processing.robot_data.vector_parts import DEFAULT_KEYS
 
@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         token = token_of(arguments)
         annotator = _open(arguments)
     except (ValueError, OSError, RuntimeError) as error:
-        print(f"syvla-annotate: {error}", file=sys.stderr)
+        print(error_text("syvla-annotate", error), file=sys.stderr)
         return 1
     status = 1
     try:
@@ -99,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             run_server(build_app(annotator, token=token, ask=ask), bound)
             status = 0
     except (ValueError, OSError, ServerError) as error:
-        print(f"syvla-annotate: {error}", file=sys.stderr)
+        print(error_text("syvla-annotate", error), file=sys.stderr)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
     return max(status, _close(annotator, told=not arguments.propose))

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from syvla.command_line import CommandParser
+from syvla.command_line import CommandParser, error_text
 from syvla.durable_files import write_text
 
 from .annotator import Annotator
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _report(arguments, annotator, model, reader)
         return _serve(arguments, annotator, model, reader, token)
     except (ValueError, OSError, RuntimeError) as error:
-        print(f"syvla-look: {error}", file=sys.stderr)
+        print(error_text("syvla-look", error), file=sys.stderr)
         return 1
     except ImportError as error:
         print(f"syvla-look: {error}; run pip install 'syvla[annotate]'", file=sys.stderr)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from syvla.command_line import CommandParser
+from syvla.command_line import CommandParser, error_text
 from syvla.durable_files import write_json
 from syvla.processing.lfs_pointers import require_contents
 from syvla.processing.robot_data.frame_filter import FrameFilter, dataset_digest
@@ -258,7 +258,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             tolerance_s=arguments.tolerance_s,
         )
     except (ValueError, OSError) as error:
-        print(f"syvla-clean: {error}", file=sys.stderr)
+        print(error_text("syvla-clean", error), file=sys.stderr)
         return 1
     print(report.table())
     print(f"written to {arguments.output}; use it with filter_file: {arguments.output / 'filter.json'}")

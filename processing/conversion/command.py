@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from syvla.command_line import CommandParser
+from syvla.command_line import CommandParser, error_text
 from syvla.durable_files import write_text
 
 from .formats import FORMATS, open_source
@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(arguments)
     except (ValueError, OSError, ImportError) as error:
-        print(f"syvla-convert: {error}", file=sys.stderr)
+        print(error_text("syvla-convert", error), file=sys.stderr)
         return 1
 
 

@@ -11,6 +11,8 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from syvla.command_line import error_text
+
 from .evaluation_results import eval_results, results_table
 
 TEMPLATE = Path(__file__).parents[2] / "model_cards" / "syvla_policy.md"
@@ -223,7 +225,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for summary in arguments.summary:
             add_results(arguments.checkpoint, summary)
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(error_text("error", error), file=sys.stderr)
         return 1
     print(json.dumps({"card": arguments.checkpoint, "results": arguments.summary}))
     return 0

@@ -17,7 +17,7 @@ from typing import Any
 from huggingface_hub import CommitInfo, HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-from syvla.command_line import CommandParser
+from syvla.command_line import CommandParser, error_text
 
 logger = logging.getLogger(__name__)
 
@@ -257,7 +257,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             more = {"revision": arguments.revision, "create_pr": arguments.create_pr}
             commit = push_checkpoint(arguments.folder, arguments.repo_id, **more, **options)
     except (ValueError, OSError, HfHubHTTPError, HFValidationError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(error_text("error", error), file=sys.stderr)
         return 1
     print(json.dumps({"repository": arguments.repo_id, "commit": str(commit.commit_url)}))
     return 0

@@ -9,11 +9,12 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from syvla.command_line import error_text
 from syvla.durable_files import write_json
 from syvla.training.hub.model_card import RECIPE_FIELDS
 from syvla.training.run.arguments import DataArguments, ModelArguments, SyVLATrainingArguments
 from syvla.training.run.evaluation_arguments import require_held_out
-from syvla.training.run.recipe import error_text, parse_recipe
+from syvla.training.run.recipe import parse_recipe
 from syvla.training.run.requirements import require_autocast
 from syvla.training.run.run_examples import examples_of
 from syvla.training.run.run_page import Example
@@ -50,7 +51,7 @@ def main(
         )
         train(model_args, data_args, args)
     except (ValueError, OSError) as error:
-        print(error_text(command, error), file=sys.stderr)
+        print(error_text(f"{command}: error", error), file=sys.stderr)
         return 1
     return 0
 

@@ -21,7 +21,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from syvla.command_line import CommandParser
+from syvla.command_line import CommandParser, error_text
 from syvla.durable_files import write_json, write_text
 from syvla.evaluation.published_tables import PAPER_TABLES, cells_to_json, markdown_table, paper_table
 
@@ -226,7 +226,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             run_table(arguments.table, scale, seeds, arms)
         text, content = report(arguments.table, plan, scale, seeds)
     except (ValueError, RuntimeError, OSError, ImportError) as error:
-        print(f"syvla-tables: {error}", file=sys.stderr)
+        print(error_text("syvla-tables", error), file=sys.stderr)
         return 1
     folder = arguments.output / scale.name
     write_json(folder / f"table_{arguments.table}.json", content, allow_nan=True)

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from syvla.command_line import error_text
 from syvla.training.demo import CAMERAS, EMBODIMENT, UNITS
 
 
@@ -100,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             draw_fresh_queries(arguments.checkpoint, arguments.output, arguments.seed)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(error_text("error", error), file=sys.stderr)
         return 1
     print(json.dumps({"checkpoint": str(arguments.output)}))
     return 0

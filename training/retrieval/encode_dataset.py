@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from syvla.command_line import CommandParser
+from syvla.command_line import CommandParser, error_text
 
 from .demonstrations import STATISTICS_TOLERANCE
 from .embedding_store import (
@@ -263,7 +263,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             devices=arguments.devices,
         )
     except (ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(error_text("error", error), file=sys.stderr)
         return 1
     print(f"{store.folder}: {store.manifest.rows} rows of {store.manifest.width} features")
     return 0

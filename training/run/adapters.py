@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import nn
 
-from syvla.command_line import CommandParser
+from syvla.command_line import CommandParser, error_text
 
 logger = logging.getLogger(__name__)
 
@@ -281,7 +281,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         folder = merge_adapter(arguments.base, arguments.adapter, arguments.output)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(error_text("error", error), file=sys.stderr)
         return 1
     print(json.dumps({"checkpoint": str(folder)}))
     return 0

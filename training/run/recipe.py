@@ -78,11 +78,6 @@ def recipe_parser(
     return parser, rest
 
 
-def error_text(command: str, error: BaseException) -> str:
-    """What a command prints for an error that ends it: the message, and the line to type where one belongs to it."""
-    return "\n".join([f"{command}: error: {error}", *getattr(error, "__notes__", ())])
-
-
 def _note(error: ValueError, parser: RecipeCommandParser) -> None:
     """Adds the lines to type, which `error_text` shows."""
     for line in parser.refusal("").splitlines()[1:]:

@@ -30,7 +30,10 @@ class Page:
         listing = f"http://127.0.0.1:{port.read_text().split()[0]}/json/list"
         with urllib.request.urlopen(listing, timeout=30) as reply:
             (page,) = [target for target in json.load(reply) if target["type"] == "page"]
-        self.socket, self.count = held.enter_context(connect(page["webSocketDebuggerUrl"], open_timeout=30)), 0
+        self.socket, self.count = (
+            held.enter_context(connect(page["webSocketDebuggerUrl"], open_timeout=30, max_size=None)),
+            0,
+        )
 
     def call(self, method, **parameters):
         self.count += 1

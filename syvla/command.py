@@ -3,6 +3,7 @@
     syvla env
     syvla recipes list
     syvla recipes copy finetune.yaml my_recipe.yaml
+    syvla completion
 
 Standard library only, so that `syvla env` works where an installation is broken.
 """
@@ -67,8 +68,15 @@ def main(argv: list[str] | None = None) -> None:
     copy.add_argument("--force", action="store_true", help="replace a file that is there")
     where = actions.add_parser("path", help="print where one lies, for --config or --config_file")
     where.add_argument("name", help="a name of `syvla recipes list`")
+    commands.add_parser("completion", help="lines for ~/.bashrc that complete the options of all commands")
     arguments = parser.parse_args(argv)
-    if arguments.command == "env":
+    if arguments.command == "completion":
+        from .completion import commands as installed
+        from .completion import completion_lines
+
+        for line in completion_lines(installed()):
+            print(line)
+    elif arguments.command == "env":
         report = environment_report()
         lines = "\n".join(f"- {name}: {value}" for name, value in report.items())
         print(json.dumps(report, indent=2) if arguments.json else lines)

@@ -42,6 +42,20 @@ def test_references_are_defined_used_and_of_the_project_in_whose_column_they_sta
             assert (ROOT / "docs" / target).is_file(), name
 
 
+def test_marks_of_the_readme_are_those_of_this_page():
+    text = (
+        (ROOT / "README.md")
+        .read_text(encoding="utf-8")
+        .split("| | LeRobot | openpi | Isaac GR00T | SyVLA |\n|---|", 1)[1]
+    )
+    table = {name: cells for name, *cells in rows()}
+    short = [line.strip("| ").split(" | ") for line in text.split("\n\n")[0].splitlines()[1:]]
+    assert len(short) >= 6
+    for name, *cells in short:
+        for mark, cell in zip(cells, table[name], strict=True):
+            assert re.sub(r"\[([^\[\]]+)\](\[[\w-]+\])?", r"\1", cell).startswith(mark), (name, mark, cell)
+
+
 def test_what_syvla_lacks_is_said():
     own = {name: cells[3] for name, *cells in rows()}
     for name in ("pretrained weights of a large model", "measured on GPUs", "drives motors and cameras"):

@@ -110,6 +110,9 @@ def test_fine_tuning(place):
     command(*train)
     with served(*serve):
         pass
+    for words in of("finetuning.md", "--adapter lora").commands:
+        command(*words)
+    assert (place / "outputs" / "merged" / "model.safetensors").is_file()
     for words in of("finetuning.md", "show_augmentation").commands:
         command(*words)
     assert (place / "sheet.png").is_file()

@@ -4,6 +4,7 @@
 # make play         a page on which you instruct the checkout's own trained policy, in a simulator
 # make checkpoint   make that policy anew: checkpoints/tabletop-lift
 # make docs         the documentation site, into site/
+# make check-lmms-eval  the vision-language commands of docs/evaluation.md, where nothing but what that page installs is there
 # make smoke        what shows within minutes whether a Python works: imports, quick demo, tests of the essentials
 # make test-newest  tests with the newest releases that pyproject.toml admits, in .venv-newest
 # make constraints  the same, and if they pass: constraints/python-X.Y.txt anew
@@ -34,7 +35,7 @@ INSTALLED := $(VENV)/.installed
 PEERS := $(VENV)/.peers
 PYTEST := $(BIN)/python -m pytest -rs -n $(TEST_PROCESSES) --dist worksteal
 
-.PHONY: demo play checkpoint test lint docs smoke test-newest constraints clean
+.PHONY: demo play checkpoint test lint docs check-lmms-eval smoke test-newest constraints clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m syvla.training.demo $(DEMO_ARGS)
@@ -61,6 +62,12 @@ docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 	@echo "site/index.html"
 
+check-lmms-eval: VENV := .venv-lmms-eval
+check-lmms-eval:
+	@$(MAKE) --no-print-directory VENV=$(VENV) EXTRA=train $(VENV)/.installed
+	scripts/install_lmms_eval.sh $(VENV)/bin/python $(VENV)/constraints.txt
+	$(VENV)/bin/python scripts/check_lmms_eval.py
+
 smoke: $(INSTALLED)
 	$(BIN)/python -m syvla.training.demo --quick --output $(VENV)/demo
 	$(PYTEST) -m smoke $(PYTEST_ARGS)
@@ -80,9 +87,9 @@ $(INSTALLED): pyproject.toml scripts/install_environment.sh $(wildcard constrain
 	@touch $@
 
 # Where a peer is missing (status 3) the next run tries again.
-$(PEERS): $(INSTALLED) scripts/install_test_peers.sh
+$(PEERS): $(INSTALLED) scripts/install_test_peers.sh scripts/install_lmms_eval.sh
 	@scripts/install_test_peers.sh $(BIN)/python $(VENV)/constraints.txt && touch $@ || test $$? -eq 3
 
 clean:
-	rm -rf $(VENV) .venv-play build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) .venv-play .venv-lmms-eval build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -6,7 +6,7 @@
 #   CONSTRAINTS  "tested": constraints/python-X.Y.txt, the exact set that passed the whole suite with this Python (default);
 #                "none": the newest releases that pyproject.toml admits, also where older ones are installed; or a file
 #   TORCH        torch's requirement, such as torch==2.14.1; by default the constraints' version
-#   EXTRA        what of pyproject.toml is installed: test (default) or play
+#   EXTRA        what of pyproject.toml is installed: test (default), play or train
 # The constraints that were used are left in FOLDER/constraints.txt, what pip said in FOLDER/install.log.
 set -uo pipefail
 cd "$(dirname "$0")/.."

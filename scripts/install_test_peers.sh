@@ -30,12 +30,7 @@ peer() {
     done
 }
 
-# The five tasks that are used need these alone of lmms-eval's 73 requirements (82 MB instead of 955 MB); it imports a
-# private module that is gone from filelock 4.3. Its command prints its scores with pytablewriter, which asks for an older
-# python-dateutil than it needs.
-peer lmms-eval "install 'filelock<4.3' 'evaluate>=0.4' loguru pytz sacrebleu tenacity" \
-    "install --no-deps pytablewriter dataproperty mbstrdecoder pathvalidate tabledata tcolorpy typepy 'chardet>=3.0.4,<6'" \
-    "install --no-deps 'lmms-eval==0.7.3'"
+peer lmms-eval "scripts/install_lmms_eval.sh '$python' '${2:-}'"
 
 # openpi's client asks for numpy < 2 and runs with numpy 2.
 peer openpi-client "install dm-tree" "install --no-deps 'openpi-client==0.1.2'"

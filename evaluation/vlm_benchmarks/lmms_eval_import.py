@@ -11,8 +11,7 @@ from typing import Any
 
 SUPPORTED = "0.7.3"
 INSTALL_HINT = (
-    f"pip install 'syvla[eval]'; or, for these five benchmarks alone, pip install --no-deps lmms-eval=={SUPPORTED} and "
-    "pip install evaluate loguru pytablewriter pytz sacrebleu tenacity"
+    "pip install 'syvla[eval]'; or, without most of its requirements, in a checkout: scripts/install_lmms_eval.sh"
 )
 
 

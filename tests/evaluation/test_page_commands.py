@@ -1,9 +1,12 @@
-"""The commands of docs/evaluation.md run as they stand there, with fewer and shorter episodes; none is left out in silence."""
+"""The commands of docs/evaluation.md and evaluation/README.md run as they stand there, with fewer and shorter episodes; none is
+left out in silence."""
 
 import importlib
 import importlib.util
 import re
 import shlex
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -11,7 +14,10 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = ROOT / "docs" / "evaluation.md"
+PAGES = {  # and how often each command is there at least, so that a page cannot be emptied in silence
+    "docs/evaluation.md": {"syvla-eval": 7, "syvla-record": 1, "syvla-eval-vlm": 1},
+    "evaluation/README.md": {"syvla-eval": 3},
+}
 COMMANDS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
 SMALL = ["--env-option", "max_steps=4", "--env-option", "image_size=16"]
 SMALLER = {  # appended: the last value of an option counts
@@ -32,14 +38,14 @@ SMALLER = {  # appended: the last value of an option counts
 NOT_RUN = {
     "pip": "installs, or asks the registry",
     "unzip": "unpacks what was not downloaded",
-    "lmms-eval": "asks the Hub for its data",
+    "lmms-eval": "has a test of its own below, in a process of its own",
     "python": "runs in LeRobot's environment; integrations/lerobot_policy_server/tests",
 }
 
 
-def commands() -> list[list[str]]:
+def commands(page: str) -> list[list[str]]:
     """Every command of the page's bash blocks, without comments."""
-    blocks = re.findall(r"```bash\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
@@ -92,10 +98,11 @@ def small(name: str, arguments: list[str]) -> list[str]:
 
 
 @pytest.mark.slow
-def test_every_command_runs(place, served, monkeypatch, capsys):
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_runs(place, served, monkeypatch, capsys, page):
     monkeypatch.chdir(place)
     ran, folder = [], place
-    for name, *arguments in commands():
+    for name, *arguments in commands(page):
         if name == "cd":
             folder = place / arguments[0]
             monkeypatch.chdir(folder)
@@ -116,12 +123,23 @@ def test_every_command_runs(place, served, monkeypatch, capsys):
         if folder != place:
             folder = place
             monkeypatch.chdir(place)
-    assert ran.count("syvla-eval") >= 7
-    assert ran.count("syvla-record") == 1
-    assert ran.count("syvla-eval-vlm") >= 1
-    assert (place / "outputs" / "all" / "report.html").is_file()
+    for name, times in PAGES[page].items():
+        assert ran.count(name) >= times
+    if page == "docs/evaluation.md":
+        assert (place / "outputs" / "all" / "report.html").is_file()
 
 
-def test_every_command_of_the_page_is_known():
+@pytest.mark.slow
+def test_lmms_evals_command_prints_scores():
+    """In this environment; `make check-lmms-eval` runs the script in one with nothing but what the page installs."""
+    pytest.importorskip("lmms_eval", reason="lmms-eval is not installed: scripts/install_lmms_eval.sh")
+    script = ROOT / "scripts" / "check_lmms_eval.py"
+    result = subprocess.run([sys.executable, script, "lmms-eval"], capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "--tasks docvqa_val: scores printed" in result.stdout
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_of_the_page_is_known(page):
     known = {*COMMANDS, *NOT_RUN, "cd"}
-    assert {words[0] for words in commands()} <= known
+    assert {words[0] for words in commands(page)} <= known

@@ -13,10 +13,13 @@ export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTHONPATH=$root:$bridge
 mkdir -p "$output"
 for robot in ${ROBOTS:-tabletop aloha}; do
     [ "$robot" = tabletop ] && task=lift || task=transfer_cube
-    for kind in ${KINDS:-act smolvla pi0}; do
+    for kind in ${KINDS:-act smolvla pi0 pi05 xvla diffusion groot wall_x}; do
+        options=()
+        if [ "$kind" = diffusion ]; then options=(--repeat-observation); fi
         test -d "$output/${kind}_$robot" || "$lerobot" "$bridge/tests/small_policies.py" "$output" "$robot" "$kind"
         cd "$output"
-        "$lerobot" "$bridge/tests/serve_small.py" --policy "${kind}_$robot" --device cpu --port 0 > "$output/server.log" 2>&1 &
+        "$lerobot" "$bridge/tests/serve_small.py" --policy "${kind}_$robot" --device cpu --port 0 "${options[@]}" \
+            > "$output/server.log" 2>&1 &
         server=$!
         trap 'kill $server 2>/dev/null || true' EXIT
         until url=$(grep -o 'ws://[0-9.:]*' "$output/server.log"); do

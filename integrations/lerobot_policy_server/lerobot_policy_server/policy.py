@@ -22,6 +22,8 @@ from lerobot.processor.rename_processor import RenameObservationsProcessorStep
 
 WEIGHTS = "model.safetensors"
 PROMPTS = ("task", "prompt")
+_DECODED_WHOLE = ("groot",)
+"""Policies whose saved post-processor reads a whole chunk: each step has statistics of its own. The others' reads steps."""
 _REPEATABLE = ("diffusion",)
 """Policies with a history whose `predict_action_chunk` takes it as an axis of the batch."""
 
@@ -69,7 +71,8 @@ class ServedPolicy:
             config, pretrained_path=path, pretrained_revision=revision, preprocessor_overrides=overrides
         )
         self.digest = _digest(path, revision)
-        steps = getattr(config, "n_action_steps", None)
+        # GR00T's base model may execute fewer steps than the configuration asks for.
+        steps = getattr(self.policy, "_action_queue_steps", getattr(config, "n_action_steps", None))
         self.action_steps: int | None = steps if isinstance(steps, int) else None
 
     def metadata(self) -> dict[str, Any]:
@@ -124,9 +127,12 @@ class ServedPolicy:
                 batch = self._with_history(batch)
             chunk = self.policy.predict_action_chunk(batch)
             chunk = chunk if chunk.ndim == 3 else chunk[None]
-            chunk = chunk[:, : self.action_steps]
-            steps = [self.postprocessor(chunk[:, step]) for step in range(chunk.shape[1])]
-        actions: np.ndarray = torch.stack(steps, dim=1)[0].to("cpu", torch.float32).numpy()
+            if self.config.type in _DECODED_WHOLE:
+                chunk = self.postprocessor(chunk)[:, : self.action_steps]
+            else:
+                chunk = chunk[:, : self.action_steps]
+                chunk = torch.stack([self.postprocessor(chunk[:, step]) for step in range(chunk.shape[1])], dim=1)
+        actions: np.ndarray = chunk[0].to("cpu", torch.float32).numpy()
         return actions
 
     def _saved_renames(self) -> dict[str, str]:

@@ -6,10 +6,12 @@ tokenizers in LeRobot's code are Hub ids; here they are folders of those names b
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from pathlib import Path
 
+import small_vlas
 import torch
 from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.policies.factory import get_policy_class, make_policy_config, make_pre_post_processors
@@ -36,6 +38,7 @@ def statistics(cameras):
     """Of a robot whose joints spread around 0.2 by 0.1."""
     vector = {"mean": torch.full((DIM,), 0.2), "std": torch.full((DIM,), 0.1)}
     vector |= {"min": vector["mean"] - 0.3, "max": vector["mean"] + 0.3}
+    vector |= {"q01": vector["mean"] - 0.25, "q99": vector["mean"] + 0.25}
     image = {"mean": torch.full((3, 1, 1), 0.5), "std": torch.full((3, 1, 1), 0.25)}
     image |= {"min": torch.zeros(3, 1, 1), "max": torch.ones(3, 1, 1)}
     return {"observation.state": vector, "action": vector, **{f"observation.images.{name}": image for name in cameras}}
@@ -60,15 +63,19 @@ def configuration(kind, robot):
             resize_imgs_with_padding=(64, 64),
             **common,
         )
-    if kind == "pi0":
+    if kind == "diffusion":
+        sizes = {"down_dims": (32, 64), "diffusion_step_embed_dim": 32, "spatial_softmax_num_keypoints": 8}
+        steps = {"horizon": 16, "n_action_steps": 8, "num_inference_steps": 5, "drop_n_last_frames": 7}
+        return make_policy_config("diffusion", pretrained_backbone_weights=None, **steps, **sizes, **common)
+    if kind in ("pi0", "pi05"):
         sizes = {"paligemma_variant": "gemma_300m", "action_expert_variant": "gemma_300m"}
-        return make_policy_config("pi0", chunk_size=10, n_action_steps=8, num_inference_steps=3, **sizes, **common)
-    raise ValueError(f"expected act, smolvla or pi0, got {kind!r}")
+        return make_policy_config(kind, chunk_size=10, n_action_steps=8, num_inference_steps=3, **sizes, **common)
+    return getattr(small_vlas, f"{kind}_configuration")(common)
 
 
-def shrink_pi0():
-    """LeRobot's pi0 has two sizes by name, the smaller of 0.3 billion, and one vision tower; here all are tiny."""
-    from lerobot.policies.pi0 import modeling_pi0
+def shrink(kind):
+    """LeRobot's pi0 and pi0.5 have two sizes by name, the smaller of 0.3 billion, and one vision tower; here all are tiny."""
+    modeling_pi0 = importlib.import_module(f"lerobot.policies.{kind}.modeling_{kind}")
 
     if hasattr(modeling_pi0, "full_size"):
         return
@@ -87,7 +94,7 @@ def shrink_pi0():
     modeling_pi0.PaliGemmaForConditionalGenerationWithPiGemma = small
 
 
-def write_tokenizer(folder, tokens=None):
+def write_tokenizer(folder, tokens=None, template=None):
     """A byte tokenizer in the files that `AutoTokenizer` reads."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -97,6 +104,7 @@ def write_tokenizer(folder, tokens=None):
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     names = {"pad_token": "<pad>", "unk_token": "<unk>", "eos_token": "<pad>", "extra_special_tokens": tokens or {}}
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+    fast.chat_template = template
     fast.save_pretrained(folder)
     return fast
 
@@ -127,10 +135,12 @@ def write_policy(folder, kind, robot):
     """A checkpoint as `lerobot-train` leaves it; the working directory is where VLMs and tokenizers are looked for."""
     if kind == "smolvla" and not Path(SMOLVLM).is_dir():
         write_smolvlm(Path(SMOLVLM))
-    if kind == "pi0":
-        shrink_pi0()
+    if kind in ("pi0", "pi05"):
+        shrink(kind)
         if not Path(PALIGEMMA).is_dir():
             write_tokenizer(Path(PALIGEMMA))
+    if kind in small_vlas.BASES:
+        small_vlas.BASES[kind](write_tokenizer)
     config = configuration(kind, robot)
     torch.manual_seed(0)
     policy = get_policy_class(kind)(config)

@@ -16,7 +16,8 @@ from small_policies import DIM, ROBOTS, write_policy
 from syvla.serving.client.policy_client import PolicyClient
 from syvla.serving.client.retries import PolicyError
 
-KINDS = ("act", "smolvla", "pi0")
+NEEDS = {"diffusion": ("diffusers",), "groot": ("diffusers", "tree"), "wall_x": ("qwen_vl_utils", "torchdiffeq")}
+KINDS = ("act", "smolvla", "pi0", "pi05", "xvla", *NEEDS)
 
 
 @pytest.fixture(scope="session")
@@ -31,7 +32,16 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def checkpoints(folder):
-    return {kind: write_policy(folder / kind, kind, "tabletop") for kind in KINDS}
+    """Folder of a checkpoint by kind, written when it is asked for; what LeRobot's extra of the kind brings must be there."""
+
+    class Checkpoints(dict):
+        def __missing__(self, kind):
+            for module in NEEDS.get(kind, ()):
+                pytest.importorskip(module, reason=f"{module} is not installed; LeRobot's extra of {kind} brings it")
+            self[kind] = write_policy(folder / kind, kind, "tabletop")
+            return self[kind]
+
+    return Checkpoints()
 
 
 @pytest.fixture
@@ -65,7 +75,7 @@ def lerobots_own_actions(path, request):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_chunk_is_what_lerobot_executes(checkpoints, request_of, kind):
     expected = lerobots_own_actions(checkpoints[kind], request_of)
-    served = ServedPolicy(str(checkpoints[kind]))
+    served = ServedPolicy(str(checkpoints[kind]), repeat_observation=kind == "diffusion")
     with WebsocketPolicyServer(served, port=0).running() as url, PolicyClient(url, extras=False) as client:
         torch.manual_seed(5)
         actions = client.infer(request_of)["actions"]
@@ -74,6 +84,33 @@ def test_a_chunk_is_what_lerobot_executes(checkpoints, request_of, kind):
     assert actions.dtype == np.float32
     assert np.allclose(actions, expected, atol=1e-5)
     assert np.abs(actions - 0.2).max() < 5, "in the dataset's units: spread around 0.2"
+    assert np.ptp(actions, axis=0).min() > 0, "the steps differ, so that their order is compared"
+
+
+def test_groots_chunk_is_decoded_as_a_whole(checkpoints, request_of):
+    """With statistics per step, as its base models have them: step by step, each would be decoded by those of the first."""
+    served = ServedPolicy(str(checkpoints["groot"]))
+    torch.manual_seed(5)
+    normalized = (served.act(request_of) - 0.2) / 0.3  # the statistics of `small_policies` have 0.2 - 0.3 to 0.2 + 0.3
+    from lerobot.policies.groot.processor_groot import GrootN17ActionDecodeStep
+
+    low = np.arange(16.0)[:, None].repeat(DIM, axis=1)
+    configs = [{"rep": "absolute", "type": "non_eef", "format": "default", "state_key": None}]
+    action = {"modality_keys": ["arm"], "action_configs": configs, "delta_indices": list(range(16))}
+    served.postprocessor.steps[0] = GrootN17ActionDecodeStep(
+        env_action_dim=DIM,
+        raw_stats={"action": {"arm": {"min": low.tolist(), "max": (low + 2).tolist()}}},
+        modality_config={"action": action},
+    )
+    torch.manual_seed(5)
+    actions = served.act(request_of)
+    assert actions.shape == (8, DIM)
+    assert np.allclose(actions, low[:8] + 1 + normalized, atol=1e-4)
+
+
+def test_a_history_is_refused_unless_it_is_asked_for(checkpoints):
+    with pytest.raises(ValueError, match=r"wants the last 2 observations.*--repeat-observation"):
+        ServedPolicy(str(checkpoints["diffusion"]))
 
 
 def test_a_request_is_not_answered_from_the_queue_of_another(checkpoints, request_of):

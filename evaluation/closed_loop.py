@@ -26,6 +26,7 @@ from .environments.base import EVALUATION_SEED_OFFSET
 from .environments.custom import check_environment, is_custom
 from .episode_records import fingerprint
 from .episode_slot import SlotSettings
+from .idle_options import refuse_idle_options
 from .lockstep import EpisodeJob, LockstepRunner
 from .policy import Policy, load_policy
 from .run_page import write_run_page
@@ -102,7 +103,10 @@ def evaluate_closed_loop(
     started = time.monotonic()
     seeds = evaluation_seeds(seed, episodes) if only is None else list(dict.fromkeys(only))
     if not seeds or min(seeds) < EVALUATION_SEED_OFFSET:
-        raise ValueError(f"only: expected environment seeds from {EVALUATION_SEED_OFFSET} on, got {seeds}")
+        raise ValueError(
+            f"only: expected environment seeds from {EVALUATION_SEED_OFFSET} on, got {seeds}; episodes.jsonl and report.html "
+            f"name those of an evaluation (--episode {EVALUATION_SEED_OFFSET} is the first)"
+        )
     if batch_size < 1 or workers < 1 or not tasks:
         raise ValueError(
             f"expected batch_size >= 1, workers >= 1 and at least one task, got {batch_size=} {workers=} {tasks=}"
@@ -110,8 +114,12 @@ def evaluate_closed_loop(
     if control_rate not in CONTROL_RATES:
         raise ValueError(f"control_rate: expected one of {', '.join(CONTROL_RATES)}, got {control_rate!r}")
     part = None if shard is None else Shard.parse(shard)
+    if video_episodes < 0:
+        raise ValueError(f"video_episodes: expected 0 or more, got {video_episodes}")
     if video_episodes and output is None:
         raise ValueError("video_episodes: recordings need a folder; set output")
+    if output is not None and Path(output).exists() and not Path(output).is_dir():
+        raise ValueError(f"output: {output} is a file; name a folder, which is made if it does not exist")
     options = dict(environment_options or {})
     names = expand_tasks(env, [tasks] if isinstance(tasks, str) else tasks)
     run: dict[str, Any] = {
@@ -271,12 +279,6 @@ def _add_inference(parser: argparse.ArgumentParser) -> None:
 def _policy_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """Arguments of `load_policy` for the kind of policy that was asked for."""
     names = ["think", "max_new_tokens", "num_steps"]
-    chosen = {name: getattr(arguments, name) for name in ("noise", "advantage_guidance")}
-    chosen = {name: value for name, value in chosen.items() if value is not None}
-    if chosen and (arguments.server or arguments.model in BASELINES):
-        name = next(iter(chosen))
-        option = f"--{name.replace('_', '-')}"
-        raise ValueError(f"{name}: of a checkpoint alone; start the policy server with {option}, and leave it out here")
     if arguments.server:
         from syvla.serving.server.settings import read_token
 
@@ -285,8 +287,9 @@ def _policy_options(arguments: argparse.Namespace) -> dict[str, Any]:
         return {"token": token, "name": arguments.model, **{name: getattr(arguments, name) for name in names}}
     if arguments.model in BASELINES:
         return {}
+    chosen = {name: getattr(arguments, name) for name in ("noise", "advantage_guidance")}
     options = {name: getattr(arguments, name) for name in [*names, "device", "dtype", "compile"]}
-    return {**options, **chosen}
+    return {**options, **{name: value for name, value in chosen.items() if value is not None}}
 
 
 def _evaluate(arguments: argparse.Namespace) -> ClosedLoopResult:
@@ -326,6 +329,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.server and "://" not in arguments.server:
         arguments.server = f"ws://{arguments.server}"
     try:
+        if not arguments.merge:
+            refuse_idle_options(arguments, parser)
         result = merge_shards(arguments.merge, arguments.output) if arguments.merge else _evaluate(arguments)
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         print(error_text("syvla-eval", error), file=sys.stderr)

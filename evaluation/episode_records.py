@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -12,6 +13,23 @@ from typing import Any
 import numpy as np
 
 from syvla.durable_files import append_json_lines, read_json_lines
+
+logger = logging.getLogger(__name__)
+
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    **{
+        "task": str,
+        "seed": int,
+        "success": bool,
+        "steps": int,
+        "instruction": str,
+        "attempts": int,
+        "fingerprint": str,
+    },
+    **dict.fromkeys(("failure_reason", "error", "video"), (str, type(None))),
+    **{"thoughts": list, "call_seconds": list},
+}
+"""What the fields of a record are in JSON."""
 
 
 @dataclass
@@ -66,10 +84,21 @@ class EpisodeRecord:
 
     @classmethod
     def from_dict(cls, entry: Mapping[str, Any]) -> EpisodeRecord:
-        """The record of a JSON form; keys that are not fields are passed over."""
+        """The record of a JSON form; keys that are not fields are passed over.
+
+        Raises:
+            ValueError: If task or seed is missing, or a field is ill-formed.
+        """
         known = {item.name for item in fields(cls)}
         values = {key: value for key, value in entry.items() if key in known}
-        values["thoughts"] = [(int(step), str(text)) for step, text in entry.get("thoughts", [])]
+        wrong = sorted(name for name, value in values.items() if not isinstance(value, _KINDS[name]))
+        try:
+            values["thoughts"] = [(int(step), str(text)) for step, text in values.get("thoughts", [])]
+            values["call_seconds"] = [float(seconds) for seconds in values.get("call_seconds", [])]
+        except (TypeError, ValueError):
+            wrong = wrong or ["thoughts or call_seconds"]
+        if wrong or not {"task", "seed"} <= values.keys():
+            raise ValueError(f"episode: expected task, seed and well-formed fields, got {wrong or sorted(values)}")
         return cls(**values)
 
 
@@ -96,11 +125,19 @@ def read_records(
 ) -> dict[tuple[str, int], EpisodeRecord]:
     """Finished episodes under the given settings by (task, seed), the last of each.
 
-    Torn lines and other settings are passed over, and without `with_errors` also episodes that ended in an error.
+    Episodes of other settings are passed over, without `with_errors` also those that ended in an error. So are lines that
+    cannot be read, such as a torn one; a warning counts those.
     """
     records: dict[tuple[str, int], EpisodeRecord] = {}
-    for entry in read_json_lines(path)[0]:
+    entries, unreadable = read_json_lines(path)
+    for entry in entries:
         if entry.get("fingerprint") == wanted_fingerprint and (with_errors or not entry.get("error")):
-            record = EpisodeRecord.from_dict(entry)
+            try:
+                record = EpisodeRecord.from_dict(entry)
+            except ValueError:
+                unreadable += 1
+                continue
             records[record.task, record.seed] = record
+    if unreadable:
+        logger.warning("%s: %d lines cannot be read; their episodes count as not run", path, unreadable)
     return records

@@ -6,6 +6,7 @@ episodes. The answer to one observation must not depend on the others, so all ra
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +18,8 @@ from syvla.serving.contract.action_chunks import ActionChunks
 
 from .baselines import BASELINES, Baseline
 from .environments.base import Observation, RobotEnvironment
+
+_MODELS = f"expected a folder or Hub id of a checkpoint, or one of {sorted(BASELINES)}"
 
 
 class Policy(Protocol):
@@ -88,7 +91,8 @@ def load_policy(model: str, environment: RobotEnvironment, **options: Any) -> Po
 
     Raises:
         ImportError: If what a policy server needs is not installed.
-        FileNotFoundError: If `model` is the path of a folder that does not exist.
+        FileNotFoundError: If `model` is a folder that does not exist or is no checkpoint, or a name that the Hub does not give.
+        ValueError: If the folder holds another project's policy.
         ConnectionError: If no policy server answers at the URL.
     """
     if model in BASELINES:
@@ -107,10 +111,39 @@ def load_policy(model: str, environment: RobotEnvironment, **options: Any) -> Po
         except ModuleNotFoundError as error:
             raise ImportError(f"a policy server needs {error.name}; run: pip install 'syvla[serve]'") from error
         return RemotePolicy(model, environment, **options)
-    if model.startswith((".", "/", "~")) and not Path(model).is_dir():
-        raise FileNotFoundError(f"model: {model} is not a folder; expected a checkpoint, or one of {sorted(BASELINES)}")
+    _check_checkpoint(model)
     from syvla.serving.policies.in_process import (
         SyVLAPolicy,
     )  # torch, which an environment with a policy server behind it may lack
 
-    return SyVLAPolicy.from_pretrained(model, environment.embodiment, environment.view_cameras, **options)
+    try:
+        return SyVLAPolicy.from_pretrained(model, environment.embodiment, environment.view_cameras, **options)
+    except OSError as error:
+        if Path(model).is_dir():
+            raise
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise FileNotFoundError(
+            f"model: {model} is no folder here, and there is no such checkpoint to be had from the Hub ({reason}); {_MODELS}"
+        ) from error
+
+
+def _check_checkpoint(model: str) -> None:
+    """Refuses, before torch is imported, what cannot be a checkpoint."""
+    folder = Path(model)
+    if not folder.is_dir():
+        if model.startswith((".", "/", "~")) or model.count("/") > 1:
+            raise FileNotFoundError(f"model: {model} is not a folder; {_MODELS}")
+        return
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        inside = sorted(path.parent.relative_to(folder) for path in folder.glob("*/config.json"))
+        hint = f"; there is one in {folder / inside[-1]}" if inside else ""
+        raise FileNotFoundError(f"model: {model} has no config.json, so it is no checkpoint{hint}") from None
+    except ValueError as error:
+        raise ValueError(f"model: {folder / 'config.json'} is no JSON ({error}); copy the checkpoint again") from error
+    if isinstance(config, dict) and "model_type" not in config and "type" in config:
+        raise ValueError(
+            f"model: {model} is a policy of LeRobot ({config['type']}); serve it with integrations/lerobot_policy_server, then "
+            "pass --server ws://127.0.0.1:8000"
+        )

@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from queue import SimpleQueue
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -93,7 +94,8 @@ class RemotePolicy:
         except ConnectionError as error:
             other = spoken_instead(url)
             if other is None:
-                raise
+                port = urlsplit(url).port or 80
+                raise ConnectionError(f"{error} Start one: syvla-serve --model CHECKPOINT --port {port}") from error
             raise ConnectionError(f"{url}: {other}") from error
         self.own_server = "protocol_version" in self.metadata
         self.prompt = prompt

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -64,7 +65,7 @@ class SimulatorEnv(gymnasium.Env):
     max_step_motion: np.ndarray
 
     def __init__(self, task: str, image_size: int | tuple[int, int], max_steps: int, look: str = "official") -> None:
-        check_task(task, self.tasks)
+        check_task(task, self.tasks, self.task_groups)
         if look not in LOOKS:
             raise ValueError(f"look: expected one of {list(LOOKS)}, got {look!r}")
         self.look = look
@@ -98,7 +99,7 @@ class SimulatorEnv(gymnasium.Env):
             FileNotFoundError: If a file of one is missing.
         """
         for task in tasks:
-            check_task(task, cls.tasks)
+            check_task(task, cls.tasks, cls.task_groups)
 
     @property
     def model(self) -> mujoco.MjModel:
@@ -253,10 +254,20 @@ def went_unstable(data: mujoco.MjData) -> bool:
     return any(data.warning[kind].number for kind in _UNSTABLE)
 
 
-def check_task(task: str, tasks: tuple[str, ...]) -> None:
-    """Raises a `ValueError` that lists the known tasks unless `task` is one of them."""
-    if task not in tasks:
-        raise ValueError(f"task: expected one of {list(tasks)}, got {task!r}")
+def check_task(task: str, tasks: tuple[str, ...], groups: Iterable[str] = ()) -> None:
+    """Raises a `ValueError` unless `task` is one of `tasks`; it lists them, or of many the groups, and names close ones."""
+    if task in tasks:
+        return
+    listed = str(list(tasks))
+    if len(tasks) > LISTED_TASKS:
+        listed = f"{len(tasks)} tasks from {tasks[0]!r} to {tasks[-1]!r}, or of the groups {[*groups, 'all']}"
+    close = difflib.get_close_matches(str(task), [*groups, *tasks], n=3)
+    hint = f"; did you mean {' or '.join(close)}?" if close else ""
+    raise ValueError(f"task: expected one of {listed}, got {task!r}{hint}")
+
+
+LISTED_TASKS = 60
+"""More would hide what is said."""
 
 
 def check_options(options: Mapping[str, Any], known: tuple[str, ...]) -> None:

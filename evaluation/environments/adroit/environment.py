@@ -78,7 +78,7 @@ class AdroitEnv(SimulatorEnv):
         look: str = "official",
         goal_steps: int = 1,
     ) -> None:
-        check_task(task, self.tasks)
+        check_task(task, self.tasks, self.task_groups)
         if not 1 <= goal_steps <= max_steps:
             raise ValueError(f"goal_steps: expected 1 to {max_steps}, the steps of an episode, got {goal_steps}")
         self._simulator = _SIMULATORS[task](reward_type="sparse")

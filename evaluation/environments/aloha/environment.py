@@ -83,7 +83,7 @@ class AlohaEnv(SimulatorEnv):
         max_steps: int = 400,
         look: str = "official",
     ) -> None:
-        check_task(task, self.tasks)
+        check_task(task, self.tasks, self.task_groups)
         super().__init__(task, image_size, max_steps, look)
         self._model = mujoco.MjModel.from_xml_path(str(_assets_folder() / SCENES[task]))
         self._data = mujoco.MjData(self._model)

@@ -90,7 +90,7 @@ class LiberoEnv(SimulatorEnv):
         look: str = "official",
         pro: str | os.PathLike[str] | None = None,
     ) -> None:
-        check_task(task, self.tasks)
+        check_task(task, self.tasks, self.task_groups)
         self._pro = libero_pro.find_pro(pro) if task in libero_pro.TASKS else None
         self.suite, self._number = libero_tasks.suite_and_number(task)
         changed = libero_pro.SUITES.get(self.suite, self.suite)

@@ -9,6 +9,7 @@ from simulators import check_a_reset_forgets, make_or_skip
 
 from syvla.evaluation.closed_loop import evaluate_closed_loop
 from syvla.evaluation.environments import ENVIRONMENTS, RobotEnvironment, make_environment
+from syvla.evaluation.environments.simulator import check_task
 
 TASKS = {"metaworld": "push-v3", "aloha": "transfer_cube", "adroit": "relocate"}
 SIZE = 24
@@ -112,13 +113,27 @@ def test_bad_input_is_named(env):
 
 @pytest.mark.parametrize("name", [name for name in ENVIRONMENTS if name not in ("tabletop", "reach")])  # of the tests
 def test_an_unknown_task_lists_the_known_ones(name):
-    known = make_or_skip(name, TASKS[name]).tasks if name in TASKS else ("libero_spatial_0", "libero_10_9")
+    known = (
+        make_or_skip(name, TASKS[name]).tasks
+        if name in TASKS
+        else ("libero_spatial_0", "libero_90", "libero_goal_swap")
+    )
     try:
         with pytest.raises(ValueError, match=r"task: expected one of") as caught:
             make_environment(name, "fold_laundry")
     except ImportError as error:
         pytest.skip(str(error))
     assert all(task in str(caught.value) for task in known)
+
+
+def test_a_task_that_is_nearly_right_is_named_and_many_are_not_listed():
+    tasks = tuple(f"libero_goal_{number}" for number in range(100))
+    with pytest.raises(ValueError, match=r"did you mean libero_goal") as caught:
+        check_task("libero_gaol", tasks, ["libero_goal"])
+    assert "100 tasks from 'libero_goal_0' to 'libero_goal_99', or of the groups ['libero_goal', 'all']" in str(
+        caught.value
+    )
+    assert len(str(caught.value)) < 300
 
 
 @pytest.mark.slow

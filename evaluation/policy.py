@@ -6,9 +6,7 @@ episodes. The answer to one observation must not depend on the others, so all ra
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -17,6 +15,7 @@ import numpy as np
 from syvla.serving.contract.action_chunks import ActionChunks
 
 from .baselines import BASELINES, Baseline
+from .checkpoint_folder import check_checkpoint, naming_the_checkpoint
 from .environments.base import Observation, RobotEnvironment
 
 _MODELS = f"expected a folder or Hub id of a checkpoint, or one of {sorted(BASELINES)}"
@@ -111,39 +110,10 @@ def load_policy(model: str, environment: RobotEnvironment, **options: Any) -> Po
         except ModuleNotFoundError as error:
             raise ImportError(f"a policy server needs {error.name}; run: pip install 'syvla[serve]'") from error
         return RemotePolicy(model, environment, **options)
-    _check_checkpoint(model)
+    check_checkpoint(model, _MODELS)
     from syvla.serving.policies.in_process import (
         SyVLAPolicy,
     )  # torch, which an environment with a policy server behind it may lack
 
-    try:
+    with naming_the_checkpoint(model, _MODELS):
         return SyVLAPolicy.from_pretrained(model, environment.embodiment, environment.view_cameras, **options)
-    except OSError as error:
-        if Path(model).is_dir():
-            raise
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise FileNotFoundError(
-            f"model: {model} is no folder here, and there is no such checkpoint to be had from the Hub ({reason}); {_MODELS}"
-        ) from error
-
-
-def _check_checkpoint(model: str) -> None:
-    """Refuses, before torch is imported, what cannot be a checkpoint."""
-    folder = Path(model)
-    if not folder.is_dir():
-        if model.startswith((".", "/", "~")) or model.count("/") > 1:
-            raise FileNotFoundError(f"model: {model} is not a folder; {_MODELS}")
-        return
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        inside = sorted(path.parent.relative_to(folder) for path in folder.glob("*/config.json"))
-        hint = f"; there is one in {folder / inside[-1]}" if inside else ""
-        raise FileNotFoundError(f"model: {model} has no config.json, so it is no checkpoint{hint}") from None
-    except ValueError as error:
-        raise ValueError(f"model: {folder / 'config.json'} is no JSON ({error}); copy the checkpoint again") from error
-    if isinstance(config, dict) and "model_type" not in config and "type" in config:
-        raise ValueError(
-            f"model: {model} is a policy of LeRobot ({config['type']}); serve it with integrations/lerobot_policy_server, then "
-            "pass --server ws://127.0.0.1:8000"
-        )

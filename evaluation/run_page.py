@@ -99,9 +99,24 @@ def _causes(result: ClosedLoopResult) -> str:
         return "<h2>Failures</h2><p>None.</p>"
     rows = []
     for cause, records in sorted(groups.items(), key=lambda item: (-len(item[1]), item[0])):
-        seeds = ", ".join(f"{record.task} {record.seed}" for record in records)
-        rows.append(f"<tr><td>{html.escape(cause)}<td>{len(records)}<td class=muted>{html.escape(seeds)}")
-    return f"<h2>Failures by cause</h2><table><tr><th>cause<th>episodes<th>task and seed{''.join(rows)}</table>"
+        episodes = "".join(_failed(result, record) for record in records)
+        rows.append(f"<tr><td>{html.escape(cause)}<td>{len(records)}<td>{episodes}")
+    return (
+        "<h2>Failures by cause</h2><table><tr><th>cause<th>episodes<th>task and seed, and how to run it again"
+        f"{''.join(rows)}</table>"
+    )
+
+
+def _failed(result: ClosedLoopResult, record: EpisodeRecord) -> str:
+    """One episode of the table: its command behind its name, and the way to its recording."""
+    name = html.escape(f"{record.task} {record.seed}")
+    shown = f' <a href="#{_anchor(record)}">recording</a>' if record.video else ""
+    command = html.escape(replay_command(result, record))
+    return f"<details><summary class=muted>{name}{shown}</summary><code class=replay>{command}</code></details>"
+
+
+def _anchor(record: EpisodeRecord) -> str:
+    return html.escape(f"{record.task}-{record.seed}", quote=True)
 
 
 def _episodes(result: ClosedLoopResult, folder: Path) -> str:
@@ -127,7 +142,7 @@ def _figure(result: ClosedLoopResult, record: EpisodeRecord, folder: Path, rate:
         shown = f"<p class=missing>{html.escape(video)} is gone</p>"
     command = html.escape(replay_command(result, record))
     return (
-        f"<figure>{shown}{_timeline(record, rate)}<figcaption>{html.escape(caption)}</figcaption>"
+        f'<figure id="{_anchor(record)}">{shown}{_timeline(record, rate)}<figcaption>{html.escape(caption)}</figcaption>'
         f"<details><summary>run it again</summary><code class=replay>{command}</code></details></figure>"
     )
 

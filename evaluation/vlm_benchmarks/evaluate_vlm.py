@@ -155,6 +155,8 @@ def check_request(
     if data_root is not None:
         for benchmark in chosen:
             parquet_files(benchmark, data_root)
+    if output is not None and Path(output).exists() and not Path(output).is_dir():
+        raise ValueError(f"output: {output} is a file; name a folder, which is made if it does not exist")
     if resume and output is None:
         raise ValueError("resume: needs the output folder of the interrupted run")
     if output is not None and not resume and AnswerLog.files(output):

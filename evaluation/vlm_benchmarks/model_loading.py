@@ -33,18 +33,26 @@ def load_generator(
         min_pixels, max_pixels: See `PromptRenderer`.
         max_batch_size, batch_tokens, max_new_tokens, progress: See `AnswerGenerator`.
         fingerprint: Whether to compute the digest of the weights.
+
+    Raises:
+        FileNotFoundError, ValueError: If there is no such checkpoint, device or dtype.
     """
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     import syvla
+    from syvla.evaluation.checkpoint_folder import check_checkpoint, naming_the_checkpoint
     from syvla.modeling_syvla.vlm_positions import use_right_image_positions
+    from syvla.serving.policies.loading import checked_device, checked_dtype
 
-    # Any: the annotations of transformers lose `self` in `PreTrainedModel.to`.
-    vlm: Any = AutoModelForImageTextToText.from_pretrained(model, dtype=dtype)
-    if not isinstance(vlm, syvla.SyVLAForConditionalGeneration):
-        use_right_image_positions(vlm)
-    vlm = vlm.to(device or default_device())
-    processor = AutoProcessor.from_pretrained(model)
+    check_checkpoint(model)
+    place, parameters = checked_device(device or default_device()), checked_dtype(dtype)
+    with naming_the_checkpoint(model):
+        # Any: the annotations of transformers lose `self` in `PreTrainedModel.to`.
+        vlm: Any = AutoModelForImageTextToText.from_pretrained(model, dtype=parameters)
+        if not isinstance(vlm, syvla.SyVLAForConditionalGeneration):
+            use_right_image_positions(vlm)
+        vlm = vlm.to(place)
+        processor = AutoProcessor.from_pretrained(model)
     return make_generator(
         vlm,
         processor,

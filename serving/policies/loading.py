@@ -35,19 +35,49 @@ def load_for_inference(
         revision: Commit, branch or tag on the Hub.
 
     Raises:
-        ValueError: Files of the folder are Git LFS pointers.
+        ValueError: Files of the folder are Git LFS pointers, or there is no such device or dtype.
     """
     from transformers import AutoConfig, AutoModel, AutoProcessor
 
     import syvla  # noqa: F401  registers the Auto classes
 
     require_contents(file for file in sorted(Path(path).glob("*")) if file.is_file())
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = checked_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     hub = {"revision": revision} if revision else {}
-    chosen = inference_dtype(dtype, place, AutoConfig.from_pretrained(path, **hub).dtype)
+    chosen = inference_dtype(checked_dtype(dtype), place, AutoConfig.from_pretrained(path, **hub).dtype)
     model = AutoModel.from_pretrained(path, dtype=chosen, **hub).to(place).eval()
     model.optimize_for_inference(compile=compile)
     return model, AutoProcessor.from_pretrained(path, **hub)
+
+
+def checked_device(device: str | torch.device) -> torch.device:
+    """The device.
+
+    Raises:
+        ValueError: If torch knows no such device, or has none of the kind here.
+    """
+    try:
+        place = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device: expected cpu, cuda, cuda:1 or another of torch's, got {device!r}") from error
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device: {device} was asked for, and torch {torch.__version__} finds {torch.cuda.device_count()} GPUs here; "
+            "leave it out for what there is, or install a torch built for your GPU"
+        )
+    return place
+
+
+def checked_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
+    """The dtype as it was given.
+
+    Raises:
+        ValueError: If it is none of parameters.
+    """
+    chosen = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if dtype != "auto" and not (isinstance(chosen, torch.dtype) and chosen.is_floating_point):
+        raise ValueError(f"dtype: expected auto, float32, bfloat16 or float16, got {dtype!r}")
+    return dtype
 
 
 def inference_dtype(dtype: str | torch.dtype, device: torch.device, saved: torch.dtype | None) -> str | torch.dtype:

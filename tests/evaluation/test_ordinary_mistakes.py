@@ -1,11 +1,16 @@
 """What a newcomer types wrongly: each is one error that names the option, what came and what to type; nothing is ignored."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from syvla.evaluation import closed_loop
 from syvla.evaluation.compare import main as compare
+from syvla.evaluation.vlm_benchmarks.evaluate_vlm import main as evaluate_vlm
+from syvla.evaluation.vlm_benchmarks.synthetic_data import write_benchmarks
+
+ROOT = Path(__file__).resolve().parents[2]
 
 SHORT = ["--episodes", "1", "--env-option", "max_steps=4", "--quiet"]
 
@@ -105,3 +110,35 @@ def test_a_damaged_row_is_counted_and_its_episode_runs_again(folder, capsys, cap
     assert path.read_text().splitlines()[1] == second
     assert len(path.read_text().splitlines()) == 3, "the damaged episode alone ran again"
     assert "lift: 0/2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--model", "outputs/my/task"],
+            "model: outputs/my/task is not a folder; expected a folder or Hub id of a checkpoint",
+        ),
+        (["--model", "/nowhere"], "model: /nowhere is not a folder"),
+        (
+            ["--model", "no.such/model"],
+            "model: no.such/model is no folder here, and there is no such checkpoint to be had",
+        ),
+        (["--model", "data"], "model: data has no config.json, so it is no checkpoint"),
+        (["--dtype", "float8"], "dtype: expected auto, float32, bfloat16 or float16, got 'float8'"),
+        (["--dtype", "int64"], "dtype: expected auto, float32, bfloat16 or float16, got 'int64'"),
+        (["--device", "gpu"], "device: expected cpu, cuda, cuda:1 or another of torch's, got 'gpu'"),
+        (["--device", "cuda:99"], "device: cuda:99 was asked for, and torch"),
+        (["--output", "file"], "output: file is a file; name a folder"),
+        (["--data-root", "dtaa"], "data_root: no test-*.parquet for MME below dtaa/MME; put the dataset"),
+        (["--tasks", "mmee"], "tasks: 'mmee' is unknown, expected any of docvqa"),
+    ],
+)
+def test_each_is_one_clear_error_of_the_vision_language_command_too(folder, capsys, arguments, message):
+    (folder / "file").write_text("")
+    write_benchmarks("data", 2, tasks=["mme"])
+    known = ["--model", str(ROOT / "checkpoints" / "tabletop-lift"), "--data-root", "data", "--tasks", "mme", "--quiet"]
+    assert evaluate_vlm([*known, *arguments]) == 1
+    error = capsys.readouterr().err
+    assert f"syvla-eval-vlm: {message}" in error
+    assert "Traceback" not in error

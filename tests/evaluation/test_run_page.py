@@ -30,7 +30,10 @@ def test_causes_come_most_frequent_first_and_text_is_escaped(tmp_path):
     text = page_of(tmp_path, records)
     order = [text.index(cause) for cause in ("time limit", "error: step: RuntimeError", "fell &lt;off&gt;")]
     assert order == sorted(order)
-    assert "lift 3, place 4" in text
+    row = text[text.index("time limit") : text.index("error: step: RuntimeError")]
+    assert [name for name in ("lift 3", "place 4", "fell") if name in row] == ["lift 3", "place 4"]
+    assert "--task place --episode 4" in row, "the command that runs it again, recorded or not"
+    assert "#place-4" not in row, "without a recording nothing leads to one"
     assert "1/3 = 33.3%" in text
     assert "0/1 = 0.0%" in text
     assert "1 more ended in an error" in text
@@ -46,6 +49,9 @@ def test_thoughts_are_as_wide_as_they_lasted_and_lead_into_the_recording(tmp_pat
     assert "grasp &lt;it&gt;" in text
     assert 'src="videos/a.mp4"' in text
     assert "videos/b.mp4 is gone" in text
+    failed = EpisodeRecord("lift", 9, False, 3, failure_reason="time limit", video="videos/a.mp4")
+    text = page_of(tmp_path, [failed])
+    assert text.index('<a href="#lift-9">recording</a>') < text.index('<figure id="lift-9">')
 
 
 def test_the_replay_command_is_understood_and_means_the_same_episode():

@@ -24,6 +24,9 @@ from syvla.evaluation.environments import make_environment
 from syvla.evaluation.policy import load_policy
 
 REFERENCE_STEPS = 500
+LEAST_DEVIATION = 1e-3
+"""Radians or meters; a dimension that stood still in the recordings has no scale to measure an error by."""
+
 SOLVERS = ("euler:1", "euler:2", "euler:2.5", "ab2:1", "ab2:2", "ab2:2.5")
 """`flow_solver:flow_grid_power` of a configuration."""
 
@@ -49,12 +52,13 @@ def visited(policy: Any, environment: Any, episodes: int) -> tuple[list[dict[str
 def chunks(
     policy: Any, inputs: Any, intention: Any, num_steps: int, solver: str = "euler:1", first_seed: int = 0
 ) -> np.ndarray:
-    """(B, T, D), in standard deviations of the recorded actions."""
+    """(B, T, D), in standard deviations of the recorded actions; D of them that move at all."""
     set_solver(policy, solver)
     seeds = range(first_seed, first_seed + len(inputs.states))
     actions = policy.denoise(inputs, intention, seeds=seeds, num_steps=num_steps)
-    deviation = policy.processor.embodiments[policy.embodiment]["statistics"]["action"]["std"]
-    return actions / np.maximum(np.asarray(deviation), 1e-6)
+    deviation = np.asarray(policy.processor.embodiments[policy.embodiment]["statistics"]["action"]["std"])
+    moves = deviation > LEAST_DEVIATION
+    return np.asarray(actions[..., moves] / deviation[moves])
 
 
 def set_solver(policy: Any, solver: str) -> None:

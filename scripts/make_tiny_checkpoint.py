@@ -1,10 +1,10 @@
 """Makes the trained checkpoint that a checkout carries, `checkpoints/tabletop-lift`, and what was measured of it.
 
-    make checkpoint                                   # all of it: about half an hour on a quiet laptop
+    make checkpoint                                   # all of it: about ten minutes on a quiet laptop
     .venv/bin/python scripts/make_tiny_checkpoint.py  # the same; goes on where it was cut short
 
-Stages: 200 demonstrations of `lift` by the scripted expert, a tiny SyVLA from random weights, 1000 optimizer steps with the
-demo's recipe on one thread, 200 episodes on unseen starts, the card. Weights differ in their last digits from machine to
+Stages: what `make demo` does (200 demonstrations of `lift` by the scripted expert, a tiny SyVLA from random weights, 1000
+optimizer steps), on one thread and with 200 episodes on unseen starts, then the card. Weights differ in their last digits from machine to
 machine, so the hash in SHA256SUMS is that of the run whose outcomes `benchmarks/results/tiny_checkpoint.json` holds.
 """
 
@@ -43,7 +43,7 @@ SHARED_CODE = "import syvla  # pip install syvla; or pass trust_remote_code=True
 
 def settings_in(folder: Path) -> demo.DemoSettings:
     """What is made, in this folder."""
-    return demo.DemoSettings(output=folder, demonstrations=200, episodes=200, train_steps=1000, threads=1)
+    return demo.DemoSettings(output=folder, episodes=200, threads=1)
 
 
 def train_policy(settings: demo.DemoSettings) -> None:
@@ -94,7 +94,7 @@ def measurement(settings: demo.DemoSettings, result: ClosedLoopResult, checkpoin
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
         "task": settings.task,
         "demonstrations": settings.demonstrations,
-        "optimizer_steps": settings.train_steps,
+        "optimizer_steps": json.loads((checkpoint / RUN_FILE).read_text(encoding="utf-8"))["step"],
         "threads": settings.threads,
         "thinks": settings.think,
         "replan_steps": settings.replan_steps,

@@ -20,8 +20,11 @@ logger = logging.getLogger(__name__)
 ACCEPTABLE = ("names", "rate", "statistics")
 """Differences between data and checkpoint that a user may overrule."""
 
+RUN_FILE = "training_run.json"
+"""File beside a checkpoint's card with the facts of its run, among them what was held out."""
+
 RUN_SETTINGS = "run_settings.json"
-"""File of a training checkpoint that says what was trained on and held out."""
+"""File of a training checkpoint that is to be continued, which says the same."""
 
 
 @dataclass(frozen=True)
@@ -107,21 +110,49 @@ def open_episodes(request: EpisodeRequest, processor: Any, checkpoint: str | Pat
 def recorded_split(checkpoint: str | Path, dataset: str) -> list[int] | None:
     """Episodes of a dataset that the checkpoint's training run held out; None where that is not recorded.
 
-    A finished run's own folder has no record; its newest checkpoint has.
+    Every folder that training writes says so beside its card, and goes to the Hub with it. Earlier versions noted it in
+    their checkpoints alone, of which the newest is asked.
+
+    Args:
+        checkpoint: Folder, or "organization/name" on the Hub.
+        dataset: Folder or name of the dataset; its last part is compared.
     """
-    folder = Path(checkpoint)
-    steps = sorted(folder.glob("checkpoint-*"), key=lambda path: _number(path.name))
-    for place in [folder, *reversed(steps)]:
-        if (path := place / RUN_SETTINGS).is_file():
-            break
-    else:
-        return None
-    saved = json.loads(path.read_text(encoding="utf-8"))
     name = str(dataset).rstrip("/").rsplit("/", 1)[-1]
-    for source, episodes in (saved.get("fixed") or {}).get("held_out") or []:
+    for source, episodes in _held_out_data(checkpoint):
         if source == name and isinstance(episodes, list):
             return [int(episode) for episode in episodes]
     return None
+
+
+def _held_out_data(checkpoint: str | Path) -> list[Any]:
+    """Pairs of a dataset's name and its held-out episodes, or number of rows."""
+    folder = Path(checkpoint)
+    if not folder.is_dir():
+        file = _from_hub(str(checkpoint))
+        return [] if file is None else _read(file).get("held_out_data") or []
+    if (found := _read(folder / RUN_FILE).get("held_out_data")) is not None:
+        return list(found)
+    steps = sorted(folder.glob("checkpoint-*"), key=lambda path: _number(path.name))
+    for place in [folder, *reversed(steps)]:
+        if (path := place / RUN_SETTINGS).is_file():
+            return (_read(path).get("fixed") or {}).get("held_out") or []
+    return []
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON object; an empty one where there is no file."""
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return found
+
+
+def _from_hub(checkpoint: str) -> Path | None:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HFValidationError
+
+    try:
+        return Path(hf_hub_download(checkpoint, RUN_FILE))
+    except (EntryNotFoundError, HFValidationError):  # the first also where the Hub cannot be asked
+        return None
 
 
 def parse_episodes(text: str) -> list[int]:

@@ -72,7 +72,8 @@ def write_model_card(folder: str | Path, config: Any, processor: Any, fields: di
         config: [`SyVLAConfig`].
         processor: [`SyVLAProcessor`].
         fields: JSON values of the run, all optional: `step`, `nonfinite_steps` (skipped ones), `world_size`, `final` (last
-            logged losses), `held_out` (last losses on held-out data), `arguments` (the `RECIPE_FIELDS`), `freeze`,
+            logged losses), `held_out` (last losses on held-out data), `held_out_data` (what was held out: pairs of a dataset's
+            name and its episodes, or number of rows), `arguments` (the `RECIPE_FIELDS`), `freeze`,
             `multimodal_share`, `datasets` (see `syvla.training.hub.run_description`), `base_model` (Hub id), `adapter`
             (`{"kind", "scope", "rank", "alpha"}`), `evaluations` (summaries of `syvla-eval`), `augmentation` (its fields),
             `model_name`, `model_id`, `instruction`, `reinforcement_learning` (facts by name), `tags` (further ones).

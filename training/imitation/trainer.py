@@ -356,11 +356,17 @@ class SyVLATrainer(HeldOutEvaluationMixin, FiniteStepsMixin, AtomicCheckpointMix
             "freeze": self.card.get("freeze", "none"),
             "adapter": describe_adapter(self.accelerator.unwrap_model(self.model)),
         }
-        if isinstance(self.eval_dataset, HeldOutSamples):
-            held_out = self.eval_dataset.datasets
-            parts = [getattr(dataset, "episodes", None) or len(dataset) for dataset in held_out]
-            data["held_out"] = [list(pair) for pair in zip(source_names(held_out), parts, strict=True)]
+        if held_out := self._held_out_parts():
+            data["held_out"] = held_out
         return settings_of(self.args, data)
+
+    def _held_out_parts(self) -> list[list[Any]]:
+        """Short name of each dataset that holds something out, and its held-out episodes, or number of rows."""
+        if not isinstance(self.eval_dataset, HeldOutSamples):
+            return []
+        held_out = self.eval_dataset.datasets
+        parts = [getattr(dataset, "episodes", None) or len(dataset) for dataset in held_out]
+        return [list(pair) for pair in zip(source_names(held_out), parts, strict=True)]
 
     def prepare_to_continue(self, checkpoint: Path | None) -> None:
         """Starts the clock, and the multi-modal datasets at the step of the checkpoint."""
@@ -467,6 +473,7 @@ class SyVLATrainer(HeldOutEvaluationMixin, FiniteStepsMixin, AtomicCheckpointMix
             "held_out": {key: measured[-1][f"eval_{key}"] for key in kept if f"eval_{key}" in measured[-1]}
             if measured
             else {},
+            "held_out_data": self._held_out_parts(),
             "multimodal_share": self.multimodal_share,
             "arguments": {key: value for key, value in self.args.to_dict().items() if key in RECIPE_FIELDS},
             "adapter": describe_adapter(self.accelerator.unwrap_model(self.model)),

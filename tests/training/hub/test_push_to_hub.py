@@ -61,7 +61,7 @@ def checkpoint(base_checkpoint, tmp_path):
     model, processor = AutoModel.from_pretrained(base_checkpoint), AutoProcessor.from_pretrained(base_checkpoint)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
-    write_model_card(folder, model.config, processor, {})
+    write_model_card(folder, model.config, processor, {"held_out_data": [["arm", [2, 3]]]})
     (folder / "checkpoint-2").mkdir()
     for name in (
         "optimizer.pt",
@@ -88,6 +88,9 @@ def test_a_checkpoint_arrives_whole_in_one_commit_with_its_card(run, hub, checkp
     ]
     assert files["model.safetensors"] == (checkpoint / "model.safetensors").read_bytes()
     assert b'from_pretrained("someone/tiny")' in files["README.md"]
+    asked = "from syvla.evaluation.open_loop.episodes import recorded_split as split\n"
+    asked += "print(split('someone/tiny', 'me/arm'), split('someone/tiny', 'me/leg'))"
+    assert run("-c", asked).stdout.split("\n")[0] == "[2, 3] None", "the held-out episodes are known from the Hub"
 
 
 def test_push_to_hub_of_transformers_keeps_the_card_that_is_there(run, hub, checkpoint, tmp_path):

@@ -12,6 +12,7 @@ from launching import launch
 from safetensors.torch import load_file
 from transformers import AutoProcessor
 
+from syvla.evaluation.open_loop.command import main as openloop
 from syvla.processing import RobotDataset
 from syvla.training.finetune import main
 from syvla.training.imitation.command import train
@@ -75,6 +76,18 @@ def test_measuring_alone_gives_what_the_run_measured_and_changes_nothing(finetun
         for name in ("eval_loss", "eval_action_loss", "eval_lm_loss"):
             assert printed[name] == pytest.approx(results(tmp_path / "run")[name], rel=2e-5)
     assert sorted(path.name for path in (tmp_path / "alone").iterdir()) == ["eval_results.json"]
+
+
+def test_the_final_folder_alone_says_what_was_held_out(finetune, robot_dataset_path, tmp_path):
+    """The open-loop command asks it, also of a run that saved no checkpoint on its way."""
+    folder = tmp_path / "run"
+    assert finetune(folder, eval_split="[1]", save_strategy="no", max_steps=1) == 0
+    assert not list(folder.glob("checkpoint-*"))
+    output = tmp_path / "report"
+    options = ["--output", str(output), "--draws", "1", "--plots", "0", "--worst", "0", "--neighbor-images", "0"]
+    assert openloop([str(folder), str(robot_dataset_path), *options, "--quiet", "--device", "cpu"]) == 0
+    settings = json.loads((output / "openloop.json").read_text())["settings"]
+    assert (settings["episodes"], settings["episodes_chosen"]) == ([1], "held out by the training run")
 
 
 def test_the_best_checkpoint_is_loaded_at_the_end(run, tmp_path):

@@ -44,7 +44,9 @@ def save_runs(path: Path, runs: Sequence[dict[str, Any]]) -> None:
     """One line for each run, by threads and seed."""
     lines = ",\n".join(json.dumps(run) for run in sorted(runs, key=lambda run: (run["threads"], run["seed"])))
     summaries = json.dumps({str(threads): summary(runs, threads) for threads in sorted({r["threads"] for r in runs})})
-    write_text(path, f'{{"command": {json.dumps(COMMAND)},\n"summary_by_threads": {summaries},\n"runs": [\n{lines}\n]}}\n')
+    write_text(
+        path, f'{{"command": {json.dumps(COMMAND)},\n"summary_by_threads": {summaries},\n"runs": [\n{lines}\n]}}\n'
+    )
 
 
 def summary(runs: Sequence[dict[str, Any]], threads: int) -> dict[str, Any]:
@@ -110,7 +112,9 @@ def run_demo(seed: int, threads: int, output: Path, extra: Sequence[str] = ()) -
 def _outcomes(path: Path) -> list[dict[str, Any]]:
     episodes = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     kept = ("seed", "success", "steps", "instruction")
-    return sorted(({key: episode[key] for key in kept} for episode in episodes), key=lambda episode: int(episode["seed"]))
+    return sorted(
+        ({key: episode[key] for key in kept} for episode in episodes), key=lambda episode: int(episode["seed"])
+    )
 
 
 def _processor() -> str:
@@ -155,7 +159,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--threads", type=int, default=1, help="of each run")
     parser.add_argument("--processes", type=int, default=2, help="runs side by side")
-    parser.add_argument("--output", type=Path, default=Path("outputs/demo_seeds"), help="folder of the demos' own files")
+    parser.add_argument(
+        "--output", type=Path, default=Path("outputs/demo_seeds"), help="folder of the demos' own files"
+    )
     parser.add_argument("--results", type=Path, default=RESULTS / "demo_seeds.json")
     parser.add_argument("--quick", action="store_true", help="the demo's --quick; give it --results of its own")
     parser.add_argument("--table", action="store_true", help="only print the table")

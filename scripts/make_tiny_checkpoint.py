@@ -4,8 +4,8 @@
     .venv/bin/python scripts/make_tiny_checkpoint.py  # the same; goes on where it was cut short
 
 Stages: what `make demo` does (200 demonstrations of `lift` by the scripted expert, a tiny SyVLA from random weights, 1000
-optimizer steps), on one thread and with 200 episodes on unseen starts, then the card. Weights differ in their last digits from machine to
-machine, so the hash in SHA256SUMS is that of the run whose outcomes `benchmarks/results/tiny_checkpoint.json` holds.
+optimizer steps), on one thread and with 200 episodes on unseen starts, then the card. Weights differ in their last digits from
+machine to machine, so the hash in SHA256SUMS is that of the run whose outcomes `benchmarks/results/tiny_checkpoint.json` holds.
 """
 
 from __future__ import annotations

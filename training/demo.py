@@ -354,7 +354,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--train-steps", type=int, help="optimizer steps; by default the recipe's")
     parser.add_argument("--video-episodes", type=int, help=f"recorded episodes (default: {defaults.video_episodes})")
     parser.add_argument(
-        "--seed", type=int, default=defaults.seed, help="of demonstrations, initial weights, training and evaluation starts"
+        "--seed",
+        type=int,
+        default=defaults.seed,
+        help="of demonstrations, initial weights, training and evaluation starts",
     )
     parser.add_argument("--threads", type=int, default=defaults.threads, help="threads of training")
     return parser

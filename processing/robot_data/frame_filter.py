@@ -1,7 +1,8 @@
 """Which frames of a dataset training leaves out: the filter file that cleaning writes and the reader applies.
 
-A removed frame counts as never recorded: no chunk starts there, none runs across it (a chunk is padded, and its loss
-masked, from the gap on), and statistics do not see it. The dataset itself is never changed.
+A removed frame counts as never recorded: no chunk starts there, none runs across it (from the gap on a chunk is padded as at
+the end of an episode, where training puts what the model's `chunk_end` says), and statistics do not see it. The dataset itself
+is never changed.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from syvla.evaluation.closed_loop import SEEDS_PER_RUN
 from syvla.evaluation.environments import EVALUATION_SEED_OFFSET
 from syvla.training import demo
 from syvla.training.demo import DemoSettings, loading_code, prepare_output, training_command
@@ -38,6 +39,23 @@ def test_the_training_command_is_the_script_that_users_run(tmp_path):
     assert int(command[command.index("--num_cpu_threads_per_process") + 1]) >= 1
     assert shlex.split(shlex.join(command)) == command
     assert "--max_steps" not in training_command(DemoSettings(output=tmp_path))
+    alone = training_command(DemoSettings(output=tmp_path, threads=1))
+    assert alone[alone.index("--num_cpu_threads_per_process") + 1] == "1"
+
+
+def test_a_seed_changes_demonstrations_and_weights(tmp_path):
+    """Two seeds share no start of a demonstration, and a seed gives the same every time."""
+    starts, weights = {}, {}
+    for name, seed in (("a", 3), ("b", 4), ("again", 3)):
+        settings = DemoSettings(output=tmp_path / name, demonstrations=2, seed=seed)
+        demo.record(settings)
+        recording = json.loads((settings.dataset / "recording.json").read_text())
+        starts[name] = [attempt["seed"] for attempt in recording["attempts"]]
+        demo.build_base(settings)
+        weights[name] = (settings.base / "model.safetensors").read_bytes()
+    assert starts["a"] == starts["again"] == [30_000, 30_001]
+    assert not set(starts["a"]) & set(starts["b"])
+    assert weights["a"] == weights["again"] != weights["b"]
 
 
 @pytest.mark.slow
@@ -45,14 +63,18 @@ def test_quick_demo_end_to_end(tmp_path):
     """Everything but the learning: recording, training in a process of its own, evaluation, report, page, loading."""
     output = tmp_path / "demo"
     arguments = ["--quick", "--demonstrations", "4", "--episodes", "2", "--train-steps", "4", "--output", str(output)]
-    assert demo.main(arguments) == 0
+    assert demo.main([*arguments, "--seed", "3"]) == 0
     report = json.loads((output / "report.json").read_text())
     for key in ("success_before", "success_after"):
         assert 0.0 <= report[key] <= 1.0
     assert report["episodes"] == 2
     assert report["demonstrations"]["episodes"] == 4
     assert report["seconds"] >= sum(report["seconds_by_stage"].values()) - 1
-    assert report["evaluation_seeds"][0] >= EVALUATION_SEED_OFFSET
+    assert report["evaluation_seeds"] == [EVALUATION_SEED_OFFSET + 3 * SEEDS_PER_RUN + k for k in (0, 1)], (
+        "the third set"
+    )
+    assert set(report["processor_seconds_by_stage"]) == set(report["seconds_by_stage"])
+    assert report["processor_seconds_by_stage"]["training"] > 1, "the process that trains is counted"
     page = (output / "index.html").read_text()
     for part in ("Closed-loop success", "Training loss", "Episodes, with thoughts", report["checkpoint"]):
         assert part in page

@@ -45,7 +45,9 @@ def test_the_training_runs_own_held_out_episodes(arm_data, processor, tmp_path):
     assert recorded_split(tmp_path / "run", "somewhere/else") is None
     run_file = tmp_path / "run" / "training_run.json"
     run_file.write_text(json.dumps({"held_out_data": [["arm", [4]]]}))
-    assert recorded_split(tmp_path / "run", str(arm_data)) == [4], "the folder's own word, not that of a checkpoint in it"
+    assert recorded_split(tmp_path / "run", str(arm_data)) == [4], (
+        "the folder's own word, not that of a checkpoint in it"
+    )
     run_file.write_text(json.dumps({"held_out_data": []}))
     assert recorded_split(tmp_path / "run", str(arm_data)) is None, "the run that wrote these weights held nothing out"
 

@@ -213,6 +213,9 @@ def test_removed_frames_count_as_never_recorded(tmp_path):
     assert [dataset[i]["frame_index"] for i in (28, 29, 30)] == [28, 29, 31]
     assert dataset[28]["action_is_pad"].tolist() == [False, False, True, True]
     np.testing.assert_array_equal(dataset[28]["actions"][2:], np.repeat(whole.actions[29:30], 2, axis=0))
+    ended = whole[LENGTH - 3]  # two steps before the end of the episode
+    assert ended["action_is_pad"].tolist() == dataset[28]["action_is_pad"].tolist(), "a cut is as an end"
+    np.testing.assert_array_equal(ended["actions"][2:], np.repeat(ended["actions"][1:2], 2, axis=0))
     after = dataset[30]
     np.testing.assert_array_equal(after["actions"], whole[31]["actions"])
     np.testing.assert_array_equal(after["images"]["center"], whole[31]["images"]["center"])

@@ -4,7 +4,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
+from syvla.modeling_syvla.expert_inputs import action_target
 from syvla.serving.recording.decision import Correction, Decision, Rollout
 from syvla.serving.recording.episode_facts import EpisodeFacts
 from syvla.training.rl.update_data import join_corrections
@@ -168,3 +170,28 @@ def test_a_graded_reward_is_what_the_last_decision_brings():
     grades = [0.3, 0.9, 0.2, 0.7]
     held = held_out_rollouts(grades, 0.5, np.random.default_rng(0))
     assert sorted(grades[number] >= 0.5 for number in held) == [False, True], "one of either kind"
+
+
+@pytest.mark.parametrize("chunk_end", ["noise", "hold", "hold_untrained"])
+def test_expert_chunks_end_as_in_imitation_and_sampled_ones_as_they_were_sampled(
+    chunk_end, make_item, tiny_processor, make_model
+):
+    """After the end of an expert's episode stands what fine-tuning puts there; what the policy sampled stays."""
+    model = make_model(chunk_end=chunk_end)
+    preparation = UpdatePreparation.__new__(UpdatePreparation)
+    preparation.args, preparation.processor = SimpleNamespace(ratio_method="fpo"), tiny_processor
+    preparation.model = SimpleNamespace(base_policy=model)
+    ends = np.arange(8) >= 5
+    items = [make_item(seed, action_is_pad=ends) for seed in (1, 2, 3)]
+    items[2]["ends_episode"] = False  # a person's correction, after which the policy went on
+    batch = preparation.policy_batch(items, [True, False, True])
+    given = tiny_processor.collate(items)
+    target = action_target(model.config, given["embodiment_ids"], given["actions"], given["action_mask"])
+    assert torch.equal(batch["actions"][0], target.actions[0])
+    assert torch.equal(batch["action_mask"][0], target.mask[0])
+    for row in (1, 2):
+        assert torch.equal(batch["actions"][row], given["actions"][row])
+        assert torch.equal(batch["action_mask"][row], given["action_mask"][row])
+    end = batch["actions"][0, 5:]
+    assert torch.equal(end, (0 if chunk_end == "noise" else 1) * batch["actions"][0, 4:5].expand_as(end))
+    assert batch["action_mask"][0].any(-1).tolist() == [True] * 5 + [chunk_end == "hold"] * 3

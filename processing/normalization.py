@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any, TypeVar
 
 import numpy as np
@@ -250,8 +251,8 @@ class EmbodimentNormalization:
         if unknown := sorted(set(spread_floor or {}) - {"state", "action"}):
             raise ValueError(f"spread_floor: expected the keys state and action, got {unknown[0]!r}")
         if clip is not None:
-            if not 0 < clip < float("inf"):
-                raise ValueError(f"clip: expected a positive number of spreads, got {clip}")
+            if isinstance(clip, bool) or not isinstance(clip, Real) or not 0 < clip < float("inf"):
+                raise ValueError(f"clip: expected a positive number of spreads, such as 10, got {clip!r}")
             entry["clip"] = float(clip)
         per_dimension = {"state_names": state_names, "action_names": action_names,
                          "state_units": state_units, "action_units": action_units}  # fmt: skip

@@ -183,7 +183,7 @@ def test_a_nearly_constant_dimension_is_named_and_values_may_be_clipped(tiny_pro
     tiny_processor.set_embodiment("arm", {"state": still, "action": action}, spread_floor={"state": [0.1, 0.3, 0.5]})
     np.testing.assert_allclose(tiny_processor.collate([item])["state"][0, :3], [1, 0, -3.1382], atol=1e-4)
     for changes, message in (
-        ({"clip": 0}, "clip: expected a positive number of spreads, got 0"),
+        ({"clip": 0}, "clip: expected a positive number of spreads, such as 10, got 0"),
         ({"spread_floor": {"states": 1}}, "spread_floor: expected the keys state and action, got 'states'"),
     ):
         with pytest.raises(ValueError, match=message):

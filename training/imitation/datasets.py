@@ -26,6 +26,7 @@ NOT_THE_READERS = (
     "weight",
     "shuffle_files",
     "normalization",
+    "clip",
     "units",
     "delta_actions",
     "accept",
@@ -61,6 +62,7 @@ def load_robot_data(data_args: DataArguments, model: Any, processor: Any, *, hel
     by_embodiment: dict[str, list[tuple[dict[str, Any], Any]]] = {}
     modes: dict[str, Any] = {}
     deltas: dict[str, list[int] | None] = {}
+    clips: dict[str, float | None] = {}
     for spec in data_args.robot_specs:
         if held_out and spec.get("eval_split") is None:
             continue
@@ -83,6 +85,8 @@ def load_robot_data(data_args: DataArguments, model: Any, processor: Any, *, hel
         modes.setdefault(name, {"state": mode, "action": mode} if isinstance(mode, str) else mode)
         if deltas.setdefault(name, references) != references:
             problems.append(f"{spec['path']}: delta_actions differs from that of other datasets of {name!r}; use one")
+        if clips.setdefault(name, spec.get("clip")) != spec.get("clip"):
+            problems.append(f"{spec['path']}: clip differs from that of other datasets of {name!r}; give all the same")
     if problems:
         raise ValueError("robot_datasets: not all of them can be opened:\n" + "\n".join(problems))
     if data_args.validate_data:
@@ -100,9 +104,15 @@ def load_robot_data(data_args: DataArguments, model: Any, processor: Any, *, hel
                 action_names=first.action_names,
                 control_hz=first.control_hz,
                 cameras=dict(first.cameras),
+                clip=clips[name],
                 **units,
             )
         entry = processor.embodiments[name]
+        if clips[name] not in (None, entry.get("clip")):
+            raise ValueError(
+                f"clip: the checkpoint's embodiment {name!r} was trained with {entry.get('clip', 'none')}, the data says "
+                f"{clips[name]}; leave it out, name a new embodiment, or set recompute_statistics"
+            )
         if deltas[name] != entry.get("delta_actions"):
             raise ValueError(
                 f"delta_actions: the checkpoint's embodiment {name!r} was trained with {entry.get('delta_actions')}, the data "

@@ -44,6 +44,7 @@ ROBOT_KEYS = (
     "cache_gb",
     "shuffle_files",
     "normalization",
+    "clip",
     "units",
     "cache_images",
     "tolerance_s",

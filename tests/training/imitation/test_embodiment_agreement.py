@@ -109,6 +109,28 @@ def test_each_choice_starts(known, record):
         load(model, processor, radians, accept=["speed"])
 
 
+def test_clipping_is_chosen_for_a_new_robot_and_kept(known, record):
+    """Far outside the statistics a clipped robot's state is the bound, an unclipped one's is not."""
+    model, processor = known
+    path = record()
+    load(model, processor, path, embodiment="clipped", clip=5, units=DEGREES)
+    load(model, processor, path, embodiment="clipped")  # the checkpoint's own
+    far = {"images": {"center": np.zeros((32, 32, 3), np.uint8)}, "text": "lift", "state": np.full(3, 1e6, np.float32)}
+    states = processor.collate([{**far, "embodiment": name} for name in ("arm", "clipped")])["state"]
+    assert states[0, :3].min() > 1000
+    assert states[1, :3].tolist() == [5, 5, 5]
+    with pytest.raises(
+        ValueError, match="clip: the checkpoint's embodiment 'arm' was trained with none, the data says 5"
+    ):
+        load(model, processor, path, clip=5)
+    with pytest.raises(ValueError, match="clip: expected a positive number of spreads, such as 10, got '5'"):
+        load(model, processor, path, embodiment="other", clip="5", units=DEGREES)
+    entries = [{"path": str(path), "embodiment": "new", "cameras": {"center": "observation.images.head"}} for _ in "ab"]
+    entries[1]["clip"] = 5
+    with pytest.raises(ValueError, match="clip differs from that of other datasets of 'new'"):
+        load_robot_data(DataArguments(robot_datasets=[json.dumps(entry) for entry in entries]), model, processor)
+
+
 def test_two_datasets_of_a_new_robot_agree_with_each_other(record):
     """Their statistics are pooled; names and rates are compared."""
     config = SyVLAConfig.tiny(embodiments={})

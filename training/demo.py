@@ -346,7 +346,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Record, fine-tune, evaluate: SyVLA end to end in a simulator.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--quick", action="store_true", help="a minute instead of six; too short to learn")
+    parser.add_argument("--quick", action="store_true", help="next to no data and training; too short to learn")
     parser.add_argument("--output", type=Path, default=defaults.output, help="folder of everything it writes")
     parser.add_argument("--task", default=defaults.task, help="task of the tabletop")
     parser.add_argument("--demonstrations", type=int, help=f"recorded episodes (default: {defaults.demonstrations})")

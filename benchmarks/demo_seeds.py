@@ -78,21 +78,23 @@ def run_demo(seed: int, threads: int, output: Path, extra: Sequence[str] = ()) -
     """
     folder, log = output / f"seed_{seed}_threads_{threads}", output / f"seed_{seed}_threads_{threads}.log"
     output.mkdir(parents=True, exist_ok=True)
-    load = [os.getloadavg()[0]]
+    load = os.getloadavg()[:1]
     command = [sys.executable, "-m", "syvla.training.demo", "--seed", str(seed), "--threads", str(threads)]
     command += ["--video-episodes", "0", "--output", str(folder), *extra]
     with log.open("w", encoding="utf-8") as messages:
         status = subprocess.run(command, stdout=messages, stderr=subprocess.STDOUT, check=False).returncode
     if status:
         raise RuntimeError(f"the demo of seed {seed} ended with exit status {status}; its messages are in {log}")
-    load.append(os.getloadavg()[0])
+    return {**outcome_of(folder), "load": [round(value, 2) for value in (*load, os.getloadavg()[0])]}
+
+
+def outcome_of(folder: Path) -> dict[str, Any]:
+    """What is kept of a demo, from the files in its folder."""
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     trained = json.loads((folder / "checkpoint" / RUN_FILE).read_text(encoding="utf-8"))
     config = json.loads((folder / "checkpoint" / "config.json").read_text(encoding="utf-8"))
     return {
-        "seed": seed,
-        "threads": threads,
-        "task": report["settings"]["task"],
+        **{name: report["settings"][name] for name in ("seed", "threads", "task")},
         "demonstrations": report["demonstrations"],
         "train_steps": trained["step"],
         "batch_size": trained["arguments"]["per_device_train_batch_size"],
@@ -103,7 +105,6 @@ def run_demo(seed: int, threads: int, output: Path, extra: Sequence[str] = ()) -
         "thinks": report["settings"]["think"],
         "seconds_by_stage": report["seconds_by_stage"],
         "processor_seconds_by_stage": report["processor_seconds_by_stage"],
-        "load": [round(value, 2) for value in load],
         "machine": {**report["machine"], "processor": _processor()},
         **{when: _outcomes(folder / f"evaluation_{when}" / "episodes.jsonl") for when in WHEN},
     }

@@ -1,8 +1,6 @@
-"""`benchmarks.demo_seeds`: its statistics, its committed outcomes, that it goes on where it was stopped, and what pages say."""
+"""`benchmarks.demo_seeds`: its statistics, and that it goes on where it was stopped; `test_demo` has what it keeps of a run."""
 
-import json
 import math
-from pathlib import Path
 
 import pytest
 
@@ -10,8 +8,6 @@ pytest.importorskip("mujoco", reason="MuJoCo (extra sim) is not installed")
 
 from benchmarks import demo_seeds
 from benchmarks.demo_seeds import load_runs, main, save_runs, summary
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def made_up(seed, successes, episodes=10):
@@ -49,19 +45,3 @@ def test_a_seed_that_is_there_is_not_run_again(tmp_path, monkeypatch, capsys):
     assert "demo_seeds: the demo of seed 2 ended" in printed.err
     assert [run["seed"] for run in load_runs(path)] == [0, 1, 3], "the others are kept"
     assert "1        all" in printed.out
-
-
-@pytest.mark.slow
-def test_a_quick_run_is_that_of_the_demo(tmp_path):
-    """The command and its files, at a scale at which nothing is learned."""
-    extra = ["--quick", "--demonstrations", "2", "--episodes", "2", "--train-steps", "1"]
-    run = demo_seeds.run_demo(7, 1, tmp_path, extra)
-    assert (run["seed"], run["threads"], run["train_steps"], run["demonstrations"]["episodes"]) == (7, 1, 1, 2)
-    assert (run["chunk_end"], run["augmentation"]) == ("hold", {})
-    report = json.loads((tmp_path / "seed_7_threads_1" / "report.json").read_text())
-    assert [e["seed"] for e in run["after"]] == list(
-        range(report["evaluation_seeds"][0], report["evaluation_seeds"][1] + 1)
-    )
-    assert sum(e["success"] for e in run["before"]) == round(2 * report["success_before"])
-    with pytest.raises(RuntimeError, match="seed 7 ended with exit status 2; its messages are in"):
-        demo_seeds.run_demo(7, 1, tmp_path, ["--no-such-option"])

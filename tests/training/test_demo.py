@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from benchmarks.demo_seeds import outcome_of
 from syvla.evaluation.closed_loop import SEEDS_PER_RUN
 from syvla.evaluation.environments import EVALUATION_SEED_OFFSET
 from syvla.training import demo
@@ -75,6 +76,12 @@ def test_quick_demo_end_to_end(tmp_path):
     )
     assert set(report["processor_seconds_by_stage"]) == set(report["seconds_by_stage"])
     assert report["processor_seconds_by_stage"]["training"] > 1, "the process that trains is counted"
+    kept = outcome_of(output)
+    assert (kept["seed"], kept["train_steps"], kept["demonstrations"]["episodes"]) == (3, 4, 4)
+    assert (kept["chunk_end"], kept["augmentation"]) == ("hold", {})
+    for when in ("before", "after"):
+        assert [episode["seed"] for episode in kept[when]] == report["evaluation_seeds"]
+        assert sum(episode["success"] for episode in kept[when]) == 2 * report[f"success_{when}"]
     page = (output / "index.html").read_text()
     for part in ("Closed-loop success", "Training loss", "Episodes, with thoughts", report["checkpoint"]):
         assert part in page

@@ -26,15 +26,15 @@ def refuse_idle_options(arguments: argparse.Namespace, parser: argparse.Argument
     idle: dict[str, str] = {}
     if arguments.server or baseline:
         idle |= {
-            name: f"of a checkpoint alone; start the policy server with --{name.replace('_', '-')}, and leave it out here"
+            name: f"it belongs to a checkpoint; start the policy server with --{name.replace('_', '-')}, and leave it out here"
             for name in OF_CHECKPOINTS
         }
     if baseline:
         idle |= dict.fromkeys(
-            OF_MODELS, f"has no effect on {arguments.model!r}; leave it out, or pass --model CHECKPOINT"
+            OF_MODELS, f"{arguments.model!r} reads no such option; leave it out, or pass --model CHECKPOINT"
         )
     if not arguments.server:
-        idle |= dict.fromkeys(OF_SERVERS, "of a policy server alone; leave it out, or pass --server URL")
+        idle |= dict.fromkeys(OF_SERVERS, "it belongs to a policy server; leave it out, or pass --server URL")
     for name, why in idle.items():
         if getattr(arguments, name) != parser.get_default(name):
-            raise ValueError(f"{name}: {why}")
+            raise ValueError(f"{name}: it has no effect here: {why}")

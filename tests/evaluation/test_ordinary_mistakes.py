@@ -32,20 +32,23 @@ def folder(tmp_path, monkeypatch):
             ["--model", "no.such/model"],
             "model: no.such/model is no folder here, and there is no such checkpoint to be had",
         ),
-        (["--model", "still", "--think"], "think: has no effect on 'still'; leave it out, or pass --model CHECKPOINT"),
-        (["--model", "expert", "--num-steps", "4"], "num_steps: has no effect on 'expert'"),
+        (
+            ["--model", "still", "--think"],
+            "think: it has no effect here: 'still' reads no such option; leave it out, or pass --model CHECKPOINT",
+        ),
+        (["--model", "expert", "--num-steps", "4"], "num_steps: it has no effect here: 'expert' reads no such option"),
         (
             ["--model", "still", "--device", "cuda"],
-            "device: of a checkpoint alone; start the policy server with --device",
+            "device: it has no effect here: it belongs to a checkpoint; start the policy server with --device",
         ),
         (
             ["--model", "still", "--prompt", "lift"],
-            "prompt: of a policy server alone; leave it out, or pass --server URL",
+            "prompt: it has no effect here: it belongs to a policy server; leave it out, or pass --server URL",
         ),
-        (["--model", "still", "--timeout", "5"], "timeout: of a policy server alone"),
+        (["--model", "still", "--timeout", "5"], "timeout: it has no effect here: it belongs to a policy server"),
         (
             ["--server", "127.0.0.1:9", "--compile"],
-            "compile: of a checkpoint alone; start the policy server with --compile",
+            "compile: it has no effect here: it belongs to a checkpoint; start the policy server with --compile",
         ),
         (
             ["--server", "127.0.0.1:9", "--timeout", "1"],

@@ -441,7 +441,7 @@ def test_an_rl_row_end_to_end_killed_once_and_not_run_twice(tmp_path, capsys, ca
         taken.bind(("127.0.0.1", 0))
         assert rl_command([*job.arguments, "--port", str(taken.getsockname()[1])]) == 1
     error = capsys.readouterr().err
-    assert "syvla-rl: server: the process ended (exit status 1)" in error
+    assert "syvla-rl: error: server: the process ended (exit status 1)" in error
     assert "cannot listen there" in error, "the end of its log"
 
     caplog.set_level("INFO", logger="syvla.training.paper_tables.jobs")

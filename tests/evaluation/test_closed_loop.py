@@ -304,5 +304,6 @@ def test_command_line_fails_with_a_message(tmp_path, capsys):
 def test_noise_and_guidance_are_choices_for_checkpoints_alone(capsys, tmp_path, option, value):
     for asked in (["--model", "expert"], ["--server", "ws://127.0.0.1:9"]):
         assert main([*asked, f"--{option}", value, "--output", str(tmp_path)]) == 1
-        expected = f"{option.replace('-', '_')}: it has no effect here: it belongs to a checkpoint; start the policy server with --{option}"
+        said = "it has no effect here: it belongs to a checkpoint; start the policy server with"
+        expected = f"{option.replace('-', '_')}: {said} --{option}"
         assert expected in capsys.readouterr().err

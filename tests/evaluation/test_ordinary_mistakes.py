@@ -34,7 +34,7 @@ def folder(tmp_path, monkeypatch):
         ),
         (
             ["--model", "still", "--think"],
-            "think: it has no effect here: 'still' reads no such option; leave it out, or pass --model CHECKPOINT",
+            "think: it has no effect here: 'still' reads no such option; leave it out, or pass --model",
         ),
         (["--model", "expert", "--num-steps", "4"], "num_steps: it has no effect here: 'expert' reads no such option"),
         (

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
+from starlette.requests import ClientDisconnect
 
 from syvla.serving.contract.requests import RequestError
 
 from .act_service import ActService
 from .connection_guards import Holding
 from .route_schemas import BODY, JSON, MSGPACK, TEXT, described, reference
+
+logger = logging.getLogger(__name__)
 
 _MSGPACK = ("application/msgpack", "application/x-msgpack", "application/vnd.msgpack")
 
@@ -94,7 +98,8 @@ async def read_body(service: ActService, request: Request, held: Holding | None 
             is enough for small bodies.
 
     Raises:
-        RequestError: The body is too large (422), not complete in time (408), or finds no memory (503).
+        RequestError: The body is too large (422), not complete in time (408), finds no memory (503), or nobody is there any
+            more to send the rest (499).
     """
     if held is None:
         with Holding(service.memory) as meanwhile:
@@ -114,6 +119,10 @@ async def read_body(service: ActService, request: Request, held: Holding | None 
                     parts.clear()  # the rest is read and dropped: a client that still sends would not read the answer
                     if size > 8 * limit:
                         break
+    except ClientDisconnect:
+        service.metrics.count("rejected", "cause", "disconnected")
+        logger.info("a client left before it had sent its whole request (%d bytes of it)", size)
+        raise RequestError("connection: closed before the whole body", status=499, cause="disconnected") from None
     except TimeoutError:
         service.metrics.count("rejected", "cause", "read_timeout")
         raise RequestError(

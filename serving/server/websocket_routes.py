@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 import uuid
 from typing import Any
@@ -15,6 +16,8 @@ from syvla.serving.wire.msgpack_codec import pack
 from .act_service import ActService
 from .connection_guards import NO_MEMORY, OVERSIZED
 
+logger = logging.getLogger(__name__)
+
 ERRORS = (WebSocketDisconnect, RuntimeError, OSError)
 """What sending raises after the client has left; it depends on the versions of the libraries."""
 
@@ -25,17 +28,24 @@ def websocket_router(service: ActService) -> APIRouter:
 
     @router.websocket("/{path:path}")
     async def talk(socket: WebSocket, path: str) -> None:
-        await socket.accept()
+        try:
+            await socket.accept()
+        except ERRORS as error:
+            logger.info("a client left before its connection was open (%s)", type(error).__name__)
+            return
         connection = _Connection(service, socket)
         try:
             await connection.serve()
-        except ERRORS:
-            if not connection.gone.is_set() and not service.draining:
-                raise
+        except ClientLeft as left:
+            logger.info("a client left before it had its answer (%s)", left)
         finally:
             connection.close()
 
     return router
+
+
+class ClientLeft(Exception):
+    """Nobody takes what was to be sent; says what the sending raised."""
 
 
 class _Connection:
@@ -64,7 +74,7 @@ class _Connection:
         """Answers until the client leaves."""
         if not await self._ready():
             return
-        await self.socket.send_bytes(pack(self.service.metadata()))
+        await self._send(pack(self.service.metadata()))
         previous_ms: float | None = None
         while (message := await self._messages.get()) is not None:
             started = time.monotonic()
@@ -80,8 +90,19 @@ class _Connection:
                 reply = str(error)
             self._held -= message["admitted_bytes"]
             self.service.memory.give(message["admitted_bytes"])
-            await (self.socket.send_bytes(reply) if isinstance(reply, bytes) else self.socket.send_text(reply))
+            await self._send(reply)
             previous_ms = (time.monotonic() - started) * 1000
+
+    async def _send(self, reply: bytes | str) -> None:
+        """Sends a frame. Bytes and texts can always be sent, so whatever goes wrong is the connection's end.
+
+        Raises:
+            ClientLeft: It is. `gone` need not be set yet: while messages wait, the reader has not come to the last one.
+        """
+        try:
+            await (self.socket.send_bytes(reply) if isinstance(reply, bytes) else self.socket.send_text(reply))
+        except ERRORS as error:
+            raise ClientLeft(type(error).__name__) from None
 
     def _refusal(self, text: str) -> RequestError:
         """The error of a text frame: the client's own, or the one that the guards put in place of a message they skipped."""

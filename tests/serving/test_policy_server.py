@@ -1,5 +1,7 @@
 """The server under load and over its life: worker thread, batches, bounded queue, deadlines, leaving clients, stopping."""
 
+import socket
+import struct
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -157,6 +159,49 @@ def test_requests_of_clients_that_left_are_dropped(serve, request_of):
     policy.release()
     assert ask(third, request_of(seed=4))["seed"] == 4
     assert [request.seed for batch in policy.batches for request in batch] == [1, 4]
+
+
+def aborted(client) -> None:
+    """Ends a connection as a robot's program that is killed does: at once, without a word."""
+    client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.socket.shutdown(socket.SHUT_RDWR)
+    client.socket.close()
+
+
+def test_a_client_that_leaves_while_it_is_answered_is_one_line_in_the_log(serve, request_of, caplog):
+    """It has sent more requests than the server reads ahead, so the server learns only from the answer that it is gone."""
+    caplog.set_level("INFO")
+    policy = CountingPolicy()
+    server = serve(policy, max_batch_size=1, deadline_s=120)
+    client, other = opened(server), opened(server)
+    policy.hold()
+    for seed in range(4):
+        client.send(pack(request_of(seed=seed)))
+    assert policy.running.wait(30)
+    aborted(client)
+    time.sleep(0.2)
+    policy.release()
+    assert ask(other, request_of(seed=9))["seed"] == 9
+    wait_for(lambda: server.service.clients.connections == 1)
+    lines = [record for record in caplog.records if record.levelname != "DEBUG" and "left" in record.getMessage()]
+    assert [record.getMessage().partition(" (")[0] for record in lines] == ["a client left before it had its answer"]
+    assert not [record for record in caplog.records if record.exc_info or record.levelname == "ERROR"]
+
+
+def test_a_client_that_leaves_while_it_sends_is_one_line_in_the_log(serve, caplog):
+    caplog.set_level("INFO")
+    server = serve()
+    head = (
+        "POST /v1/act HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/msgpack\r\nContent-Length: 100\r\n\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as client:
+        client.sendall(head.encode() + b"12345")
+        wait_for(lambda: server.service.memory.used > 0)
+    wait_for(lambda: server.service.metrics.value("rejected", "cause", "disconnected") == 1)
+    assert httpx.get(f"http://{server.url}/healthz", timeout=30).status_code == 200
+    lines = [record.getMessage() for record in caplog.records if "left" in record.getMessage()]
+    assert lines == ["a client left before it had sent its whole request (5 bytes of it)"]
+    assert not [record for record in caplog.records if record.exc_info or record.levelname == "ERROR"]
 
 
 def test_a_graceful_stop_finishes_what_was_accepted(serve, request_of):

@@ -81,6 +81,7 @@ class ChunkExecution(Generic[Answer]):
         )  # not yet told to the server
         self._limits_of: Any = None  # the metadata that the limits were read from
         self._pending: Answer | None = None
+        self._recording: Answer | None = None  # the last correction that is on its way
         self._abandoned: Answer | None = None  # still under way, though nobody wants it: a connection has one at a time
         self._begin()
 
@@ -231,6 +232,27 @@ class ChunkExecution(Generic[Answer]):
         self._ran_commands.append((command, np.asarray(command != action)))
         self.report = self._reported("correction", "", notes, np.asarray(action))
         return command, ran
+
+    def _still_recording(self) -> bool:
+        """Whether this step has to do without the policy, since corrections are on their way: one request at a time."""
+        if self._recording is not None and not self._recording.done():
+            self._dropped = "corrections are still being recorded"
+            return True
+        self._recording = None
+        return False
+
+    @staticmethod
+    def _ran_before(ran: int | None, abandoned: Answer | None, since: int) -> dict[str, Any]:
+        """What a correction says of the chunk before it; `since`: steps since the observation of the request abandoned."""
+        if ran is None:
+            return {}
+        answered = abandoned is not None and abandoned.exception() is None
+        return {"executed_steps": since if answered else ran}  # the server counts from its last answer, wanted or not
+
+    def _correction_lost(self, error: BaseException) -> dict[str, Any]:
+        self.counts["corrections_lost"] += 1
+        logger.error("a correction could not be recorded: %s", str(error) or type(error).__name__)
+        return {}
 
     # ------------------------------------------------------------------ receiving
 

@@ -85,7 +85,6 @@ class ChunkExecutor(ChunkExecution[Future[dict[str, Any]]]):
         limits: ActionLimits | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(client, replan_steps, prefetch, seams, watchdog, limits)
-        self._recording: Future[dict[str, Any]] | None = None  # the last correction that is on its way
 
     def step(self, images: Mapping[str, np.ndarray], state: np.ndarray, prompt: str, **extras: Any) -> np.ndarray:
         """The action for this control step, (D,), physical units; arguments as for `PolicyClient.act`.
@@ -100,10 +99,8 @@ class ChunkExecutor(ChunkExecution[Future[dict[str, Any]]]):
         self._begin_step(prompt)
         if self._recording is not None:
             wait([self._recording], timeout=self._patience())
-            if not self._recording.done():  # a connection has one request at a time
-                self._dropped = "corrections are still being recorded"
-                return self._command(state)
-            self._recording = None
+        if self._still_recording():
+            return self._command(state)
         if self._abandoned is not None:
             wait([self._abandoned], timeout=self._patience())
         options = self._request(extras)
@@ -138,16 +135,12 @@ class ChunkExecutor(ChunkExecution[Future[dict[str, Any]]]):
 
         def record() -> dict[str, Any]:
             wait([answer for answer in (abandoned, before) if answer is not None])
-            said = {} if ran is None else {"executed_steps": ran}
-            if ran is not None and abandoned is not None and abandoned.exception() is None:
-                said = {"executed_steps": since}  # the server counts from its last answer, wanted or not
+            said = self._ran_before(ran, abandoned, since)
             try:
                 reply: dict[str, Any] = self.client.correct(images, state, prompt, command, **said, **extras)
                 return reply
             except Exception as error:
-                self.counts["corrections_lost"] += 1
-                logger.error("a correction could not be recorded: %s", error)
-                return {}
+                return self._correction_lost(error)
 
         self._recording = _in_thread(record)
         return command
@@ -186,7 +179,7 @@ class AsyncChunkExecutor(ChunkExecution[asyncio.Task[dict[str, Any]]]):
     task.
 
     Args:
-        client: An `AsyncPolicyClient`, or anything with its `act`.
+        client: An `AsyncPolicyClient`, or anything with its `act`; and with its `correct`, where a person takes over.
         replan_steps, prefetch, seams, watchdog, limits: See `ChunkExecutor`.
 
     Attributes:
@@ -209,6 +202,10 @@ class AsyncChunkExecutor(ChunkExecution[asyncio.Task[dict[str, Any]]]):
         """See `ChunkExecutor.step`. Canceling it keeps the request that is under way for the next step."""
         self._embodiment = extras.get("embodiment")
         self._begin_step(prompt)
+        if self._recording is not None:
+            await _wait(self._recording, self._patience())
+        if self._still_recording():
+            return self._command(state)
         if self._abandoned is not None:
             await _wait(self._abandoned, self._patience())
         options = self._request(extras)
@@ -221,14 +218,53 @@ class AsyncChunkExecutor(ChunkExecution[asyncio.Task[dict[str, Any]]]):
         self._collect()
         return self._command(state)
 
+    async def correct(
+        self, images: Mapping[str, np.ndarray], state: np.ndarray, prompt: str, action: np.ndarray, **extras: Any
+    ) -> np.ndarray:
+        """See `ChunkExecutor.correct`."""
+        self._embodiment = extras.get("embodiment")
+        abandoned, before, since = self._pending or self._abandoned, self._recording, self._since
+        command, ran = self._taken_over(action, state, prompt)
+        self._recording = asyncio.create_task(
+            self._record(abandoned, before, since, ran, (images, state, prompt, command), extras)
+        )
+        await asyncio.sleep(0)  # it makes progress even if the caller never sleeps
+        return command
+
+    async def _record(
+        self,
+        abandoned: asyncio.Task[dict[str, Any]] | None,
+        before: asyncio.Task[dict[str, Any]] | None,
+        since: int,
+        ran: int | None,
+        correction: tuple[Any, ...],
+        extras: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        """Sends a correction once what is under way before it is done; arguments as in `correct`."""
+        earlier = [answer for answer in (abandoned, before) if answer is not None]
+        try:
+            if earlier:
+                await asyncio.wait(earlier)
+            reply: dict[str, Any] = await self.client.correct(
+                *correction, **self._ran_before(ran, abandoned, since), **extras
+            )
+            return reply
+        except asyncio.CancelledError as error:
+            self._correction_lost(error)
+            if before is not None:
+                before.cancel()
+            raise
+        except Exception as error:
+            return self._correction_lost(error)
+
     async def reset(self) -> None:
         """See `ChunkExecutor.reset`."""
         self._begin()
         self.client.reset()
 
     async def close(self) -> None:
-        """Waits a moment for a request that is under way, then cancels it; the client stays open."""
-        tasks = [task for task in (self._pending, self._abandoned) if task is not None]
+        """Waits a moment for what is under way, then cancels it; the client stays open. A correction is then lost."""
+        tasks = [task for task in (self._pending, self._abandoned, self._recording) if task is not None]
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=_LAST_WAIT_S)
             for task in late:

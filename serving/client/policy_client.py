@@ -47,7 +47,16 @@ def observation_request(
 def correction_request(
     images: Mapping[str, np.ndarray], state: np.ndarray, prompt: str, action: np.ndarray, **extras: Any
 ) -> dict[str, Any]:
-    """A request that records a person's command `action`, (D_action,) in physical units, at an observation."""
+    """A request that records a control step of a person who acts instead of the policy (HG-DAgger); the server must record.
+
+    From the first one on the chunk in force is over. Send one at every control step until the person lets go; then ask for
+    actions again, or end the episode.
+
+    Args:
+        images, state, prompt: The observation at which the person acted.
+        action: The person's command, (D_action,), physical units, as the policy's actions are.
+        **extras: As of `observation_request`; with the first one `executed_steps`, how many actions of the last chunk ran.
+    """
     command = np.asarray(action, np.float32)
     return observation_request(images, state, prompt, observe_only=True, intervention=True, action=command, **extras)
 
@@ -157,17 +166,10 @@ class PolicyClient:
         return self.infer(observation_request(images, state, prompt, **extras))
 
     def correct(
-        self,
-        images: Mapping[str, np.ndarray],
-        state: np.ndarray,
-        prompt: str,
-        action: np.ndarray,
-        *,
-        executed_steps: int | None = None,
-        **extras: Any,
+        self, images: Mapping[str, np.ndarray], state: np.ndarray, prompt: str, action: np.ndarray, **extras: Any
     ) -> dict[str, Any]:
-        """Records a control step of a person who acts instead of the policy, see `RLClient.correct`; the server must record."""
-        return self.infer(correction_request(images, state, prompt, action, executed_steps=executed_steps, **extras))
+        """Records a control step of a person who acts instead of the policy, see `correction_request`."""
+        return self.infer(correction_request(images, state, prompt, action, **extras))
 
     def reset(self) -> None:
         """Makes the next request begin a new episode."""
@@ -256,18 +258,10 @@ class AsyncPolicyClient:
         return await self.infer(observation_request(images, state, prompt, **extras))
 
     async def correct(
-        self,
-        images: Mapping[str, np.ndarray],
-        state: np.ndarray,
-        prompt: str,
-        action: np.ndarray,
-        *,
-        executed_steps: int | None = None,
-        **extras: Any,
+        self, images: Mapping[str, np.ndarray], state: np.ndarray, prompt: str, action: np.ndarray, **extras: Any
     ) -> dict[str, Any]:
         """See `PolicyClient.correct`."""
-        request = correction_request(images, state, prompt, action, executed_steps=executed_steps, **extras)
-        return await self.infer(request)
+        return await self.infer(correction_request(images, state, prompt, action, **extras))
 
     def reset(self) -> None:
         """Makes the next request begin a new episode."""

@@ -12,7 +12,7 @@ import numpy as np
 from tenacity import Retrying
 
 from .http_client import http_act, http_json
-from .policy_client import observation_request
+from .policy_client import correction_request, observation_request
 from .retries import ClientOptions, PolicyError, retrying
 
 _GIVEN_UP = (404, 410)
@@ -74,14 +74,8 @@ class RLClient:
         Raises:
             EpisodeAborted: Stop.
         """
-        named = {
-            "request_id": uuid.uuid4().hex,
-            "session_id": self.episode_id,
-            "episode_id": self.episode_id,
-            "seed": secrets.randbits(31),  # so that a repetition gets the chunk that was recorded
-        }
-        request = observation_request(images, state, prompt, **{**named, **extras})
-        return self._sent(request)
+        seed = secrets.randbits(31)  # so that a repetition gets the chunk that was recorded
+        return self._sent(observation_request(images, state, prompt, **{**self._named(), "seed": seed, **extras}))
 
     def observe(
         self, images: Mapping[str, np.ndarray], state: np.ndarray, prompt: str, **extras: Any
@@ -91,39 +85,18 @@ class RLClient:
         Raises:
             EpisodeAborted: Stop.
         """
-        named = {"request_id": uuid.uuid4().hex, "session_id": self.episode_id, "episode_id": self.episode_id}
-        request = observation_request(images, state, prompt, observe_only=True, **{**named, **extras})
-        return self._sent(request)
+        return self._sent(observation_request(images, state, prompt, observe_only=True, **{**self._named(), **extras}))
 
     def correct(
-        self,
-        images: Mapping[str, np.ndarray],
-        state: np.ndarray,
-        prompt: str,
-        action: np.ndarray,
-        *,
-        executed_steps: int | None = None,
-        **extras: Any,
+        self, images: Mapping[str, np.ndarray], state: np.ndarray, prompt: str, action: np.ndarray, **extras: Any
     ) -> dict[str, Any]:
-        """Records a control step of a person who acts instead of the policy (HG-DAgger).
-
-        From the first one on the chunk in force is over. Send one at every control step until the person lets go; then ask
-        for actions again, or end the episode.
-
-        Args:
-            images, state, prompt: The observation at which the person acted.
-            action: The person's command, (D_action,), physical units, as the policy's actions are.
-            executed_steps: With the first one: how many actions of the last chunk ran.
-            **extras: As of `observation_request`.
+        """Records a control step of a person who acts instead of the policy, see `correction_request`.
 
         Raises:
             EpisodeAborted: Stop.
             PolicyError: The command does not fit the robot.
         """
-        command = np.asarray(action, np.float32)
-        return self.observe(
-            images, state, prompt, action=command, intervention=True, executed_steps=executed_steps, **extras
-        )
+        return self._sent(correction_request(images, state, prompt, action, **{**self._named(), **extras}))
 
     def end(self, executed_steps: int | None = None, *, timed_out: bool = False) -> dict[str, Any]:
         """Ends the episode; once this returns, the rollout survives a crash of the server.
@@ -160,6 +133,10 @@ class RLClient:
     def status(self) -> dict[str, Any]:
         """`GET /rl/status`."""
         return self._attempts(lambda: http_json(self.url, "/rl/status", token=self.token))
+
+    def _named(self) -> dict[str, Any]:
+        """What says of which episode a request is, and makes a repetition known."""
+        return {"request_id": uuid.uuid4().hex, "session_id": self.episode_id, "episode_id": self.episode_id}
 
     def _sent(self, request: Mapping[str, Any]) -> dict[str, Any]:
         reply = self._attempts(lambda: http_act(self.url, request, token=self.token, timeout=self.options.read_timeout))

@@ -201,9 +201,8 @@ def test_a_killed_server_leaves_the_episodes_that_had_ended(tmp_path):
         assert episode.facts.policy_versions == ("counting",)
 
 
-def test_a_persons_corrections_are_recorded_over_the_websocket(serve, tmp_path):
-    server = serve(record=tmp_path / "rollouts")
-    with PolicyClient(server.url) as client:
+def take_over_in_a_plain_loop(url: str) -> int:
+    with PolicyClient(url) as client:
         executor = ChunkExecutor(client, 6, watchdog=Watchdog(max_wait_s=60.0))
         for _ in range(2):
             executor.step(IMAGES, STATE, "lift")
@@ -211,7 +210,28 @@ def test_a_persons_corrections_are_recorded_over_the_websocket(serve, tmp_path):
             executor.correct(IMAGES, STATE, "lift", np.array([step, 1.0]))
         executor.step(IMAGES, STATE, "lift")
         executor.close()
-        assert executor.counts["corrections_lost"] == 0
+        return executor.counts["corrections_lost"]
+
+
+def take_over_in_asyncio(url: str) -> int:
+    async def run() -> int:
+        async with AsyncPolicyClient(url) as client:
+            executor = AsyncChunkExecutor(client, 6, watchdog=Watchdog(max_wait_s=60.0))
+            for _ in range(2):
+                await executor.step(IMAGES, STATE, "lift")
+            for step in range(3):
+                await executor.correct(IMAGES, STATE, "lift", np.array([step, 1.0]))
+            await executor.step(IMAGES, STATE, "lift")
+            await executor.close()
+            return executor.counts["corrections_lost"]
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize("take_over", [take_over_in_a_plain_loop, take_over_in_asyncio])
+def test_a_persons_corrections_are_recorded_over_the_websocket(serve, tmp_path, take_over):
+    server = serve(record=tmp_path / "rollouts")
+    assert take_over(server.url) == 0
     server.stop()
     (rollout,) = read_rollouts(tmp_path / "rollouts")
     assert [(d.executed, d.taken_over, d.control_step) for d in rollout.decisions] == [(2, True, 0), (6, False, 5)]

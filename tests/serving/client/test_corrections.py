@@ -1,11 +1,12 @@
 """A person takes over from a policy in the middle of a chunk: what the robot is told, and what the server is."""
 
+import asyncio
 import threading
 
 import numpy as np
 import pytest
 
-from syvla.serving.client.chunk_executor import ChunkExecutor
+from syvla.serving.client.chunk_executor import AsyncChunkExecutor, ChunkExecutor
 from syvla.serving.client.retries import PolicyError
 from syvla.serving.client.silence import Watchdog
 
@@ -93,3 +94,72 @@ def test_corrections_are_limited_and_lost_ones_are_counted():
     executor.step(IMAGES, at(3), "lift")
     assert ("correct", 1, 1, [5, 1]) in client.log, "what the robot was told, not what the person asked for"
     assert executor.counts["corrections_lost"] == 1
+
+
+class AsyncPerson(Person):
+    """`Person` for asyncio; `open` lets its answers go."""
+
+    def __init__(self, **options) -> None:
+        super().__init__(**options)
+        self.open = asyncio.Event()
+        self.open.set()
+
+    async def act(self, *args, **extras):
+        await asyncio.wait_for(self.open.wait(), 120)
+        return super().act(*args, **extras)
+
+    async def correct(self, *args, **extras):
+        await asyncio.wait_for(self.open.wait(), 120)
+        return super().correct(*args, **extras)
+
+
+async def settled(executor: AsyncChunkExecutor) -> None:
+    """Waits until what is under way is done, as it is within two control periods of a real robot."""
+    under_way = {task for task in (executor._pending, executor._abandoned, executor._recording) if task is not None}
+    if under_way:
+        await asyncio.wait(under_way, timeout=60)
+
+
+def test_an_asynchronous_executor_records_in_order_and_asks_anew_afterwards():
+    """As in the plain loop: the takeover comes while the policy is asked, and its decision counts with the steps since."""
+
+    async def run() -> list[tuple]:
+        client = AsyncPerson(lost=(6,))
+        executor = AsyncChunkExecutor(client, 4, prefetch=2, watchdog=PATIENT)
+        with pytest.raises(ValueError, match="correct: expected after the episode's first step of the policy"):
+            await executor.correct(IMAGES, at(0), "lift", np.zeros(2))
+        for step in range(4):
+            await executor.step(IMAGES, at(step), "lift")
+            await settled(executor)
+        client.open.clear()
+        await executor.step(IMAGES, at(4), "lift")  # asks, and goes on with the old chunk
+        done = [await executor.correct(IMAGES, at(step), "lift", np.array([9.0, step])) for step in (5, 6, 7)]
+        assert [command.tolist() for command in done] == [[9, 5], [9, 6], [9, 7]], "nobody waits for the server"
+        assert executor.report.source == "correction"
+        client.open.set()
+        assert (await executor.step(IMAGES, at(8), "lift")).tolist() == [2, 0], "a new chunk from its first action"
+        assert (executor.counts["corrections_lost"], executor.counts["correction"]) == (1, 3)
+        await executor.close()
+        return client.log
+
+    assert asyncio.run(run())[1:] == [
+        ("act", 4, 4),
+        ("correct", 5, 1, [9, 5]),
+        ("correct", 7, None, [9, 7]),
+        ("act", 8, None),
+    ]
+
+
+def test_what_closing_an_asynchronous_executor_loses_is_counted():
+    async def run() -> int:
+        client = AsyncPerson()
+        executor = AsyncChunkExecutor(client, 4, watchdog=PATIENT)
+        await executor.step(IMAGES, at(0), "lift")
+        client.open.clear()
+        for step in (1, 2):
+            await executor.correct(IMAGES, at(step), "lift", np.zeros(2))
+        await executor.close()
+        await asyncio.sleep(0.05)
+        return executor.counts["corrections_lost"]
+
+    assert asyncio.run(run()) == 2

@@ -21,7 +21,7 @@ from benchmarks.rl_robot import RobotPublisher, RobotSettings, success
 from syvla.durable_files import write_json
 from syvla.evaluation.closed_loop import evaluation_seeds
 from syvla.training.demo import CAMERAS, EMBODIMENT
-from syvla.training.rl.objective_settings import UNREAD
+from syvla.training.rl.objective_settings import unread_by
 
 ARMS: dict[str, dict[str, Any]] = {
     "il": {},
@@ -90,7 +90,7 @@ def trainer_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "disable_tqdm": True,
         **ARMS[arguments.arm],
     }
-    unread = UNREAD[options.get("objective", "ppo")]
+    unread = unread_by(str(options.get("objective", "ppo")))
     return {name: value for name, value in options.items() if name not in unread}
 
 

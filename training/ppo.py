@@ -28,7 +28,7 @@ from syvla.command_line import error_text
 from syvla.durable_files import write_json
 from syvla.training.retrieval.demonstrations import STATISTICS_TOLERANCE
 from syvla.training.rl.config import SyVLAPPOConfig
-from syvla.training.rl.objective_settings import IMITATING
+from syvla.training.rl.objective_settings import IMITATING, learns_values
 from syvla.training.run.arguments import ROBOT_KEYS, ModelArguments, dataset_spec
 from syvla.training.run.recipe import parse_recipe
 from syvla.training.run.requirements import require_autocast
@@ -46,7 +46,8 @@ class RLDataArguments:
     value_model_path: str = field(
         default="",
         metadata={
-            "help": "Value model of syvla-value-warmup. Objectives that imitate alone need none; a given one stays as it is."
+            "help": "Value model of syvla-value-warmup. Imitation, dagger and group advantages need none; a given one stays as "
+            "it is."
         },
     )
     robot_datasets: list[str] = field(
@@ -133,11 +134,12 @@ def _train(
     from syvla.training.rl.trainer import SyVLAPPOTrainer
     from syvla.training.run.run_page_callback import RunPageCallback
 
-    valued = args.objective not in IMITATING
+    labels, valued = args.objective not in IMITATING, learns_values(args)
     if not (model_args.model_path and data_args.robot_specs) or (valued and not data_args.value_model_path):
         raise ValueError(
             "model_path, value_model_path and robot_datasets: all are needed; pass the policy, its warmed-up value model "
-            "(syvla-value-warmup; imitation and dagger need none) and the demonstrations it was fine-tuned on"
+            "(syvla-value-warmup; imitation, dagger and rollout_advantages=group need none) and the demonstrations it was "
+            "fine-tuned on"
         )
     set_seed(args.seed)
     model, processor = load_checkpoint(model_args)
@@ -154,7 +156,7 @@ def _train(
         model=choose_trained_weights(model_args, model, embodiments),
         value_model=value_model,
         rollout_store=LeRobotRolloutStore(
-            data_args.rollouts_path or output / "rollouts", data_args.camera_map, labels=valued
+            data_args.rollouts_path or output / "rollouts", data_args.camera_map, labels=labels
         ),
         experts=experts,
         publisher=publisher or FolderPublisher(data_args.policies_path or output / "policies", data_args.keep_policies),

@@ -8,6 +8,8 @@ often the robot asks for a chunk. All functions are pure and work in float64.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 ADVANTAGE_CLIP = 0.8
@@ -89,6 +91,32 @@ def generalized_advantages(
         accumulated = errors[step] + discounts[step] * lam * accumulated
         advantages[step] = accumulated
     return advantages, advantages + values
+
+
+def group_relative_advantages(rewards: np.ndarray, groups: Sequence[str]) -> np.ndarray:
+    """Advantages of whole rollouts (GRPO; Shao et al., 2024): standard deviations above the group's mean reward.
+
+    Args:
+        rewards: Outcome of each rollout, (n,).
+        groups: Its group, n names: rollouts of one task are compared with one another.
+
+    Returns:
+        float64 (n,), by the sample standard deviation, as veRL and SimpleVLA-RL take it; 0 in a group whose rewards are all
+        alike, and for a rollout that is alone.
+
+    Raises:
+        ValueError: If a reward has no group or is not finite.
+    """
+    rewards = np.asarray(rewards, np.float64)
+    if rewards.shape != (len(groups),) or not np.isfinite(rewards).all():
+        raise ValueError(f"rewards: expected one finite number for each of {len(groups)} rollouts, got {rewards!r:.80}")
+    advantages = np.zeros(len(rewards))
+    _, numbers = np.unique(np.asarray(groups, dtype=object).astype(str), return_inverse=True)
+    for number in range(numbers.max(initial=-1) + 1):
+        own = numbers == number
+        if np.ptp(rewards[own]) > 0:
+            advantages[own] = (rewards[own] - rewards[own].mean()) / rewards[own].std(ddof=1)
+    return advantages
 
 
 def clip_advantages(advantages: np.ndarray, limit: float = ADVANTAGE_CLIP) -> tuple[np.ndarray, float]:

@@ -19,6 +19,7 @@ from .objective_settings import IMITATING, OBJECTIVES, RATIOS, require_read_sett
 
 EXPERT_MODES = ("similar", "random", "none")
 EXPERT_ADVANTAGES = ("constant", "gae")
+ROLLOUT_ADVANTAGES = ("gae", "group")
 TRUST_REGIONS = ("ppo", "aspo")
 UNBOUNDED_STEPS = 2**31 - 1
 
@@ -41,10 +42,10 @@ class SyVLAPPOConfig(TrainingArguments):
       `ratio_temperature`, `flow_sde_noise_level`, `intention_decoupling`, `padding_free`,
       `use_thoughts`
 
-    > Parameters that control the update: `objective`, `num_ppo_epochs`, `steps_per_update`, `gamma`, `lam`,
-      `advantage_clip`, `cliprange`, `expert_cliprange`, `dual_clip`, `trust_region`, `clamp_logratio`, `clamp_old_cfm`,
-      `target_kl`, `vf_coef`, `cliprange_value`, `value_learning_rate`, `value_fit_threshold`, `value_fit_max_steps`,
-      `value_heldout_share`, `num_value_only_steps`
+    > Parameters that control the update: `objective`, `num_ppo_epochs`, `steps_per_update`, `rollout_advantages`, `gamma`,
+      `lam`, `advantage_clip`, `cliprange`, `expert_cliprange`, `dual_clip`, `trust_region`, `clamp_logratio`,
+      `clamp_old_cfm`, `target_kl`, `vf_coef`, `cliprange_value`, `value_learning_rate`, `value_fit_threshold`,
+      `value_fit_max_steps`, `value_heldout_share`, `num_value_only_steps`
 
     > Parameters of one objective alone: `advantage_quantile`, `indicator_dropout`, `max_replayed_rollouts` of recap,
       `nft_beta` of nft
@@ -190,6 +191,14 @@ class SyVLAPPOConfig(TrainingArguments):
     local_rollout_forward_batch_size: int = field(
         default=16, metadata={"help": "Samples per pass without gradients: values, old scores, image features."}
     )
+    rollout_advantages: str = field(
+        default="gae",
+        metadata={
+            "help": "gae: along each rollout by the value model. group: of whole rollouts, how many standard deviations one's "
+            "reward lies above the mean of its instruction's rollouts in the update (GRPO); no value model is needed.",
+            "choices": list(ROLLOUT_ADVANTAGES),
+        },
+    )
     gamma: float | None = field(
         default=None,
         metadata={
@@ -283,6 +292,7 @@ class SyVLAPPOConfig(TrainingArguments):
         choices = (
             ("expert_mode", EXPERT_MODES),
             ("expert_advantages", EXPERT_ADVANTAGES),
+            ("rollout_advantages", ROLLOUT_ADVANTAGES),
             ("objective", OBJECTIVES),
             ("trust_region", TRUST_REGIONS),
             ("ratio_method", METHODS),
@@ -372,6 +382,7 @@ FIXED_WITHIN_UPDATE = (
     "objective",
     "expert_mode",
     "expert_advantages",
+    "rollout_advantages",
     "expert_ratio",
     "correction_share",
     "ratio_method",

@@ -8,12 +8,14 @@ belongs to what the policy decided after the last takeover, if it decided anythi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from syvla.serving.recording.decision import Decision, Rollout
+from syvla.training.retrieval.demonstrations import SUCCESS
 
 FAILED_DECISIONS = 2
 """Decisions before a takeover that count as failed. Ours: a person needs a second or two to see that it goes wrong, and at
@@ -85,3 +87,17 @@ def counted_decisions(rollout: Rollout) -> list[Decision]:
 def own_reward(rollout: Rollout) -> float:
     """The outcome as the policy's own: 0 where a person had to act."""
     return 0.0 if rollout.corrections or rollout.facts.outcome is None else float(rollout.facts.outcome)
+
+
+def outcome_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """Success rate and rewards of the policies of labeled rollouts, under TRL's names; NaN where none is labeled."""
+    rewards = np.array([own_reward(rollout) for rollout in rollouts if rollout.facts.outcome is not None])
+    success, score = (
+        (float((rewards >= SUCCESS).mean()), float(rewards.mean())) if len(rewards) else (math.nan, math.nan)
+    )
+    return {
+        "objective/success_rate": success,
+        "objective/scores": score,
+        "objective/non_score_reward": 0.0,
+        "objective/rlhf_reward": score,
+    }

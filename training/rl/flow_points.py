@@ -15,6 +15,7 @@ from syvla.modeling_syvla.expert_inputs import full_width
 from syvla.modeling_syvla.flow_matching import interpolate, sample_timesteps, target_velocity
 from syvla.modeling_syvla.flow_sde import sde_step
 from syvla.modeling_syvla.flow_solver import require_uniform_euler
+from syvla.serving.contract.rollout_sampler import ChainStep
 
 METHODS = ("fpo", "flow_sde")
 
@@ -168,3 +169,15 @@ def chain_points(
 
 def _wide(x: torch.Tensor) -> torch.Tensor:
     return x[..., None, None]
+
+
+def chain_tensors(chains: Sequence[ChainStep | None], actions: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Steps of the sampler as `make_points` takes them; -1 for samples without one."""
+    before, after = torch.zeros_like(actions), torch.zeros_like(actions)
+    for row, chain in enumerate(chains):
+        if chain is not None:
+            steps, dims = chain.before.shape
+            before[row, :steps, :dims] = torch.tensor(chain.before)
+            after[row, :steps, :dims] = torch.tensor(chain.after)
+    number = torch.tensor([-1 if chain is None else chain.step for chain in chains])
+    return {"chain_before": before, "chain_after": after, "chain_step": number}

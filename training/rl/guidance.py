@@ -9,7 +9,7 @@ import base64
 import io
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,6 @@ from .expert_samples import ExpertSamples
 
 logger = logging.getLogger(__name__)
 
-JUDGED = ("value", "advantage")
-
 SHOWN_EXPERTS = 3
 """Most similar expert samples per decision. Ours: they fill a row."""
 
@@ -34,7 +32,7 @@ def write_guidance(
     run: Path,
     update: int,
     rollouts: Sequence[Rollout],
-    valued: tuple[np.ndarray, np.ndarray] | None,
+    valued: Mapping[str, np.ndarray],
     positive: np.ndarray | None,
     neighbors: np.ndarray,
     similarities: np.ndarray | None,
@@ -46,7 +44,7 @@ def write_guidance(
         run: Folder of the run.
         update: Its number.
         rollouts: Its rollouts. Decisions of which something ran are numbered throughout, D in all.
-        valued: Values and advantages, (D,) each; None where the update does not ask for them.
+        valued: "value" and "advantage", (D,) each, those of them that the update asks for.
         positive: bool (D,), which advantages are positive; None where they are not labeled.
         neighbors: Rows of each decision's expert samples, the most similar first, (D, k).
         similarities: Their similarities, (D, k); None where samples are not retrieved, and then none are shown.
@@ -69,9 +67,7 @@ def write_guidance(
                         if row not in pictures:
                             pictures[row] = _expert(experts, row)
                         found.append({**pictures[row], "similarity": round(score, 4)})
-                judged: dict[str, Any] = {}
-                if valued is not None:
-                    judged = {name: round(float(own[number]), 4) for name, own in zip(JUDGED, valued, strict=True)}
+                judged: dict[str, Any] = {name: round(float(own[number]), 4) for name, own in valued.items()}
                 if positive is not None:
                     judged["label"] = "positive" if positive[number] else "negative"
                 decisions.append({"control_step": decision.control_step, **judged, "experts": found})

@@ -36,14 +36,22 @@ _CREDIT = {
 _LABELS = {"advantage_quantile", "indicator_dropout", "max_replayed_rollouts"}
 
 _NEGATIVES = {"nft_beta"}
+_GROUPS = {"rollout_advantages"}
 
-UNREAD: dict[str, frozenset[str]] = {
+_UNREAD: dict[str, frozenset[str]] = {
     "ppo": frozenset(_LABELS | _NEGATIVES),
     "nft": frozenset(_RATIO | _LABELS),
-    "recap": frozenset(_RATIO | _VALUE_STEPS | _EXPERT_ADVANTAGES | _NEGATIVES | {"advantage_clip", "max_staleness"}),
-    "imitation": frozenset(_RATIO | _VALUE_STEPS | _EXPERT_ADVANTAGES | _CREDIT | _LABELS | _NEGATIVES),
-    "dagger": frozenset(_RATIO | _VALUE_STEPS | _EXPERT_ADVANTAGES | _CREDIT | _LABELS | _NEGATIVES),
+    "recap": frozenset(
+        _RATIO | _VALUE_STEPS | _EXPERT_ADVANTAGES | _NEGATIVES | {"advantage_clip", "max_staleness", *_GROUPS}
+    ),
+    "imitation": frozenset(_RATIO | _VALUE_STEPS | _EXPERT_ADVANTAGES | _CREDIT | _LABELS | _NEGATIVES | _GROUPS),
+    "dagger": frozenset(_RATIO | _VALUE_STEPS | _EXPERT_ADVANTAGES | _CREDIT | _LABELS | _NEGATIVES | _GROUPS),
 }
+
+_UNREAD_BY_GROUPS = frozenset(
+    (_CREDIT | _VALUE_STEPS | {"expert_advantages"}) - {"advantage_clip", "min_advantage_spread"}
+)
+"""What `rollout_advantages="group"` does not read: it has no value model."""
 
 _OFF = {
     **dict.fromkeys(("dual_clip", "clamp_old_cfm", "target_kl", "vf_coef", "num_value_only_steps"), 0),
@@ -53,11 +61,21 @@ _OFF = {
 """Values that switch something off, and so are true of an objective that does not have it."""
 
 
+def unread_by(objective: str, rollout_advantages: str = "gae") -> frozenset[str]:
+    """Settings that have no effect under an objective and a kind of advantages."""
+    return _UNREAD[objective] | (_UNREAD_BY_GROUPS if rollout_advantages == "group" else frozenset())
+
+
+def learns_values(args: Any) -> bool:
+    """Whether a run with this [`SyVLAPPOConfig`] needs a value model."""
+    return bool(args.objective not in IMITATING and args.rollout_advantages != "group")
+
+
 def unread_settings(args: Any) -> list[str]:
-    """Settings of a [`SyVLAPPOConfig`] that its objective does not read and that are neither at their default nor off."""
+    """Settings of a [`SyVLAPPOConfig`] that have no effect in it and that are neither at their default nor off."""
     defaults = {field.name: field.default for field in fields(args)}
     found = []
-    for name in sorted(UNREAD[args.objective]):
+    for name in sorted(unread_by(args.objective, args.rollout_advantages)):
         value = getattr(args, name)
         if value != defaults[name] and not (name in _OFF and value == _OFF[name]):
             found.append(name)
@@ -69,7 +87,8 @@ def require_read_settings(args: Any) -> None:
     if names := unread_settings(args):
         defaults = {field.name: field.default for field in fields(args)}
         left = ", ".join(f"{name}={defaults[name]}" for name in names)
+        group = args.rollout_advantages == "group" and names[0] not in _UNREAD[args.objective]
+        why = "rollout_advantages=group" if group else f"objective={args.objective}"
         raise ValueError(
-            f"{names[0]}: has no effect, since objective={args.objective} does not read {', '.join(names)}; leave it out, or "
-            f"at its default ({left})"
+            f"{names[0]}: has no effect, since {why} does not read {', '.join(names)}; leave it out, or at its default ({left})"
         )

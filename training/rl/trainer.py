@@ -41,7 +41,7 @@ from .config import SyVLAPPOConfig, fixed_settings
 from .expert_samples import ExpertSamples
 from .losses import value_loss
 from .objective import policy_objective
-from .objective_settings import IMITATING
+from .objective_settings import IMITATING, learns_values
 from .policy_and_value import PolicyAndValue
 from .policy_handover import PolicyHandoverMixin
 from .policy_publisher import PolicyPublisher
@@ -67,7 +67,7 @@ class SyVLAPPOTrainer(PolicyHandoverMixin, UpdateEndingMixin, AtomicCheckpointMi
         args: [`SyVLAPPOConfig`].
         processing_class: The policy's [`SyVLAProcessor`].
         model: [`SyVLAModel`], or a `peft.PeftModel` of one.
-        value_model: [`SyVLAValueModel`], warmed up; may be None for objectives that imitate alone.
+        value_model: [`SyVLAValueModel`], warmed up; may be None where it is not read: imitation, dagger and group advantages.
         rollout_store: Where rollouts come from.
         experts: [`ExpertSamples`]; with an open index for `expert_mode="similar"`.
         publisher: Where policies go.
@@ -119,7 +119,7 @@ class SyVLAPPOTrainer(PolicyHandoverMixin, UpdateEndingMixin, AtomicCheckpointMi
         self._steps = StepMetrics()
         self._finished_metrics: dict[str, float] = {}
         self._began = time.time()
-        if value_model is None and args.objective not in IMITATING:
+        if value_model is None and learns_values(args):
             raise ValueError(
                 f"value_model: objective={args.objective} learns from values; pass a warmed-up value model"
             )
@@ -274,7 +274,7 @@ class SyVLAPPOTrainer(PolicyHandoverMixin, UpdateEndingMixin, AtomicCheckpointMi
 
     def _calibrate_values(self, rollouts: list[Rollout]) -> dict[str, float]:
         """Value-only steps on the first process, whose weights all others take over; metrics."""
-        if self.args.objective in IMITATING or not self.args.value_fit_max_steps:
+        if not learns_values(self.args) or not self.args.value_fit_max_steps:
             return {}
         first = self.is_world_process_zero()
         metrics = self.preparation.calibrate(self.rl.updates, rollouts) if first else {}

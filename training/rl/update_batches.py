@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from .advantage_labels import indicators
-from .objective_settings import FLOW_MATCHING, IMITATING
+from .objective_settings import FLOW_MATCHING, IMITATING, learns_values
 from .value_inputs import value_inputs
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def update_batch(
     policy = preparation.policy_batch(items, is_expert)
     seeds = np.concatenate((update.seeds[rollouts], update.expert_seeds[experts]))
     value: dict[str, torch.Tensor] = {}
-    if args.objective not in FLOW_MATCHING:
+    if args.objective not in FLOW_MATCHING and learns_values(args):
         value = value_inputs(preparation.processor, preparation.model.value_model.config, items[: len(rollouts)])
 
     def both(mine: np.ndarray, theirs: np.ndarray) -> torch.Tensor:

@@ -14,18 +14,29 @@ import torch
 from tqdm.auto import tqdm
 
 from syvla.modeling_syvla.expert_inputs import end_chunks
-from syvla.serving.contract.rollout_sampler import ChainStep
 from syvla.serving.recording.decision import Decision, Rollout
-from syvla.training.retrieval.demonstrations import SUCCESS
 
 from .advantage_labels import label_metrics, left_out, positive_decisions
-from .advantages import clip_advantages, decision_rewards, explained_variance, generalized_advantages
+from .advantages import (
+    clip_advantages,
+    decision_rewards,
+    explained_variance,
+    generalized_advantages,
+    group_relative_advantages,
+)
 from .config import SyVLAPPOConfig
-from .credit import CreditedPart, counted_decisions, credited_outcomes, credited_parts, own_reward
+from .credit import (
+    CreditedPart,
+    counted_decisions,
+    credited_outcomes,
+    credited_parts,
+    outcome_metrics,
+    own_reward,
+)
 from .expert_samples import ExpertSamples
-from .flow_points import make_points
+from .flow_points import chain_tensors, make_points
 from .guidance import write_guidance
-from .objective_settings import IMITATING, RATIOS
+from .objective_settings import IMITATING, RATIOS, learns_values
 from .policy_and_value import PolicyAndValue
 from .update_data import UpdateData, join_corrections, plan_experts, plan_rollouts, sample_seeds
 from .value_calibration import advantage_metrics, calibrate_values, information_problem, value_targets
@@ -211,7 +222,7 @@ class UpdatePreparation:
         batch["actions"] = torch.where(expert, ended, batch["actions"])
         batch["action_mask"] = torch.where(expert, trained, batch["action_mask"])
         if self.args.ratio_method == "flow_sde":
-            batch |= _chains([item.get("chain") for item in items], batch["actions"])
+            batch |= chain_tensors([item.get("chain") for item in items], batch["actions"])
         return batch
 
     def points(
@@ -308,8 +319,14 @@ class UpdatePreparation:
             nothing = np.zeros(count, np.float32)
             return JudgedDecisions(nothing, nothing, nothing, np.zeros(count, bool), outcome_metrics(rollouts))
         known = [*rollouts, *replayed]
-        advantages, returns, values, metrics = self._advantages(known)
-        outcomes = np.array([said for rollout in known for said in credited_outcomes(rollout, self._parts(rollout))])
+        if args.rollout_advantages == "group":
+            advantages, outcomes, metrics = self._group_advantages(known)
+            returns = values = np.zeros(count, np.float32)
+        else:
+            advantages, returns, values, metrics = self._advantages(known)
+            outcomes = np.array(
+                [said for rollout in known for said in credited_outcomes(rollout, self._parts(rollout))]
+            )
         metrics |= {**outcome_metrics(rollouts), **advantage_metrics(advantages, outcomes)}
         recap, spread = args.objective == "recap", args.min_advantage_spread
         problem = information_problem(advantages, outcomes, spread, relative=recap)
@@ -333,7 +350,9 @@ class UpdatePreparation:
     ) -> None:
         """Leaves for people what guides the update."""
         labels = judged.positive if self.args.objective == "recap" else None
-        valued = None if self.args.objective in IMITATING else (judged.values, judged.advantages)
+        valued: dict[str, np.ndarray] = {} if self.args.objective in IMITATING else {"advantage": judged.advantages}
+        if learns_values(self.args):
+            valued["value"] = judged.values
         shown = (number, rollouts, valued, labels, neighbors, similarities, self.experts)
         write_guidance(Path(self.args.output_dir), *shown)
 
@@ -398,6 +417,18 @@ class UpdatePreparation:
         }
         return clipped.astype(np.float32), returns.astype(np.float32), kept.astype(np.float32), metrics
 
+    def _group_advantages(self, rollouts: Sequence[Rollout]) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
+        """Clipped advantages and outcomes of the decisions that count, each that of its whole rollout, and metrics.
+
+        A group is the rollouts of one instruction. A rollout in which a person took over has the outcome 0.
+        """
+        outcomes = np.array([own_reward(rollout) for rollout in rollouts])
+        raw = group_relative_advantages(outcomes, [rollout.decisions[0].instruction for rollout in rollouts])
+        counts = [len(counted_decisions(rollout)) for rollout in rollouts]
+        clipped, share = clip_advantages(np.repeat(raw, counts), self.args.advantage_clip)
+        metrics = {"objective/frac_adv_clipped": share, **_spread("objective/advantage_rollout", clipped)}
+        return clipped.astype(np.float32), np.repeat(outcomes, counts), metrics
+
     def _parts(self, rollout: Rollout) -> list[CreditedPart]:
         return credited_parts(
             rollout,
@@ -458,31 +489,5 @@ class UpdatePreparation:
         return np.array(advantages, np.float32)
 
 
-def outcome_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """Success rate and rewards of the policies of labeled rollouts, under TRL's names; NaN where none is labeled."""
-    rewards = np.array([own_reward(rollout) for rollout in rollouts if rollout.facts.outcome is not None])
-    success, score = (
-        (float((rewards >= SUCCESS).mean()), float(rewards.mean())) if len(rewards) else (math.nan, math.nan)
-    )
-    return {
-        "objective/success_rate": success,
-        "objective/scores": score,
-        "objective/non_score_reward": 0.0,
-        "objective/rlhf_reward": score,
-    }
-
-
 def _spread(name: str, values: np.ndarray) -> dict[str, float]:
     return {f"{name}_{what}": float(getattr(values, what)()) for what in ("mean", "min", "max")}
-
-
-def _chains(chains: Sequence[ChainStep | None], actions: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Steps of the sampler as `make_points` takes them; -1 for samples without one."""
-    before, after = torch.zeros_like(actions), torch.zeros_like(actions)
-    for row, chain in enumerate(chains):
-        if chain is not None:
-            steps, dims = chain.before.shape
-            before[row, :steps, :dims] = torch.tensor(chain.before)
-            after[row, :steps, :dims] = torch.tensor(chain.after)
-    number = torch.tensor([-1 if chain is None else chain.step for chain in chains])
-    return {"chain_before": before, "chain_after": after, "chain_step": number}

@@ -1,6 +1,7 @@
 """Advantages against brute force, and what must not happen to them."""
 
 import math
+import statistics
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from syvla.training.rl.advantages import (
     default_discount,
     explained_variance,
     generalized_advantages,
+    group_relative_advantages,
     monte_carlo_returns,
 )
 
@@ -147,3 +149,28 @@ def test_explained_variance_of_perfect_constant_and_misleading_values():
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_group_relative_advantages_by_hand():
+    """One success among four: mean 1/4, sample variance (9 + 3 * 1) / 16 / 3 = 1/4. The other task's rollouts are alike."""
+    rewards, tasks = [1, 0, 0, 0, 1, 1, 0.5], ["lift"] * 4 + ["place"] * 2 + ["alone"]
+    found = group_relative_advantages(np.array(rewards), tasks)
+    np.testing.assert_allclose(found, [1.5, -0.5, -0.5, -0.5, 0, 0, 0], atol=1e-12)
+
+
+@given(st.lists(st.tuples(st.integers(0, 10), st.sampled_from("abc")), min_size=1, max_size=20))
+def test_group_relative_advantages_by_the_sample_standard_deviation(rollouts):
+    """As veRL's `compute_grpo_outcome_advantage`, (score - mean) / torch.std of the group; 0 where all are alike."""
+    rewards, tasks = np.array([pair[0] / 10 for pair in rollouts]), [pair[1] for pair in rollouts]
+    found = group_relative_advantages(rewards, tasks)
+    for number, (tenths, task) in enumerate(rollouts):
+        group = [other / 10 for other, name in rollouts if name == task]
+        alike = len(set(group)) == 1
+        expected = 0.0 if alike else (tenths / 10 - statistics.mean(group)) / statistics.stdev(group)
+        assert found[number] == pytest.approx(expected, rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize("rewards", [np.array([1.0, math.nan]), np.array([1.0])])
+def test_a_group_needs_a_finite_reward_for_each_rollout(rewards):
+    with pytest.raises(ValueError, match="rewards: expected one finite number for each of 2 rollouts"):
+        group_relative_advantages(rewards, ["a", "a"])

@@ -9,8 +9,9 @@ import torch
 from syvla.modeling_syvla.expert_inputs import action_target
 from syvla.serving.recording.decision import Correction, Decision, Rollout
 from syvla.serving.recording.episode_facts import EpisodeFacts
+from syvla.training.rl.credit import outcome_metrics
 from syvla.training.rl.update_data import join_corrections
-from syvla.training.rl.update_preparation import UpdatePreparation, outcome_metrics
+from syvla.training.rl.update_preparation import UpdatePreparation
 from syvla.training.rl.value_calibration import held_out_rollouts, value_targets
 
 GAMMA, LAM = 0.9, 0.8
@@ -27,6 +28,8 @@ class KnownValues(UpdatePreparation):
             "advantage_clip": 0.8,
             "bootstrap_timeouts": True,
             "takeover_failed_decisions": 2,
+            "rollout_advantages": "gae",
+            "min_advantage_spread": 0.01,
             **settings,
         }
         self.args = SimpleNamespace(**chosen)
@@ -195,3 +198,24 @@ def test_expert_chunks_end_as_in_imitation_and_sampled_ones_as_they_were_sampled
     end = batch["actions"][0, 5:]
     assert torch.equal(end, (0 if chunk_end == "noise" else 1) * batch["actions"][0, 4:5].expand_as(end))
     assert batch["action_mask"][0].any(-1).tolist() == [True] * 5 + [chunk_end == "hold"] * 3
+
+
+def test_group_advantages_are_those_of_whole_rollouts_and_ask_no_value_model():
+    """Rewards 1, 0, 0 and, where a person finished, 0 in place of 1: mean 1/4, standard deviation 1/2, one for all steps."""
+    made = [
+        rollout([0.5, 0.6], [4, 2], 1),
+        rollout([0.5, 0.6, 0.1], [4, 0, 4], 0),
+        rollout([0.5], [4], 0, timed_out=True, final=0.9),
+        rollout([0.5, 0.6], [4, 4], 1, takeovers=(1,)),
+    ]
+    preparation = KnownValues(rollout_advantages="group", advantage_clip=1.2)
+    preparation.values = None
+    judged = preparation._judge(made, (), 7)
+    np.testing.assert_allclose(judged.advantages, [1.2, 1.2, -0.5, -0.5, -0.5, -0.5, -0.5], atol=1e-6)
+    assert judged.metrics["objective/frac_adv_clipped"] == pytest.approx(2 / 7)
+    assert judged.metrics["objective/success_rate"] == pytest.approx(1 / 4)
+    assert judged.metrics["objective/advantage_success_mean"] == pytest.approx(1.2)
+    assert not judged.no_information
+    alike = preparation._judge([rollout([0.5], [4], 0)] * 3, (), 3)
+    np.testing.assert_array_equal(alike.advantages, 0)
+    assert "the advantages of all decisions are alike" in alike.no_information

@@ -10,7 +10,6 @@ import asyncio
 import json
 import logging
 from collections.abc import Callable
-from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -19,7 +18,7 @@ from fastapi.responses import JSONResponse
 
 from syvla.serving.contract.requests import RequestError
 from syvla.serving.server.http_routes import read_body
-from syvla.serving.server.page_headers import PAGE_HEADERS
+from syvla.serving.server.page_headers import own_page
 from syvla.serving.wire.request_reading import whole
 
 from . import route_schemas
@@ -41,8 +40,7 @@ def rl_router(scheduler: RLScheduler) -> APIRouter:
 
     @router.get("/rl", **route_schemas.PAGE)
     async def page() -> Response:
-        text = files(__package__).joinpath("page.html").read_text(encoding="utf-8")
-        return Response(text, media_type="text/html; charset=utf-8", headers=PAGE_HEADERS)
+        return own_page(__package__, "page.html")
 
     @router.get("/rl/status", **route_schemas.STATUS)
     async def status() -> Response:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from importlib.resources import files
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -13,7 +12,7 @@ from syvla.serving.contract.requests import RequestError
 
 from .act_service import ActService
 from .http_routes import read_body
-from .page_headers import PAGE_HEADERS
+from .page_headers import own_page
 from .route_schemas import BODY, FLAG, JSON, NULLABLE_TEXT, described, fields, lists, record, texts
 
 MOST_CHARACTERS = 1000
@@ -65,8 +64,7 @@ def live_router(service: ActService) -> APIRouter:
 
     @router.get("/", **described("live_page", "The page for a person beside the robot", "text/html", is_open=True))
     async def page() -> Response:
-        text = files(__package__).joinpath("live.html").read_text(encoding="utf-8")
-        return Response(text, media_type="text/html; charset=utf-8", headers=PAGE_HEADERS)
+        return own_page(__package__, "live.html")
 
     @router.get("/live/status", **_STATUS)
     async def status(session: str | None = None) -> Response:

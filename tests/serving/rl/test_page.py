@@ -168,6 +168,7 @@ def test_a_person_sees_what_guided_an_update(serve_run, run, open_page):
     name = robot.begin()
     robot.act(name)
     robot.act(name, seed=4, executed_steps=2)
+    robot.act(name, seed=5, executed_steps=2)
     robot.call(f"/rl/episodes/{name}/end", {"executed_steps": 4})
     robot.call(f"/rl/episodes/{name}/reward", {"reward": 1})
     Ledger(run).claim(0, [name])
@@ -175,8 +176,9 @@ def test_a_person_sees_what_guided_an_update(serve_run, run, open_page):
     picture = robot.call(f"/rl/episodes/{name}/frames")["frames"][0]["views"]["center"]
     expert = {"dataset": "lift", "episode": 7, "frame": 12, "view": "center", "picture": picture, "similarity": 0.875}
     decisions = [
-        {"control_step": 0, "value": 0.25, "advantage": 0.5, "experts": [expert]},
-        {"control_step": 2, "value": 0.75, "advantage": -0.125, "experts": []},
+        {"control_step": 0, "value": 0.25, "advantage": 0.5, "label": "positive", "experts": [expert]},
+        {"control_step": 2, "value": 0.75, "advantage": -0.125, "label": "negative", "experts": []},
+        {"control_step": 4, "advantage": 1.5, "experts": []},
     ]
     (run / "guidance").mkdir()
     (run / "guidance" / f"{name}.json").write_text(json.dumps({"update": 0, "decisions": decisions}))
@@ -185,14 +187,18 @@ def test_a_person_sees_what_guided_an_update(serve_run, run, open_page):
     until(lambda: page.value(f"{look} !== null"), 30)
     page.value(f"{look}.click()")
     numbers = "document.getElementById('numbers').textContent"
-    until(lambda: page.value(numbers).startswith("update 1: value 0.75, advantage -0.13"), 30)
+    until(lambda: page.value(numbers).startswith("update 1: advantage +1.50;"), 30)  # without a value model
+    page.value("at('position').value = 1; at('position').oninput()")
+    negative = "update 1: value 0.75, advantage -0.13, learned as negative; no similar expert samples"
+    assert page.value(numbers) == negative
     page.value("at('position').value = 0; at('position').oninput()")
-    assert page.value(numbers) == "update 1: value 0.25, advantage +0.50; the most similar expert samples:"
+    positive = "update 1: value 0.25, advantage +0.50, learned as positive; the most similar expert samples:"
+    assert page.value(numbers) == positive
     assert (
         page.value("document.querySelector('#experts figcaption').textContent")
         == "similarity 0.875, lift, episode 7, frame 12"
     )
-    assert page.value("document.querySelector('#curve polyline').getAttribute('points')") == "0,17.5 100,6.5"
+    assert page.value("document.querySelector('#curve polyline').getAttribute('points')") == "0,17.5 50,6.5"
     assert page.value("document.getElementById('success').disabled"), "nothing is decided about it any more"
 
 

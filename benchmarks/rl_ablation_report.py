@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from syvla.durable_files import write_json
@@ -13,6 +13,9 @@ from syvla.evaluation.closed_loop_result import describe_machine
 from syvla.evaluation.published_tables import mean_and_interval, paper_table
 from syvla.evaluation.success_rate import wilson_interval
 from syvla.training.paper_tables.jobs import Job
+
+from .rl_ablation_figures import draw, draw_by_rollouts
+from .rl_ablation_statistics import contrasts
 
 if TYPE_CHECKING:
     from .rl_ablation_plan import Plan
@@ -33,6 +36,12 @@ MEANING = {
     "none": "RL on rollouts alone",
     "gae": "RL with similar expert samples, advantage by GAE",
     "imitation": "no RL: flow matching on the same similar samples",
+    "continued": "no RL: flow matching on all demonstrations, for as many steps",
+    "near_zero": "as `similar`, the rollouts' advantages within 0.001 of 0",
+    "dagger": "no RL: similar samples and the expert's corrections in rollouts",
+    "both": "as `similar`, with the expert's corrections among its samples",
+    "pi_rl": "after Pi-RL: flow-SDE ratio and noise in rollouts, PPO clip, GAE, no experts (a variant of our own)",
+    "simplevla_rl": "after SimpleVLA-RL: flow-SDE ratio, group-relative advantages, no KL, no experts (a variant of our own)",
     "recap": "flow matching on all rollouts and similar samples, the advantage as a word in the prompt",
     "nft": "bounded negatives for the flow, no ratio; similar expert samples",
 }
@@ -68,14 +77,18 @@ def write_report(plan: Plan, folder: Path, name: str) -> Path:
         "similar_minus": {
             arm: difference(runs, "similar", arm) for arm in arms if arm != "similar" and "similar" in arms
         },
+        "contrasts": contrasts(
+            {arm: {seed: run["success"] for seed, run in found.items()} for arm, found in runs.items()}
+        ),
         "updates": curves(runs),
-        "notes": NOTES,
+        "notes": NOTES + (UNSEEN_NOTES if plan.design.recordings else LIFT_NOTES),
         "machine": describe_machine(),
     }
     path = folder / f"{name}.json"
     write_json(path, content, allow_nan=True)
     path.with_suffix(".md").write_text(markdown(content), encoding="utf-8")
-    draw(content, runs, path.with_suffix(".png"))
+    draw(content, path.with_suffix(".png"))
+    draw_by_rollouts(content, path.with_name(f"{name}_rollouts.png"))
     return path
 
 
@@ -98,7 +111,28 @@ def summarize(found: Mapping[int, Mapping[str, Any]], *, same_policy: bool = Fal
         "successes": successes,
         "episodes": episodes,
         "seconds": [run["seconds"] for run in found.values()],
+        "outcomes": {str(seed): run["outcomes"] for seed, run in found.items() if "outcomes" in run},
+        "commands": {
+            "evaluation": _commands([run for run in found.values() if "commands" in run]),
+            "rollouts": _commands([made for run in found.values() for made in run.get("rollouts", {}).values()]),
+        },
+        "gradient_norm": _norms(
+            [line.get("grad_norm/policy") for run in found.values() for line in run.get("log", [])]
+        ),
     }
+
+
+def _commands(counts: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
+    """Shares of commands that the robot cannot carry out as they are; None where none were counted."""
+    total = sum(count["commands"] for count in counts)
+    names = ("beyond_position", "beyond_speed")
+    return {name: sum(count[name] for count in counts) / total for name in names} if total else None
+
+
+def _norms(values: Sequence[float | None]) -> dict[str, float] | None:
+    """Of the policy's gradients before clipping, means of a few steps each."""
+    known = sorted(value for value in values if value is not None)
+    return {"median": median(known), "largest": known[-1]} if known else None
 
 
 def difference(runs: Runs, arm: str, other: str) -> dict[str, Any]:
@@ -146,31 +180,50 @@ def describe(plan: Plan, job: Job) -> dict[str, Any]:
     from .rl_ablation_run import build_parser
 
     options: argparse.Namespace = build_parser().parse_args(list(job.arguments))
-    left_out = ("arm", "seed", "il", "value", "vectors", "dataset", "output", "logging_steps")
+    left_out = ("arm", "seed", "il", "value", "vectors", "dataset", "all_data", "output", "logging_steps")
+    recordings = plan.design.recordings
+    own = {"base": "training/recipes/demo.yaml", **plan.design.base}
+    own["demonstrations"] = {name: recording.episodes for name, recording in recordings.items()}
+    tables = {"base": "syvla-tables --scale tiny", "demonstrations": 120}
     return {
-        "environment": "tabletop lift, one object, 32 x 32 pixels",
+        "design": plan.design.name,
+        "environment": plan.design.environment,
         **{name: value for name, value in vars(options).items() if name not in left_out},
-        "seeds": list(plan.seeds),
-        "imitation_learning": {"base": "syvla-tables --scale tiny", "demonstrations": 120, **plan.base},
+        "seeds": sorted({seed for _, seed in plan.runs()}),
+        "imitation_learning": {**(own if recordings else tables), **plan.base},
         "value_warmup_steps": plan.value_steps,
         "retrieval_features": "policy:IL, the mean over the patches of what the action expert's image encoder sees",
     }
 
 
 NOTES = [
-    "One checkpoint of imitation learning for all runs; a seed decides rollouts, samples and noise, and names the evaluation "
-    "starts, which are the same for all arms and are shared with neither demonstrations nor rollouts.",
+    "One checkpoint of imitation learning for all runs; a seed decides rollouts, samples and noise. Evaluation starts are the "
+    "same for all arms and are shared with neither demonstrations nor rollouts.",
     "`ci95` (95% over seeds) is the Student interval of the mean over seeds, cut to [0, 1]; `wilson95` is Wilson's of all "
     "episodes together. `il` is one policy, whose `ci95` is Wilson's as well.",
     "All RL arms take the same number of gradient steps: no stop at a KL, and the guard that would keep a policy from being "
     "published is set out of reach. Gradient clipping, the clamp of the log ratio and dual clipping are on in every arm.",
     "Rollouts are made in the process of the trainer, by the policy that it has published, recorded and read back as a policy "
     "server's are; only HTTP is left out. A simulator's success is the reward; reaching the time limit is failure, reward 0.",
-    "Neither rollouts nor evaluation think. No pretrained CLIP model is used: similar samples are found by the features of the "
-    "image encoder of the policy of imitation learning.",
+    "No pretrained CLIP model is used: similar samples are found by the features of the image encoder of the policy of "
+    "imitation learning.",
     "The figure's points between the first and the last update are measured on the first `curve_episodes` of the starts.",
     "The control `imitation` draws the expert samples that `similar` would, in the same number per step, and has no rollout "
     "samples in its batches.",
+]
+
+LIFT_NOTES = [
+    "Neither rollouts nor evaluation think. A seed names its evaluation starts. Decoupling is off, and the value model is not "
+    "fitted to rollouts but in the arms `recap`, `nft` and `pi_rl`.",
+]
+
+UNSEEN_NOTES = [
+    "All seeds share their evaluation starts too, so intervals over seeds say nothing about other starts.",
+    "Expert samples are any frames of the 120 demonstrations of the task; `continued` imitates those of all three tasks.",
+    "`pi_rl` and `simplevla_rl` are variants of our own trainer, not those programs. In their rollouts one step of the flow is "
+    "stochastic, in evaluation none. Commands beyond a limit are counted, and the simulator clips them.",
+    "In `dagger` and `both` the scripted expert takes over in rollouts after `takeover_after` control steps. A rollout with a "
+    "takeover is a failure of the policy.",
 ]
 
 
@@ -180,8 +233,9 @@ def markdown(content: Mapping[str, Any]) -> str:
     lines = [
         f"# {content['benchmark']}",
         "",
-        "| arm | | success, ours | per seed | 95% over seeds | 95% Wilson | minus `il` | paper (real robot, theirs) |",
-        "|---|---|---|---|---|---|---|---|",
+        "| arm | | success, ours | per seed | 95% over seeds | 95% Wilson | minus `il` | gradient norm, median and largest | "
+        "commands beyond position / speed in rollouts, % | paper (real robot, theirs) |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for arm, row in content["arms"].items():
         paper = content["paper"]["success"][arm]
@@ -196,6 +250,8 @@ def markdown(content: Mapping[str, Any]) -> str:
             ""
             if gain is None or gain["mean"] is None
             else f"{gain['mean']:+.2f} {_interval(gain['ci95'], '+.2f')}".strip(),
+            "" if (norm := row["gradient_norm"]) is None else f"{norm['median']:.3g}, {norm['largest']:.3g}",
+            _shares(row["commands"]["rollouts"]),
             "not measured" if paper is None else f"{paper:.2f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
@@ -208,44 +264,35 @@ def markdown(content: Mapping[str, Any]) -> str:
         "",
         *(f"- {note}" for note in content["notes"]),
         "",
-        "`python -m benchmarks.rl_ablation`",
+        *_contrast_lines(content["contrasts"]),
+        f"`python -m benchmarks.rl_ablation --design {settings['design']}`",
         "",
     ]
     return "\n".join(lines)
 
 
+def _shares(counts: Mapping[str, float] | None) -> str:
+    return "" if counts is None else f"{100 * counts['beyond_position']:.1f} / {100 * counts['beyond_speed']:.1f}"
+
+
+def _contrast_lines(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[str]:
+    """A table of the contrasts; nothing without any."""
+    if not any(found.values()):
+        return []
+    lines = [
+        "| contrast | seeds | difference | 95%, Student | p, paired t | p, permutation | power at 0.07 |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for family, own in found.items():
+        for name, facts in own.items():
+            tests = [facts.get(f"{test}_holm", facts[test]) for test in ("p_t", "p_permutation")]
+            cells = [f"{name}{' (primary, Holm)' if family == 'primary' else ''}", str(facts["seeds"])]
+            cells += [f"{facts['mean']:+.3f}", _interval(facts["ci95"], "+.3f")]
+            cells += ["" if value is None else f"{value:.3f}" for value in tests]
+            cells.append("" if facts["power"] is None else f"{facts['power']['power']:.2f}")
+            lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
 def _interval(bounds: Sequence[float] | None, form: str = ".2f") -> str:
     return "" if bounds is None else f"[{bounds[0]:{form}}, {bounds[1]:{form}}]"
-
-
-def draw(content: Mapping[str, Any], runs: Runs, path: Path) -> None:
-    """Success by update, the policy's gradient norm before clipping by step, and the held-out loss by update."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(13, 3.8), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    success, norm, heldout = figure.subplots(1, 3)
-    for number, (arm, curves) in enumerate(content["updates"].items()):
-        color = f"C{number}"
-        for run in curves:
-            success.plot(range(len(run["success"])), run["success"], color=color, alpha=0.25)
-            norm.plot(run["step"], run["gradient_norm"], color=color, alpha=0.25, linewidth=0.8)
-        for axes, key in ((success, "success"), (heldout, "heldout_loss")):
-            means = [fmean(values) for values in zip(*(run[key] for run in curves), strict=False) if None not in values]
-            axes.plot(range(len(means)), means, "o-", color=color, label=arm, linewidth=1.8, markersize=4)
-        points = zip(*(run["gradient_norm"] for run in curves), strict=False)
-        means = [fmean(known) if (known := [v for v in values if v is not None]) else float("nan") for values in points]
-        norm.plot(curves[0]["step"][: len(means)], means, color=color, label=arm, linewidth=1.6)
-    success.set(xlabel="update", ylabel="success", ylim=(-0.02, 1.02), title="closed-loop success, mean over seeds")
-    norm.set(xlabel="gradient step", yscale="log", title="gradient norm before clipping")
-    norm.set_ylim(bottom=1e-4)  # exactly zero where every sample is clipped
-    heldout.set(xlabel="update", yscale="log", title="held-out flow-matching loss")
-    updates = content["settings"]["updates"]
-    for axes in (success, heldout):
-        axes.set_xticks(range(updates + 1))
-    for axes in (success, norm, heldout):
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-    success.legend(frameon=False)
-    figure.savefig(path)

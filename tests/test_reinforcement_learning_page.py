@@ -89,6 +89,25 @@ def test_the_ablation():
     assert f"{len(settings['seeds'])} seeds, {settings['episodes']} starts each" in prose
 
 
+def test_zero_against_drawn_noise():
+    found, text = results("initial_noise")["lift, without thoughts"], section("Where the flow begins")
+    assert "`benchmarks/results/initial_noise.json`" in text
+    expected = []
+    for name, row in (("zero", "zero"), ("draw 0", "drawn noise")):
+        letters = found["outcomes"][name]
+        part = {"successes": letters.count("s"), "episodes": len(letters)}
+        expected.append([row, f"{part['successes']} / {part['episodes']}", percent(part)])
+    assert rows(text) == expected
+    zero, drawn = (found["outcomes"][name] for name in ("zero", "draw 0"))
+    gained = sum(pair == ("s", "f") for pair in zip(zero, drawn, strict=True))
+    lost = sum(pair == ("f", "s") for pair in zip(zero, drawn, strict=True))
+    said = " ".join(text.split())
+    assert f"the difference is {100 * (gained - lost) / len(zero):+.1f} points" in said
+    low, high = found["zero_minus_drawn"]["bootstrap95"]
+    assert f"(95% bootstrap {100 * low:+.1f} to {100 * high:+.1f})" in said
+    assert f"{gained} starts gained and {lost} lost, p = {found['mcnemar']['draw 0']['p']:.5f}" in said
+
+
 def test_the_memory_table():
     plain, divided = results("rl_memory_ddp"), results("rl_memory_zero2")
     text = section("Eight GPUs")

@@ -1,8 +1,9 @@
 """`benchmarks.loading`: both ways read the same bytes, memory is seen, figures follow from each other."""
 
 import json
-import mmap
-import time
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -45,18 +46,31 @@ def test_report_of_both_ways(folder, tmp_path, monkeypatch, capsys):
     assert "seconds per byte" in capsys.readouterr().out
 
 
+WATCHED = """
+import mmap, time
+from benchmarks.loading import PeakMemory
+
+# Pages of its own: an allocator may hand out memory that the process holds already.
+pages = mmap.mmap(-1, 2**26, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+deadline = time.monotonic() + 60
+with PeakMemory() as peak:
+    pages.write(b"\\1" * 2**26)
+    # Until the watching thread has had its turn; it may also have looked while the pages were being written.
+    while peak.anonymous < 0.9 * 2**26 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    pages.close()
+print(peak.anonymous, peak.total)
+"""
+
+
 def test_peak_memory_is_seen_although_it_is_given_back():
-    deadline = time.monotonic() + 60
-    # Pages of its own: an allocator may hand out memory that the process holds already.
-    pages = mmap.mmap(-1, 2**26, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with loading.PeakMemory() as peak:
-        pages.write(b"\1" * 2**26)
-        # Until the watching thread has had its turn; it may also have looked while the pages were being written.
-        while peak.anonymous < 0.9 * 2**26 and time.monotonic() < deadline:
-            time.sleep(0.001)
-        pages.close()
-    assert peak.anonymous == pytest.approx(2**26, rel=0.2)
-    assert peak.total >= 0.8 * 2**26
+    """In a process of its own: what tests before left behind may be freed meanwhile, which hides as much of the peak."""
+    command = [sys.executable, "-c", WATCHED]
+    said = subprocess.run(command, cwd=Path(loading.__file__).parents[1], capture_output=True, text=True, check=True)
+    anonymous, total = map(int, said.stdout.split())
+    # The bytes that are written are a copy of the pages, which is given back as well.
+    assert 2**26 <= anonymous <= 2.2 * 2**26
+    assert total >= 2**26
 
 
 def test_an_import_that_does_not_exist_fails():

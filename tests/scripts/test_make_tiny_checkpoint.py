@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 from huggingface_hub import ModelCard
 
 from syvla.training import demo
@@ -23,6 +24,7 @@ SPEC.loader.exec_module(script)
 def test_the_stored_measurement_is_of_these_settings():
     settings = script.settings_in(script.WORK)
     stored = json.loads(script.RESULT.read_text(encoding="utf-8"))
+    steps = settings.train_steps or yaml.safe_load(demo.RECIPE.read_text(encoding="utf-8"))["max_steps"]
     made = (
         stored["demonstrations"],
         stored["episodes"],
@@ -30,7 +32,7 @@ def test_the_stored_measurement_is_of_these_settings():
         stored["threads"],
         stored["thinks"],
     )
-    assert made == (settings.demonstrations, settings.episodes, settings.train_steps, settings.threads, settings.think)
+    assert made == (settings.demonstrations, settings.episodes, steps, settings.threads, settings.think)
     assert (stored["command"], stored["task"]) == (script.COMMAND, settings.task)
 
 

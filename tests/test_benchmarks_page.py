@@ -55,6 +55,25 @@ def test_the_demos_recipe_on_its_own_starts_and_on_all(checkpoint):
     assert f"gave {rate.successes} of {rate.episodes} unseen starts" in words("docs/faq.md")
 
 
+def test_five_seeds_of_the_demo():
+    from benchmarks import demo_seeds
+
+    runs = demo_seeds.load_runs(RESULTS / "demo_seeds.json")
+    expected = [[row[1], row[2], row[3], row[5], row[6]] for row in demo_seeds.table(runs)]
+    assert len(runs) == 5
+    assert table_after("So the whole demo ran with five seeds") == expected
+    found = demo_seeds.summary(runs, 1)
+    before, after = found["before"], found["after"]
+    every = after["successes_by_seed"]
+    assert (
+        f"| {before['successes']} / {before['episodes']} | {after['successes']} / {after['episodes']} "
+        f"({min(every)} to {max(every)} of 40) |"
+    ) in words("README.md")
+    for name, text in (("processor_seconds", "A demo costs {} to {} processor"), ("seconds", "took {} to {} seconds")):
+        seconds = found[f"{name}_by_seed"]
+        assert text.format(min(seconds), max(seconds)) in words("docs/benchmarks.md")
+
+
 def test_the_recipe_is_what_pages_say_of_it():
     import yaml
 

@@ -11,7 +11,8 @@ from syvla.training.run.recipe import parse_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 STAND_INS = {
-    "scontrol": 'printf "node7\\nnode8\\n"',
+    # In two writes, far apart: a script that stops reading after the first node would end at the second.
+    "scontrol": "echo node7; sleep 0.2; echo node8",
     "srun": 'shift; for SLURM_NODEID in 0 1; do export SLURM_NODEID; "$@"; done',
     "accelerate": 'printf "%s\\n" "$@" >> "$SEEN"; echo >> "$SEEN"',
 }

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import subprocess
@@ -66,7 +67,7 @@ def summary(runs: Sequence[dict[str, Any]], threads: int) -> dict[str, Any]:
             "student95": None if interval is None else [max(0.0, interval[0]), min(1.0, interval[1])],
         }
     for name in ("seconds", "processor_seconds"):
-        found[f"{name}_by_seed"] = [round(sum(run[f"{name}_by_stage"].values())) for run in own]
+        found[f"{name}_by_seed"] = [round(_total(run, name)) for run in own]
     return found
 
 
@@ -136,7 +137,7 @@ def table(runs: Sequence[dict[str, Any]]) -> list[list[str]]:
         own = [run for run in runs if run["threads"] == threads]
         for run in sorted(own, key=lambda run: int(run["seed"])):
             rates = [str(SuccessRate.of(episode["success"] for episode in run[when])) for when in WHEN]
-            seconds = [sum(run[f"{name}_by_stage"].values()) for name in ("seconds", "processor_seconds")]
+            seconds = [_total(run, name) for name in ("seconds", "processor_seconds")]
             training = run["processor_seconds_by_stage"]["training"]
             numbers = [f"{value:.0f}" for value in (*seconds, training)]
             rows.append([str(threads), str(run["seed"]), *rates, *numbers, " to ".join(map(str, run["load"]))])
@@ -145,6 +146,11 @@ def table(runs: Sequence[dict[str, Any]]) -> list[list[str]]:
             whole = [str(SuccessRate(found[when]["successes"], found[when]["episodes"])) for when in WHEN]
             rows.append([str(threads), "all", whole[0], f"{whole[1]}{_student(found['after'])}", "", "", "", ""])
     return rows
+
+
+def _total(run: dict[str, Any], name: str) -> float:
+    """Of all stages; `sum` rounds differently from Python 3.12 on."""
+    return math.fsum(run[f"{name}_by_stage"].values())
 
 
 def _student(found: dict[str, Any]) -> str:

@@ -26,6 +26,7 @@ if __name__ == "__main__" and not __package__:  # started by its path
 
 from syvla.command_line import error_text
 from syvla.durable_files import write_json
+from syvla.training.processes.process_group import leave_process_group
 from syvla.training.retrieval.demonstrations import STATISTICS_TOLERANCE
 from syvla.training.rl.config import SyVLAPPOConfig
 from syvla.training.rl.objective_settings import IMITATING, learns_values
@@ -266,6 +267,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if trainer.is_world_process_zero():
         facts = {"updates": trainer.rl.updates, "version": trainer.rl.version, "rollouts": len(trainer.rl.consumed)}
         print(json.dumps({"checkpoint": str(args.output_dir), **facts}))
+    leave_process_group()
     return 0
 
 

@@ -33,6 +33,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from syvla.command_line import error_text
 from syvla.durable_files import write_json
 from syvla.training.hub.value_card import write_value_card
+from syvla.training.processes.process_group import leave_process_group
 from syvla.training.retrieval.demonstrations import (
     STATISTICS_TOLERANCE,
     episode_rewards,
@@ -356,6 +357,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if trainer.is_world_process_zero():
         facts = trainer.facts
         print(json.dumps({"checkpoint": str(args.output_dir), "explained_variance": facts["explained_variance"]}))
+    leave_process_group()
     return 0
 
 

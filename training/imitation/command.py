@@ -12,6 +12,7 @@ from typing import Any
 from syvla.command_line import error_text
 from syvla.durable_files import write_json
 from syvla.training.hub.model_card import RECIPE_FIELDS
+from syvla.training.processes.process_group import leave_process_group
 from syvla.training.run.arguments import DataArguments, ModelArguments, SyVLATrainingArguments
 from syvla.training.run.evaluation_arguments import require_held_out
 from syvla.training.run.recipe import parse_recipe
@@ -53,6 +54,7 @@ def main(
     except (ValueError, OSError) as error:
         print(error_text(f"{command}: error", error), file=sys.stderr)
         return 1
+    leave_process_group()
     return 0
 
 

@@ -26,6 +26,7 @@ pytestmark = pytest.mark.slow
 
 NOTE_PUBLICATIONS = """
 import os, sys
+import torch
 from syvla.training.rl.policy_publisher import FolderPublisher
 from syvla.training.ppo import main
 
@@ -37,7 +38,9 @@ def noted(self, version, *rest):
     publish(self, version, *rest)
 
 FolderPublisher.publish = noted
-sys.exit(main())
+status = main()
+assert not torch.distributed.is_initialized(), "each process has left the group"
+sys.exit(status)
 """
 
 
